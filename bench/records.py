@@ -1,0 +1,202 @@
+"""What a run leaves behind: steps, turns and the run itself, to and from JSON files.
+
+A record holds question ids and answers' token ids, never the questions' text. Nothing here imports torch,
+so that reports and comparisons can be made anywhere.
+
+Files of a run, all under its folder:
+
+- `run.json`      `Run`: configuration, provenance, methods with their knobs.
+- `turns.jsonl`   one `Turn` a line.
+- `summary.json`, `summary.csv`, `report.md`: derived from the two above by `bench.report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from bench.errors import UserError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+TURNS_FILE = "turns.jsonl"
+
+
+@dataclass(slots=True)
+class Step:
+    """One target verification pass, as a method reports it."""
+
+    emitted: list[int]  # token ids that the step adds to the answer, the target's own (the bonus) last; >= 1
+    drafted: int = 0  # draft tokens proposed
+    accepted: int = 0  # draft tokens kept
+    draft_s: float = 0.0  # host seconds spent drafting; the rest of the step is verification and commit
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Is a method's answer vanilla's? (MEASUREMENT 10.) Positions count from the answer's first token."""
+
+    verdict: str  # "identical" | "numerical" | "different"
+    position: int | None = None  # of the first divergence
+    token: int | None = None  # the method's there; None: its answer ended
+    vanilla_token: int | None = None
+    gap: float | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
+    tolerance: float | None = None  # twice the measured logit error of the run's dtype
+
+
+@dataclass(slots=True)
+class Turn:
+    """One method's answer to one turn of one question in one round."""
+
+    method: str
+    question_id: int
+    task: str
+    category: str
+    turn: int  # from 0
+    round: int  # from 0
+    prompt_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # the answer, EOS included where it was emitted
+    prefill_s: float = 0.0  # prompt in, first token out
+    decode_s: float = 0.0  # everything after the first token
+    finish: str = ""  # "eos" | "length"
+    per_step_drafted: list[int] = field(default_factory=list)  # as proposed; empty for a peer
+    per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
+    per_step_emitted: list[int] = field(default_factory=list)  # of the kept answer
+    draft_s: float = 0.0  # sum over the steps, within decode_s
+    audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
+    error: str | None = None  # why the turn failed; every other figure is then void
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """What a run says of one of its methods."""
+
+    kind: str  # "vanilla" | "method" | "peer"
+    lossless: bool
+    extra_parameters: int  # weights that the method adds to the target
+    config: dict[str, Any]  # every knob with its value
+
+
+@dataclass(slots=True)
+class Run:
+    """Configuration and provenance of a run."""
+
+    run_id: str
+    command: str
+    model: dict[str, Any]  # name, revision, sha256, parameters
+    dataset: dict[str, Any]  # name, sha256, questions (how many were asked), tasks
+    device: dict[str, Any]  # type, name, threads or driver, memory
+    dtype: str
+    config: dict[str, Any]  # every setting of the run
+    methods: dict[str, MethodInfo]  # by the name that tables show, vanilla first
+    engine: dict[str, Any]  # execution, pass widths, cache length
+    provenance: dict[str, Any]  # start time, commit, dirty, versions, load
+    complete: bool = True  # False: interrupted; the records are those finished until then
+    wall_s: float = 0.0
+    schema: int = SCHEMA
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when completely written.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; an earlier file is then untouched.
+
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        # mkstemp makes files private; a result is for everybody whom the folder lets in.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` (dataclasses allowed) as indented JSON, atomically."""
+    with atomic_writer(path) as file:
+        json.dump(_plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def write_turns(path: Path, turns: Iterable[Turn]) -> None:
+    """Write one turn a line, atomically."""
+    with atomic_writer(path) as file:
+        for turn in turns:
+            file.write(json.dumps(dataclasses.asdict(turn), ensure_ascii=False) + "\n")
+
+
+def read_run(folder: Path) -> Run:
+    """The `run.json` of a run's folder.
+
+    Raises:
+        UserError: missing, malformed, or written by another schema version.
+
+    """
+    path = folder / RUN_FILE
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no run: it has no {RUN_FILE}; name a folder like results/runs/<run id>"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else None
+        raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: run the bench again")
+    try:
+        value["methods"] = {name: MethodInfo(**info) for name, info in value["methods"].items()}
+        return Run(**value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's record: {error}") from error
+
+
+def read_turns(folder: Path) -> list[Turn]:
+    """The `turns.jsonl` of a run's folder.
+
+    Raises:
+        UserError: missing or malformed, with the line's number.
+
+    """
+    path = folder / TURNS_FILE
+    turns = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    value = json.loads(line)
+                    audit = value.pop("audit", None)
+                    turns.append(Turn(**value, audit=Audit(**audit) if audit else None))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise UserError(f"{path}, line {number}: not a turn's record ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return turns
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
