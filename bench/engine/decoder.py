@@ -1,0 +1,331 @@
+"""The target: a Llama-family decoder over any range of its layers, with a static cache.
+
+Knows no text and no method. Supports Llama 1-3 with their RoPE scalings, Vicuna, SmolLM, TinyLlama, Mistral and
+Qwen 2, 2.5 and 3: grouped heads, biases, q/k norms, tied heads.
+
+Shapes: B sequences in lock-step (1 when measuring), n positions of this pass, S positions so far, H heads, H_kv heads
+of keys and values, G = H / H_kv, D per head, d hidden, V tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.engine.execute import Linear, can_pack, measure_widths
+from bench.engine.kv_cache import KVCache
+from bench.errors import UserError
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+# RoPE variants whose table does not depend on the length of the text at hand.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer.
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The dimensions of a Llama-family decoder."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    context: int  # positions that the model was made for
+    tied: bool  # the LM head is the embedding
+    qk_norm: bool
+
+    @classmethod
+    def from_hf(cls, config: Any) -> DecoderConfig:
+        """Read a transformers configuration.
+
+        Raises:
+            UserError: not a decoder of the Llama family, or a feature of one that the engine does not have.
+
+        """
+        kind = config.model_type
+        if kind not in SUPPORTED:
+            raise UserError(f"model type {kind!r} is not supported; supported: {', '.join(SUPPORTED)}")
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope not in _STATIC_ROPE:
+            raise UserError(f"RoPE scaling {rope!r} is not supported; supported: {', '.join(_STATIC_ROPE)}")
+        if config.hidden_act != "silu":
+            raise UserError(f"activation {config.hidden_act!r} is not supported; supported: silu")
+        context = config.max_position_embeddings
+        window = getattr(config, "sliding_window", None)
+        if window and getattr(config, "use_sliding_window", True):
+            # Within one window, sliding attention is full attention; beyond it the engine does not go.
+            context = min(context, window)
+        return cls(
+            model_type=kind,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads or config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocab=config.vocab_size,
+            norm_eps=config.rms_norm_eps,
+            context=context,
+            tied=config.tie_word_embeddings,
+            qk_norm=kind == "qwen3",
+        )
+
+
+@dataclass(slots=True)
+class _Layer:
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Linear
+    post_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Weights on a device and the passes over them. Build with `from_weights`."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device, max_len: int):
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.max_len = max_len
+        self.packed = can_pack(dtype, device)
+        self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
+        self.embedding: Tensor
+        self.norm: Tensor
+        self.head: Linear
+        self.layers: list[_Layer] = []
+        self.cos: Tensor  # [max_len + padding, D]
+        self.sin: Tensor
+        self._mask = _block_mask(config.heads // config.kv_heads, max_len, device)
+
+    @classmethod
+    def from_weights(
+        cls,
+        hf_config: Any,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        max_len: int | None = None,
+        pad: bool = False,
+    ) -> Decoder:
+        """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
+
+        `max_len`: positions of cache and RoPE table (default: the model's context). `pad`: measure, on this device,
+        at which width a narrow pass is cheapest, and pad passes to it.
+
+        Raises:
+            UserError: unsupported architecture; a weight is missing or of a wrong shape.
+
+        """
+        config = DecoderConfig.from_hf(hf_config)
+        device = torch.device(device)
+        self = cls(config, dtype=dtype, device=device, max_len=max_len or config.context)
+        named = {name.removeprefix("model."): tensor for name, tensor in weights}
+        take = _Taker(named, dtype, device)
+        d = config.hidden
+        self.embedding = take("embed_tokens.weight", (config.vocab, d))
+        self.layers = [self._build_layer(take, f"layers.{i}.") for i in range(config.layers)]
+        self.norm = take("norm.weight", (d,))
+        head = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
+        self.head = Linear(head, packed=self.packed)
+        self.cos, self.sin = rope_table(hf_config, self.max_len + _BLOCK, dtype, device)
+        if pad and device.type == "cpu":
+            some = self.layers[: max(1, min(config.layers, 8))]
+            self.widths = measure_widths([lin for ly in some for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)], dtype)
+        return self
+
+    def _build_layer(self, take: _Taker, prefix: str) -> _Layer:
+        c, packed = self.config, self.packed
+        d, q, kv = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
+        attn, mlp = prefix + "self_attn.", prefix + "mlp."
+        ffn = take.rows(mlp + "up_proj.weight")
+        return _Layer(
+            input_norm=take(prefix + "input_layernorm.weight", (d,)),
+            qkv=Linear(
+                torch.cat([take(f"{attn}{n}_proj.weight", (o, d)) for n, o in (("q", q), ("k", kv), ("v", kv))]),
+                take.bias([(f"{attn}{n}_proj.bias", o) for n, o in (("q", q), ("k", kv), ("v", kv))]),
+                packed=packed,
+            ),
+            q_norm=take(attn + "q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
+            k_norm=take(attn + "k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
+            out=Linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)]), packed=packed),
+            post_norm=take(prefix + "post_attention_layernorm.weight", (d,)),
+            gate_up=Linear(
+                torch.cat([take(f"{mlp}{n}_proj.weight", (ffn, d)) for n in ("gate", "up")]),
+                take.bias([(f"{mlp}{n}_proj.bias", ffn) for n in ("gate", "up")]),
+                packed=packed,
+            ),
+            down=Linear(
+                take(mlp + "down_proj.weight", (d, ffn)),
+                take.bias([(mlp + "down_proj.bias", d)]),
+                packed=packed,
+            ),
+        )
+
+    def new_cache(self, batch: int = 1, max_len: int | None = None) -> KVCache:
+        """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
+        c = self.config
+        length = (max_len or self.max_len) + _BLOCK
+        return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, device=self.device)
+
+    def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Token ids [n] or [B, n] -> [B, n, d]."""
+        ids = torch.as_tensor(token_ids, dtype=torch.long, device=self.device)
+        return F.embedding(ids if ids.dim() == 2 else ids[None], self.embedding)
+
+    def run_layers(self, x: Tensor, start: int, cache: KVCache, first: int = 0, last: int | None = None) -> Tensor:
+        """Layers [first, last) over x [B, n, d] at positions start..start+n, reading and writing `cache`."""
+        n = x.shape[1]
+        if (width := self.widths.get(n, n)) > n:
+            x = F.pad(x, (0, 0, 0, width - n))
+        end = start + x.shape[1]
+        rope = self.cos[start:end, None], self.sin[start:end, None]  # [n, 1, D]
+        mask = self._mask_for(x.shape[1], start)
+        for i in range(first, self.config.layers if last is None else last):
+            x = self._run_layer(self.layers[i], i, x, start, cache, rope, mask)
+        return x[:, :n]
+
+    def _run_layer(
+        self,
+        layer: _Layer,
+        i: int,
+        x: Tensor,
+        start: int,
+        cache: KVCache,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        c = self.config
+        batch, n, _ = x.shape
+        qkv = layer.qkv(rms_norm(x, layer.input_norm, c.norm_eps)).view(batch, n, -1, c.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rms_norm(qkv[:, :, : c.heads], layer.q_norm, c.norm_eps)
+            k = rms_norm(qkv[:, :, c.heads : -c.kv_heads], layer.k_norm, c.norm_eps)
+            qk = torch.cat((q, k), dim=2)
+        else:
+            qk = qkv[:, :, : -c.kv_heads]
+        qk = apply_rope(qk, *rope).transpose(1, 2)  # [B, H + H_kv, n, D]
+        v = qkv[:, :, -c.kv_heads :].transpose(1, 2)
+        keys, values = cache.update(i, start, qk[:, c.heads :], v)
+        x = x + layer.out(attend(qk[:, : c.heads], keys, values, mask))
+        gate, up = layer.gate_up(rms_norm(x, layer.post_norm, c.norm_eps)).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate) * up)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm between the last layer and the LM head: [..., d] -> [..., d]."""
+        return rms_norm(x, self.norm, self.config.norm_eps)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Last-layer states [..., d] -> float32 logits [..., V]."""
+        return self.head(self.final_norm(x)).float()
+
+    def _mask_for(self, n: int, start: int) -> Tensor | None:
+        """Which keys each query sees, [G * n, start + n]; None where `attend` needs none."""
+        if n == 1 or (start == 0 and n > _BLOCK):
+            return None
+        group = self.config.heads // self.config.kv_heads
+        if n > _BLOCK:
+            rows = torch.arange(start, start + n, device=self.device)
+            seen = rows[:, None] >= torch.arange(start + n, device=self.device)
+            return seen.expand(group, -1, -1).reshape(group * n, -1)
+        shift = self.max_len - start
+        return self._mask[:, :n, shift : shift + start + n].reshape(group * n, -1)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, a tied head counted once."""
+        linears = [lin for ly in self.layers for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)]
+        if not self.config.tied:
+            linears.append(self.head)
+        norms = [t for ly in self.layers for t in (ly.input_norm, ly.post_norm, ly.q_norm, ly.k_norm) if t is not None]
+        biases = [lin.bias for lin in linears if lin.bias is not None]
+        matrices = sum(lin.out_features * lin.in_features for lin in linears)
+        return matrices + sum(t.numel() for t in [self.embedding, self.norm, *norms, *biases])
+
+
+class _Taker:
+    """Takes weights by name, checked, on the device and in the dtype of the run."""
+
+    def __init__(self, named: dict[str, Tensor], dtype: torch.dtype, device: torch.device):
+        self.named, self.dtype, self.device = named, dtype, device
+
+    def rows(self, name: str) -> int:
+        return self._get(name).shape[0]
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._get(name)
+        if tuple(tensor.shape) != shape:
+            raise UserError(
+                f"weight {name!r} has shape {tuple(tensor.shape)}, but the model's config.json asks for {shape}: "
+                "the checkpoint and its configuration do not belong together"
+            )
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+    def bias(self, parts: Sequence[tuple[str, int]]) -> Tensor | None:
+        """The biases of a fused product, or None where the model has none."""
+        if parts[0][0] not in self.named:
+            return None
+        return torch.cat([self(name, (size,)) for name, size in parts])
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self.named:
+            raise UserError(f"the checkpoint has no weight {name!r}: it is incomplete or of another architecture")
+        return self.named[name]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float32 inside."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [..., n, H, D] by its positions' angles, cos and sin [n, 1, D]."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions, [length, D] each, with transformers' own scalings."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rotary = LlamaRotaryEmbedding(hf_config)
+    cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.arange(length)[None])
+    return cos[0].to(device=device, dtype=dtype), sin[0].to(device=device, dtype=dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q [B, H, n, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
+
+    `mask` [G * n, S], True where a query may look. None: every query sees all keys (n = 1), or, where n = S, the
+    usual causal triangle. The G query heads that share a key head are folded into its query positions, so that keys
+    and values are read once and never repeated in memory.
+    """
+    batch, heads, n, head_dim = q.shape
+    kv_heads = k.shape[1]
+    if mask is None and n > 1:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+    else:
+        folded = q.reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
+    return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
+
+
+def _block_mask(group: int, max_len: int, device: torch.device) -> Tensor:
+    """[G, _BLOCK, max_len + _BLOCK]: row i sees column c <= max_len + i; sliced, it is the mask at any start."""
+    rows = torch.arange(_BLOCK, device=device)[:, None] + max_len
+    return (torch.arange(max_len + _BLOCK, device=device) <= rows).expand(group, -1, -1)

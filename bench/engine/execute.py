@@ -1,0 +1,86 @@
+"""How a pass is run on this device: plain or packed weights, and how wide.
+
+On a CPU, weights packed once into oneDNN's blocked layout are read up to twice as fast by passes over one or a few
+positions, and a pass over four positions can cost *less* than one over one. Both favours are given to every method,
+vanilla included. The two operators are what Inductor itself emits for frozen weights, but they are not public: they
+are tried once, and the plain product is used, and recorded, where they are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What oneDNN lays the weights out for. Other row counts remain correct; 16 was best or equal for all of 1..64.
+_PACK_ROWS = 16
+# A wider pass must be this much cheaper before it replaces a narrower one: timings of a few ms are noisy.
+_WORTHWHILE = 0.95
+MAX_PADDED_WIDTH = 8
+
+
+class Linear:
+    """y = x W^T + b for x [..., n_in], with W packed where `packed` says so. Inference only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, packed: bool = False):
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self.packed = packed
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS) if packed else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply to x [..., n_in] -> [..., n_out]."""
+        if self.packed:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return out
+        return F.linear(x, self.weight, self.bias)
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this build of torch and this processor can pack weights of `dtype`, found by trying."""
+    if device.type != "cpu":
+        return False
+    weight = torch.eye(32, dtype=dtype)
+    try:
+        out = Linear(weight, packed=True)(weight[:3])
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return bool(torch.equal(out, weight[:3]))
+
+
+def measure_widths(linears: Sequence[Linear], dtype: torch.dtype, repeats: int = 7) -> dict[int, int]:
+    """The cheapest width at which to run a pass over n = 1..MAX_PADDED_WIDTH positions, by trying on `linears`.
+
+    `linears` should be the matrices of several whole layers, more than the caches hold, as a real pass reads them.
+    Returns n -> width >= n; the surplus rows are padding.
+    """
+    widths = range(1, MAX_PADDED_WIDTH + 1)
+    inputs = {(w, n): torch.randn(w, n).to(dtype) for w in widths for n in {lin.in_features for lin in linears}}
+
+    def run(width: int) -> Callable[[], None]:
+        def call() -> None:
+            for linear in linears:
+                linear(inputs[width, linear.in_features])
+
+        return call
+
+    # Interleaved, so that a slow moment of a shared machine does not hit one width alone.
+    cost_s = dict.fromkeys(widths, float("inf"))
+    for _ in range(repeats):
+        for width in widths:
+            cost_s[width] = min(cost_s[width], _time_s(run(width)))
+    return {n: _cheapest(n, cost_s) for n in widths}
+
+
+def _cheapest(n: int, cost_s: dict[int, float]) -> int:
+    best = min((w for w in cost_s if w >= n), key=lambda w: cost_s[w])
+    return best if cost_s[best] < _WORTHWHILE * cost_s[n] else n
+
+
+def _time_s(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,269 @@
+"""A run's figures: from its records to the content of `summary.json`. Pure: no files, no torch.
+
+Source: the paper of each metric as in the docstrings; Spec-Bench is Xia et al., arXiv 2401.07851, Kangaroo
+Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
+
+- A *pair* is a method's turn and vanilla's for the same question, turn and round. Everything said of a method
+  is said of its pairs, so both sides always answered the same prompts. A peer may have run on fewer questions.
+- A question that failed anywhere (any method, turn or round) is left out of both sides of every method.
+- Every round counts: in the times, in the counters (which repeat), and as turns of its own.
+- An undefined figure is None, never NaN and never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.errors import UserError
+from bench.records import Run, Turn
+
+SCHEMA = 1
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
+OVERALL = "overall"
+VERDICTS = ("identical", "numerical", "different")
+REPETITION_N = 8  # length of the n-grams whose repetition is counted
+
+Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
+Cell = dict[str, Any]  # the figures of one method on one task, or overall
+
+_SUMS = ("questions", "turns", "generated_tokens", "steps")
+_MEANS = (
+    "tok_per_s",
+    "tok_per_s_vanilla",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "repetition",
+    "ttft_s",
+    "eos_share",
+)
+
+
+def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Raises:
+        UserError: the run has no vanilla, so nothing can be compared.
+
+    """
+    vanilla = _vanilla_name(run)
+    failed = [turn for turn in turns if turn.error is not None]
+    excluded = {turn.question_id for turn in failed}
+    kept = [turn for turn in turns if turn.question_id not in excluded]
+    paired = {name: pairs(kept, name, vanilla) for name in run.methods}
+    return {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "model": run.model.get("name"),
+        "dataset": {key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
+        "device": dict(run.device),
+        "dtype": run.dtype,
+        "complete": run.complete,
+        "rounds": len({turn.round for turn in turns}),
+        "excluded_questions": sorted(excluded),
+        "failed": [_failure(turn) for turn in failed],
+        "divergences": [_divergence(turn) for name in run.methods for turn, _ in paired[name] if _diverged(turn)],
+        "methods": {
+            name: {
+                "kind": info.kind,
+                "lossless": info.lossless,
+                "extra_parameters": info.extra_parameters,
+                "tasks": _by_task(paired[name], info.kind, info.lossless),
+            }
+            for name, info in run.methods.items()
+        },
+    }
+
+
+def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
+    """Each of the method's turns with vanilla's answer to the same question, turn and round.
+
+    Turns without a partner (an interrupted run's last question, a peer's unasked ones) are left out.
+    """
+    sides: dict[str, dict[tuple[int, int, int], Turn]] = {method: {}, vanilla: {}}
+    for turn in turns:
+        if turn.method in sides:
+            sides[turn.method][turn.question_id, turn.turn, turn.round] = turn
+    return [(turn, sides[vanilla][key]) for key, turn in sides[method].items() if key in sides[vanilla]]
+
+
+def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
+    """Σ decode tokens / Σ decode seconds. A turn's first token belongs to the prefill: it is not counted."""
+    turns = list(turns)
+    return _ratio(sum(len(turn.token_ids) - 1 for turn in turns), sum(turn.decode_s for turn in turns))
+
+
+def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
+    """Σ all tokens / Σ (prefill + decode seconds): what a user waits for."""
+    turns = list(turns)
+    return _ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
+
+
+def compression_rate(turns: Sequence[Turn]) -> float | None:
+    """CR = (generated tokens - turns) / steps, pooled (Kangaroo, section 3; Spec-Bench's mean accepted tokens).
+
+    Each turn's first token comes from the prefill, which is no step. Tokens are counted from the ids and not
+    from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
+    Vanilla's is 1.00; a turn whose first token is EOS has no step and changes nothing.
+    """
+    return _ratio(_generated(turns) - len(turns), sum(len(turn.per_step_emitted) for turn in turns))
+
+
+def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
+    """Consistent token acceptance rate, w = 1..windows (Kangaroo, section 3): share of steps with s_k > w.
+
+    s_k is what the step added to the kept answer. A step that never proposed w tokens counts as a miss.
+    """
+    emitted = [count for turn in turns for count in turn.per_step_emitted]
+    return [_ratio(sum(count > w for count in emitted), len(emitted)) for w in range(1, windows + 1)]
+
+
+def conditional_acceptance(turns: Iterable[Turn], windows: int) -> list[float | None]:
+    """At w = 1..windows: share with accepted >= w among steps with drafted >= w and accepted >= w - 1.
+
+    Unlike CTAR it does not punish drafting that stops early. Drafts that EOS or the limit cut from the
+    answer's tail count as not accepted. For a tree `drafted` counts nodes, so the first condition says little.
+    """
+    steps = [step for turn in turns for step in zip(turn.per_step_drafted, turn.per_step_accepted, strict=True)]
+    rates = []
+    for w in range(1, windows + 1):
+        reached = [accepted for drafted, accepted in steps if drafted >= w and accepted >= w - 1]
+        rates.append(_ratio(sum(accepted >= w for accepted in reached), len(reached)))
+    return rates
+
+
+def draft_token_share(turns: Sequence[Turn]) -> float | None:
+    """Accepted draft tokens / all generated tokens (some write-ups call this the compression rate)."""
+    return _ratio(sum(sum(turn.per_step_accepted) for turn in turns), _generated(turns))
+
+
+def repetition(turns: Iterable[Turn]) -> float | None:
+    """1 - distinct / total of the 8-grams within each answer, pooled: a loop is easy to draft."""
+    distinct = total = 0
+    for turn in turns:
+        ids = turn.token_ids
+        grams = [tuple(ids[i : i + REPETITION_N]) for i in range(len(ids) - REPETITION_N + 1)]
+        distinct += len(set(grams))
+        total += len(grams)
+    return _ratio(total - distinct, total)
+
+
+def lossless_counts(turns: Iterable[Turn]) -> dict[str, int]:
+    """How many turns were audited with which verdict; turns without an audit are not counted."""
+    verdicts = [turn.audit.verdict for turn in turns if turn.audit is not None]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def ordered_tasks(tasks: Iterable[str]) -> list[str]:
+    """Each task once, Spec-Bench's six first in the order of the tables, others as they come."""
+    seen = list(dict.fromkeys(tasks))
+    return [task for task in TASKS if task in seen] + [task for task in seen if task not in TASKS]
+
+
+def _vanilla_name(run: Run) -> str:
+    for name, info in run.methods.items():
+        if info.kind == "vanilla":
+            return name
+    raise UserError(f"run {run.run_id} has no vanilla among its methods: there is nothing to compare with")
+
+
+def _by_task(paired: list[Pair], kind: str, lossless: bool) -> dict[str, Cell]:
+    """Each task's figures, then `overall`. One length of the window lists for all tasks."""
+    windows = _windows(turn for turn, _ in paired)
+    cells = {}
+    for task in ordered_tasks(turn.task for turn, _ in paired):
+        cells[task] = _cell([pair for pair in paired if pair[0].task == task], kind, lossless, windows)
+    return {**cells, OVERALL: _overall(list(cells.values()), kind, lossless)}
+
+
+def _windows(turns: Iterable[Turn]) -> int:
+    """The widest window that any step of the method kept; 1 for a method that drafted in vain.
+
+    Not the most that was drafted: a tree drafts 63 nodes to keep four, and every CTAR beyond these is zero.
+    """
+    turns = list(turns)
+    emitted = max((count for turn in turns for count in turn.per_step_emitted), default=1)
+    return max(emitted - 1, int(any(any(turn.per_step_drafted) for turn in turns)))
+
+
+def _cell(paired: list[Pair], kind: str, lossless: bool, windows: int) -> Cell:
+    """One method on one task: every figure over its pairs, speedups as ratios of sums."""
+    turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
+    peer = kind == "peer"  # brings its own loop: it has no steps to count
+    rate, rate_vanilla = decode_tok_per_s(turns), decode_tok_per_s(baseline)
+    return {
+        "questions": len({turn.question_id for turn in turns}),
+        "turns": len(turns),
+        "generated_tokens": _generated(turns),
+        "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
+        "speedup_decode": {"value": _ratio(rate, rate_vanilla)},
+        "speedup_total": {"value": _ratio(total_tok_per_s(turns), total_tok_per_s(baseline))},
+        "tok_per_s": rate,
+        "tok_per_s_vanilla": rate_vanilla,
+        "compression_rate": None if peer else compression_rate(turns),
+        "draft_token_share": None if peer else draft_token_share(turns),
+        "draft_time_share": None
+        if peer
+        else _ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns)),
+        "repetition": repetition(turns),
+        "ctar": None if peer else ctar(turns, windows),
+        "conditional_acceptance": None if peer else conditional_acceptance(turns, windows),
+        "ttft_s": _mean([turn.prefill_s for turn in turns]),
+        "eos_share": _ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
+        "lossless": lossless_counts(turns) if lossless and kind != "vanilla" else None,
+    }
+
+
+def _overall(cells: list[Cell], kind: str, lossless: bool) -> Cell:
+    """The tasks' unweighted mean, as in Kangaroo's paper (Spec-Bench's script pools all questions instead).
+
+    A speedup is the mean of the tasks' ratios, not the ratio of `tok_per_s` to `tok_per_s_vanilla`, which are
+    means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums.
+    """
+    peer = kind == "peer"
+    whole: Cell = {key: sum(cell[key] or 0 for cell in cells) for key in _SUMS}
+    whole |= {key: _mean([cell[key] for cell in cells]) for key in _MEANS}
+    for key in ("speedup_decode", "speedup_total"):
+        whole[key] = {"value": _mean([cell[key]["value"] for cell in cells])}
+    for key in ("ctar", "conditional_acceptance"):
+        whole[key] = None if peer else [_mean(column) for column in zip(*(c[key] for c in cells), strict=True)]
+    if peer:
+        whole["steps"] = None
+    whole["lossless"] = None
+    if lossless and kind != "vanilla":
+        whole["lossless"] = {verdict: sum(cell["lossless"][verdict] for cell in cells) for verdict in VERDICTS}
+    return whole
+
+
+def _failure(turn: Turn) -> dict[str, Any]:
+    return {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round", "error")}
+
+
+def _diverged(turn: Turn) -> bool:
+    return turn.audit is not None and turn.audit.verdict != "identical"
+
+
+def _divergence(turn: Turn) -> dict[str, Any]:
+    assert turn.audit is not None
+    where = {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round")}
+    what = {key: getattr(turn.audit, key) for key in ("verdict", "position", "token", "vanilla_token")}
+    return where | what | {key: _finite(getattr(turn.audit, key)) for key in ("gap", "tolerance")}
+
+
+def _generated(turns: Iterable[Turn]) -> int:
+    return sum(len(turn.token_ids) for turn in turns)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else _finite(above / below)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return _ratio(math.fsum(defined), len(defined))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
