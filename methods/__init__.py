@@ -1,0 +1,123 @@
+"""Methods by name: one file a method in this folder, or an entry point of the group `roobench.methods`.
+
+`names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
+its knobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from methods.base import Method, Peer
+
+ENTRY_POINT_GROUP = "roobench.methods"
+BASELINE = "vanilla"
+_NOT_METHODS = {"__init__", "base"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its knobs, as asked for on the command line."""
+
+    label: str  # what tables show: the spelling that was asked for
+    method: type[Method] | type[Peer]
+    config: Any  # an instance of the method's Config
+
+
+def names() -> list[str]:
+    """Names of all methods and peers, found by file name and entry point; nothing is imported."""
+    found = {
+        path.stem.replace("_", "-") for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS
+    }
+    return sorted(found | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def load(name: str) -> type[Method] | type[Peer]:
+    """Import the method called `name`.
+
+    Raises:
+        UserError: no such method, or its module does not define exactly one.
+
+    """
+    if name not in names():
+        raise UserError(f"unknown method {name!r}{_did_you_mean(name, names())}; available: {', '.join(names())}")
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
+        loaded: type[Method] | type[Peer] = point.load()
+        return loaded
+    return only_method_in(importlib.import_module(f"methods.{name.replace('-', '_')}"))
+
+
+def only_method_in(module: Any) -> type[Method] | type[Peer]:
+    """The one concrete method or peer that `module` itself defines."""
+    from methods.base import Method, Peer
+
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method | Peer)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        listed = ", ".join(cls.__name__ for cls in found) or "none"
+        raise UserError(f"{module.__name__} must define exactly one method, but defines {listed}")
+    only: type[Method] | type[Peer] = found[0]
+    return only
+
+
+def parse(text: str) -> Variant:
+    """`name` or `name:key=value,key=value` -> the method with its knobs.
+
+    Raises:
+        UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
+
+    """
+    name, _, knobs = text.partition(":")
+    method = load(name)
+    types = get_type_hints(method.Config)
+    values: dict[str, Any] = {}
+    for item in filter(None, knobs.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or key not in types:
+            hint = _did_you_mean(key, types) + (f"; its knobs: {', '.join(types)}" if types else "; it has none")
+            raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
+        values[key] = _convert(name, key, value, types[key])
+    try:
+        return Variant(text, method, method.Config(**values))
+    except ValueError as error:
+        raise UserError(f"method {text!r}: {error}") from error
+
+
+def knobs(method: type[Method] | type[Peer]) -> list[tuple[str, Any, str]]:
+    """(name, default, help) of each knob."""
+    fields = dataclasses.fields(method.Config)
+    return [(field.name, field.default, field.metadata.get("help", "")) for field in fields]
+
+
+def _convert(name: str, key: str, value: str, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        for candidate in (int, float, str):
+            if kind in (candidate, candidate | None):
+                return candidate(value)
+    except (ValueError, KeyError):
+        pass
+    wanted = getattr(kind, "__name__", str(kind))
+    raise UserError(f"method {name!r}: knob {key}={value!r} is not of type {wanted}")
+
+
+def _did_you_mean(word: str, possible: Any) -> str:
+    close = difflib.get_close_matches(word, list(possible), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

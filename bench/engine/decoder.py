@@ -95,15 +95,17 @@ class _Layer:
 class Decoder:
     """Weights on a device and the passes over them. Build with `from_weights`."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device, max_len: int):
+    def __init__(self, name: str, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device, max_len: int):
+        self.name = name
         self.config = config
         self.dtype = dtype
         self.device = device
         self.max_len = max_len
         self.packed = can_pack(dtype, device)
         self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
-        self.embedding: Tensor
+        self.embedding: Tensor  # [V, d]
         self.norm: Tensor
+        self.head_weight: Tensor  # [V, d], plain: for heads cut from it
         self.head: Linear
         self.layers: list[_Layer] = []
         self.cos: Tensor  # [max_len + padding, D]
@@ -116,6 +118,7 @@ class Decoder:
         hf_config: Any,
         weights: Iterable[tuple[str, Tensor]],
         *,
+        name: str = "",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         max_len: int | None = None,
@@ -132,15 +135,15 @@ class Decoder:
         """
         config = DecoderConfig.from_hf(hf_config)
         device = torch.device(device)
-        self = cls(config, dtype=dtype, device=device, max_len=max_len or config.context)
+        self = cls(name or config.model_type, config, dtype=dtype, device=device, max_len=max_len or config.context)
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         take = _Taker(named, dtype, device)
         d = config.hidden
         self.embedding = take("embed_tokens.weight", (config.vocab, d))
         self.layers = [self._build_layer(take, f"layers.{i}.") for i in range(config.layers)]
         self.norm = take("norm.weight", (d,))
-        head = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
-        self.head = Linear(head, packed=self.packed)
+        self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
+        self.head = Linear(self.head_weight, packed=self.packed)
         self.cos, self.sin = rope_table(hf_config, self.max_len + _BLOCK, dtype, device)
         if pad and device.type == "cpu":
             some = self.layers[: max(1, min(config.layers, 8))]
@@ -231,6 +234,10 @@ class Decoder:
     def logits(self, x: Tensor) -> Tensor:
         """Last-layer states [..., d] -> float32 logits [..., V]."""
         return self.head(self.final_norm(x)).float()
+
+    def cut_head(self, token_ids: Tensor) -> Linear:
+        """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)]."""
+        return Linear(self.head_weight[token_ids], packed=self.packed)
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:
         """Which keys each query sees, [G * n, start + n]; None where `attend` needs none."""
