@@ -1,0 +1,244 @@
+"""Spec-Bench's question files, the bundled mini set, and how a question becomes token ids.
+
+A file holds one JSON object a line: `question_id` (int), `category` (str), `turns` (list of str). Files in this
+format from elsewhere work too; categories that Spec-Bench does not know are tasks of their own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.checkpoints import cache_root
+from bench.errors import UserError
+
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+MINI = Path(__file__).parent / "data" / "mini.jsonl"
+OFFICIAL_COMMIT = "fd2c1cd"
+OFFICIAL_URL = f"https://raw.githubusercontent.com/hemingkx/Spec-Bench/{OFFICIAL_COMMIT}/data/spec_bench/question.jsonl"
+OFFICIAL_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04"
+# For checkpoints that carry no template, as FastChat's conversation template vicuna_v1.1 spells it.
+VICUNA_TEMPLATE = (
+    "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    "{% for message in messages %}{% if message['role'] == 'user' %} USER: {{ message['content'] }}"
+    "{% else %} ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; each turn is asked after the answers to those before it."""
+
+    question_id: int
+    category: str
+    turns: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """One of Spec-Bench's six, or the category of another file."""
+        return "mt_bench" if self.category in MT_BENCH_CATEGORIES else self.category
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions with where they come from."""
+
+    name: str  # mini | official | the file's name
+    sha256: str  # of the whole file, whatever part of it is asked
+    questions: tuple[Question, ...]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks present: Spec-Bench's in its order, then others in the file's."""
+        present = dict.fromkeys(question.task for question in self.questions)
+        return [*(task for task in TASKS if task in present), *(task for task in present if task not in TASKS)]
+
+    def select(self, tasks: str = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
+        """The questions of some tasks (comma-separated, or all), at most `limit` of each, in the file's order.
+
+        A limited task is drawn evenly over its categories (the first ten of MT-bench are all writing), by `seed`
+        within each category.
+
+        Raises:
+            UserError: a task that the file does not have.
+
+        """
+        wanted = self.tasks if tasks == "all" else [task.strip() for task in tasks.split(",")]
+        for task in wanted:
+            if task not in self.tasks:
+                close = difflib.get_close_matches(task, self.tasks, n=1)
+                hint = f", did you mean {close[0]!r}?" if close else ""
+                raise UserError(f"unknown task {task!r}{hint}; {self.name} has: all, {', '.join(self.tasks)}")
+        chosen = {
+            question
+            for task in wanted
+            for question in _draw([q for q in self.questions if q.task == task], limit, random.Random(seed))
+        }
+        return QuestionSet(self.name, self.sha256, tuple(q for q in self.questions if q in chosen))
+
+
+def _draw(questions: Sequence[Question], limit: int | None, rng: random.Random) -> list[Question]:
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    by_category: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_category[question.category].append(question)
+    for members in by_category.values():
+        rng.shuffle(members)
+    rounds = max(map(len, by_category.values()))
+    evenly = [members[i] for i in range(rounds) for members in by_category.values() if i < len(members)]
+    return evenly[:limit]
+
+
+def load(source: str) -> QuestionSet:
+    """The question set called `mini` or `official`, or the file of that path.
+
+    Raises:
+        UserError: no such file, or a line of it is not a question (with its number).
+
+    """
+    if source == "mini":
+        return parse("mini", MINI.read_bytes(), str(MINI))
+    if source == "official":
+        path = fetch_official()
+        return parse("official", path.read_bytes(), str(path))
+    path = Path(source).expanduser()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"questions {source!r} cannot be read ({reason}): give mini, official or a file") from error
+    digest_is_official = hashlib.sha256(content).hexdigest() == OFFICIAL_SHA256
+    return parse("official" if digest_is_official else path.name, content, str(path))
+
+
+def parse(name: str, content: bytes, where: str) -> QuestionSet:
+    """The questions in a file's content; `where` names the file in errors."""
+    questions: list[Question] = []
+    seen: set[int] = set()
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise UserError(f"{where}, line {number}: not a question in Spec-Bench's format: {reason}") from error
+        if question.question_id in seen:
+            raise UserError(f"{where}, line {number}: question_id {question.question_id} stands there twice")
+        seen.add(question.question_id)
+        questions.append(question)
+    if not questions:
+        raise UserError(f"{where} holds no questions: it needs one JSON object a line")
+    return QuestionSet(name, hashlib.sha256(content).hexdigest(), tuple(questions))
+
+
+def _question(value: Any) -> Question:
+    if not isinstance(value, dict):
+        raise ValueError("a line must be a JSON object")
+    identifier, category, turns = value["question_id"], value["category"], value["turns"]
+    if not isinstance(identifier, int) or isinstance(identifier, bool):
+        raise ValueError(f"question_id {identifier!r} is not an integer")
+    if not isinstance(category, str) or not category:
+        raise ValueError(f"category {category!r} is not a name")
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise ValueError("turns must be a list of texts, at least one")
+    return Question(identifier, category, tuple(turns))
+
+
+def fetch_official() -> Path:
+    """Spec-Bench's own file, downloaded once at a pinned commit and checked by its hash.
+
+    Raises:
+        UserError: no network and no cached copy, or the content is another.
+
+    """
+    path = cache_root() / "questions" / f"spec_bench-{OFFICIAL_COMMIT}.jsonl"
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == OFFICIAL_SHA256:
+        return path
+    try:
+        with urllib.request.urlopen(OFFICIAL_URL, timeout=60) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"Spec-Bench's questions cannot be downloaded ({reason}): "
+            f"fetch {OFFICIAL_URL} elsewhere and give its path with --questions FILE"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != OFFICIAL_SHA256:
+        raise UserError(f"{OFFICIAL_URL} is not the file that was pinned (sha256 differs): nothing was kept")
+    return _keep(path, content)
+
+
+def _keep(path: Path, content: bytes) -> Path:
+    temporary = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; set ROOBENCH_CACHE to another folder") from error
+    return path
+
+
+class ChatFormat:
+    """A tokenizer with its chat template (Vicuna's where it carries none)."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.template = "tokenizer" if tokenizer.chat_template else "vicuna"
+        self._template = tokenizer.chat_template or VICUNA_TEMPLATE
+
+    def prompt(self, history: Iterable[tuple[str, str]], user: str) -> list[int]:
+        """Token ids of a conversation up to where the assistant's answer to `user` begins."""
+        messages = [
+            message
+            for asked, answered in history
+            for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+        ]
+        text = self._render([*messages, {"role": "user", "content": user}], answering=True)
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text in which the template has already written every special token."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def answer_text(self, token_ids: Sequence[int]) -> str:
+        """An answer's text, without special tokens."""
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text.strip()
+
+    def pieces(self) -> tuple[str, str, str]:
+        """What the template writes before the first user turn, from user to assistant, and back to the user."""
+        first, reply, second = "\x01", "\x02", "\x03"  # no template contains these
+        messages = [("user", first), ("assistant", reply), ("user", second)]
+        text = self._render([{"role": role, "content": content} for role, content in messages], answering=False)
+        before, rest = text.split(first)
+        middle, rest = rest.split(reply)
+        return before, middle, rest.split(second)[0]
+
+    def _render(self, messages: list[dict[str, str]], *, answering: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=answering
+        )
+        return text
+
+
+def eos_ids(tokenizer: Any, generation_config: dict[str, Any]) -> frozenset[int]:
+    """Every token that ends an answer, from the tokenizer and the checkpoint's generation_config.json."""
+    listed = generation_config.get("eos_token_id")
+    ids = listed if isinstance(listed, Collection) else [listed]
+    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
