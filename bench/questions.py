@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+import io
 import random
 import urllib.error
 import urllib.request
@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jsonlines
 
 from bench.checkpoints import cache_root
 from bench.errors import UserError
@@ -128,18 +130,23 @@ def parse(name: str, content: bytes, where: str) -> QuestionSet:
     """The questions in a file's content; `where` names the file in errors."""
     questions: list[Question] = []
     seen: set[int] = set()
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            question = _question(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise UserError(f"{where}, line {number}: not a question in Spec-Bench's format: {reason}") from error
-        if question.question_id in seen:
-            raise UserError(f"{where}, line {number}: question_id {question.question_id} stands there twice")
-        seen.add(question.question_id)
-        questions.append(question)
+    number = 0
+    try:
+        for value in jsonlines.Reader(io.StringIO(content.decode("utf-8").rstrip())):
+            number += 1
+            question = _question(value)
+            if question.question_id in seen:
+                raise ValueError(f"question_id {question.question_id} stands there twice")
+            seen.add(question.question_id)
+            questions.append(question)
+    except jsonlines.InvalidLineError as error:
+        reason = error.__cause__ or error
+        raise UserError(f"{where}, line {error.lineno}: not a question in Spec-Bench's format: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text: {error}") from error
+    except (ValueError, KeyError) as error:
+        fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where}, line {number}: not a question in Spec-Bench's format: {fault}") from error
     if not questions:
         raise UserError(f"{where} holds no questions: it needs one JSON object a line")
     return QuestionSet(name, hashlib.sha256(content).hexdigest(), tuple(questions))

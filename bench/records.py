@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import jsonlines
+
 from bench.errors import UserError
 
 SCHEMA = 1
@@ -139,8 +141,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_turns(path: Path, turns: Iterable[Turn]) -> None:
     """Write one turn a line, atomically."""
     with atomic_writer(path) as file:
-        for turn in turns:
-            file.write(json.dumps(dataclasses.asdict(turn), ensure_ascii=False) + "\n")
+        jsonlines.Writer(file, compact=True).write_all(dataclasses.asdict(turn) for turn in turns)
 
 
 def read_run(folder: Path) -> Run:
@@ -175,19 +176,21 @@ def read_turns(folder: Path) -> list[Turn]:
 
     """
     path = folder / TURNS_FILE
-    turns = []
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    value = json.loads(line)
-                    audit = value.pop("audit", None)
-                    turns.append(Turn(**value, audit=Audit(**audit) if audit else None))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise UserError(f"{path}, line {number}: not a turn's record ({error})") from error
+            return [_turn(value, path, number) for number, value in enumerate(jsonlines.Reader(file), 1)]
+    except jsonlines.InvalidLineError as error:
+        raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return turns
+
+
+def _turn(value: Any, path: Path, number: int) -> Turn:
+    try:
+        audit = value.pop("audit", None)
+        return Turn(**value, audit=Audit(**audit) if audit else None)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}, line {number}: not a turn's record ({error})") from error
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
+from bench.quiet import quiet
 from methods.base import Answer, Peer, now_s
 
 
@@ -21,9 +22,10 @@ class HFGenerate(Peer):
         super().__init__(target, config, checkpoint)
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=target.dtype, trust_remote_code=False
-        )
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, dtype=target.dtype, trust_remote_code=False
+            )
         self.model = model.to(target.device).eval()
 
     @torch.inference_mode()

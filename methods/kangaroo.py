@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.engine.decoder import Decoder, apply_rope, attend, rms_norm
+from bench.engine.decoder import Decoder, apply_rope, attend, rms_norm, rotation
 from bench.engine.execute import Linear
 from bench.engine.kv_cache import KVCache
 from bench.errors import UserError
@@ -99,7 +99,8 @@ class Adapter(nn.Module):
         inverse = _ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.arange(max_len)[:, None] * inverse.repeat(2)
         dtype = self.output_norm.dtype
-        self.cos, self.sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+        cos, sin = rotation(angles.cos(), angles.sin())
+        self.cos, self.sin = cos.to(device, dtype), sin.to(device, dtype)
 
     def pack(self, packed: bool) -> None:
         """Fuse and pack the matrices for inference as the target's are; training no longer reaches them."""

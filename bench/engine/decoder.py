@@ -295,24 +295,29 @@ class _Taker:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., n, H, D] by its positions' angles, cos and sin [n, 1, D]."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    """Rotate x [..., n, H, D] by its positions' angles, cos and sin [n, 1, D] as `rotation` makes them."""
+    # Swapping the halves is one operation where negating and joining them would be four.
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables for `apply_rope` from the usual cosines and sines [positions, D]: the first half of sin negated."""
+    low, high = sin.chunk(2, dim=-1)
+    return cos, torch.cat((-low, high), dim=-1)
 
 
 def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of all positions, [length, D] each, with transformers' own scalings."""
+    """The tables for `apply_rope`, [length, D] each, with transformers' own scalings."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     rotary = LlamaRotaryEmbedding(hf_config)
     cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.arange(length)[None])
-    return cos[0].to(device=device, dtype=dtype), sin[0].to(device=device, dtype=dtype)
+    cos, sin = rotation(cos[0], sin[0])
+    return cos.to(device=device, dtype=dtype), sin.to(device=device, dtype=dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,285 @@
+"""The engine against transformers: the same float32 logits however the text is split into passes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from bench.engine.decoder import Decoder, DecoderConfig
+from bench.engine.execute import can_pack
+from bench.errors import UserError
+
+TOLERANCE = 1e-4
+CPU = torch.device("cpu")
+# How a text is split into passes; 64 is the longest block that the engine has a ready mask for.
+SPLITS = {
+    "prefill": [20],
+    "long prefill": [100],
+    "singly": [1] * 12,
+    "blocks of 2": [2] * 6,
+    "blocks of 3": [7, 3, 3, 3],
+    "blocks of 5": [1, 5, 5, 5],
+    "blocks of 8": [10, 8, 8],
+    "blocks of 64 and 65": [3, 64, 65],
+    "two prefills": [70, 80],
+}
+
+
+def fresh_cache(decoder: Decoder, batch: int = 1):
+    """A cache whose rows hold NaN until they are written: reading a stale row cannot go unseen."""
+    cache = decoder.new_cache(batch)
+    cache.keys.fill_(torch.nan)
+    cache.values.fill_(torch.nan)
+    return cache
+
+
+def read(decoder: Decoder, ids, cache, start: int = 0, split=None):
+    """Logits [n, V] of `ids` from position `start`, in passes as long as `split` says."""
+    passes = []
+    for size in split or [len(ids)]:
+        block, ids = ids[:size], ids[size:]
+        passes.append(decoder.logits(decoder.run_layers(decoder.embed(block), start, cache)[0]))
+        start += size
+    assert not ids
+    return torch.cat(passes)
+
+
+def assert_close(found, expected, tolerance: float = TOLERANCE) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    error = (found - expected).abs().max().item()
+    assert error <= tolerance, f"largest error {error}"
+
+
+@pytest.fixture(params=["plain", "packed"])
+def packing(request, monkeypatch):
+    """Both ways to hold the weights."""
+    if request.param == "packed" and not can_pack(torch.float32, CPU):
+        pytest.skip("weights cannot be packed here")
+    monkeypatch.setattr("bench.engine.decoder.can_pack", lambda dtype, device: request.param == "packed")
+    return request.param
+
+
+def test_every_split_gives_transformers_logits(kind, packing, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    assert decoder.packed == (packing == "packed")
+    for name, split in SPLITS.items():
+        ids = random_ids(sum(split), seed=len(name))
+        expected = hf_logits(model, ids)
+        assert expected.std() > 0.5
+        assert len(set(expected.argmax(-1).tolist())) > len(ids) / 4
+        assert_close(read(decoder, ids, fresh_cache(decoder), split=split), expected)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+        {"rope_type": "default", "rope_theta": 500.0},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rope_scalings_are_transformers(rope, tiny_model, tiny_config, tiny_decoder, hf_logits, random_ids):
+    plain = tiny_model("vicuna")[1]
+    config = tiny_config("vicuna", rope_parameters=rope)
+    model = type(plain)(config).eval()
+    model.load_state_dict(plain.state_dict())
+    ids = random_ids(60)
+    expected = hf_logits(model, ids)
+    assert (expected - hf_logits(plain, ids)).abs().max() > 0.1  # the scaling matters here
+    decoder = tiny_decoder(config, model)
+    assert_close(read(decoder, ids, fresh_cache(decoder), split=[50, 1, 9]), expected)
+
+
+def test_states_after_a_layer_are_transformers(kind, tiny_model, tiny_decoder, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    ids = random_ids(9)
+    with torch.inference_mode():
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    for layer in range(config.num_hidden_layers):  # transformers' last entry is behind the final norm
+        found = decoder.run_layers(decoder.embed(ids), 0, fresh_cache(decoder), 0, layer)
+        assert_close(found, states[layer])
+    found = decoder.run_layers(decoder.embed(ids), 0, fresh_cache(decoder))
+    assert_close(decoder.final_norm(found), states[-1])
+
+
+@pytest.mark.parametrize("second", [[3, 1, 4, 2], [1] * 10, [2, 8]])
+def test_a_cut_back_cache_forgets_what_was_cut(kind, second, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    cache = fresh_cache(decoder)
+    kept, rejected, ids = random_ids(9, 1), random_ids(14, 2), random_ids(10, 3)
+    read(decoder, kept + rejected, cache, split=[15, 8])
+    expected = hf_logits(model, kept + ids)[len(kept) :]
+    assert_close(read(decoder, ids, cache, start=len(kept), split=second), expected)
+
+
+def test_two_layer_ranges_are_one_run(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    prompt, ids = random_ids(7, 1), random_ids(5, 2)
+    expected = hf_logits(model, prompt + ids)
+    for middle in range(1, config.num_hidden_layers):
+        cache = fresh_cache(decoder)
+        shallow = decoder.run_layers(decoder.embed(prompt), 0, cache, 0, middle)
+        found = [decoder.logits(decoder.run_layers(shallow, 0, cache, middle)[0])]
+        # As self-speculation does it: the first layers token by token, the others over all of them at once.
+        states = [decoder.run_layers(decoder.embed([t]), 7 + i, cache, 0, middle) for i, t in enumerate(ids)]
+        found.append(decoder.logits(decoder.run_layers(torch.cat(states, dim=1), 7, cache, middle)[0]))
+        assert_close(torch.cat(found), expected)
+
+
+@pytest.mark.parametrize("widths", [{1: 4, 2: 4, 3: 4}, {1: 2, 2: 3, 3: 8, 5: 6, 8: 8}])
+def test_padded_passes_give_the_same_logits(kind, widths, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    monkeypatch.setattr(decoder, "widths", widths)
+    for split in ([1] * 8, [2, 2, 1, 3, 1], [3, 5, 8, 1, 4], [20, 1, 3, 70, 2]):
+        ids = random_ids(sum(split), seed=len(split))
+        found = read(decoder, ids, fresh_cache(decoder), split=split)
+        assert_close(found, hf_logits(model, ids))
+
+
+def test_padding_reaches_the_layers(tiny_model, tiny_decoder, monkeypatch, random_ids):
+    decoder = tiny_decoder(*tiny_model("tied"))
+    monkeypatch.setattr(decoder, "widths", {3: 5})
+    cache = fresh_cache(decoder)
+    out = decoder.run_layers(decoder.embed(random_ids(3)), 0, cache)
+    assert out.shape == (1, 3, 48)
+    written = cache.keys[0, 0, 0, :, 0].isfinite().sum()
+    assert written == 5
+
+
+def test_padding_at_the_end_of_the_context_fits(tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model, max_len=12)
+    monkeypatch.setattr(decoder, "widths", {1: 8, 2: 8})
+    ids = random_ids(12)
+    assert_close(read(decoder, ids, fresh_cache(decoder), split=[9, 2, 1]), hf_logits(model, ids))
+
+
+def test_sequences_in_lock_step_do_not_mix(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    rows = [random_ids(16, seed) for seed in (1, 2, 3)]
+    cache = fresh_cache(decoder, batch=3)
+    found = []
+    for start, size in zip((0, 8, 9), (8, 1, 7), strict=True):
+        block = torch.tensor(rows)[:, start : start + size]
+        found.append(decoder.logits(decoder.run_layers(decoder.embed(block), start, cache)))
+    for row, logits in zip(rows, torch.cat(found, dim=1), strict=True):
+        assert_close(logits, hf_logits(model, row))
+
+
+def test_bfloat16_errs_no_more_than_transformers(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    ids = random_ids(40)
+    expected = hf_logits(model, ids)
+    theirs = (hf_logits(copy.deepcopy(model).bfloat16(), ids) - expected).abs().mean()
+    decoder = tiny_decoder(config, model, dtype=torch.bfloat16)
+    cache = fresh_cache(decoder)
+    assert cache.keys.dtype == decoder.embedding.dtype == torch.bfloat16
+    ours = (read(decoder, ids, cache, split=[30, 1, 2, 7]) - expected).abs().mean()
+    assert 0 < ours <= 1.5 * theirs
+
+
+def test_a_cut_head_gives_rows_of_the_whole_head(kind, packing, tiny_model, tiny_decoder, random_ids):
+    decoder = tiny_decoder(*tiny_model(kind))
+    states = decoder.final_norm(decoder.run_layers(decoder.embed(random_ids(6)), 0, decoder.new_cache()))
+    chosen = torch.tensor([200, 3, 4, 271, 0])
+    cut = decoder.cut_head(chosen)
+    assert cut.out_features == 5
+    torch.testing.assert_close(cut(states), decoder.head(states)[..., chosen], rtol=0, atol=1e-5)
+
+
+def test_parameters_are_transformers_count(kind, packing, tiny_model, tiny_decoder):
+    config, model = tiny_model(kind)
+    assert tiny_decoder(config, model).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_padding_measured_on_the_device_keeps_the_logits(tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model, pad=True)
+    assert set(decoder.widths) == set(range(1, 9))
+    ids = random_ids(20)
+    assert_close(read(decoder, ids, fresh_cache(decoder), split=[10, 1, 2, 3, 4]), hf_logits(model, ids))
+
+
+def test_token_ids_may_be_a_list_or_a_tensor(tiny_model, tiny_decoder):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model)
+    table = model.model.embed_tokens.weight
+    for ids in ([5, 0, 271], torch.tensor([5, 0, 271]), torch.tensor([[5, 0, 271]])):
+        assert torch.equal(decoder.embed(ids), table[[5, 0, 271]][None])
+
+
+def test_a_cache_refuses_positions_that_it_has_not(tiny_model, tiny_decoder, random_ids):
+    decoder = tiny_decoder(*tiny_model("tied"))
+    cache = decoder.new_cache(max_len=10)
+    with pytest.raises(AssertionError, match="written up to"):
+        decoder.run_layers(decoder.embed(random_ids(1)), cache.max_len, cache)
+
+
+def test_a_sliding_window_bounds_the_context(tiny_config):
+    assert DecoderConfig.from_hf(tiny_config("mistral", sliding_window=64)).context == 64
+    assert DecoderConfig.from_hf(tiny_config("mistral", sliding_window=None)).context == 512
+    asleep = tiny_config("qwen2", sliding_window=64, use_sliding_window=False)
+    assert DecoderConfig.from_hf(asleep).context == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt2"}, ["'gpt2'", "llama", "qwen3"]),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, ["'dynamic'", "yarn"]),
+        ({"hidden_act": "gelu"}, ["'gelu'", "silu"]),
+    ],
+    ids=["model type", "rope", "activation"],
+)
+def test_an_unsupported_model_is_refused_by_name(changes, named, tiny_config):
+    config = tiny_config("vicuna")
+    for key, value in changes.items():
+        if key == "model_type":
+            config.__class__.model_type = config.model_type  # an instance's own type, not the class's
+        setattr(config, key, value)
+    with pytest.raises(UserError) as refusal:
+        DecoderConfig.from_hf(config)
+    assert all(word in str(refusal.value) for word in named)
+
+
+BROKEN = [
+    ("vicuna", "model.embed_tokens.weight"),
+    ("vicuna", "model.norm.weight"),
+    ("vicuna", "lm_head.weight"),
+    ("vicuna", "model.layers.2.self_attn.k_proj.weight"),
+    ("vicuna", "model.layers.3.mlp.up_proj.weight"),
+    ("vicuna", "model.layers.0.input_layernorm.weight"),
+    ("qwen3", "model.layers.1.self_attn.k_norm.weight"),
+    *itertools.product(["qwen2"], [f"model.layers.1.self_attn.{n}_proj.bias" for n in "qkv"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), BROKEN)
+def test_a_missing_weight_is_named(kind, name, tiny_model):
+    config, model = tiny_model(kind)
+    weights = model.state_dict()
+    del weights[name]
+    with pytest.raises(UserError, match=name.removeprefix("model.")):
+        Decoder.from_weights(config, weights.items(), max_len=16)
+
+
+@pytest.mark.parametrize(("kind", "name"), BROKEN)
+def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(kind, name, tiny_model):
+    config, model = tiny_model(kind)
+    weights = model.state_dict()
+    weights[name] = weights[name][:-2]
+    with pytest.raises(UserError) as refusal:
+        Decoder.from_weights(config, weights.items(), max_len=16)
+    assert name.removeprefix("model.").replace("up_proj", "gate_proj") in str(refusal.value)
+    assert str(tuple(weights[name].shape)) in str(refusal.value) or "up_proj" in name
