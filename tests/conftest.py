@@ -83,7 +83,7 @@ def _model(kind: str, faint: bool) -> tuple[Any, Any]:
             elif weight.dim() == 1:  # a bias, zero otherwise
                 weight.copy_(0.5 * noise)
             elif "embed" in name or "head" in name:
-                weight.copy_(noise * (0.5 if config.tie_word_embeddings else 1.0))
+                weight.copy_(0.3 * noise)
             else:
                 weight.copy_(noise * 1.5 / weight.shape[1] ** 0.5)
         if faint:
