@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+_OTHERS = ("questions", "conversations", "features")  # what the questions and the training keep there
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
@@ -58,11 +59,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One model in the cache; `bytes` is what `clean_cache` would free."""
+    """A model, or one of the other things in the cache; `bytes` is what `clean_cache` would free."""
 
     name: str
     bytes: int
     path: Path
+    is_model: bool = True
 
 
 def cache_root() -> Path:
@@ -87,7 +89,7 @@ def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None
     if _HUB_ID.fullmatch(name):
         with writing(cache_root() / "hub"):
             return _resolve_hub(name, revision, log)
-    known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache())])
+    known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache() if entry.is_model)])
     raise UserError(
         f"unknown model {name!r}{_did_you_mean(name, known)}; available here: {', '.join(known)}; otherwise give a "
         "folder with a config.json or a Hugging Face id (org/name)"
@@ -133,24 +135,26 @@ def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def list_cache() -> list[CacheEntry]:
-    """The models in the cache by name, with their bytes on the disk; empty when there is no cache."""
+    """What is in the cache, by name, with its bytes on the disk; empty when there is no cache."""
     models, hub = cache_root() / "models", cache_root() / "hub"
     # What a killed process left unfinished counts, and is cleaned, under its model's name.
     names = {path.name.removeprefix(".partial-") for path in models.glob("*") if path.is_dir()}
     entries = [CacheEntry(n, size_bytes(models / n) + size_bytes(_partial(models / n)), models / n) for n in names]
     for path in hub.glob("models--*"):
         entries.append(CacheEntry(path.name.removeprefix("models--").replace("--", "/", 1), size_bytes(path), path))
+    others = [(name, cache_root() / name) for name in _OTHERS]
+    entries += [CacheEntry(name, size_bytes(path), path, is_model=False) for name, path in others if path.is_dir()]
     return sorted(entries, key=lambda entry: entry.name)
 
 
 def clean_cache(names: Sequence[str] = ()) -> int:
-    """Remove the named models, or all, and return the bytes freed; UserError for a name that is not there."""
+    """Remove the named entries, or all, and return the bytes freed; UserError for a name that is not there."""
     entries = {entry.name: entry for entry in list_cache()}
     wanted = [DEFAULT_MODEL if name.lower() in _DEFAULT_NAMES else name for name in names] or list(entries)
     for name in wanted:
         if name not in entries:
             there = f"{_did_you_mean(name, entries)}; it holds: {', '.join(entries) or 'nothing'}"
-            raise UserError(f"no model {name!r} in the cache {cache_root()}{there}")
+            raise UserError(f"nothing called {name!r} is in the cache {cache_root()}{there}")
     chosen = [entries[name] for name in dict.fromkeys(wanted)]
     for entry in chosen:
         with writing(entry.path.parent), _locked(entry.path, print):

@@ -25,8 +25,8 @@ examples:
   python run_bench.py --method kangaroo --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
-Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or
-every question failed, 2 a mistake in the command, 130 interrupted (what was done until then is kept)."""
+Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or a
+method failed in every question, 2 a mistake in the command, 130 interrupted (what was done until then is kept)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return handler(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -106,10 +106,10 @@ def _run(options: argparse.Namespace) -> int:
     failed = runner.not_lossless(record, bench_run.turns)
     if failed:
         print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {bench_run.run_dir}", file=sys.stderr)
-    if all(turn.error is not None for turn in bench_run.turns):
-        print(f"every question failed, the first with: {bench_run.turns[0].error}", file=sys.stderr)
-        return 1
-    return 1 if failed else 0
+    dead = runner.failed_throughout(record, bench_run.turns)
+    for label, error in dead.items():
+        print(f"{label} failed in every question, first with: {error}", file=sys.stderr)
+    return 1 if failed or dead else 0
 
 
 def _report_parser() -> _Made:
@@ -166,7 +166,7 @@ def _list(options: argparse.Namespace) -> int:
         for knob, default, text in methods.knobs(method):
             print(f"      {knob}={default}   {text}")
     print("tasks\n  all,", ", ".join(TASKS))
-    cached = {entry.name for entry in list_cache()}
+    cached = {entry.name for entry in list_cache() if entry.is_model}
     print(
         f"models\n  {DEFAULT_MODEL} (the default{', in the cache' if DEFAULT_MODEL in cached else ', 93 MB to fetch'})"
     )

@@ -5,6 +5,7 @@ Command-line flags are made from these fields; `help` is what `--help` says.
 
 from __future__ import annotations
 
+import math
 import types
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
@@ -88,6 +89,8 @@ class TrainConfig:
     out: str | None = _setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
 
     def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
         _check_least(self, {"exit_layer": 1, "draft_vocab": 0, "tokens": 1, "epochs": 1, "batch": 1, "threads": 0})
 
 

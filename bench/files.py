@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,9 @@ def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         code = getattr(error, "errno", None)
-        if code in NO_SPACE or "(os error 28)" in str(error):  # the latter is how safetensors says ENOSPC
+        if code is None and (said := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors says it
+            code = int(said[1])
+        if code in NO_SPACE:
             exists = next(path for path in (folder, *folder.parents) if path.exists())
             size = f"{shutil.disk_usage(exists).free / 1e9:.2f} GB free"
             size += f", {needed_bytes / 1e9:.2f} GB needed" if needed_bytes else ""

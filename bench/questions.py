@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import http.client
 import io
 import random
 import urllib.error
@@ -33,7 +34,8 @@ OFFICIAL_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafd
 VICUNA_TEMPLATE = (
     "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    "{% for message in messages %}{% if message['role'] == 'user' %} USER: {{ message['content'] }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ ' ' if loop.first else '' }}USER: {{ message['content'] }}"
     "{% else %} ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
@@ -178,7 +180,7 @@ def fetch_official() -> Path:
     try:
         with urllib.request.urlopen(OFFICIAL_URL, timeout=60) as response:
             content = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"Spec-Bench's questions cannot be downloaded ({reason}): "
@@ -235,7 +237,8 @@ class ChatFormat:
         text = self._render([{"role": role, "content": content} for role, content in messages], answering=False)
         before, rest = text.split(first)
         middle, rest = rest.split(reply)
-        return before, middle, rest.split(second)[0]
+        # A prompt ends before the space of "ASSISTANT: ", which belongs to the answer's first word.
+        return before, middle.rstrip(" "), rest.split(second)[0]
 
     def _render(self, messages: list[dict[str, str]], *, answering: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(

@@ -105,6 +105,22 @@ class Run:
     schema: int = SCHEMA
 
 
+def check_writable(folder: Path) -> None:
+    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
+
+    Raises:
+        UserError: they cannot.
+
+    """
+    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; choose another folder with --out") from error
+
+
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name only when completely written.

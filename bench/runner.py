@@ -28,7 +28,7 @@ from bench.config import RunConfig
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
-from bench.records import RUN_FILE, TURNS_FILE, MethodInfo, Run, Turn, write_json, write_turns
+from bench.records import RUN_FILE, TURNS_FILE, MethodInfo, Run, Turn, check_writable, write_json, write_turns
 from methods.base import Answer, Method, Peer, decode
 
 Log = Callable[[str], None]
@@ -98,11 +98,12 @@ class Bench:
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
         self.run_dir = Path(config.out) if config.out else Path("results/runs") / self.run_id
         self.plots_dir = self.run_dir / "plots" if config.out else Path("plots") / self.run_id
-        _make_folder(self.run_dir)
+        check_writable(self.run_dir)
 
         self.checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
         self.chat = ChatFormat(checkpoints.load_tokenizer(self.checkpoint))
         self.eos = questions.eos_ids(self.chat.tokenizer, generation_config(self.checkpoint))
+        self.log(f"loading {self.checkpoint.name}")
         context = _context_needed(self.questions, self.chat, config.max_new_tokens)
         hf_context = checkpoints.load_config(self.checkpoint).max_position_embeddings
         self.target = load_target(config, self.checkpoint, min(context, hf_context), log)
@@ -124,24 +125,28 @@ class Bench:
     def run(self) -> Run:
         """Warm up, ask everything, and leave `run.json` and `turns.jsonl` in `run_dir`; interrupted, what was done."""
         self._warm_up()
-        plan = [(number, question) for number in range(self.config.rounds) for question in self.questions.questions]
+        record = self._record()
+        _set_aside_earlier_run(self.run_dir)
+        write_json(self.run_dir / RUN_FILE, record)  # now, so that the records of a killed run can be reported
+        asked_in_order = list(enumerate(self.questions.questions))
+        plan = [(number, place, question) for number in range(self.config.rounds) for place, question in asked_in_order]
         peer_ids = self._peer_questions()
-        total_s = sum(self._expected_s(question, peer_ids) for _, question in plan)
+        total_s = sum(self._expected_s(question, peer_ids) for *_, question in plan)
         asked = f"{len(self.questions.questions)} questions of {len(self.questions.tasks)} tasks"
         self.log(f"{asked}, {self.config.rounds} round(s): about {_minutes(total_s)}")
         begin_s = time.perf_counter()
-        complete = True
         with _progress(total_s) as bar:
             try:
-                for step, (number, question) in enumerate(plan):
+                for number, place, question in plan:
                     bar.set_postfix_str(f"{question.task} {question.question_id}")
-                    self._ask(question, number, backwards=(step + number) % 2 == 1, peer_ids=peer_ids)
+                    self._ask(question, number, backwards=(place + number) % 2 == 1, peer_ids=peer_ids)
                     bar.update(self._expected_s(question, peer_ids))
                     # Rewritten as a whole, so that what lies there is never half a record.
                     write_turns(self.run_dir / TURNS_FILE, self.turns)
+                record.complete = True
             except KeyboardInterrupt:
-                complete = False
-        record = self._record(complete, time.perf_counter() - begin_s)
+                self.log("interrupted: writing down what is finished")
+        record.wall_s = time.perf_counter() - begin_s
         write_turns(self.run_dir / TURNS_FILE, self.turns)
         write_json(self.run_dir / RUN_FILE, record)
         return record
@@ -203,11 +208,13 @@ class Bench:
         prompt = self.chat.prompt([], _WARM_UP)
         limit = min(_WARM_UP_TOKENS, self.context - len(prompt))
         if limit < 2:
-            raise UserError(f"a context of {self.context} tokens is too short to warm up in: take longer questions")
+            raise UserError(f"a context of {self.context} tokens is too short to warm up in: take another model")
+        self.log(f"warming up {', '.join(c.label for c in self.contestants)}")
         for contestant in self.contestants:
             last_s = float("inf")
             for _ in range(_WARM_UP_MOST):
-                answer = decode(contestant.runner, prompt, limit, frozenset())
+                with _memory_errors(f"method {contestant.label}"):
+                    answer = decode(contestant.runner, prompt, limit, frozenset())
                 per_token_s = answer.decode_s / (limit - 1)
                 stable = abs(per_token_s - last_s) <= _STABLE * last_s
                 last_s = per_token_s
@@ -230,7 +237,8 @@ class Bench:
         limit = self.config.peer_limit or None
         return {q.question_id for q in self.questions.select(limit=limit, seed=self.config.seed).questions}
 
-    def _record(self, complete: bool, wall_s: float) -> Run:
+    def _record(self) -> Run:
+        """The run as it begins: not complete."""
         checkpoint, target = self.checkpoint, self.target
         kinds = {c.label: "peer" if c.is_peer else "method" for c in self.contestants} | {methods.BASELINE: "vanilla"}
         return Run(
@@ -267,8 +275,7 @@ class Bench:
                 "cache_positions": target.max_len,
             },
             provenance={"started": self.started.isoformat(timespec="seconds"), **environment.describe_software()},
-            complete=complete,
-            wall_s=wall_s,
+            complete=False,
         )
 
 
@@ -303,8 +310,9 @@ def _prompt_lengths(question: Question, chat: ChatFormat, max_new_tokens: int) -
 
 
 def _context_needed(asked: QuestionSet, chat: ChatFormat, max_new_tokens: int) -> int:
-    """Positions that the longest conversation may take."""
+    """Positions that the longest conversation may take, the warm-up's included."""
     longest = max(_prompt_lengths(question, chat, max_new_tokens)[-1] for question in asked.questions)
+    longest = max(longest, len(chat.prompt([], _WARM_UP)))
     return longest + max_new_tokens + _TEMPLATE_TOKENS
 
 
@@ -320,17 +328,16 @@ def generation_config(checkpoint: checkpoints.Checkpoint) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the run's folder; an earlier run that lies there is moved into a folder of its own, not lost."""
+def _set_aside_earlier_run(folder: Path) -> None:
+    """Move an earlier run that lies in `folder` into a folder of its own there, so that it is not lost."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / RUN_FILE).is_file():
             earlier = folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
             earlier.mkdir()
             for name in (RUN_FILE, TURNS_FILE, "summary.json", "summary.csv", "report.md", "plots"):
                 if (folder / name).exists():
                     (folder / name).rename(earlier / name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot use {folder} for results: {error}; choose another folder with --out") from error
 
 
@@ -363,6 +370,13 @@ def _minutes(seconds: float) -> str:
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]
+
+
+def failed_throughout(record: Run, turns: Sequence[Turn]) -> dict[str, str]:
+    """Methods of ours (vanilla too) that answered nothing at all, with their first error: exit status 1."""
+    errors = {label: [t.error for t in turns if t.method == label] for label in record.methods}
+    ours = [label for label, info in record.methods.items() if info.kind != "peer"]
+    return {label: str(errors[label][0]) for label in ours if errors[label] and None not in errors[label]}
 
 
 def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:

@@ -36,9 +36,8 @@ class Variant:
 
 def names() -> list[str]:
     """Names of all methods and peers, found by file name and entry point; nothing is imported."""
-    found = {
-        path.stem.replace("_", "-") for path in Path(__file__).parent.glob("*.py") if path.stem not in _NOT_METHODS
-    }
+    files = [path for folder in __path__ for path in Path(folder).glob("*.py") if path.stem not in _NOT_METHODS]
+    found = {path.stem.replace("_", "-") for path in files}
     return sorted(found | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
 
 

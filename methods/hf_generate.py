@@ -1,5 +1,4 @@
-"""The peer `hf-generate`: transformers' own greedy generation on the same weights, so that a reader sees what our
-vanilla is worth."""
+"""Transformers' own greedy generation on the same weights: it shows what our vanilla is worth."""
 
 from __future__ import annotations
 
@@ -20,13 +19,15 @@ class HFGenerate(Peer):
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         with quiet():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder, dtype=target.dtype, trust_remote_code=False
             )
         self.model = model.to(target.device).eval()
+        # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
+        self.model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:

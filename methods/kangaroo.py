@@ -75,6 +75,13 @@ class AdapterConfig:
     exit_layer: int = 0
     draft_vocab: int = 0
 
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % (2 * heads):
+            raise ValueError(
+                f"num_attention_heads={heads} does not split hidden_size={self.hidden_size} into even parts"
+            )
+
 
 class Adapter(nn.Module):
     """h -> RMSNorm(h + Attention(RMSNorm(h))): what stands between exit layer and LM head (paper, section 3.1).

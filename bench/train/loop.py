@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
+from bench.train.pieces import load_or_make
 
 _FEATURE_BATCH = 16  # conversations in a pass of the target
 
@@ -55,21 +56,20 @@ def features(
 
     `progress` is told how many conversations were added.
     """
-    from safetensors.torch import load_file, save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     taught = taught_positions(conversations.chosen)
-    exits, finals = [], []
+    exits: list[Tensor] = []
+    finals: list[Tensor] = []
     for start in range(0, len(conversations.tokens), _FEATURE_BATCH):
         end = min(start + _FEATURE_BATCH, len(conversations.tokens))
-        path = folder / f"{start:06d}-{end:06d}.safetensors"
-        if not path.exists():
-            exit_states, final_states = _states(target, conversations.tokens[start:end], exit_layer)
-            pair = {"exit": _half(exit_states), "final": _half(final_states[taught[start:end]])}
-            temporary = path.with_suffix(".partial")
-            save_file(pair, temporary)
-            temporary.replace(path)
-        stored = load_file(path)
+        tokens, here = conversations.tokens[start:end], taught[start:end]
+
+        def compute(tokens: Tensor = tokens, here: Tensor = here) -> dict[str, Tensor]:
+            exit_states, final_states = _states(target, tokens, exit_layer)
+            return {"exit": _half(exit_states), "final": _half(final_states[here])}
+
+        d = target.config.hidden
+        shapes = {"exit": (*tokens.shape, d), "final": (int(here.sum()), d)}
+        stored, _ = load_or_make(folder / f"{start:06d}-{end:06d}.safetensors", shapes, compute)
         exits.append(stored["exit"])
         finals.append(stored["final"])
         progress(len(stored["exit"]))
@@ -88,6 +88,24 @@ def _half(states: Tensor) -> Tensor:
     """Half precision: float16, or bfloat16 where a model's largest activations leave float16's range."""
     fits = float(states.abs().max()) < torch.finfo(torch.float16).max if states.numel() else True
     return states.to(torch.float16 if fits else torch.bfloat16).contiguous()
+
+
+def acceptance_by_position(matches: Tensor, taught: Tensor, positions: int) -> list[float]:
+    """How often the w-th draft in a row is right, given that all before it were, for w = 1..positions.
+
+    `matches`, `taught` [N, T] bool: where the draft's first choice is the target's, and where there is one to hit. A
+    row of drafts may begin at any taught position, and is left alone where it runs over the end of an answer.
+    """
+    length = taught.shape[1]
+    ahead = [nn.functional.pad(mask, (0, positions)) for mask in (matches, taught)]
+    hit = torch.ones_like(taught)  # rows of drafts, by where they begin, that were right so far
+    shares = []
+    for shift in range(positions):
+        match, inside = (mask[:, shift : shift + length] for mask in ahead)
+        tried = hit & inside
+        hit = tried & match
+        shares.append(float(hit.sum() / tried.sum().clamp(min=1)))
+    return shares
 
 
 def split(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:

@@ -19,17 +19,9 @@ from huggingface_hub.utils import filter_repo_objects
 from bench import checkpoints
 from bench.checkpoints import DEFAULT_MODEL, Checkpoint, clean_cache, iter_weights, list_cache, resolve
 from bench.errors import UserError
-from tests.fakes import fake_default, leftovers
+from tests.fakes import leftovers
 
 WORDS = ["<unk>", "a", "kangaroo", "hops"]
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    root = tmp_path / "cache"
-    monkeypatch.setenv("ROOBENCH_CACHE", str(root))
-    monkeypatch.delenv("ROOBENCH_DEFAULT_WHEEL", raising=False)
-    return root
 
 
 @pytest.fixture
@@ -53,11 +45,6 @@ def folder(tmp_path, tiny):
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path / "tiny")
     tiny.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
-
-
-@pytest.fixture(name="fake_default")
-def fake_default_fixture(cache, monkeypatch):
-    return fake_default(monkeypatch)
 
 
 def at(folder: Path) -> Checkpoint:

@@ -16,20 +16,7 @@ import torch
 from bench import checkpoints, packaged_model
 from bench.checkpoints import DEFAULT_MODEL, iter_weights, list_cache, resolve
 from bench.errors import UserError
-from tests.fakes import fake_convert, fake_default, leftovers
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    root = tmp_path / "cache"
-    monkeypatch.setenv("ROOBENCH_CACHE", str(root))
-    monkeypatch.delenv("ROOBENCH_DEFAULT_WHEEL", raising=False)
-    return root
-
-
-@pytest.fixture(name="fake_default")
-def fake_default_fixture(cache, monkeypatch):
-    return fake_default(monkeypatch)
+from tests.fakes import fake_convert, leftovers
 
 
 def test_default_is_made_once_and_its_digest_remembered(cache, fake_default, monkeypatch):

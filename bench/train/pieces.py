@@ -1,0 +1,43 @@
+"""Work that takes hours is cached piece by piece: an interrupted training goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from bench.files import writing
+
+
+def load_or_make(
+    path: Path, shapes: dict[str, tuple[int, ...]], make: Callable[[], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], bool]:
+    """The tensors cached in `path` and True; else what `make` gives, once it lies there, and False.
+
+    A file that is damaged, or whose tensors have other `shapes`, is made anew: a cache is never worth an error, and
+    never believed unseen.
+
+    Raises:
+        UserError: the disk is full or the cache cannot be written.
+
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    with contextlib.suppress(SafetensorError, OSError):  # absent, or cut short by a crash
+        cached = load_file(path)
+        if {name: tuple(tensor.shape) for name, tensor in cached.items()} == shapes:
+            return cached, True
+    made = make()
+    assert {name: tuple(tensor.shape) for name, tensor in made.items()} == shapes
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        try:
+            save_file(made, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return made, False

@@ -1,0 +1,153 @@
+"""What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
+
+A method that needs weights says in `OPTIONS` which knobs to test it with; any other method needs no edit here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pytest
+
+import methods
+from bench.checkpoints import Checkpoint
+from methods.base import Answer, Method, Peer, decode
+
+LIMITS = (1, 2, 7, 40)
+# name -> (hf_model, tiny_adapter) -> the knobs to test it with; a list: several variants of one method.
+OPTIONS = {
+    "kangaroo": lambda model, adapter: [
+        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 3},
+        {"weights": str(adapter(model)), "threshold": 0.5},
+        {"weights": str(adapter(model, useful=False, changes={"exit_layer": 2})), "threshold": 0.0},
+        {"weights": str(adapter(model, ranking=list(range(60, 200)))), "threshold": 0.0, "draft_vocab": 140},
+    ]
+}
+KINDS = ("tied", "qwen3")
+
+
+@pytest.fixture(params=KINDS)
+def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
+    """(hf_model, our decoder, checkpoint) on which drafts are often right."""
+    config, model = tiny_model(request.param, faint=True)
+    return model, tiny_decoder(config, model, max_len=64), tiny_checkpoint(request.param, faint=True)
+
+
+@pytest.fixture
+def build(setting, tiny_adapter):
+    """name -> the method, or its variants, on the setting's decoder."""
+    model, decoder, checkpoint = setting
+
+    def make(name: str) -> list[Method | Peer]:
+        method = methods.load(name)
+        asked = OPTIONS[name](model, tiny_adapter) if name in OPTIONS else [{}]
+        extra = [checkpoint] if issubclass(method, Peer) else []
+        return [method(decoder, method.Config(**knobs), *extra) for knobs in asked]
+
+    return make
+
+
+@pytest.fixture(params=methods.names())
+def name(request):
+    return request.param
+
+
+def prompts(random_ids):
+    return [random_ids(12, seed=1), random_ids(1, seed=2)]
+
+
+def check_counts(method: Method | Peer, answer: Answer, eos: frozenset[int] = frozenset()) -> None:
+    """Steps add up to the answer: its first token belongs to none, every other one to the step that emitted it."""
+    if isinstance(method, Peer):
+        return
+    emitted = [len(step.emitted) for step in answer.steps]
+    assert sum(emitted) == len(answer.token_ids) - 1
+    assert list(itertools.chain(*(step.emitted for step in answer.steps))) == answer.token_ids[1:]
+    for i, step in enumerate(answer.steps):
+        assert 0 <= step.accepted <= step.drafted
+        assert len(step.emitted) >= 1
+        # At an EOS among the drafts nothing is kept behind it, and so no bonus.
+        may_be_cut = i == len(answer.steps) - 1 and step.emitted[-1] in eos
+        assert len(step.emitted) - step.accepted in ((0, 1) if may_be_cut else (1,))
+        assert step.draft_s >= 0
+
+
+def test_greedy_output_is_transformers(name, build, setting, hf_greedy, random_ids):
+    for method in build(name):
+        assert method.lossless
+        for prompt, limit in itertools.product(prompts(random_ids), LIMITS):
+            answer = decode(method, prompt, limit, frozenset())
+            assert answer.token_ids == hf_greedy(setting[0], prompt, limit)
+            assert answer.finish(frozenset()) == "length"
+            check_counts(method, answer)
+
+
+def test_an_answer_ends_with_its_first_eos(name, build, setting, hf_greedy, random_ids):
+    for method in build(name):
+        for prompt in prompts(random_ids):
+            free = hf_greedy(setting[0], prompt, 40)
+            for token in list(dict.fromkeys(free))[:6]:  # wherever it ends: first token, draft, bonus
+                eos = frozenset({token, 271})
+                answer = decode(method, prompt, 40, eos)
+                assert answer.token_ids == free[: free.index(token) + 1] == hf_greedy(setting[0], prompt, 40, eos)
+                assert answer.finish(eos) == "eos"
+                check_counts(method, answer, eos)
+
+
+def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy, random_ids):
+    first, second = random_ids(23, seed=3), random_ids(12, seed=1)
+    for method, fresh in zip(build(name), build(name), strict=True):
+        decode(method, first, 20, frozenset())
+        decode(method, first, 3, frozenset())  # ends in the middle of its drafting
+        again, alone = decode(method, second, 20, frozenset()), decode(fresh, second, 20, frozenset())
+        assert again.token_ids == alone.token_ids == hf_greedy(setting[0], second, 20)
+        steps = [[(s.emitted, s.drafted, s.accepted) for s in answer.steps] for answer in (again, alone)]
+        assert steps[0] == steps[1]
+
+
+def test_padded_passes_change_no_token(name, build, setting, hf_greedy, random_ids, monkeypatch):
+    model, decoder, _ = setting
+    monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 4: 4, 5: 7, 6: 8})
+    for method, prompt in itertools.product(build(name), prompts(random_ids)):
+        assert decode(method, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
+
+
+def test_the_context_may_be_used_up(name, build, setting, hf_greedy, random_ids):
+    model, decoder, _ = setting
+    prompt = random_ids(decoder.max_len - 25, seed=5)
+    for method in build(name):
+        assert decode(method, prompt, 25, frozenset()).token_ids == hf_greedy(model, prompt, 25)
+
+
+def test_times_are_taken_apart(name, build, random_ids):
+    for method in build(name):
+        answer = decode(method, random_ids(12, seed=1), 7, frozenset())
+        assert answer.prefill_s > 0
+        assert answer.decode_s > 0
+        assert sum(step.draft_s for step in answer.steps) <= answer.decode_s
+
+
+def test_drafts_are_sometimes_right_and_sometimes_wrong(build, setting, random_ids):
+    """Otherwise the tests above would show little."""
+    for method in build("kangaroo")[:1]:
+        answers = [decode(method, prompt, 40, frozenset()) for prompt in prompts(random_ids)]
+        accepted = [step.accepted for answer in answers for step in answer.steps]
+        assert {0, 1, 2, 3} <= set(accepted)
+
+
+def test_the_peer_is_greedy_whatever_the_checkpoint_prefers(setting, hf_greedy, random_ids, tmp_path):
+    """A checkpoint may come with sampling, a repetition penalty or its own limits; vanilla knows none of them."""
+    model, decoder, checkpoint = setting
+    shutil.copytree(checkpoint.folder, tmp_path / "model")
+    wishes = {"do_sample": True, "temperature": 0.3, "top_k": 5, "repetition_penalty": 1.8, "no_repeat_ngram_size": 2}
+    wishes |= {"min_new_tokens": 10, "eos_token_id": [5]}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(wishes))
+    method = methods.load("hf-generate")
+    peer = method(decoder, method.Config(), Checkpoint("wishes", tmp_path / "model", "0" * 64, None))
+    prompt = random_ids(12, seed=1)
+    free = hf_greedy(model, prompt, 40)
+    assert decode(peer, prompt, 40, frozenset()).token_ids == free
+    eos = frozenset({free[4]})
+    assert decode(peer, prompt, 40, eos).token_ids == free[: free.index(free[4]) + 1]

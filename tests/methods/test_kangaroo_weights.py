@@ -1,0 +1,218 @@
+"""Kangaroo's adapters on the disk: our format, the authors', and what is wrong with those that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.engine.decoder import Decoder
+from bench.errors import UserError
+from methods.base import decode
+from methods.kangaroo import Kangaroo, KangarooConfig, load_adapter, save_adapter
+
+O_PROJ = "layers.0.self_attn.o_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model("tied", faint=True)[1]
+
+
+@pytest.fixture(scope="module")
+def decoder(model, tiny_decoder) -> Decoder:
+    return tiny_decoder(model.config, model)
+
+
+@pytest.fixture
+def refused(decoder):
+    """(folder, knobs) -> why a method with this adapter is refused."""
+
+    def build(folder: Path, **knobs) -> str:
+        with pytest.raises(UserError) as refusal:
+            Kangaroo(decoder, KangarooConfig(weights=str(folder), **knobs))
+        return str(refusal.value)
+
+    return build
+
+
+def steps(decoder, folder, prompt, **knobs):
+    answer = decode(Kangaroo(decoder, KangarooConfig(weights=str(folder), **knobs)), prompt, 30, frozenset())
+    return [(step.emitted, step.drafted, step.accepted) for step in answer.steps]
+
+
+def test_the_authors_folder_works_like_ours(model, decoder, tiny_adapter, random_ids):
+    prompt = random_ids(11, seed=1)
+    ours = steps(decoder, tiny_adapter(model), prompt, gamma=3, threshold=0.2)
+    authors = steps(decoder, tiny_adapter(model, authors=True), prompt, gamma=3, threshold=0.2, exit_layer=1)
+    assert ours == authors
+    assert sum(accepted for _, _, accepted in ours) > 5
+
+
+def test_half_precision_weights_are_read(model, decoder, tiny_adapter):
+    folder = tiny_adapter(model, authors=True)
+    weights = torch.load(folder / "pytorch_model.bin")
+    torch.save({name: tensor.half() for name, tensor in weights.items()}, folder / "pytorch_model.bin")
+    adapter, ranking = load_adapter(folder, decoder)
+    assert ranking is None
+    assert torch.equal(adapter.o.weight, weights[O_PROJ].half().float())
+
+
+def test_what_is_saved_is_what_is_loaded(model, decoder, tiny_adapter, tmp_path):
+    ranking = [5, 3, 200]
+    folder = tiny_adapter(model, ranking=ranking, changes={"exit_layer": 2, "draft_vocab": 3})
+    adapter, _ = load_adapter(folder, decoder)
+    save_adapter(tmp_path, adapter, torch.tensor(ranking))
+    again, found = load_adapter(tmp_path, decoder)
+    assert found.tolist() == ranking
+    assert again.config == adapter.config
+    for (name, saved), (_, loaded) in zip(adapter.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(saved, loaded), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.safetensors", "config.json"]
+
+
+def test_the_adapter_follows_the_targets_dtype(model, tiny_decoder, tiny_adapter, random_ids):
+    decoder = tiny_decoder(model.config, model, dtype=torch.bfloat16)
+    method = Kangaroo(decoder, KangarooConfig(weights=str(tiny_adapter(model))))
+    assert {p.dtype for p in method.adapter.parameters()} == {torch.bfloat16}
+    assert method.adapter.cos.dtype == method.adapter_cache.keys.dtype == torch.bfloat16
+    assert len(decode(method, random_ids(5), 10, frozenset()).token_ids) == 10
+
+
+def test_records_show_the_knobs_that_ran(model, decoder, tiny_adapter):
+    folder = tiny_adapter(model, ranking=list(range(50)), changes={"exit_layer": 2, "draft_vocab": 40})
+    left_open = Kangaroo(decoder, KangarooConfig(weights=str(folder)))
+    assert (left_open.config.exit_layer, left_open.config.draft_vocab, left_open.exit_layer) == (2, 40, 2)
+    assert left_open.draft_ids.tolist() == list(range(40))
+    whole = Kangaroo(decoder, KangarooConfig(weights=str(folder), draft_vocab=0))
+    assert whole.config.draft_vocab == 0
+    assert whole.draft_ids is None
+    assert whole.extra_parameters == left_open.extra_parameters == 4 * 48**2 + 2 * 48
+
+
+def test_the_exit_layer_must_be_known(model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, authors=True))
+    assert "exit layer" in said
+    assert "kangaroo:exit_layer=2" in said
+
+
+@pytest.mark.parametrize("layer", [4, 9])
+def test_an_exit_layer_must_leave_layers_to_verify(layer, model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, authors=True), exit_layer=layer)
+    assert f"exit_layer={layer}" in said
+    assert "4 layers" in said
+    assert "tiny" in said
+
+
+def test_an_adapter_is_not_used_at_another_exit_layer(model, tiny_adapter, refused):
+    assert "exit layer 1, not 2" in refused(tiny_adapter(model), exit_layer=2)
+
+
+def test_an_adapter_for_another_model_is_refused(model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, changes={"hidden_size": 64}))
+    assert "64" in said
+    assert "tiny's is 48" in said
+
+
+@pytest.mark.parametrize("name", [O_PROJ, "norm.weight", "layers.0.input_layernorm.weight"])
+@pytest.mark.parametrize("authors", [False, True])
+def test_a_missing_tensor_is_named(name, authors, model, tiny_adapter, refused):
+    folder = tiny_adapter(model, authors=authors, tensors={name: None})
+    assert f"{name} is missing" in refused(folder)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named(model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, tensors={O_PROJ: torch.zeros(48, 40)}))
+    assert f"{O_PROJ} has shape (48, 40), expected (48, 48)" in said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": None},
+        {"rms_norm_eps": None},
+        {"hidden_size": None},
+        {"num_attention_heads": 5},
+        {"num_attention_heads": 48},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "4"},
+    ],
+    ids=str,
+)
+def test_a_malformed_config_is_refused(changes, model, tiny_adapter, refused):
+    folder = tiny_adapter(model, changes=changes)
+    said = refused(folder)
+    assert str(folder) in said
+    assert "config.json" in said
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "7"])
+def test_a_folder_without_a_usable_config_is_refused(content, model, tiny_adapter, refused):
+    folder = tiny_adapter(model)
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    assert f"{folder} is no Kangaroo adapter" in refused(folder)
+
+
+def test_a_folder_without_weights_is_refused(model, tiny_adapter, refused):
+    folder = tiny_adapter(model)
+    (folder / "adapter.safetensors").unlink()
+    said = refused(folder)
+    assert "adapter.safetensors" in said
+    assert "pytorch_model.bin" in said
+
+
+@pytest.mark.parametrize("authors", [False, True])
+@pytest.mark.parametrize("content", [b"", b"not weights", "half"])
+def test_unreadable_weights_are_refused(authors, content, model, tiny_adapter, refused):
+    folder = tiny_adapter(model, authors=authors)
+    path = folder / ("pytorch_model.bin" if authors else "adapter.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    assert f"the adapter's weights in {folder} cannot be read" in refused(folder, exit_layer=1)
+
+
+def test_code_in_the_authors_file_does_not_run(model, tiny_adapter, refused, tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "it-ran",))
+
+    folder = tiny_adapter(model, authors=True)
+    weights = torch.load(folder / "pytorch_model.bin")
+    torch.save({**weights, "extra": Touch()}, folder / "pytorch_model.bin")
+    assert "cannot be read" in refused(folder, exit_layer=1)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(("ranking", "known"), [(None, "the 0 tokens"), ([4, 2, 0], "at most 3")])
+@pytest.mark.parametrize("size", [4, 200])
+def test_a_draft_vocabulary_needs_a_ranking(size, ranking, known, model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, ranking=ranking), draft_vocab=size)
+    assert f"draft_vocab={size}" in said
+    assert known in said
+    assert "draft_vocab=0" in said
+
+
+def test_a_draft_vocabulary_of_everything_is_the_whole_head(model, decoder, tiny_adapter):
+    method = Kangaroo(decoder, KangarooConfig(weights=str(tiny_adapter(model)), draft_vocab=272))
+    assert method.draft_ids is None
+    assert method.draft_head is decoder.head
+
+
+def test_a_model_without_a_packaged_adapter_says_how_to_get_one(decoder):
+    with pytest.raises(UserError) as refusal:
+        Kangaroo(decoder, KangarooConfig())
+    for said in ("'tiny'", "train kangaroo", "weights="):
+        assert said in str(refusal.value)
+
+
+def test_the_packaged_adapter_is_found_by_the_models_name(model, tiny_decoder, tiny_adapter, monkeypatch, tmp_path):
+    folder = tmp_path / "mine" / "kangaroo"
+    folder.parent.mkdir()
+    tiny_adapter(model, changes={"exit_layer": 3}).rename(folder)
+    monkeypatch.setattr("methods.kangaroo.WEIGHTS_ROOT", tmp_path)
+    assert Kangaroo(tiny_decoder(model.config, model, name="mine"), KangarooConfig()).exit_layer == 3
+    assert json.loads((folder / "config.json").read_text())["exit_layer"] == 3

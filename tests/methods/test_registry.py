@@ -1,0 +1,200 @@
+"""Methods by name: spelling, errors that help, lazy import, and which module may know which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import methods
+from bench.errors import UserError
+from methods.kangaroo import Kangaroo, KangarooConfig
+from methods.vanilla import Vanilla
+
+ROOT = Path(__file__).parents[2]
+PLUGIN = """
+from dataclasses import dataclass
+
+from methods.base import Draft, SpeculativeMethod
+
+
+@dataclass(frozen=True)
+class Config:
+    sure: bool = False
+    path: str | None = None
+    rate: float | None = None
+
+
+class Mine(SpeculativeMethod):
+    Config = Config
+
+    def propose(self, room):
+        return Draft([])
+"""
+
+
+def refused(text: str) -> str:
+    with pytest.raises(UserError) as refusal:
+        methods.parse(text)
+    return str(refusal.value)
+
+
+def test_every_file_is_a_method():
+    assert {"vanilla", "kangaroo", "hf-generate"} <= set(methods.names())
+    assert methods.names() == sorted(methods.names())
+    assert not {"base", "__init__", "weights"} & set(methods.names())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_can_be_loaded_and_says_its_knobs(name):
+    method = methods.load(name)
+    assert method is methods.load(name)
+    assert methods.parse(name) == methods.Variant(name, method, method.Config())
+    for knob, default, text in methods.knobs(method):
+        assert getattr(method.Config(), knob) == default
+        assert text, f"{knob} has no help"
+
+
+def test_knobs_are_read_by_their_types():
+    text = "kangaroo:gamma=4,threshold=0,weights=a=b/c,draft_vocab=-1,exit_layer=2"
+    variant = methods.parse(text)
+    assert variant.label == text
+    assert variant.method is Kangaroo
+    assert variant.config == KangarooConfig(2, 4, 0.0, -1, "a=b/c")
+    assert type(variant.config.threshold) is float
+    assert type(variant.config.gamma) is int
+
+
+@pytest.mark.parametrize("text", ["vanilla", "vanilla:"])
+def test_a_method_may_be_named_alone(text):
+    assert methods.parse(text) == methods.Variant(text, Vanilla, Vanilla.Config())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("kangaro", ["'kangaro'", "did you mean 'kangaroo'?", "available: ", "vanilla"]),
+        ("hf_generate", ["did you mean 'hf-generate'?"]),
+        ("xyz", ["unknown method 'xyz'; available"]),
+        ("", ["unknown method ''"]),
+        ("base", ["unknown method 'base'"]),
+        ("kangaroo:gama=4", ["'gama=4'", "did you mean 'gamma'?", "threshold"]),
+        ("kangaroo:gamma", ["no knob 'gamma'", "key=value"]),
+        ("kangaroo:=3", ["no knob '=3'"]),
+        ("vanilla:gamma=4", ["'gamma=4'", "it has none"]),
+        ("kangaroo:gamma=four", ["gamma='four'", "int"]),
+        ("kangaroo:gamma=1.5", ["gamma='1.5'", "int"]),
+        ("kangaroo:gamma=", ["gamma=''", "int"]),
+        ("kangaroo:threshold=high", ["threshold='high'", "float"]),
+        ("kangaroo:gamma=0", ["'kangaroo:gamma=0'", "gamma=0", "at least 1"]),
+        ("kangaroo:threshold=1.01", ["threshold=1.01", "[0, 1]"]),
+        ("kangaroo:threshold=-0.1", ["threshold=-0.1", "[0, 1]"]),
+        ("kangaroo:threshold=nan", ["threshold=nan", "[0, 1]"]),
+        ("kangaroo:exit_layer=-1", ["exit_layer=-1"]),
+        ("kangaroo:draft_vocab=-2", ["draft_vocab=-2", "at least -1"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_a_remedy(text, named):
+    said = refused(text)
+    for words in named:
+        assert words in said
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """An installed package that registers a method called `mine`."""
+    (tmp_path / "mine_package.py").write_text(PLUGIN)
+    info = tmp_path / "mine_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[roobench.methods]\nmine = mine_package:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("mine_package", None)
+
+
+def test_a_package_outside_registers_by_its_entry_point(plugin):
+    assert "mine" in methods.names()
+    assert "mine_package" not in sys.modules
+    assert "mine" in refused("min")
+    variant = methods.parse("mine:sure=true,rate=0.5,path=x")
+    assert variant.method.__module__ == "mine_package"
+    assert (variant.config.sure, variant.config.rate, variant.config.path) == (True, 0.5, "x")
+
+
+@pytest.mark.parametrize(("spelled", "value"), [("1", True), ("True", True), ("0", False), ("FALSE", False)])
+def test_a_switch_has_four_spellings(spelled, value, plugin):
+    assert methods.parse(f"mine:sure={spelled}").config.sure is value
+
+
+def test_any_other_spelling_of_a_switch_is_refused(plugin):
+    assert "sure='yes' is not of type bool" in refused("mine:sure=yes")
+
+
+@pytest.mark.parametrize(
+    ("source", "listed"),
+    [
+        ("from methods.vanilla import Vanilla", "none"),
+        ("from methods.base import Method\nclass Idle(Method): pass", "none"),
+        ("from methods.vanilla import Vanilla\nclass A(Vanilla): pass\nclass B(Vanilla): pass", "A, B"),
+    ],
+    ids=["imported", "abstract", "two"],
+)
+def test_a_file_must_define_exactly_one_method(source, listed):
+    module = ModuleType("odd")
+    exec(source, vars(module))
+    with pytest.raises(UserError, match=f"odd must define exactly one method, but defines {listed}"):
+        methods.only_method_in(module)
+
+
+def test_names_are_found_without_importing_anything():
+    code = (
+        "import sys, methods\n"
+        "names = methods.names()\n"
+        "heavy = {'torch', 'transformers'}\n"
+        "loaded = {m for m in sys.modules if m in heavy or m.startswith('methods.')}\n"
+        "assert 'kangaroo' in names and not loaded, loaded\n"
+        "methods.load('vanilla')\n"
+        "assert 'methods.vanilla' in sys.modules and 'methods.kangaroo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def imports(path: Path) -> set[str]:
+    """Everything that a file imports, `from a import b` as both `a` and `a.b`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they lead"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+def test_methods_do_not_know_each_other():
+    files = [path for path in (ROOT / "methods").rglob("*.py") if path.name not in ("__init__.py", "base.py")]
+    assert len(files) >= 3
+    for path in files:
+        allowed = {"methods", "methods.base"}
+        known = {name for name in imports(path) if name.split(".")[0] == "methods"}
+        assert {name for name in known if not name.startswith("methods.base.")} <= allowed, path
+
+
+def test_the_engine_knows_neither_methods_nor_the_runner():
+    files = list((ROOT / "bench" / "engine").rglob("*.py"))
+    assert len(files) >= 4
+    for path in files:
+        for name in imports(path):
+            inside = name.split(".")[0] not in ("bench", "methods", "run_bench")
+            assert inside or name.startswith(("bench.engine", "bench.errors")), f"{path} imports {name}"
+
+
+def test_methods_know_neither_the_runner_nor_the_reports():
+    upper = ("bench.runner", "bench.cli", "bench.report", "bench.train", "bench.metrics", "bench.audit", "run_bench")
+    for path in (ROOT / "methods").rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith(upper)], path

@@ -1,0 +1,52 @@
+"""Small questions and whole runs over them, through the command line, on the tiny models of `conftest.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.cli import main
+from bench.records import Run, Turn, read_run, read_turns
+from methods.vanilla import Vanilla
+
+# Distinct words, none of which the program writes of itself.
+TWO_TURNS = (11, "writing", ("Praise the zucchini harvest.", "Now mention rhubarb twice."))
+ONE_TURN = (12, "qa", ("Who invented marzipan?",))
+ANOTHER = (13, "rag", ("Quote the walrus.",))
+QUESTIONS = (TWO_TURNS, ONE_TURN, ANOTHER)
+
+
+def write_questions(path: Path, *questions: tuple[int, str, Iterable[str]]) -> str:
+    """A question file in Spec-Bench's format; returns its path."""
+    lines = [json.dumps({"question_id": i, "category": c, "turns": list(turns)}) for i, c, turns in questions]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def words_of(*questions: tuple[int, str, Iterable[str]]) -> set[str]:
+    """The long words of questions, without punctuation."""
+    return {word.strip(".?") for *_, turns in questions for turn in turns for word in turn.split() if len(word) > 5}
+
+
+def run_bench(model: Path, questions: str, out: Path, *flags: str) -> int:
+    """The exit status of a run with short answers, without peers unless `flags` name some."""
+    given = ["--model", str(model), "--questions", questions, "--out", str(out), "--max-new-tokens", "8"]
+    return main([*given, *flags, *([] if "--peer" in flags else ["--peer", "none"])])
+
+
+def records(out: Path) -> tuple[Run, list[Turn]]:
+    """What a run left."""
+    return read_run(out), read_turns(out)
+
+
+class Watched(Vanilla):
+    """Vanilla, but `seen` is called with each prompt and may raise."""
+
+    @staticmethod
+    def seen(prompt: list[int]) -> None:
+        """A test puts its own here."""
+
+    def prefill(self, prompt):
+        type(self).seen(list(prompt))
+        return super().prefill(prompt)
