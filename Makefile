@@ -28,5 +28,5 @@ $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit("Roobench needs Python 3.11 or later, but $(PYTHON) is " + v + ": make PYTHON=python3.12 ...")'
 	@echo "installing into .venv (once; a few minutes)"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
 	@touch $@

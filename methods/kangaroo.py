@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.engine.decoder import Decoder, apply_rope, attend, rms_norm, rotation
+from bench.engine.decoder import Decoder, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.execute import Linear
 from bench.engine.kv_cache import KVCache
 from bench.errors import UserError
@@ -125,17 +125,18 @@ class Adapter(nn.Module):
         x = rms_norm(h, self.input_norm, c.rms_norm_eps)
         qkv = self._packed[0](x) if self._packed else torch.cat((self.q(x), self.k(x), self.v(x)), dim=-1)
         qkv = qkv.view(batch, n, 3 * heads, -1)
-        rope = self.cos[start : start + n, None], self.sin[start : start + n, None]
-        qk = apply_rope(qkv[:, :, : 2 * heads], *rope).transpose(1, 2)
-        q, k, v = qk[:, :heads], qk[:, heads:], qkv[:, :, 2 * heads :].transpose(1, 2)
+        rope = fused_rope(self.cos[start : start + n], self.sin[start : start + n], 2 * heads, heads)
+        qkv = apply_rope(qkv, *rope)
         mask = None
         if cache is not None:
-            k, v = cache.update(0, start, k, v)
+            k, v = cache.update(0, start, qkv[:, :, heads:])
             if n > 1 and start > 0:
                 rows = torch.arange(start, start + n, device=h.device)[:, None]
                 mask = rows >= torch.arange(start + n, device=h.device)
-        out = attend(q, k, v, mask)
-        h = h + (self._packed[1] if self._packed else self.o)(out)
+        else:
+            k, v = qkv[:, :, heads:].transpose(1, 2).chunk(2, dim=1)
+        out = attend(qkv[:, :, :heads], k, v, mask)
+        h = self._packed[1].plus(h, out) if self._packed else h + self.o(out)
         return rms_norm(h, self.output_norm, c.rms_norm_eps)
 
 

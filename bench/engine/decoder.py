@@ -195,7 +195,8 @@ class Decoder:
         if (width := self.widths.get(n, n)) > n:
             x = F.pad(x, (0, 0, 0, width - n))
         end = start + x.shape[1]
-        rope = self.cos[start:end, None], self.sin[start:end, None]  # [n, 1, D]
+        c = self.config
+        rope = fused_rope(self.cos[start:end], self.sin[start:end], c.heads + c.kv_heads, c.kv_heads)
         mask = self._mask_for(x.shape[1], start)
         for i in range(first, self.config.layers if last is None else last):
             x = self._run_layer(self.layers[i], i, x, start, cache, rope, mask)
@@ -215,17 +216,14 @@ class Decoder:
         batch, n, _ = x.shape
         qkv = layer.qkv(rms_norm(x, layer.input_norm, c.norm_eps)).view(batch, n, -1, c.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = rms_norm(qkv[:, :, : c.heads], layer.q_norm, c.norm_eps)
-            k = rms_norm(qkv[:, :, c.heads : -c.kv_heads], layer.k_norm, c.norm_eps)
-            qk = torch.cat((q, k), dim=2)
-        else:
-            qk = qkv[:, :, : -c.kv_heads]
-        qk = apply_rope(qk, *rope).transpose(1, 2)  # [B, H + H_kv, n, D]
-        v = qkv[:, :, -c.kv_heads :].transpose(1, 2)
-        keys, values = cache.update(i, start, qk[:, c.heads :], v)
-        x = x + layer.out(attend(qk[:, : c.heads], keys, values, mask))
+            q, k, v = qkv.split((c.heads, c.kv_heads, c.kv_heads), dim=2)
+            q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
+            qkv = torch.cat((q, k, v), dim=2)
+        qkv = apply_rope(qkv, *rope)  # [B, n, H + 2 * H_kv, D]
+        keys, values = cache.update(i, start, qkv[:, :, c.heads :])
+        x = layer.out.plus(x, attend(qkv[:, :, : c.heads], keys, values, mask))
         gate, up = layer.gate_up(rms_norm(x, layer.post_norm, c.norm_eps)).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate) * up)
+        return layer.down.plus(x, F.silu(gate).mul_(up))
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm between the last layer and the LM head: [..., d] -> [..., d]."""
@@ -295,11 +293,15 @@ class _Taker:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 inside."""
-    return F.rms_norm(x, weight.shape, weight, eps)
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    # The same in fewer operations: on a CPU torch's own is a chain of ten, and a step has two for every layer.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * (norm * norm / x.shape[-1] + eps).rsqrt() * weight
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., n, H, D] by its positions' angles, cos and sin [n, 1, D] as `rotation` makes them."""
+    """Rotate x [B, n, heads, D] by its positions' angles, cos and sin [n, heads, D] as `fused_rope` makes them."""
     # Swapping the halves is one operation where negating and joining them would be four.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -308,6 +310,19 @@ def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The tables for `apply_rope` from the usual cosines and sines [positions, D]: the first half of sin negated."""
     low, high = sin.chunk(2, dim=-1)
     return cos, torch.cat((-low, high), dim=-1)
+
+
+def fused_rope(cos: Tensor, sin: Tensor, turned: int, kept: int) -> tuple[Tensor, Tensor]:
+    """Tables [n, D] for one position each -> tables [n, turned + kept, D] for all heads of a fused product at once.
+
+    Queries and keys turn; values, the last `kept` heads, stay as they are. Made once a pass, this spares every layer
+    the slicing and joining.
+    """
+    n, head_dim = cos.shape
+    return (
+        torch.cat((cos[:, None].expand(n, turned, head_dim), cos.new_ones(n, kept, head_dim)), dim=1),
+        torch.cat((sin[:, None].expand(n, turned, head_dim), sin.new_zeros(n, kept, head_dim)), dim=1),
+    )
 
 
 def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -321,18 +336,19 @@ def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.de
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of q [B, H, n, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
+    """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
 
     `mask` [G * n, S], True where a query may look. None: every query sees all keys (n = 1), or, where n = S, the
-    usual causal triangle. The G query heads that share a key head are folded into its query positions, so that keys
-    and values are read once and never repeated in memory.
+    usual causal triangle. With a mask, the G query heads that share a key head are folded into its query positions, so
+    that keys and values are read once and never repeated in memory.
     """
-    batch, heads, n, head_dim = q.shape
+    batch, n, heads, head_dim = q.shape
     kv_heads = k.shape[1]
-    if mask is None and n > 1:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
+    if mask is None:
+        grouped = heads != kv_heads
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=n > 1, enable_gqa=grouped)
     else:
-        folded = q.reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
+        folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
     return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
 

@@ -38,6 +38,13 @@ class Linear:
             return out
         return F.linear(x, self.weight, self.bias)
 
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual` + apply to x; packed, in one operation."""
+        if self.packed:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return out
+        return residual + F.linear(x, self.weight, self.bias)
+
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this build of torch and this processor can pack weights of `dtype`, found by trying."""
@@ -45,10 +52,11 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         return False
     weight = torch.eye(32, dtype=dtype)
     try:
-        out = Linear(weight, packed=True)(weight[:3])
+        packed = Linear(weight, packed=True)
+        out, doubled = packed(weight[:3]), packed.plus(weight[:3], weight[:3])
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
-    return bool(torch.equal(out, weight[:3]))
+    return torch.equal(out, weight[:3]) and torch.equal(doubled, 2 * weight[:3])
 
 
 def measure_widths(linears: Sequence[Linear], dtype: torch.dtype, repeats: int = 7) -> dict[int, int]:

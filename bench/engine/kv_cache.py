@@ -25,21 +25,36 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        shape = (layers, batch, kv_heads, max_len, head_dim)
-        # Empty, not zeros: pages that no answer reaches are then never touched.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # [L, B, H_kv, S, D]
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Empty, not zeros: pages that no answer reaches are then never touched. Keys and values lie together, so that
+        # one copy writes both.
+        shape = (layers, 2, batch, kv_heads, max_len, head_dim)
+        self.data = torch.empty(shape, dtype=dtype, device=device)
         self.max_len = max_len
+        self._layers = list(self.data)  # [2, B, H_kv, S, D] each
 
-    def update(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, H_kv, n, D] at positions start..start+n and return all up to there, [B, H_kv, start+n, D]."""
-        end = start + k.shape[2]
-        assert end <= self.max_len, f"cache of {self.max_len} positions written up to {end}"
-        self.keys[layer, :, :, start:end] = k
-        self.values[layer, :, :, start:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    @property
+    def keys(self) -> Tensor:
+        """[L, B, H_kv, S, D]."""
+        return self.data[:, 0]
+
+    @property
+    def values(self) -> Tensor:
+        """[L, B, H_kv, S, D]."""
+        return self.data[:, 1]
+
+    def update(self, layer: int, start: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, n, 2 * H_kv, D] at positions start..start+n.
+
+        Returns all keys and all values up to there, [B, H_kv, start + n, D] each.
+        """
+        batch, n, heads, head_dim = kv.shape
+        assert start + n <= self.max_len, f"cache of {self.max_len} positions written up to {start + n}"
+        store = self._layers[layer]
+        store.narrow(3, start, n).copy_(kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
+        keys, values = store.narrow(3, 0, start + n).unbind(0)
+        return keys, values
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.keys.nbytes + self.values.nbytes
+        return self.data.nbytes

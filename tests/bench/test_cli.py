@@ -16,6 +16,7 @@ import methods
 from bench import __version__, environment
 from bench.checkpoints import DEFAULT_MODEL
 from bench.cli import main
+from bench.errors import UserError
 from bench.questions import TASKS
 from tests.tiny import records, run_bench
 
@@ -109,6 +110,14 @@ def test_adapter_of_another_model_is_told_with_both_sizes(setting, tiny_adapter,
     line = error_of([*given, "--method", f"kangaroo:weights={other}"], capsys)
     assert "is for another model: its hidden size is 64" in line
     assert "is 48" in line
+
+
+def test_error_of_several_lines_is_told_in_one(cache, monkeypatch, capsys):
+    def fail():
+        raise UserError("the library says:\nfirst\nsecond")
+
+    monkeypatch.setattr("bench.checkpoints.list_cache", fail)
+    assert error_of(["cache", "list"], capsys, alone=True) == "error: the library says: first second"
 
 
 def test_folder_without_a_model_and_damaged_weights_are_told(setting, tmp_path, capsys):

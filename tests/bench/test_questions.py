@@ -284,6 +284,16 @@ def test_special_tokens_of_the_template_are_single_ids_and_none_is_added(tiny_to
     assert (ids.count(start), ids.count(end), ids[0]) == (2, 1, start)
 
 
+def test_begin_token_of_the_template_is_not_doubled_by_the_tokenizer(vicuna):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = vicuna.tokenizer
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    assert tokenizer.encode("a")[0] == begin  # it adds one of its own accord
+    assert vicuna.prompt([], "a").count(begin) == 1
+
+
 def test_answer_text_leaves_out_special_tokens_and_outer_space(tiny_tokenizer):
     chat = ChatFormat(tiny_tokenizer)
     assert chat.answer_text([*chat.encode(" two words\n"), tiny_tokenizer.eos_token_id]) == "two words"

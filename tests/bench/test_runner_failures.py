@@ -80,18 +80,20 @@ def test_method_that_fails_in_the_first_turn_is_still_asked_the_second(setting, 
     assert errors == {("vanilla", 0): None, ("vanilla", 1): None, ("watched", 1): None}
 
 
-def test_prompt_beyond_the_context_fails_for_everybody_and_the_run_goes_on(setting, tmp_path, hf_greedy):
+def test_prompt_beyond_the_context_fails_for_everybody_and_the_run_goes_on(setting, tmp_path):
     outgrown = (15, "writing", ("short", LONG[2][0]))
-    source = write_questions(tmp_path / "q.jsonl", LONG, outgrown, ONE_TURN)
+    unanswered = (16, "writing", (LONG[2][0], "short"))
+    source = write_questions(tmp_path / "q.jsonl", LONG, outgrown, unanswered, ONE_TURN)
     flags = ["--method", setting.kangaroo, "--peer", "hf-generate", "--peer-limit", "0"]
     assert run_bench(setting.model, source, setting.out, *flags) == 0
     _, turns = records(setting.out)
-    for question, turn in ((14, 0), (15, 1)):
+    for question, turn in ((14, 0), (15, 1), (16, 0)):
         errors = {t.method: t.error for t in turns if (t.question_id, t.turn) == (question, turn)}
         assert set(errors) == {"vanilla", setting.kangaroo, "hf-generate"}
         assert all("no room in the context of 512" in str(error) for error in errors.values())
     assert {t.error for t in turns if (t.question_id, t.turn) in ((12, 0), (15, 0))} == {None}
-    assert summary_of(setting.out)["excluded_questions"] == [14, 15]
+    assert {t.turn for t in turns if t.question_id == 16} == {0}  # a second turn would need vanilla's first answer
+    assert summary_of(setting.out)["excluded_questions"] == [14, 15, 16]
 
 
 def test_answer_stops_where_the_context_ends(setting, tmp_path):

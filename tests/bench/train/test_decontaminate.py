@@ -60,7 +60,7 @@ def made(tiny_tokenizer):
     length = 160
     rows = [tiny_tokenizer.encode(text, add_special_tokens=False) for text in texts]
     tokens = torch.tensor([row + [tiny_tokenizer.eos_token_id] * (length - len(row)) for row in rows])
-    return Conversations(tokens.int(), torch.arange(5 * length).view(5, length) % 2 == 0)
+    return Conversations(tokens.int(), torch.arange(5 * length).view(5, length) % 7 == 0)
 
 
 def test_planted_questions_are_dropped_with_their_masks_and_others_kept(made, tiny_tokenizer, tmp_path):
