@@ -17,6 +17,7 @@ import torch
 from bench.errors import UserError
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
+_BUSY_PERCENT = 15
 _ROOT = Path(__file__).parent.parent
 
 
@@ -49,6 +50,14 @@ def unused_gpu_warning(device: torch.device) -> str | None:
         f"this machine has an NVIDIA GPU, but this torch ({torch.__version__}) cannot use it: the run is on the CPU. "
         "Install a CUDA build of torch that fits the driver (nvidia-smi shows it)"
     )
+
+
+def busy_warning() -> str | None:
+    """A sentence if other programs keep this machine's processors busy: a pass waits for its slowest thread."""
+    busy = psutil.cpu_percent(interval=0.5)
+    if busy < _BUSY_PERCENT:
+        return None
+    return f"other programs use {busy:.0f}% of this machine's processors: the figures of this run will be far off"
 
 
 def has_nvidia_gpu() -> bool:

@@ -103,6 +103,9 @@ class Bench:
         self.checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
         self.chat = ChatFormat(checkpoints.load_tokenizer(self.checkpoint))
         self.eos = questions.eos_ids(self.chat.tokenizer, generation_config(self.checkpoint))
+        self.warnings = list(filter(None, [environment.busy_warning()]))
+        for warning in self.warnings:
+            self.log(f"WARNING: {warning}")
         self.log(f"loading {self.checkpoint.name}")
         context = _context_needed(self.questions, self.chat, config.max_new_tokens)
         hf_context = checkpoints.load_config(self.checkpoint).max_position_embeddings
@@ -274,7 +277,11 @@ class Bench:
                 "pass_widths": {str(n): width for n, width in target.widths.items()},
                 "cache_positions": target.max_len,
             },
-            provenance={"started": self.started.isoformat(timespec="seconds"), **environment.describe_software()},
+            provenance={
+                "started": self.started.isoformat(timespec="seconds"),
+                **environment.describe_software(),
+                "warnings": self.warnings,
+            },
             complete=False,
         )
 

@@ -36,9 +36,12 @@ class Variant:
 
 def names() -> list[str]:
     """Names of all methods and peers, found by file name and entry point; nothing is imported."""
+    return sorted(_own_names() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def _own_names() -> set[str]:
     files = [path for folder in __path__ for path in Path(folder).glob("*.py") if path.stem not in _NOT_METHODS]
-    found = {path.stem.replace("_", "-") for path in files}
-    return sorted(found | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
+    return {path.stem.replace("_", "-") for path in files}
 
 
 def load(name: str) -> type[Method] | type[Peer]:
@@ -51,6 +54,10 @@ def load(name: str) -> type[Method] | type[Peer]:
     if name not in names():
         raise UserError(f"unknown method {name!r}{_did_you_mean(name, names())}; available: {', '.join(names())}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
+        if name in _own_names():
+            raise UserError(
+                f"the installed plug-in {point.value!r} takes the name of a built-in method, {name!r}: rename it"
+            )
         loaded: type[Method] | type[Peer] = point.load()
         return loaded
     return only_method_in(importlib.import_module(f"methods.{name.replace('-', '_')}"))

@@ -260,8 +260,8 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Tensor | None]
     adapter = Adapter(config)
     for ours, parameter in adapter.named_parameters():
         found = weights.get(_NAMES[ours])
-        if found is None or found.shape != parameter.shape:
-            has = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+        if not isinstance(found, Tensor) or found.shape != parameter.shape:
+            has = f"has shape {tuple(found.shape)}" if isinstance(found, Tensor) else "is missing"
             raise UserError(
                 f"the adapter in {folder} does not fit its {CONFIG_FILE}: {_NAMES[ours]} {has}, "
                 f"expected {tuple(parameter.shape)}"

@@ -33,7 +33,7 @@ DEFINITIONS = """\
 def report_page(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     """The page as Markdown; `plots` are (title, relative link)."""
     title = f"# {summary['model']} on {_device_name(run)}, {summary['dtype']}"
-    parts = [title, _headlines(summary), _warnings(summary)]
+    parts = [title, _headlines(summary), _warnings(run, summary)]
     parts += [f"![{caption}]({link})" for caption, link in plots]
     if len(summary["methods"]) > 2:
         parts.append(tables.overview_markdown(summary))
@@ -95,9 +95,10 @@ def _output(overall: Cell) -> str:
     return f"output of {audited} turns: {tables.lossless_text(counts)}"
 
 
-def _warnings(summary: dict[str, Any]) -> str:
+def _warnings(run: Run, summary: dict[str, Any]) -> str:
     """Everything that a reader must know before believing a figure; nothing where there is nothing."""
     found = [
+        *(f"- **{_sentence(warning)}**" for warning in run.provenance.get("warnings", [])),
         *_interrupted(summary),
         *_failures(summary),
         *_divergences(summary),
@@ -226,6 +227,10 @@ def _provenance(run: Run) -> str:
 def _where(turn: dict[str, Any]) -> str:
     where = f"question {turn['question_id']} ({tables.task_name(turn['task'])})"
     return f"{turn['method']}, {where}, turn {turn['turn']}, round {turn['round']}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _first(found: Sequence[Any]) -> str:

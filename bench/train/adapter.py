@@ -22,7 +22,6 @@ from bench import checkpoints, environment, questions
 from bench.config import RunConfig, TrainConfig
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.packaged_model import WHEEL
 from bench.questions import ChatFormat
 from bench.records import check_writable
 from bench.runner import generation_config, load_target
@@ -56,13 +55,11 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
-    # Only the packaged model's name says which weights it has.
-    sha256 = None if checkpoint.revision == WHEEL else checkpoint.sha256
     eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
     with _bar(config.tokens, "conversations, answer tokens") as bar:
-        made = conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, sha256)
+        made = conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, checkpoint.sha256)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
-    key = conversations.recipe_key(target, recipe, sha256)
+    key = conversations.recipe_key(target, recipe, checkpoint.sha256)
     folder = checkpoints.cache_root() / "features" / f"{key}-{config.exit_layer}"
     with _bar(len(made.tokens), "features, conversations") as bar:
         # The decontaminated set may differ from one call to the next; its features are then another folder's.
@@ -100,7 +97,8 @@ class AdapterTrainer:
         self.adapter.output_norm.data.copy_(target.norm)
         self.adapter.prepare(found.tokens.shape[1], self.device)
         self.offsets = found.offsets
-        self.train_on, self.held_out = loop.split(len(found.tokens), HELD_OUT, config.seed)
+        usable = found.taught.any(1).nonzero()[:, 0].tolist()  # a conversation without an answer teaches nothing
+        self.train_on, self.held_out = loop.split(usable, HELD_OUT, config.seed)
 
     def fit(self, log: Callable[[str], None]) -> list[dict[str, float]]:
         """Train, with scores on the held-out conversations after every epoch."""

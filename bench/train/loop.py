@@ -108,11 +108,11 @@ def acceptance_by_position(matches: Tensor, taught: Tensor, positions: int) -> l
     return shares
 
 
-def split(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of conversations to train on and to hold out."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    held = max(1, round(count * held_out))
-    return order[held:], order[:held]
+def split(indices: Sequence[int], held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """Conversations to train on, and at least one to hold out."""
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = max(1, round(len(indices) * held_out))
+    return [indices[i] for i in order[held:]], [indices[i] for i in order[:held]]
 
 
 @dataclass(frozen=True)

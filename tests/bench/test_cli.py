@@ -265,6 +265,14 @@ def test_gpu_that_torch_cannot_use_is_a_loud_warning_and_the_run_goes_on(setting
     assert "WARNING" not in capsys.readouterr().err
 
 
+def test_busy_machine_is_a_loud_warning_kept_with_the_records(setting, monkeypatch, capsys):
+    monkeypatch.setattr("bench.environment.psutil.cpu_percent", lambda interval: 62.0)
+    flags = ["--model", str(setting.model), "--questions", str(setting.questions), "--out", str(setting.out)]
+    assert main([*flags, "--method", "vanilla", "--peer", "none", "--max-new-tokens", "2"]) == 0
+    assert "WARNING: other programs use 62% of this machine's processors" in capsys.readouterr().err
+    assert "Other programs use 62% of this machine's processors" in (setting.out / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("code", "listed", "expected"),
     [(0, "GPU 0: NVIDIA H200\n", True), (0, "No devices\n", False), (9, "GPU access blocked\n", False)],

@@ -123,6 +123,13 @@ def test_a_missing_tensor_is_named(name, authors, model, tiny_adapter, refused):
     assert f"{name} is missing" in refused(folder)
 
 
+def test_what_is_no_tensor_counts_as_missing(model, tiny_adapter, refused):
+    folder = tiny_adapter(model, authors=True)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save({**weights, O_PROJ: [1.0]}, folder / "pytorch_model.bin")
+    assert f"{O_PROJ} is missing" in refused(folder, exit_layer=1)
+
+
 def test_a_tensor_of_the_wrong_shape_is_named(model, tiny_adapter, refused):
     said = refused(tiny_adapter(model, tensors={O_PROJ: torch.zeros(48, 40)}))
     assert f"{O_PROJ} has shape (48, 40), expected (48, 48)" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_a_package_outside_registers_by_its_entry_point(plugin):
     variant = methods.parse("mine:sure=true,rate=0.5,path=x")
     assert variant.method.__module__ == "mine_package"
     assert (variant.config.sure, variant.config.rate, variant.config.path) == (True, 0.5, "x")
+
+
+def test_a_package_outside_cannot_take_the_name_of_a_built_in_method(plugin, tmp_path):
+    info = tmp_path / "mine_package-1.0.dist-info" / "entry_points.txt"
+    info.write_text("[roobench.methods]\nvanilla = mine_package:Mine\n")
+    importlib.invalidate_caches()
+    said = refused("vanilla")
+    assert "'mine_package:Mine'" in said
+    assert "built-in method, 'vanilla'" in said
 
 
 @pytest.mark.parametrize(("spelled", "value"), [("1", True), ("True", True), ("0", False), ("FALSE", False)])

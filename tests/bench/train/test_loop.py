@@ -152,11 +152,11 @@ def test_acceptance_of_a_perfect_and_of_a_useless_draft():
 
 @pytest.mark.parametrize(("count", "held"), [(192, 10), (20, 1), (2, 1)])
 def test_split_holds_some_out_and_loses_none(count, held):
-    train, out = split(count, 0.05, seed=3)
+    train, out = split(range(count), 0.05, seed=3)
     assert len(out) == held
     assert sorted(train + out) == list(range(count))
-    assert split(count, 0.05, seed=3) == (train, out)
-    assert count < 5 or split(count, 0.05, seed=4) != (train, out)
+    assert split(range(count), 0.05, seed=3) == (train, out)
+    assert count < 5 or split(range(count), 0.05, seed=4) != (train, out)
 
 
 def regression():
