@@ -77,7 +77,7 @@ class TrainConfig:
     tokens: int = _setting(400_000, "tokens of self-made answers to train on, at least", metavar="N")
     epochs: int = _setting(10, "passes over them", metavar="N")
     batch: int = _setting(2, "conversations in an optimiser's step", metavar="N")
-    learning_rate: float = _setting(1e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
+    learning_rate: float = _setting(4e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
     seed: int = _setting(0, "of conversations, initial weights and order", metavar="N")
     decontaminate: tuple[str, ...] = _setting(
         ("mini", "official"),
