@@ -1,4 +1,4 @@
-"""Is a greedy answer vanilla's, token for token? And if not, is it the arithmetic or a fault? (MEASUREMENT 10.)
+"""Is a greedy answer vanilla's, token for token? And if not, is it the arithmetic or a fault?
 
 Passes of different widths round differently, so that even in float32 two tokens whose logits all but tie may swap.
 Such a divergence is *numerical*: the float32 gap between the two tokens is within twice the error that the run's own

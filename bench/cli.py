@@ -88,7 +88,7 @@ def _spell(values: dict[str, object]) -> str:
 def _run(options: argparse.Namespace) -> int:
     given = vars(options)
     settings = config.from_flags({k: v for k, v in given.items() if k != "preset"}, given["preset"])
-    from bench import runner
+    from bench import metrics, runner
     from bench.report import terminal_table, write_report
 
     bench_run = runner.Bench(settings, log=lambda line: print(line, file=sys.stderr))
@@ -103,10 +103,10 @@ def _run(options: argparse.Namespace) -> int:
     if not record.complete:
         print("interrupted: the figures are of the questions finished until then", file=sys.stderr)
         return 130
-    failed = runner.not_lossless(record, bench_run.turns)
+    failed = metrics.not_lossless(record, bench_run.turns)
     if failed:
         print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {bench_run.run_dir}", file=sys.stderr)
-    dead = runner.failed_throughout(record, bench_run.turns)
+    dead = metrics.failed_throughout(record, bench_run.turns)
     for label, error in dead.items():
         print(f"{label} failed in every question, first with: {error}", file=sys.stderr)
     return 1 if failed or dead else 0
@@ -120,12 +120,12 @@ def _report_parser() -> _Made:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from bench.records import read_run
     from bench.report import terminal_table, write_report
 
     run_dir: Path = options.run_dir
-    beside = run_dir / "plots"
-    by_id = Path("plots") / run_dir.resolve().name
-    paths = write_report(run_dir, options.plots or (by_id if by_id.is_dir() else beside))
+    by_id = Path("plots") / read_run(run_dir).run_id
+    paths = write_report(run_dir, options.plots or (by_id if by_id.is_dir() else run_dir / "plots"))
     print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
     print("written:", *paths, sep="\n  ")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,8 +112,8 @@ def cpu_name() -> str:
 
 
 def command_line() -> str:
-    """How the program was called, without the folders of this machine."""
-    return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    """How the program was called, as it can be typed again."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

@@ -150,6 +150,19 @@ def ordered_tasks(tasks: Iterable[str]) -> list[str]:
     return [task for task in TASKS if task in seen] + [task for task in seen if task not in TASKS]
 
 
+def failed_throughout(record: Run, turns: Sequence[Turn]) -> dict[str, str]:
+    """Methods of ours (vanilla too) that answered nothing at all, with their first error: exit status 1."""
+    errors = {label: [t.error for t in turns if t.method == label] for label in record.methods}
+    ours = [label for label, info in record.methods.items() if info.kind != "peer"]
+    return {label: str(errors[label][0]) for label in ours if errors[label] and None not in errors[label]}
+
+
+def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
+    """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
+    different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
+    return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
+
+
 def _vanilla_name(run: Run) -> str:
     for name, info in run.methods.items():
         if info.kind == "vanilla":

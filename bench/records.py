@@ -38,12 +38,14 @@ class Step:
     emitted: list[int]  # token ids that the step adds to the answer, the target's own (the bonus) last; >= 1
     drafted: int = 0  # draft tokens proposed
     accepted: int = 0  # draft tokens kept
-    draft_s: float = 0.0  # host seconds spent drafting; the rest of the step is verification and commit
+    # Host seconds spent drafting; the rest of the step is verification and commit. On CUDA, work that drafting queued
+    # but did not wait for falls into the rest.
+    draft_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Is a method's answer vanilla's? (MEASUREMENT 10.) Positions count from the answer's first token."""
+    """Is a method's answer vanilla's? Positions count from the answer's first token."""
 
     verdict: str  # "identical" | "numerical" | "different"
     position: int | None = None  # of the first divergence

@@ -12,7 +12,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import methods
 from bench import checkpoints, environment, questions
 from bench.audit import Auditor
 from bench.config import RunConfig
-from bench.engine.decoder import Decoder
+from bench.engine.decoder import Decoder, DecoderConfig
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.records import RUN_FILE, TURNS_FILE, MethodInfo, Run, Turn, check_writable, write_json, write_turns
@@ -73,7 +73,7 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
     if config.threads:
         torch.set_num_threads(config.threads)
     dtype = DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    with _memory_errors(f"model {checkpoint.name} in {dtype}"):
+    with memory_errors(f"model {checkpoint.name} in {dtype}"):
         return Decoder.from_weights(
             checkpoints.load_config(checkpoint),
             checkpoints.iter_weights(checkpoint),
@@ -93,6 +93,7 @@ class Bench:
         # What can be wrong with the command is found before anything slow begins.
         self.questions = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
         self.variants = _variants(config)
+        environment.choose_device(config.device)
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
@@ -108,22 +109,30 @@ class Bench:
             self.log(f"WARNING: {warning}")
         self.log(f"loading {self.checkpoint.name}")
         context = _context_needed(self.questions, self.chat, config.max_new_tokens)
-        hf_context = checkpoints.load_config(self.checkpoint).max_position_embeddings
-        self.target = load_target(config, self.checkpoint, min(context, hf_context), log)
-        self.context = min(self.target.max_len, self.target.config.context)
+        own_context = DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
+        self.context = min(context, own_context)
+        self.target = load_target(config, self.checkpoint, self.context, log)
         self.contestants = [self._contestant(variant) for variant in self.variants]
         self.auditor = Auditor(self.target, self._float32_reference)
         self.turns: list[Turn] = []
 
     def _contestant(self, variant: methods.Variant) -> Contestant:
-        with _memory_errors(f"method {variant.label}"):
+        with memory_errors(f"method {variant.label}"):
             if issubclass(variant.method, Peer):
                 return Contestant(variant.label, variant.method(self.target, variant.config, self.checkpoint))
             return Contestant(variant.label, variant.method(self.target, variant.config))
 
     def _float32_reference(self) -> Decoder:
+        """For the audit of a lower precision: beside the target if it fits there, else on the CPU."""
         config = dataclasses.replace(self.config, dtype="float32", device=str(self.target.device))
-        return load_target(config, self.checkpoint, self.target.max_len, self.log)
+        try:
+            return load_target(config, self.checkpoint, self.target.max_len, self.log)
+        except UserError as error:
+            if self.target.device.type == "cpu":
+                raise
+            self.log(f"the audit's float32 reference goes to the CPU: {error}")
+            config = dataclasses.replace(config, device="cpu")
+            return load_target(config, self.checkpoint, self.target.max_len, self.log)
 
     def run(self) -> Run:
         """Warm up, ask everything, and leave `run.json` and `turns.jsonl` in `run_dir`; interrupted, what was done."""
@@ -204,7 +213,13 @@ class Bench:
             turn = turns.get(contestant.label)
             if turn is None or turn is vanilla or turn.error is not None or not contestant.runner.lossless:
                 continue
-            turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
+            try:
+                with memory_errors("the audit's reference"):
+                    turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
+            except UserError as error:  # what was measured is worth more than this one verdict
+                warning = f"{turn.method}, question {turn.question_id}, is not audited: {error}"
+                self.warnings.append(warning)
+                self.log(f"WARNING: {warning}")
 
     def _warm_up(self) -> None:
         """Decode a prompt of no task until the time per token is stable; never counted. Gives the estimate's rates."""
@@ -216,7 +231,7 @@ class Bench:
         for contestant in self.contestants:
             last_s = float("inf")
             for _ in range(_WARM_UP_MOST):
-                with _memory_errors(f"method {contestant.label}"):
+                with memory_errors(f"method {contestant.label}"):
                     answer = decode(contestant.runner, prompt, limit, frozenset())
                 per_token_s = answer.decode_s / (limit - 1)
                 stable = abs(per_token_s - last_s) <= _STABLE * last_s
@@ -349,12 +364,14 @@ def _set_aside_earlier_run(folder: Path) -> None:
 
 
 @contextmanager
-def _memory_errors(what: str) -> Iterator[None]:
+def memory_errors(what: str) -> Iterator[None]:
     """Out of memory becomes a sentence."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        remedy = "take a smaller model, --dtype bfloat16, or another --device"
+        remedy = (
+            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
+        )
         raise UserError(f"not enough memory for {what} ({str(error).splitlines()[0]}): {remedy}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
@@ -377,16 +394,3 @@ def _minutes(seconds: float) -> str:
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]
-
-
-def failed_throughout(record: Run, turns: Sequence[Turn]) -> dict[str, str]:
-    """Methods of ours (vanilla too) that answered nothing at all, with their first error: exit status 1."""
-    errors = {label: [t.error for t in turns if t.method == label] for label in record.methods}
-    ours = [label for label, info in record.methods.items() if info.kind != "peer"]
-    return {label: str(errors[label][0]) for label in ours if errors[label] and None not in errors[label]}
-
-
-def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
-    """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
-    different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
-    return [label for label, info in record.methods.items() if info.kind == "method" and label in different]

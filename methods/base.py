@@ -103,6 +103,7 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     steps: list[Step] = []
     while len(tokens) < limit and tokens[-1] not in eos:
         step = method.step(limit - len(tokens))
+        assert step.emitted, f"{type(method).__name__} made a step that emitted nothing"
         steps.append(cut_at_eos(step, eos))
         tokens += steps[-1].emitted
     end_s = now_s(device)

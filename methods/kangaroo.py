@@ -147,7 +147,7 @@ class Kangaroo(SpeculativeMethod):
 
     def __init__(self, target: Decoder, config: KangarooConfig):
         super().__init__(target, config)
-        folder = Path(config.weights) if config.weights else packaged_weights(target.name)
+        folder = Path(config.weights).expanduser() if config.weights else packaged_weights(target.name)
         self.adapter, ranking = load_adapter(folder, target)
         trained = self.adapter.config
         self.exit_layer = _choose_exit_layer(config.exit_layer, trained.exit_layer, target, folder)

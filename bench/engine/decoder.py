@@ -192,7 +192,8 @@ class Decoder:
     def run_layers(self, x: Tensor, start: int, cache: KVCache, first: int = 0, last: int | None = None) -> Tensor:
         """Layers [first, last) over x [B, n, d] at positions start..start+n, reading and writing `cache`."""
         n = x.shape[1]
-        if (width := self.widths.get(n, n)) > n:
+        # Measured for one sequence; a batch in lock-step is wide enough as it is.
+        if x.shape[0] == 1 and (width := self.widths.get(n, n)) > n:
             x = F.pad(x, (0, 0, 0, width - n))
         end = start + x.shape[1]
         c = self.config

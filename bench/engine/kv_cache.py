@@ -53,8 +53,3 @@ class KVCache:
         store.narrow(3, start, n).copy_(kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
         keys, values = store.narrow(3, 0, start + n).unbind(0)
         return keys, values
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.data.nbytes

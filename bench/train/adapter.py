@@ -24,7 +24,7 @@ from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.questions import ChatFormat
 from bench.records import check_writable
-from bench.runner import generation_config, load_target
+from bench.runner import generation_config, load_target, memory_errors
 from bench.train import conversations, loop
 from bench.train.conversations import Conversations, Recipe
 from bench.train.decontaminate import Filter
@@ -37,6 +37,7 @@ _RANKED = 16384  # tokens whose order by frequency is stored with the weights, a
 CARD = "README.md"
 
 
+@memory_errors("training")
 def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]:
     """Train an adapter as `config` says; returns the files written.
 

@@ -284,3 +284,13 @@ def test_gpu_is_believed_only_if_the_drivers_tool_lists_one(monkeypatch, code, l
     assert environment.has_nvidia_gpu() is expected
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert environment.has_nvidia_gpu() is False
+
+
+def test_unsupported_model_is_told_in_one_line(setting, tmp_path, capsys):
+    folder = tmp_path / "gemma"
+    shutil.copytree(setting.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bloom", "architectures": None}))
+    given = ["--model", str(folder), "--questions", str(setting.questions), "--out", str(setting.out)]
+    said = error_of([*given, "--method", "vanilla", "--peer", "none"], capsys)
+    assert "model type 'bloom' is not supported; supported: llama" in said

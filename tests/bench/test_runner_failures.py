@@ -8,6 +8,7 @@ import os
 import tempfile
 
 import pytest
+import torch
 
 from bench.cli import main
 from bench.records import Turn, read_turns, write_turns
@@ -278,3 +279,16 @@ def test_malformed_generation_config_is_told_by_name(setting, tmp_path, capsys):
     source = write_questions(tmp_path / "q.jsonl", ANOTHER)
     assert run_bench(model, source, setting.out, "--method", "vanilla") == 2
     assert "generation_config.json is malformed" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_audit_that_fails_costs_the_verdict_and_not_the_run(setting, monkeypatch, capsys):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("no room for the reference")
+
+    monkeypatch.setattr("bench.audit.Auditor.compare", out_of_memory)
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    record, turns = records(setting.out)
+    assert all(turn.error is None and turn.audit is None for turn in turns)
+    assert "is not audited" in capsys.readouterr().err
+    assert record.provenance["warnings"]
+    assert "output not checked" in (setting.out / "report.md").read_text()

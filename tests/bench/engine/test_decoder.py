@@ -283,3 +283,14 @@ def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(kind, name, tiny_
         Decoder.from_weights(config, {**weights, name: wrong}.items(), max_len=16)
     for said in (name.removeprefix("model."), str(tuple(wrong.shape)), str(tuple(right.shape))):
         assert said in str(refusal.value)
+
+
+def test_a_batch_in_lock_step_is_not_padded(tiny_model, tiny_decoder, monkeypatch):
+    decoder = tiny_decoder(*tiny_model("tied"))
+    monkeypatch.setattr(decoder, "widths", {1: 4})
+    rows = []
+    product = decoder.layers[0].qkv
+    monkeypatch.setattr(decoder.layers[0], "qkv", lambda x: rows.append(tuple(x.shape[:2])) or product(x))
+    for batch in (1, 3):
+        decoder.run_layers(decoder.embed(torch.zeros(batch, 1)), 0, decoder.new_cache(batch))
+    assert rows == [(1, 4), (3, 1)]
