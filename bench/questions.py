@@ -6,7 +6,6 @@ format from elsewhere work too; categories that Spec-Bench does not know are tas
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
 import io
@@ -22,7 +21,7 @@ from typing import Any
 import jsonlines
 
 from bench.checkpoints import cache_root
-from bench.errors import UserError
+from bench.errors import UserError, did_you_mean
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -82,8 +81,7 @@ class QuestionSet:
         wanted = self.tasks if tasks == "all" else [task.strip() for task in tasks.split(",")]
         for task in wanted:
             if task not in self.tasks:
-                close = difflib.get_close_matches(task, self.tasks, n=1)
-                hint = f", did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(task, self.tasks)
                 raise UserError(f"unknown task {task!r}{hint}; {self.name} has: all, {', '.join(self.tasks)}")
         chosen = {
             question

@@ -7,7 +7,6 @@ its knobs.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
 import inspect
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from bench.errors import UserError
+from bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from methods.base import Method, Peer
@@ -52,7 +51,7 @@ def load(name: str) -> type[Method] | type[Peer]:
 
     """
     if name not in names():
-        raise UserError(f"unknown method {name!r}{_did_you_mean(name, names())}; available: {', '.join(names())}")
+        raise UserError(f"unknown method {name!r}{did_you_mean(name, names())}; available: {', '.join(names())}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         if name in _own_names():
             raise UserError(
@@ -96,7 +95,7 @@ def parse(text: str) -> Variant:
     for item in filter(None, knobs.split(",")):
         key, equals, value = item.partition("=")
         if not equals or key not in types:
-            hint = _did_you_mean(key, types) + (f"; its knobs: {', '.join(types)}" if types else "; it has none")
+            hint = did_you_mean(key, types) + (f"; its knobs: {', '.join(types)}" if types else "; it has none")
             raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
         values[key] = _convert(name, key, value, types[key])
     try:
@@ -122,8 +121,3 @@ def _convert(name: str, key: str, value: str, kind: Any) -> Any:
         pass
     wanted = getattr(kind, "__name__", str(kind))
     raise UserError(f"method {name!r}: knob {key}={value!r} is not of type {wanted}")
-
-
-def _did_you_mean(word: str, possible: Any) -> str:
-    close = difflib.get_close_matches(word, list(possible), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -69,7 +69,8 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
     trainer = AdapterTrainer(target, config, found, ranking)
     history = trainer.fit(log)
-    files = _write(out, trainer, history, made, checked, checkpoint, time.perf_counter() - begin_s)
+    wall_s = time.perf_counter() - begin_s
+    files = _write(out, trainer, card(trainer, history, made, checked, checkpoint, wall_s))
     log(f"held-out top-1 agreement {history[-1]['agreement']:.3f}")
     return files
 
@@ -187,21 +188,12 @@ def _decontaminate(
     return Conversations(made.tokens[keep], made.chosen[keep]), checked
 
 
-def _write(
-    out: Path,
-    trainer: AdapterTrainer,
-    history: list[dict[str, float]],
-    made: Conversations,
-    checked: dict[str, Any],
-    checkpoint: checkpoints.Checkpoint,
-    wall_s: float,
-) -> list[Path]:
+def _write(out: Path, trainer: AdapterTrainer, card_text: str) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
             save_adapter(Path(partial), trainer.adapter, trainer.ranking)
-            text = card(trainer, history, made, checked, checkpoint, wall_s)
-            (Path(partial) / CARD).write_text(text, encoding="utf-8")
+            (Path(partial) / CARD).write_text(card_text, encoding="utf-8")
             files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
