@@ -54,7 +54,7 @@ def _parsers() -> dict[str, tuple[argparse.ArgumentParser, Callable[[argparse.Na
     return {name: maker() for name, maker in (makers | {"cache": _cache_parser}).items()}
 
 
-_TRAINABLE = ("kangaroo",)
+_TRAINABLE = ("kangaroo", "conversations")
 _Made = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]
 
 
@@ -133,18 +133,21 @@ def _report(options: argparse.Namespace) -> int:
 
 def _train_parser() -> _Made:
     parser = _parser("train", "Train a method's small weights for a model, on conversations that the model writes.")
-    parser.add_argument("method", choices=_TRAINABLE, help="the method")
+    parser.add_argument(
+        "what", choices=_TRAINABLE, help="the method; or conversations: only make and keep what methods are trained on"
+    )
     for flag, options in config.flags(config.TrainConfig):
         parser.add_argument(flag, **options)
     return parser, _train
 
 
 def _train(options: argparse.Namespace) -> int:
-    given = {k: v for k, v in vars(options).items() if k != "method" and v is not None}
+    given = {k: v for k, v in vars(options).items() if k != "what" and v is not None}
     settings = config.TrainConfig(**given)
-    from bench.train.adapter import train
+    from bench.train import adapter
 
-    paths = train(settings, log=lambda line: print(line, file=sys.stderr))
+    make = adapter.train if options.what == "kangaroo" else adapter.keep_conversations
+    paths = make(settings, log=lambda line: print(line, file=sys.stderr))
     print("written:", *paths, sep="\n  ")
     return 0
 

@@ -72,12 +72,27 @@ class TrainConfig:
         DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
     )
     revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
-    exit_layer: int = _setting(3, "layers of the target that draft", metavar="N")
+    architecture: str = _setting(
+        "feedback",
+        "feedback: the adapter also reads the target's final state one position before; paper: as published",
+        choices=("feedback", "paper"),
+    )
+    ffn: int = _setting(0, "width of a feed-forward block after the adapter's attention; 0: none", metavar="N")
+    unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
+    teach: str = _setting(
+        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
+    )
+    exit_layer: int = _setting(2, "layers of the target that draft", metavar="N")
     draft_vocab: int = _setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
-    tokens: int = _setting(400_000, "tokens of self-made answers to train on, at least", metavar="N")
-    epochs: int = _setting(10, "passes over them", metavar="N")
-    batch: int = _setting(2, "conversations in an optimiser's step", metavar="N")
-    learning_rate: float = _setting(4e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
+    tokens: int = _setting(
+        0,
+        "tokens of self-made answers to train on, at least; 0: those that come with the project for the model, "
+        "else a million",
+        metavar="N",
+    )
+    epochs: int = _setting(3, "passes over them", metavar="N")
+    batch: int = _setting(4, "conversations in an optimiser's step", metavar="N")
+    learning_rate: float = _setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
     seed: int = _setting(0, "of conversations, initial weights and order", metavar="N")
     decontaminate: tuple[str, ...] = _setting(
         ("mini", "official"),
@@ -91,7 +106,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
-        _check_least(self, {"exit_layer": 1, "draft_vocab": 0, "tokens": 1, "epochs": 1, "batch": 1, "threads": 0})
+        _check_least(
+            self,
+            {
+                "exit_layer": 1,
+                "draft_vocab": 0,
+                "tokens": 0,
+                "epochs": 1,
+                "ffn": 0,
+                "unroll": 1,
+                "batch": 1,
+                "threads": 0,
+            },
+        )
 
 
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:

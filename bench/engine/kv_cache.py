@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,12 @@ class KVCache:
         store.narrow(3, start, n).copy_(kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
         keys, values = store.narrow(3, 0, start + n).unbind(0)
         return keys, values
+
+    def keep(self, sequences: Sequence[int], length: int) -> None:
+        """Go on with some of the sequences, given in rising order; of each, the first `length` positions."""
+        for new, old in enumerate(sequences):
+            assert old >= new, "sequences must be given in rising order"
+            if old != new:
+                self.data[:, :, new, :, :length] = self.data[:, :, old, :, :length]
+        self.data = self.data[:, :, : len(sequences)]
+        self._layers = list(self.data)

@@ -8,13 +8,15 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,14 +27,22 @@ from bench.errors import UserError
 from bench.questions import ChatFormat
 from bench.records import check_writable
 from bench.runner import generation_config, load_target, memory_errors
-from bench.train import conversations, loop
+from bench.train import conversations, loop, prompts
 from bench.train.conversations import Conversations, Recipe
 from bench.train.decontaminate import Filter
-from bench.train.loop import Features, Schedule
-from methods.kangaroo import WEIGHTS_ROOT, Adapter, AdapterConfig, save_adapter
+from bench.train.loop import Batch, Features, Schedule
+from methods.kangaroo import CALIBRATED_AT, WEIGHTS_ROOT, Adapter, AdapterConfig, Calibration, Stored, save_adapter
 
-HELD_OUT = 0.05  # share of conversations that scores are measured on
+HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
 POSITIONS = 6  # draft positions whose acceptance is reported
+_TOKENS = 1_000_000  # of answers, where none come with the project
+_GAMMA = 6  # stored with the weights; chosen on the mini set
+# Stored as threshold is the confidence from which on the next draft's chance exceeds what a draft costs, in vanilla
+# steps (as measured on two CPU cores).
+_DRAFT_COST = 0.15
+_UNROLL_FROM = 0.5  # of the steps: a chain's later drafts are worth learning once the first ones hit
+_REGRESSION = 512  # conversations that the first linear guess is made from
+_RIDGE = 0.01  # of the mean squared input
 _RANKED = 16384  # tokens whose order by frequency is stored with the weights, at least
 CARD = "README.md"
 
@@ -47,32 +57,66 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
     """
     begin_s = time.perf_counter()
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    out = Path(config.out) if config.out else WEIGHTS_ROOT / checkpoint.name / "kangaroo"
+    folder_name = "kangaroo-paper" if config.architecture == "paper" else "kangaroo"
+    out = Path(config.out) if config.out else WEIGHTS_ROOT / checkpoint.name / folder_name
     _check_writable(out)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    recipe = Recipe(tokens=config.tokens, seed=config.seed)
-    run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
-    target = load_target(run, checkpoint, recipe.length, log)
+    target = _load_target(config, checkpoint, log)
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
-    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
-    with _bar(config.tokens, "conversations, answer tokens") as bar:
-        made = conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, checkpoint.sha256)
+    made = _conversations(config, target, chat, checkpoint, log)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
-    key = conversations.recipe_key(target, recipe, checkpoint.sha256)
-    folder = checkpoints.cache_root() / "features" / f"{key}-{config.exit_layer}"
-    with _bar(len(made.tokens), "features, conversations") as bar:
-        # The decontaminated set may differ from one call to the next; its features are then another folder's.
-        found = loop.features(target, made, config.exit_layer, folder / checked["key"], bar.update)
+    folder = checkpoints.cache_root() / "features" / f"{checkpoint.name.replace('/', '--')}-{config.exit_layer}"
+    with _bar(len(made.tokens), "features, tokens") as bar:
+        # Features belong to the very tokens, which differ from one data set or decontamination to the next.
+        found = loop.features(target, made, config.exit_layer, folder / made.digest()[:12], bar.update)
 
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
-    trainer = AdapterTrainer(target, config, found, ranking)
+    trainer = AdapterTrainer(target, config, found, made, ranking)
     history = trainer.fit(log)
+    calibration = trainer.calibrate(trainer.held_out)
     wall_s = time.perf_counter() - begin_s
-    files = _write(out, trainer, card(trainer, history, made, checked, checkpoint, wall_s))
+    files = _write(out, trainer, calibration, card(trainer, history, made, checked, checkpoint, wall_s))
     log(f"held-out top-1 agreement {history[-1]['agreement']:.3f}")
     return files
+
+
+@memory_errors("making conversations")
+def keep_conversations(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]:
+    """Make conversations, decontaminated, and keep them with the project, so that every training uses the same."""
+    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    check_writable(conversations.PACKAGED)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    config = dataclasses.replace(config, tokens=config.tokens or _TOKENS)
+    made = _conversations(config, _load_target(config, checkpoint, log), chat, checkpoint, log)
+    made, checked = _decontaminate(made, chat, config.decontaminate, log)
+    log(f"{made.answer_tokens:,} answer tokens; {checked['dropped']} conversations dropped for overlap with questions")
+    return [conversations.save_packaged(made, checkpoint)]
+
+
+def _load_target(config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
+    run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
+    return load_target(run, checkpoint, Recipe.length, log)
+
+
+def _conversations(
+    config: TrainConfig,
+    target: Decoder,
+    chat: ChatFormat,
+    checkpoint: checkpoints.Checkpoint,
+    log: Callable[[str], None],
+) -> Conversations:
+    """Those that come with the project for this model, or as many as asked for, made now or taken from the cache."""
+    if not config.tokens:
+        packaged = conversations.load_packaged(checkpoint)
+        if packaged is not None:
+            log(f"{packaged.answer_tokens:,} answer tokens that come with the project")
+            return packaged
+    recipe = Recipe(tokens=config.tokens or _TOKENS, seed=config.seed)
+    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
+    with _bar(recipe.tokens, "conversations, answer tokens") as bar:
+        return conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, checkpoint.sha256)
 
 
 def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
@@ -84,23 +128,61 @@ def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
 class AdapterTrainer:
     """The adapter's loss and scores on features of the frozen target."""
 
-    def __init__(self, target: Decoder, config: TrainConfig, found: Features, ranking: Tensor):
+    def __init__(self, target: Decoder, config: TrainConfig, found: Features, made: Conversations, ranking: Tensor):
         torch.manual_seed(config.seed)
-        self.config, self.found, self.ranking, self.device = config, found, ranking, target.device
+        self.config, self.found, self.made, self.ranking, self.device = config, found, made, ranking, target.device
         c = target.config
         size = config.draft_vocab or c.vocab
         self.draft_ids = ranking[:size].sort().values if size < c.vocab else torch.arange(c.vocab)
         self.head = target.head_weight[self.draft_ids.to(self.device)].float()  # [V', d]
+        # Where a token stands in the draft vocabulary; -1: nowhere.
+        self.places = torch.full((c.vocab,), -1).index_put((self.draft_ids,), torch.arange(len(self.draft_ids)))
         self.adapter = Adapter(
-            AdapterConfig(c.hidden, c.heads, c.norm_eps, config.exit_layer, size if size < c.vocab else 0)
+            AdapterConfig(
+                c.hidden,
+                c.heads,
+                c.norm_eps,
+                config.exit_layer,
+                size if size < c.vocab else 0,
+                config.architecture == "feedback",
+                config.ffn,
+            )
         ).to(self.device)
-        # Start as the logit lens: the exit state under the target's final norm, attention adding nothing yet.
+        # Unrolled drafts differ from the first one only where they are fed back.
+        self.unroll = self.depth = config.unroll if self.adapter.config.feedback else 1
+        self.adapter.prepare(int(found.lengths.max()), self.device)
+        self.train_on, self.held_out = loop.split(found, made.templates, HELD_OUT)
+        self._initialise(target.norm)
+
+    def _initialise(self, norm: Tensor) -> None:
+        """Start as the logit lens: under the target's final norm, attention and FFN adding nothing yet.
+
+        With feedback, the projection starts as the best linear guess of the target's final state (ridge regression),
+        which alone agrees with the target on a third of its choices.
+        """
         torch.nn.init.zeros_(self.adapter.o.weight)
-        self.adapter.output_norm.data.copy_(target.norm)
-        self.adapter.prepare(found.tokens.shape[1], self.device)
-        self.offsets = found.offsets
-        usable = found.taught.any(1).nonzero()[:, 0].tolist()  # a conversation without an answer teaches nothing
-        self.train_on, self.held_out = loop.split(usable, HELD_OUT, config.seed)
+        if self.adapter.config.ffn:
+            torch.nn.init.zeros_(self.adapter.down.weight)
+        self.adapter.output_norm.data.copy_(norm)
+        if self.adapter.input is not None:
+            self.adapter.input.weight.data.copy_(self._regression(norm))
+
+    def _regression(self, norm: Tensor) -> Tensor:
+        """[d, 2 d]: from exit state and final state before to the final state less the norm's weights."""
+        d = len(norm)
+        inner = torch.zeros(2 * d, 2 * d, dtype=torch.float64, device=self.device)
+        outer = torch.zeros(2 * d, d, dtype=torch.float64, device=self.device)
+        for chosen in _groups(self.train_on[:_REGRESSION]):
+            batch = self.found.batch(chosen).to(self.device)
+            x = torch.cat((batch.exit_states, F.pad(batch.final_states, (0, 0, 1, 0))[:, :-1]), dim=-1)[
+                batch.taught
+            ].double()
+            y = (batch.final_states[batch.taught] / norm).double()
+            inner += x.T @ x
+            outer += x.T @ y
+        ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64, device=inner.device)
+        solution: Tensor = torch.linalg.solve(inner + ridge, outer)
+        return solution.T.float()
 
     def fit(self, log: Callable[[str], None]) -> list[dict[str, float]]:
         """Train, with scores on the held-out conversations after every epoch."""
@@ -117,48 +199,121 @@ class AdapterTrainer:
         def after_step(step: int, loss: float) -> None:
             losses.append(loss)
             bar.update(1)
+            self.depth = 1 if step < _UNROLL_FROM * total else self.unroll
 
-        with _bar(loop.steps_of(len(self.train_on), schedule), "training, steps") as bar:
+        self.depth = 1
+        total = loop.steps_of(len(self.train_on), schedule)
+        with _bar(total, "training, steps") as bar:
             loop.fit(self.adapter, self.loss, self.train_on, schedule, after_step, after_epoch)
         return history
 
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """-sum p log q at the taught positions of some conversations, p and q over the draft vocabulary."""
-        logits, teacher = self._logits(indices)
-        return F.cross_entropy(logits, (teacher @ self.head.T).softmax(-1))
+        """-sum p log q per position, p and q over the draft vocabulary, summed over the drafts of a chain.
+
+        The w-th draft counts where those before it hit: only there will it be asked for. The target's distribution
+        over a prompt's next token teaches too, though the prompt is not its own.
+        """
+        batch = self.found.batch(indices).to(self.device)
+        start = batch.inside if self.config.teach == "all" else batch.taught
+        total = torch.zeros((), device=self.device)
+        for chain in self._chains(batch, start, self.depth):
+            total = total + self._entropy(chain, batch)
+        return total / start.sum().clamp(min=1)
+
+    def _entropy(self, chain: _Chain, batch: Batch) -> Tensor:
+        teacher = (batch.final_states[chain.live] @ self.head.T).softmax(-1)
+        return F.cross_entropy(chain.logits, teacher, reduction="sum")
+
+    def _chains(self, batch: Batch, start: Tensor, depth: int) -> Iterator[_Chain]:
+        """The w-th drafts, w = 1.., of chains begun at every position of `start`, as long as those before them hit.
+
+        Under greedy verification, drafting after accepted drafts sees the very states of the target's own text, so
+        that acceptance can be read off the target's answers without drafting.
+        """
+        expected = self.places.to(self.device)[batch.tokens.roll(-1, 1)]
+        live = start
+        for states in self.adapter.unrolled(batch.exit_states, batch.final_states, depth):
+            logits = states[live] @ self.head.T
+            hit = logits.detach().argmax(-1) == expected[live]
+            yield _Chain(logits, live, hit)
+            reached = torch.zeros_like(live).masked_scatter(live, hit)
+            live = F.pad(reached, (1, 0))[:, :-1] & start
 
     @torch.inference_mode()
     def scores(self, indices: Sequence[int]) -> dict[str, float]:
-        """Agreement with the target's greedy choice, and acceptance by draft position given all before it.
+        """Agreement with the target's greedy choice, acceptance by draft position given all before it, and by kind."""
+        tried, hits = torch.zeros(POSITIONS), torch.zeros(POSITIONS)
+        by_kind = torch.zeros(2, len(prompts.KINDS))
+        entropy = 0.0
+        for chosen in _groups(indices):
+            batch = self.found.batch(chosen).to(self.device)
+            for w, chain in enumerate(self._chains(batch, batch.taught, POSITIONS)):
+                tried[w] += len(chain.hit)
+                hits[w] += int(chain.hit.sum())
+                if w == 0:
+                    entropy += float(self._entropy(chain, batch))
+                    kinds = self.made.kinds[torch.tensor(chosen)].long()[chain.live.cpu().nonzero()[:, 0]]
+                    by_kind += torch.stack(
+                        [
+                            torch.bincount(kinds, weight, len(prompts.KINDS))
+                            for weight in (chain.hit.cpu().float(), torch.ones(len(kinds)))
+                        ]
+                    )
+        shares = (hits / tried.clamp(min=1)).tolist()
+        scores = {"held_out_loss": entropy / max(1.0, float(tried[0])), "agreement": shares[0]}
+        scores |= {f"accept_{w}": share for w, share in enumerate(shares[1:], 2)}
+        return scores | {
+            kind: float(by_kind[0, i] / by_kind[1, i]) for i, kind in enumerate(prompts.KINDS) if by_kind[1, i]
+        }
 
-        Under greedy verification, drafting after accepted drafts sees the very states of the target's own text, so
-        that both can be read off the target's answers without drafting.
-        """
-        matches = torch.zeros(len(indices), self.found.tokens.shape[1], dtype=torch.bool)
-        entropy, count = 0.0, 0
-        for row, index in enumerate(indices):
-            logits, teacher = self._logits([index])
-            taught = self.found.taught[index]
-            expected = self.found.tokens[index].roll(-1)[taught]
-            matches[row, taught] = self.draft_ids[logits.argmax(-1).cpu()] == expected
-            entropy += float(F.cross_entropy(logits, (teacher @ self.head.T).softmax(-1), reduction="sum"))
-            count += len(expected)
-        scores = {"held_out_loss": entropy / max(1, count), "agreement": float(matches.sum() / max(1, count))}
-        shares = loop.acceptance_by_position(matches, self.found.taught[torch.tensor(indices)], POSITIONS)
-        return scores | {f"accept_{w}": share for w, share in enumerate(shares, 1)}
+    def knobs(self, calibration: Calibration) -> dict[str, Any]:
+        """Defaults to be stored with the weights; none for an adapter as published, whose knobs are the paper's."""
+        if not self.adapter.config.feedback:
+            return {}
+        worth = (c for c, chance in zip(CALIBRATED_AT, calibration.following, strict=True) if chance >= _DRAFT_COST)
+        return {"gamma": _GAMMA, "stop": "gain", "threshold": min(worth, default=1.0)}
 
-    def _logits(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Draft logits [m, V'] and post-norm target states [m, d] at the taught positions of some conversations."""
-        chosen = torch.tensor(indices)
-        states = self.adapter(self.found.exit_states[chosen].to(self.device, torch.float32))
-        taught = self.found.taught[chosen]
-        teacher = torch.cat(
-            [
-                self.found.final_states[self.offsets[i] : self.offsets[i] + int(self.found.taught[i].sum())]
-                for i in indices
-            ]
-        )
-        return states[taught.to(self.device)] @ self.head.T, teacher.to(self.device, torch.float32)
+    @torch.inference_mode()
+    def calibrate(self, indices: Sequence[int]) -> Calibration:
+        """What a draft's confidence is worth: how often such drafts, and the next after them, are right."""
+        confident: list[Tensor] = []
+        right: list[Tensor] = []
+        before: list[Tensor] = []
+        following: list[Tensor] = []
+        for chosen in _groups(indices):
+            batch = self.found.batch(chosen).to(self.device)
+            last = torch.zeros(batch.taught.shape, device=self.device)
+            for w, chain in enumerate(self._chains(batch, batch.taught, POSITIONS)):
+                if w:
+                    before.append(F.pad(last, (1, 0))[:, :-1][chain.live].cpu())
+                    following.append(chain.hit.float().cpu())
+                confidence = chain.logits.softmax(-1).amax(-1)
+                confident.append(confidence.cpu())
+                right.append(chain.hit.float().cpu())
+                last = torch.zeros_like(last).masked_scatter(chain.live, confidence)
+        return Calibration(_monotone(confident, right), _monotone(before, following))
+
+
+@dataclasses.dataclass
+class _Chain:
+    """The w-th drafts of chains: logits [m, V'], the positions [B, n] that they stand at, whether they hit [m]."""
+
+    logits: Tensor
+    live: Tensor
+    hit: Tensor
+
+
+def _groups(indices: Sequence[int], size: int = 8) -> Iterator[Sequence[int]]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
+
+
+def _monotone(confidences: Sequence[Tensor], outcomes: Sequence[Tensor]) -> tuple[float, ...]:
+    """The expected outcome, which never falls, at CALIBRATED_AT confidences (isotonic regression)."""
+    x, order = torch.cat(list(confidences)).sort()
+    if not len(x):
+        return (0.0,) * len(CALIBRATED_AT)
+    fitted = isotonic_regression(torch.cat(list(outcomes))[order].double().numpy()).x
+    return tuple(round(float(value), 4) for value in np.interp(CALIBRATED_AT, x.double().numpy(), fitted))
 
 
 def _decontaminate(
@@ -173,26 +328,28 @@ def _decontaminate(
             log(f"WARNING: not decontaminated against {source!r}: {error}")
             missing.append(source)
     filters = Filter(sets)
-    clean = [not filters.overlaps(chat.answer_text(row)) for row in made.tokens.tolist()]
+    rows = made.tokens.split(made.lengths.tolist())
+    clean = [not filters.overlaps(chat.answer_text(row.tolist())) for row in rows]
     if sum(clean) < 2:
         raise UserError(
             f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on"
         )
-    keep = torch.tensor(clean)
     checked = {
         "against": [f"{s.name} ({len(s.questions)} questions, sha256 {s.sha256[:12]})" for s in sets],
         "missing": missing,
         "dropped": len(clean) - sum(clean),
         "key": "-".join(["clean", *(s.sha256[:8] for s in sets)]),
     }
-    return Conversations(made.tokens[keep], made.chosen[keep]), checked
+    return made.keep(clean), checked
 
 
-def _write(out: Path, trainer: AdapterTrainer, card_text: str) -> list[Path]:
+def _write(out: Path, trainer: AdapterTrainer, calibration: Calibration, card_text: str) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
-            save_adapter(Path(partial), trainer.adapter, trainer.ranking)
+            save_adapter(
+                Path(partial), trainer.adapter, Stored(trainer.ranking, calibration, trainer.knobs(calibration))
+            )
             (Path(partial) / CARD).write_text(card_text, encoding="utf-8")
             files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
     except (OSError, SafetensorError) as error:
@@ -225,8 +382,9 @@ def card(
         [
             f"# Kangaroo adapter for {checkpoint.name}",
             "",
-            f"{parameters:,} parameters, exit layer {config.exit_layer}, draft vocabulary "
-            f"{trainer.adapter.config.draft_vocab or 'whole'}. Made {datetime.date.today().isoformat()} by",
+            f"{parameters:,} parameters, architecture {config.architecture}, exit layer {config.exit_layer}, "
+            f"draft vocabulary {trainer.adapter.config.draft_vocab or 'whole'}. "
+            f"Made {datetime.date.today().isoformat()} by",
             "",
             f"    {environment.command_line()}",
             "",
@@ -234,20 +392,28 @@ def card(
             "(conversations and features taken from the cache cost nothing here).",
             "",
             f"- Target: {checkpoint.name}, sha256 of the weights {checkpoint.sha256[:16]}.",
-            f"- Data: {len(made.tokens):,} conversations of {made.tokens.shape[1]} tokens, of which the target chose "
-            f"{made.answer_tokens:,} (greedily) as answers; user turns sampled from the target itself.",
+            f"- Data: {len(made.lengths):,} conversations of {len(made.tokens):,} tokens, of which the target chose "
+            f"{made.answer_tokens:,} (greedily) as answers to prompts of seeded grammars; of the answers' tokens "
+            f"{_mixture(made)}.",
             f"- Decontamination: {checked['dropped']} conversations dropped for sharing 13 words in a row, or a whole "
             f"shorter question, with {against}{missing}.",
             f"- Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.",
             "- Loss: soft cross-entropy -sum p log q over the draft vocabulary; AdamW (0.9, 0.95), clip 0.5.",
             "",
-            f"Scores on {len(trainer.held_out)} held-out conversations: `agreement` is the share of the target's own "
-            "choices that the draft's first choice hits; `accept_w` the same for the w-th draft after w - 1 hits.",
+            f"Scores on {len(trainer.held_out)} conversations whose templates were held out: `agreement` is the share "
+            "of the target's own choices that the draft's first choice hits; `accept_w` the same for the w-th draft "
+            "after w - 1 hits; the last columns are the agreement by kind of prompt.",
             "",
             *table,
             "",
         ]
     )
+
+
+def _mixture(made: Conversations) -> str:
+    kinds = made.kinds.long().repeat_interleave(made.lengths)[made.chosen]
+    shares = torch.bincount(kinds, minlength=len(prompts.KINDS)) / max(1, len(kinds))
+    return ", ".join(f"{share:.0%} {kind}" for kind, share in zip(prompts.KINDS, shares.tolist(), strict=True))
 
 
 def _cell(value: float) -> str:

@@ -24,24 +24,53 @@ _FEATURE_BATCH = 16  # conversations in a pass of the target
 
 @dataclass
 class Features:
-    """What the frozen target makes of N conversations of T tokens. A position is *taught* if the next token was chosen
-    by the target: there the draft should predict what the target predicts."""
+    """What the frozen target makes of N conversations of T tokens in all, one after the other. A position is *taught*
+    if the next token was chosen by the target: there the draft should predict what the target predicts."""
 
-    exit_states: Tensor  # [N, T, d], half precision, after the exit layer
-    final_states: Tensor  # [M, d], half precision, post-norm, at the M taught positions in order
-    tokens: Tensor  # [N, T]
-    taught: Tensor  # [N, T] bool
+    exit_states: Tensor  # [T, d], half precision, after the exit layer
+    final_states: Tensor  # [T, d], half precision, post-norm
+    tokens: Tensor  # [T]
+    taught: Tensor  # [T] bool
+    lengths: Tensor  # [N]
 
-    @property
-    def offsets(self) -> list[int]:
-        """Where each conversation's final states begin."""
-        counts = self.taught.sum(1).cumsum(0).tolist()
-        return [0, *counts[:-1]]
+    def __post_init__(self) -> None:
+        self.starts = [0, *self.lengths.cumsum(0).tolist()[:-1]]
+        self._inside = torch.ones_like(self.taught).index_fill(0, self.lengths.cumsum(0) - 1, False)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Some conversations side by side, in float32, padded at the end with untaught positions."""
+
+        def padded(column: Tensor) -> Tensor:
+            rows = [column[self.starts[i] : self.starts[i] + int(self.lengths[i])] for i in indices]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+        return Batch(
+            padded(self.exit_states).float(),
+            padded(self.final_states).float(),
+            padded(self.tokens),
+            padded(self.taught),
+            padded(self._inside),
+        )
+
+
+@dataclass
+class Batch:
+    """B conversations of at most n tokens."""
+
+    exit_states: Tensor  # [B, n, d]
+    final_states: Tensor  # [B, n, d], post-norm
+    tokens: Tensor  # [B, n]
+    taught: Tensor  # [B, n] bool
+    inside: Tensor  # [B, n] bool: all positions that have a next token, the prompt's as well
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(column.to(device) for column in vars(self).values()))
 
 
 def taught_positions(chosen: Tensor) -> Tensor:
-    """[N, T] bool: positions whose next token the target chose."""
-    return torch.cat((chosen[:, 1:], torch.zeros_like(chosen[:, :1])), dim=1)
+    """[T] bool: positions whose next token the target chose. (No conversation begins with a chosen one.)"""
+    return torch.cat((chosen[1:], torch.zeros_like(chosen[:1])))
 
 
 @torch.inference_mode()
@@ -54,34 +83,42 @@ def features(
 ) -> Features:
     """The features of all conversations, computed in pieces that are cached in `folder`.
 
-    `progress` is told how many conversations were added.
+    `progress` is told how many tokens were added.
     """
-    taught = taught_positions(conversations.chosen)
+    d = target.config.hidden
+    rows = conversations.tokens.long().split(conversations.lengths.tolist())
     exits: list[Tensor] = []
     finals: list[Tensor] = []
-    for start in range(0, len(conversations.tokens), _FEATURE_BATCH):
-        end = min(start + _FEATURE_BATCH, len(conversations.tokens))
-        tokens, here = conversations.tokens[start:end], taught[start:end]
+    for start in range(0, len(rows), _FEATURE_BATCH):
+        here = rows[start : start + _FEATURE_BATCH]
+        shape = (sum(map(len, here)), d)
 
-        def compute(tokens: Tensor = tokens, here: Tensor = here) -> dict[str, Tensor]:
-            exit_states, final_states = _states(target, tokens, exit_layer)
-            return {"exit": _half(exit_states), "final": _half(final_states[here])}
+        def is_whole(stored: dict[str, Tensor], shape: tuple[int, int] = shape) -> bool:
+            return {name: tensor.shape for name, tensor in stored.items()} == {"exit": shape, "final": shape}
 
-        d = target.config.hidden
-        shapes = {"exit": (*tokens.shape, d), "final": (int(here.sum()), d)}
-        stored, _ = load_or_make(folder / f"{start:06d}-{end:06d}.safetensors", shapes, compute)
+        def compute(here: Sequence[Tensor] = here) -> dict[str, Tensor]:
+            exit_states, final_states = _states(target, here, exit_layer)
+            return {"exit": _half(exit_states), "final": _half(final_states)}
+
+        path = folder / f"{start:06d}-{start + len(here):06d}.safetensors"
+        stored, _ = load_or_make(path, is_whole, compute)
         exits.append(stored["exit"])
         finals.append(stored["final"])
-        progress(len(stored["exit"]))
-    return Features(torch.cat(exits), torch.cat(finals), conversations.tokens.long(), taught)
+        progress(shape[0])
+    taught = taught_positions(conversations.chosen)
+    return Features(
+        torch.cat(exits), torch.cat(finals), conversations.tokens.long(), taught, conversations.lengths.long()
+    )
 
 
-def _states(target: Decoder, tokens: Tensor, exit_layer: int) -> tuple[Tensor, Tensor]:
-    """Exit states and post-norm final states [n, T, d] of conversations [n, T], on the CPU."""
+def _states(target: Decoder, rows: Sequence[Tensor], exit_layer: int) -> tuple[Tensor, Tensor]:
+    """Exit states and post-norm final states [sum of lengths, d] of some conversations, on the CPU."""
+    tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # what follows the end does not reach back
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
     exit_states = target.run_layers(target.embed(tokens), 0, cache, 0, exit_layer)
     final_states = target.final_norm(target.run_layers(exit_states, 0, cache, exit_layer))
-    return exit_states.cpu(), final_states.cpu()
+    inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return exit_states.cpu()[inside], final_states.cpu()[inside]
 
 
 def _half(states: Tensor) -> Tensor:
@@ -90,29 +127,17 @@ def _half(states: Tensor) -> Tensor:
     return states.to(torch.float16 if fits else torch.bfloat16).contiguous()
 
 
-def acceptance_by_position(matches: Tensor, taught: Tensor, positions: int) -> list[float]:
-    """How often the w-th draft in a row is right, given that all before it were, for w = 1..positions.
+def split(found: Features, templates: Tensor, held_out: float) -> tuple[list[int], list[int]]:
+    """Conversations to train on, and about a share `held_out` of them, at least one, to measure on.
 
-    `matches`, `taught` [N, T] bool: where the draft's first choice is the target's, and where there is one to hit. A
-    row of drafts may begin at any taught position, and is left alone where it runs over the end of an answer.
+    Whole templates [N] are held out, those of the smallest hash: prompts of one template are too much alike to tell
+    learning from memory, and as conversations are added, what was held out remains so.
     """
-    length = taught.shape[1]
-    ahead = [nn.functional.pad(mask, (0, positions)) for mask in (matches, taught)]
-    hit = torch.ones_like(taught)  # rows of drafts, by where they begin, that were right so far
-    shares = []
-    for shift in range(positions):
-        match, inside = (mask[:, shift : shift + length] for mask in ahead)
-        tried = hit & inside
-        hit = tried & match
-        shares.append(float(hit.sum() / tried.sum().clamp(min=1)))
-    return shares
-
-
-def split(indices: Sequence[int], held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Conversations to train on, and at least one to hold out."""
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = max(1, round(len(indices) * held_out))
-    return [indices[i] for i in order[held:]], [indices[i] for i in order[:held]]
+    taught = [bool(row.any()) for row in found.taught.split(found.lengths.tolist())]
+    usable = [i for i, some in enumerate(taught) if some]  # a conversation without an answer teaches nothing
+    order = sorted(usable, key=lambda i: int(templates[i]))
+    most = int(templates[order[max(1, round(len(order) * held_out)) - 1]])
+    return [i for i in usable if templates[i] > most], [i for i in usable if templates[i] <= most]
 
 
 @dataclass(frozen=True)

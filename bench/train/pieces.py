@@ -12,12 +12,12 @@ from bench.files import writing
 
 
 def load_or_make(
-    path: Path, shapes: dict[str, tuple[int, ...]], make: Callable[[], dict[str, Tensor]]
+    path: Path, is_whole: Callable[[dict[str, Tensor]], bool], make: Callable[[], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], bool]:
     """The tensors cached in `path` and True; else what `make` gives, once it lies there, and False.
 
-    A file that is damaged, or whose tensors have other `shapes`, is made anew: a cache is never worth an error, and
-    never believed unseen.
+    A file that is damaged, or whose tensors are not what `is_whole` expects, is made anew: a cache is never worth an
+    error, and never believed unseen.
 
     Raises:
         UserError: the disk is full or the cache cannot be written.
@@ -28,10 +28,10 @@ def load_or_make(
 
     with contextlib.suppress(SafetensorError, OSError):  # absent, or cut short by a crash
         cached = load_file(path)
-        if {name: tuple(tensor.shape) for name, tensor in cached.items()} == shapes:
+        if is_whole(cached):
             return cached, True
     made = make()
-    assert {name: tuple(tensor.shape) for name, tensor in made.items()} == shapes
+    assert is_whole(made)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
