@@ -1,7 +1,7 @@
 """Methods by name: one file a method in this folder, or an entry point of the group `roobench.methods`.
 
 `names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
-its knobs.
+its knobs; `kangaroo:paper` takes several at once.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def only_method_in(module: Any) -> type[Method] | type[Peer]:
 
 
 def parse(text: str) -> Variant:
-    """`name` or `name:key=value,key=value` -> the method with its knobs.
+    """`name`, `name:key=value,key=value` or `name:preset,key=value` -> the method with its knobs.
 
     Raises:
         UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
@@ -94,8 +94,12 @@ def parse(text: str) -> Variant:
     values: dict[str, Any] = {}
     for item in filter(None, knobs.split(",")):
         key, equals, value = item.partition("=")
+        if item in method.presets:
+            values |= method.presets[item]
+            continue
         if not equals or key not in types:
-            hint = did_you_mean(key, types) + (f"; its knobs: {', '.join(types)}" if types else "; it has none")
+            known = [*method.presets, *types]
+            hint = did_you_mean(key, known) + (f"; its knobs: {', '.join(known)}" if known else "; it has none")
             raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
         values[key] = _convert(name, key, value, types[key])
     try:

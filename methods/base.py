@@ -11,13 +11,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
+from bench.engine.execute import now_s
 from bench.engine.verify import accept_greedy
 from bench.records import Step
 
@@ -34,6 +35,7 @@ class Method(ABC):
     """
 
     Config: type = NoKnobs  # a frozen dataclass of this method's knobs; raises ValueError on bad values
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # words for several knobs at once: `name:word`
 
     def __init__(self, target: Decoder, config: Any):
         self.target = target
@@ -62,6 +64,7 @@ class Peer(ABC):
     """Another library's whole decode, counted like everybody's: it brings its own loop instead of a step."""
 
     Config: type = NoKnobs
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
     lossless: bool = True
     extra_parameters: int = 0
 
@@ -118,13 +121,6 @@ def cut_at_eos(step: Step, eos: frozenset[int]) -> Step:
             # The bonus, always last, is gone; all that is kept was drafted.
             return Step(step.emitted[: i + 1], step.drafted, min(step.accepted, i + 1), step.draft_s)
     return step
-
-
-def now_s(device: torch.device) -> float:
-    """The host's clock once the device has done all it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -92,3 +92,10 @@ def _time_s(call: Callable[[], None]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
+
+
+def now_s(device: torch.device) -> float:
+    """The host's clock once the device has done all it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

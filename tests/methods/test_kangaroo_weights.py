@@ -11,7 +11,7 @@ import torch
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig, load_adapter, save_adapter
+from methods.kangaroo import Calibration, Kangaroo, KangarooConfig, Stored, load_adapter, save_adapter
 
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 
@@ -55,8 +55,8 @@ def test_half_precision_weights_are_read(model, decoder, tiny_adapter):
     folder = tiny_adapter(model, authors=True)
     weights = torch.load(folder / "pytorch_model.bin")
     torch.save({name: tensor.half() for name, tensor in weights.items()}, folder / "pytorch_model.bin")
-    adapter, ranking = load_adapter(folder, decoder)
-    assert ranking is None
+    adapter, stored = load_adapter(folder, decoder)
+    assert stored == Stored()
     assert torch.equal(adapter.o.weight, weights[O_PROJ].half().float())
 
 
@@ -64,9 +64,12 @@ def test_what_is_saved_is_what_is_loaded(model, decoder, tiny_adapter, tmp_path)
     ranking = [5, 3, 200]
     folder = tiny_adapter(model, ranking=ranking, changes={"exit_layer": 2, "draft_vocab": 3})
     adapter, _ = load_adapter(folder, decoder)
-    save_adapter(tmp_path, adapter, torch.tensor(ranking))
+    curve = tuple(i / 20 for i in range(21))
+    calibration = Calibration(curve, curve[::-1])
+    save_adapter(tmp_path, adapter, Stored(torch.tensor(ranking), calibration, {"gamma": 3}))
     again, found = load_adapter(tmp_path, decoder)
-    assert found.tolist() == ranking
+    assert found.ranking.tolist() == ranking
+    assert (found.calibration, found.knobs) == (calibration, {"gamma": 3})
     assert again.config == adapter.config
     for (name, saved), (_, loaded) in zip(adapter.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(saved, loaded), name

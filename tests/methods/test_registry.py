@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -65,9 +66,16 @@ def test_knobs_are_read_by_their_types():
     variant = methods.parse(text)
     assert variant.label == text
     assert variant.method is Kangaroo
-    assert variant.config == KangarooConfig(2, 4, 0.0, -1, "a=b/c")
+    assert variant.config == KangarooConfig(exit_layer=2, gamma=4, threshold=0.0, draft_vocab=-1, weights="a=b/c")
     assert type(variant.config.threshold) is float
     assert type(variant.config.gamma) is int
+
+
+def test_a_preset_sets_several_knobs_and_later_ones_win():
+    paper = methods.parse("kangaroo:paper").config
+    assert (paper.gamma, paper.stop, paper.threshold, paper.draft_vocab) == (6, "threshold", 0.6, 0)
+    assert methods.parse("kangaroo:paper,gamma=4").config == dataclasses.replace(paper, gamma=4)
+    assert "paper" in refused("kangaroo:papr")
 
 
 @pytest.mark.parametrize("text", ["vanilla", "vanilla:"])
@@ -91,7 +99,9 @@ def test_a_method_may_be_named_alone(text):
         ("kangaroo:gamma=1.5", ["gamma='1.5'", "int"]),
         ("kangaroo:gamma=", ["gamma=''", "int"]),
         ("kangaroo:threshold=high", ["threshold='high'", "float"]),
-        ("kangaroo:gamma=0", ["'kangaroo:gamma=0'", "gamma=0", "at least 1"]),
+        ("kangaroo:gamma=-1", ["'kangaroo:gamma=-1'", "gamma=-1", "at least 1"]),
+        ("kangaroo:stop=early", ["stop=early", "gain or threshold"]),
+        ("kangaroo:costs=1/2", ["costs='1/2'", "shallow/draft/verify1"]),
         ("kangaroo:threshold=1.01", ["threshold=1.01", "[0, 1]"]),
         ("kangaroo:threshold=-0.1", ["threshold=-0.1", "[0, 1]"]),
         ("kangaroo:threshold=nan", ["threshold=nan", "[0, 1]"]),
