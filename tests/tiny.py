@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
 from bench.cli import main
 from bench.records import Run, Turn, read_run, read_turns
+from bench.train.prompts import KINDS, Prompt
 from methods.vanilla import Vanilla
 
 # Distinct words, none of which the program writes of itself.
@@ -15,6 +17,7 @@ TWO_TURNS = (11, "writing", ("Praise the zucchini harvest.", "Now mention rhubar
 ONE_TURN = (12, "qa", ("Who invented marzipan?",))
 ANOTHER = (13, "rag", ("Quote the walrus.",))
 QUESTIONS = (TWO_TURNS, ONE_TURN, ANOTHER)
+FRUIT = ("cherry", "date", "fig", "grape", "lychee", "medlar", "olive", "peach", "plum", "quince")
 
 
 def write_questions(path: Path, *questions: tuple[int, str, Iterable[str]]) -> str:
@@ -27,6 +30,14 @@ def write_questions(path: Path, *questions: tuple[int, str, Iterable[str]]) -> s
 def words_of(*questions: tuple[int, str, Iterable[str]]) -> set[str]:
     """The long words of questions, without punctuation."""
     return {word.strip(".?") for *_, turns in questions for turn in turns for word in turn.split() if len(word) > 5}
+
+
+def short_prompt(seed: int, number: int) -> Prompt:
+    """In place of `bench.train.prompts.prompt`, whose prompts are long where every letter is a token: 19 tokens of
+    template and up to 20 letters a turn."""
+    rng = random.Random(f"{seed} {number}")
+    turns = tuple(" ".join(rng.sample(FRUIT, rng.randint(1, 3))) for _ in range(rng.randint(1, 2)))
+    return Prompt(rng.choice(KINDS), turns, turns[0].split()[0])
 
 
 def run_bench(model: Path, questions: str, out: Path, *flags: str) -> int:

@@ -45,6 +45,7 @@ _REGRESSION = 512  # conversations that the first linear guess is made from
 _RIDGE = 0.01  # of the mean squared input
 _RANKED = 16384  # tokens whose order by frequency is stored with the weights, at least
 CARD = "README.md"
+TRIED = "TRIED.md"  # what else was tried, written by hand; joined to the card
 
 
 @memory_errors("training")
@@ -74,7 +75,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]
 
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
     trainer = AdapterTrainer(target, config, found, made, ranking)
-    history = trainer.fit(log)
+    history = trainer.fit()
     calibration = trainer.calibrate(trainer.held_out)
     wall_s = time.perf_counter() - begin_s
     files = _write(out, trainer, calibration, card(trainer, history, made, checked, checkpoint, wall_s))
@@ -88,6 +89,8 @@ def keep_conversations(config: TrainConfig, log: Callable[[str], None] = print) 
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
     check_writable(conversations.PACKAGED)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    if config.out:
+        raise UserError(f"--out {config.out}: conversations are kept with the project, in {conversations.PACKAGED}")
     config = dataclasses.replace(config, tokens=config.tokens or _TOKENS)
     made = _conversations(config, _load_target(config, checkpoint, log), chat, checkpoint, log)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
@@ -152,6 +155,10 @@ class AdapterTrainer:
         self.unroll = self.depth = config.unroll if self.adapter.config.feedback else 1
         self.adapter.prepare(int(found.lengths.max()), self.device)
         self.train_on, self.held_out = loop.split(found, made.templates, HELD_OUT)
+        if not self.train_on:
+            raise UserError(
+                "all conversations are of one template, and nothing is left to measure on: take more --tokens"
+            )
         self._initialise(target.norm)
 
     def _initialise(self, norm: Tensor) -> None:
@@ -184,7 +191,7 @@ class AdapterTrainer:
         solution: Tensor = torch.linalg.solve(inner + ridge, outer)
         return solution.T.float()
 
-    def fit(self, log: Callable[[str], None]) -> list[dict[str, float]]:
+    def fit(self) -> list[dict[str, float]]:
         """Train, with scores on the held-out conversations after every epoch."""
         config = self.config
         schedule = Schedule(config.epochs, config.batch, config.learning_rate, config.seed)
@@ -309,11 +316,13 @@ def _groups(indices: Sequence[int], size: int = 8) -> Iterator[Sequence[int]]:
 
 def _monotone(confidences: Sequence[Tensor], outcomes: Sequence[Tensor]) -> tuple[float, ...]:
     """The expected outcome, which never falls, at CALIBRATED_AT confidences (isotonic regression)."""
-    x, order = torch.cat(list(confidences)).sort()
+    x = torch.cat(list(confidences)).double().numpy()
     if not len(x):
         return (0.0,) * len(CALIBRATED_AT)
-    fitted = isotonic_regression(torch.cat(list(outcomes))[order].double().numpy()).x
-    return tuple(round(float(value), 4) for value in np.interp(CALIBRATED_AT, x.double().numpy(), fitted))
+    distinct, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    mean = np.bincount(place, torch.cat(list(outcomes)).double().numpy()) / count
+    fitted = isotonic_regression(mean, weights=count).x
+    return tuple(round(float(value), 4) for value in np.interp(CALIBRATED_AT, distinct, fitted))
 
 
 def _decontaminate(
@@ -338,7 +347,6 @@ def _decontaminate(
         "against": [f"{s.name} ({len(s.questions)} questions, sha256 {s.sha256[:12]})" for s in sets],
         "missing": missing,
         "dropped": len(clean) - sum(clean),
-        "key": "-".join(["clean", *(s.sha256[:8] for s in sets)]),
     }
     return made.keep(clean), checked
 
@@ -350,7 +358,8 @@ def _write(out: Path, trainer: AdapterTrainer, calibration: Calibration, card_te
             save_adapter(
                 Path(partial), trainer.adapter, Stored(trainer.ranking, calibration, trainer.knobs(calibration))
             )
-            (Path(partial) / CARD).write_text(card_text, encoding="utf-8")
+            tried = (out / TRIED).read_text(encoding="utf-8") if (out / TRIED).is_file() else ""
+            (Path(partial) / CARD).write_text(card_text + tried, encoding="utf-8")
             files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -118,7 +118,8 @@ def make(
 
         stored, was_cached = load_or_make(folder / f"batch-{number:04d}.safetensors", _is_batch, write)
         batches.append(Conversations(**stored))
-        if not batches[-1].answer_tokens:
+        # One batch may be empty, since the longest prompts are left out, but not as many as are sorted together.
+        if not any(batch.answer_tokens for batch in batches[-_BATCHES_SORTED:]) and len(batches) >= _BATCHES_SORTED:
             raise UserError(f"{target.name} comes to no answer within {recipe.length} tokens of its chat template")
         if was_cached:
             progress(batches[-1].answer_tokens)
@@ -209,9 +210,7 @@ class Writer:
         cache = self.target.new_cache(batch=len(written), max_len=self.recipe.length)
         greedy = [0] * len(written)  # not read at first: every prompt begins with the template
         for position in range(self._prefill(cache), self.recipe.length):
-            for row, choice in zip(self.rows, greedy, strict=True):
-                self._write(row, choice)
-            progress(sum(row.chosen[-1] for row in self.rows if not row.done))
+            progress(sum(self._write(row, choice) for row, choice in zip(self.rows, greedy, strict=True)))
             if all(row.done for row in self.rows):
                 break
             alive = [i for i, row in enumerate(self.rows) if not row.done]
@@ -225,7 +224,7 @@ class Writer:
 
     def _prefill(self, cache: KVCache) -> int:
         """Read what all prompts have in length, in wide passes; returns the position after it."""
-        common = min(len(row.forced) for row in self.rows) - 1
+        common = min((len(row.forced) for row in self.rows), default=1) - 1
         for row in self.rows:
             row.tokens = [row.forced.popleft() for _ in range(common)]
             row.chosen = [False] * common
@@ -234,20 +233,21 @@ class Writer:
             self.target.run_layers(self.target.embed(tokens[:, start : start + _PREFILL]), start, cache)
         return common
 
-    def _write(self, row: _Row, choice: int) -> None:
-        """The row's next token: forced, or the model's choice; and what that makes of its turn."""
+    def _write(self, row: _Row, choice: int) -> bool:
+        """The row's next token: forced, or (True) the model's choice; and what that makes of its turn."""
         if row.done:
-            return
+            return False
         if row.forced:
             row.tokens.append(row.forced.popleft())
             row.chosen.append(False)
-            return
+            return False
         row.tokens.append(choice)
         row.chosen.append(True)
         row.said += 1
         ended = choice in self.eos
         if ended or row.said == self.recipe.answer_tokens or self._loops(row):
             self._end_answer(row, ended)
+        return True
 
     def _loops(self, row: _Row) -> bool:
         gram = tuple(row.tokens[-min(row.said, _LOOP_NGRAM) :])

@@ -48,9 +48,9 @@ def prompt(seed: int, number: int) -> Prompt:
     form = rng.choice(grammar["first"])
     parts: dict[str, str] = {}
     turns = [_expand(form, grammar["slots"], rng, parts)]
-    # A slot that makes up most of a prompt, as an article does, is its template rather than "Summarize: {article}".
-    item = max(parts, key=lambda item: len(parts[item]), default=form)
-    template = item if len(parts.get(item, "")) > len(turns[0]) / 2 else form
+    # An article or a sentence is the template rather than "Summarize: {article}"; a mere word is not.
+    grown = [item for item in parts if "{" in item and len(parts[item]) > len(turns[0]) / 3]
+    template = max(grown, key=lambda item: len(parts[item]), default=form)
     if "second" in grammar and rng.random() < _FOLLOW_UP:
         turns.append(_expand(rng.choice(grammar["second"]), grammar["slots"], rng, {}))
     return Prompt(kind, tuple(turns), template)

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-import functools
 import json
+import re
 import shutil
 from collections import namedtuple
+from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench import checkpoints
 from bench.cli import main
 from bench.config import TrainConfig
-from bench.train import adapter, conversations, loop
+from bench.train import adapter, conversations, loop, prompts
 from bench.train.adapter import AdapterTrainer, rank_tokens
 from bench.train.conversations import Conversations, Recipe
-from methods.kangaroo import Adapter, AdapterConfig, load_adapter
-from tests.tiny import records, run_bench
+from methods.kangaroo import CALIBRATED_AT, Adapter, AdapterConfig, Calibration, Stored, load_adapter
+from tests.tiny import records, run_bench, short_prompt
 
 EXIT = 1
-RECIPE = functools.partial(Recipe, batch=12, length=160, user_tokens=6, long_user_tokens=9, answer_tokens=40)
+
+
+@dataclass(frozen=True)
+class Short(Recipe):
+    batch: int = 12
+    length: int = 168
+    answer_tokens: int = 40
+
+
 FLAGS = ["--tokens", "200", "--epochs", "1", "--exit-layer", str(EXIT), "--draft-vocab", "0", "--decontaminate", "mini"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_prompts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts, "prompt", short_prompt)
+        yield
 
 
 @pytest.fixture
 def train(setting, monkeypatch, tmp_path):
     """Train on a few short conversations; returns the exit status."""
-    monkeypatch.setattr(adapter, "Recipe", RECIPE)
+    monkeypatch.setattr(adapter, "Recipe", Short)
     out = tmp_path / "adapter"
 
     def call(*flags: str, model=setting.model) -> int:
@@ -52,37 +70,49 @@ def last_error(capsys) -> str:
 # --- from the command to a run ---------------------------------------------------------------------------------------
 
 
-def test_trained_weights_run_losslessly_and_draft_well(train, setting, capsys):
-    assert train("--epochs", "4") == 0
+@pytest.mark.parametrize(("architecture", "parameters"), [("feedback", 6 * 48**2 + 96), ("paper", 4 * 48**2 + 96)])
+def test_trained_weights_run_losslessly_and_draft_well(train, setting, capsys, architecture, parameters):
+    assert train("--epochs", "4", "--architecture", architecture) == 0
     assert sorted(path.name for path in train.out.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
     assert str(train.out / "adapter.safetensors") in capsys.readouterr().out
     config = json.loads((train.out / "config.json").read_text())
     assert (config["hidden_size"], config["exit_layer"], config["draft_vocab"]) == (48, EXIT, 0)
-    label = f"kangaroo:weights={train.out},threshold=0"
+    assert (config["feedback"], config["ffn"]) == (architecture == "feedback", 0)
+    assert ("knobs" in config) == (architecture == "feedback")
+    label = f"kangaroo:weights={train.out},stop=threshold,threshold=0"
     assert run_bench(setting.model, setting.questions, setting.out, "--method", label) == 0
     run, turns = records(setting.out)
-    assert run.methods[label].extra_parameters == 4 * 48**2 + 2 * 48
+    assert run.methods[label].extra_parameters == parameters
     mine = [turn for turn in turns if turn.method == label]
     assert {turn.audit.verdict for turn in mine} == {"identical"}
     assert sum(sum(turn.per_step_accepted) for turn in mine) > 0
 
 
-def test_card_says_where_the_weights_come_from(train):
+def test_card_says_where_the_weights_come_from(train, cache):
     assert train("--seed", "7", "--decontaminate", "absent.jsonl") == 0
     card = (train.out / "README.md").read_text()
-    (row,) = [line for line in card.splitlines() if line.startswith("| 1 |")]
-    assert f"exit layer {EXIT}, draft vocabulary whole" in card
+    (path,) = cache.rglob("batch-0000.safetensors")
+    made = Conversations(**load_file(path))
+    assert f"architecture feedback, exit layer {EXIT}, draft vocabulary whole" in card
     assert "with mini (48 questions, sha256 " in card
     assert "not checked, because not at hand: absent.jsonl" in card
     assert "seed 7" in card
-    assert "12 conversations of 160 tokens" in card
-    assert row.count("|") == 1 + 10  # epoch, loss, held-out loss, agreement, six positions
+    assert f"{len(made.lengths)} conversations of {len(made.tokens):,} tokens" in card
+    assert f"of which the target chose {made.answer_tokens:,} " in card
+    shares = {kind: int(percent) for percent, kind in re.findall(r"(\d+)% (\w+)", card)}
+    for i, kind in enumerate(prompts.KINDS):
+        own = int(made.keep((made.kinds == i).tolist()).answer_tokens)
+        assert shares[kind] == pytest.approx(100 * own / made.answer_tokens, abs=0.51)
+    header, _, row = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("|")]
+    assert header[:9] == ["epoch", "loss", "held_out_loss", "agreement", *(f"accept_{w}" for w in range(2, 7))]
+    assert 0 < len(header[9:]) == len(set(header[9:]) & set(prompts.KINDS))
+    assert len(row) == len(header)
 
 
 def test_conversations_and_features_are_made_once_for_one_model(train, setting, tmp_path, monkeypatch):
     made, computed = [], []
-    write, states = conversations._Writer.run, loop._states
-    monkeypatch.setattr(conversations._Writer, "run", lambda self, bar: made.append(1) or write(self, bar))
+    write, states = conversations.Writer.run, loop._states
+    monkeypatch.setattr(conversations.Writer, "run", lambda self, bar: made.append(1) or write(self, bar))
     monkeypatch.setattr(loop, "_states", lambda *given: computed.append(1) or states(*given))
     assert train() == 0
     assert (len(made), len(computed)) == (1, 1)
@@ -100,6 +130,31 @@ def test_conversations_and_features_are_made_once_for_one_model(train, setting, 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert train(model=other) == 0  # another model of the same name
     assert (len(made), len(computed)) == (2, 2)
+
+
+def test_conversations_may_be_kept_with_the_project_and_are_then_used(train, setting, cache, monkeypatch, capsys):
+    monkeypatch.setattr(conversations, "PACKAGED", setting.out.parent / "packaged")
+    monkeypatch.setattr(adapter, "_TOKENS", 200)
+    flags = ["--model", str(setting.model), "--decontaminate", "mini"]
+    assert main(["train", "conversations", *flags]) == 0
+    (path,) = conversations.PACKAGED.iterdir()
+    assert str(path) in capsys.readouterr().out
+    made = conversations.load_packaged(checkpoints.resolve(str(setting.model), log=print))
+    assert made.answer_tokens >= 200
+    monkeypatch.setattr(conversations, "make", None)  # from here on none is begun
+    assert train("--tokens", "0") == 0
+    assert f"{made.answer_tokens:,} answer tokens that come with the project" in capsys.readouterr().err
+    assert f"{len(made.lengths)} conversations of {len(made.tokens):,} tokens" in (train.out / "README.md").read_text()
+
+
+def test_notes_written_by_hand_are_joined_to_the_card(train):
+    train.out.mkdir()
+    (train.out / "TRIED.md").write_text("\nNothing else helped.\n")
+    assert train() == 0
+    card = (train.out / "README.md").read_text()
+    assert card.startswith("# Kangaroo adapter for ")
+    assert card.endswith(" |\n\nNothing else helped.\n")
+    assert (train.out / "TRIED.md").read_text() == "\nNothing else helped.\n"
 
 
 @pytest.mark.parametrize("ranked", [16, 100])
@@ -160,15 +215,16 @@ def test_interrupted_training_writes_no_weights(train, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-# --- ranking, loss and scores ----------------------------------------------------------------------------------------
+# --- ranking, start, loss and scores ---------------------------------------------------------------------------------
 
 
 def test_tokens_are_ranked_by_how_often_the_target_chose_them():
-    tokens = torch.tensor([[5, 2, 2, 7, 5, 5], [2, 7, 7, 7, 1, 1]], dtype=torch.int32)
-    chosen = torch.tensor([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0]], dtype=torch.bool)
+    tokens = torch.tensor([5, 2, 2, 7, 5, 5, 2, 7, 7, 7, 1, 1], dtype=torch.int32)
+    chosen = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
+    made = Conversations(tokens, chosen, torch.tensor([6, 6]), torch.zeros(2), torch.zeros(2))
     # 2 and 5 twice, 7 once; the others never, in their own order.
-    assert rank_tokens(Conversations(tokens, chosen), vocab=9).tolist() == [2, 5, 7, 0, 1, 3, 4, 6, 8]
-    assert rank_tokens(Conversations(tokens, chosen), vocab=9, most=3).tolist() == [2, 5, 7]
+    assert rank_tokens(made, vocab=9).tolist() == [2, 5, 7, 0, 1, 3, 4, 6, 8]
+    assert rank_tokens(made, vocab=9, most=3).tolist() == [2, 5, 7]
 
 
 @pytest.fixture(scope="module")
@@ -178,95 +234,294 @@ def material(tiny_model, tiny_decoder, tiny_tokenizer, tmp_path_factory):
 
     target = tiny_decoder(*tiny_model("tied", True))
     folder = tmp_path_factory.mktemp("material")
-    made = conversations.make(target, ChatFormat(tiny_tokenizer), frozenset({258}), RECIPE(tokens=1), folder)
+    made = conversations.make(target, ChatFormat(tiny_tokenizer), frozenset({258}), Short(tokens=900), folder)
     return target, made, loop.features(target, made, EXIT, folder / "features")
 
 
 def trainer_of(material, **settings) -> AdapterTrainer:
     target, made, found = material
     config = TrainConfig(exit_layer=EXIT, **{"draft_vocab": 0, "epochs": 3, "batch": 4, **settings})
-    return AdapterTrainer(target, config, found, rank_tokens(made, target.config.vocab))
+    return AdapterTrainer(target, config, found, made, rank_tokens(made, target.config.vocab))
 
 
-def test_final_states_under_the_head_are_the_tokens_that_follow(material):
+def shaken(trainer: AdapterTrainer) -> AdapterTrainer:
+    """With weights of which every one matters."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainer.adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return trainer
+
+
+def row(found, i: int):
+    """Exit states, final states, tokens and taught positions of one conversation."""
+    rows = slice(found.starts[i], found.starts[i] + int(found.lengths[i]))
+    return found.exit_states[rows].float(), found.final_states[rows].float(), found.tokens[rows], found.taught[rows]
+
+
+def earlier(states: torch.Tensor) -> torch.Tensor:
+    return torch.cat((torch.zeros_like(states[:1]), states[:-1]))
+
+
+def test_final_states_under_the_head_prefer_the_tokens_that_follow(material):
     target, made, found = material
-    choices = (found.final_states.float() @ target.head_weight.T).argmax(-1)
-    assert torch.equal(choices, made.tokens[:, 1:][made.chosen[:, 1:]].long())
+    logits = found.final_states[found.taught].float() @ target.head_weight.T
+    of_chosen = logits.gather(1, made.tokens[made.chosen].long()[:, None])[:, 0]
+    assert (logits.amax(-1) - of_chosen).max() < 0.01  # features are in half precision
+    assert logits.std() > 0.5
 
 
-def test_adapter_begins_as_the_logit_lens(material):
+@pytest.mark.parametrize("ffn", [0, 20])
+def test_paper_adapter_begins_as_the_logit_lens(material, ffn):
     target, _, found = material
-    logits, _ = trainer_of(material)._logits([3])
-    lens = target.logits(found.exit_states[3].float())
-    torch.testing.assert_close(logits, lens[found.taught[3]])
+    batch = found.batch([3])
+    (chain,) = trainer_of(material, architecture="paper", ffn=ffn)._chains(batch, batch.taught, 1)
+    exits, _, _, taught = row(found, 3)
+    torch.testing.assert_close(chain.logits, target.logits(exits)[taught])
+
+
+@pytest.mark.parametrize("most", [512, 9])
+def test_feedback_adapter_begins_as_the_best_linear_guess(material, monkeypatch, most):
+    monkeypatch.setattr(adapter, "_REGRESSION", most)
+    target, _, found = material
+    trainer = trainer_of(material, architecture="feedback", ffn=20)
+    inputs, outputs = [], []
+    for i in trainer.train_on[:most]:
+        exits, finals, _, taught = row(found, i)
+        inputs.append(torch.cat((exits, earlier(finals)), dim=1)[taught].double())
+        outputs.append((finals / target.norm)[taught].double())
+    x, y = torch.cat(inputs), torch.cat(outputs)
+    # Ridge regression as least squares: one more row for every weight, which wants it to be zero.
+    ridge = (0.01 * (x**2).sum(0).mean()).sqrt() * torch.eye(96, dtype=torch.float64)
+    solution = torch.linalg.lstsq(torch.cat((x, ridge)), torch.cat((y, torch.zeros(96, 48)))).solution
+    torch.testing.assert_close(trainer.adapter.input.weight.detach(), solution.T.float(), rtol=1e-4, atol=1e-5)
+    exits, finals, _, taught = row(found, trainer.held_out[0])
+    guess = torch.cat((exits, earlier(finals)), dim=1) @ solution.float()
+    batch = found.batch(trainer.held_out[:1])
+    (chain,) = trainer._chains(batch, batch.taught, 1)
+    torch.testing.assert_close(chain.logits, target.logits(guess)[taught], rtol=1e-3, atol=1e-3)
+
+
+def entropy(state: torch.Tensor, final: torch.Tensor, head: torch.Tensor) -> float:
+    p, log_q = (head @ final).softmax(-1), (head @ state).log_softmax(-1)
+    return -float((p @ log_q).detach())
+
+
+@pytest.mark.parametrize(("draft_vocab", "teach"), [(0, "answers"), (40, "answers"), (40, "all")])
+@pytest.mark.parametrize(
+    ("architecture", "ffn", "unroll"),
+    [("paper", 0, 1), ("paper", 20, 3), ("feedback", 0, 1), ("feedback", 20, 1)],  # the paper's is not unrolled
+)
+def test_loss_is_the_soft_cross_entropy_over_the_draft_vocabulary(
+    material, draft_vocab, teach, architecture, ffn, unroll
+):
+    target, _, found = material
+    settings = {"architecture": architecture, "ffn": ffn, "unroll": unroll, "teach": teach}
+    trainer = shaken(trainer_of(material, draft_vocab=draft_vocab, **settings))
+    assert sorted(trainer.draft_ids.tolist()) == sorted(trainer.ranking[: draft_vocab or None].tolist())
+    head = target.head_weight[trainer.draft_ids]
+    losses = []
+    for i in (4, 0):
+        exits, finals, _, taught = row(found, i)
+        before = earlier(finals)[None] if architecture == "feedback" else None
+        states = trainer.adapter(exits[None], before=before)[0]
+        positions = range(len(taught) - 1) if teach == "all" else taught.nonzero()[:, 0]
+        losses += [entropy(states[t], finals[t], head) for t in positions]
+    assert float(trainer.loss([4, 0]).detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(("draft_vocab", "teach"), [(0, "answers"), (40, "answers"), (0, "all")])
+def test_later_drafts_count_where_those_before_them_hit(material, draft_vocab, teach):
+    target, _, found = material
+    trainer = trainer_of(material, draft_vocab=draft_vocab, architecture="feedback", unroll=2, teach=teach)
+    head = target.head_weight[trainer.draft_ids]
+    firsts, seconds, missed = [], [], 0
+    for i in (4, 0, 7):
+        exits, finals, tokens, taught = row(found, i)
+        first, second = (states[0] for states in trainer.adapter.unrolled(exits[None], finals[None], 2))
+        if teach == "all":
+            taught = torch.arange(len(tokens)) < len(tokens) - 1
+        for t in taught.nonzero()[:, 0].tolist():
+            firsts.append(entropy(first[t], finals[t], head))
+            hit = bool(trainer.draft_ids[(head @ first[t]).argmax()] == tokens[t + 1])
+            if hit and t + 1 < len(tokens) and taught[t + 1]:
+                seconds.append(entropy(second[t + 1], finals[t + 1], head))
+            missed += not hit
+    assert len(seconds) > 5
+    assert missed > 5
+    expected = (sum(firsts) + sum(seconds)) / len(firsts)
+    assert float(trainer.loss([4, 0, 7]).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def chains_of(material, trainer: AdapterTrainer, rows: list[int]) -> list[list[tuple[float, bool]]]:
+    """(confidence, hit) of each chain's drafts over the target's own text; the trainer's adapter is the logit lens."""
+    target, _, found = material
+    chains = []
+    for i in rows:
+        exits, _, tokens, taught = row(found, i)
+        best = (target.final_norm(exits) @ target.head_weight[trainer.draft_ids].T).softmax(-1).max(-1)
+        drafts = trainer.draft_ids[best.indices].tolist()
+        for t in taught.nonzero()[:, 0].tolist():
+            chain: list[tuple[float, bool]] = []
+            while len(chain) < 6 and taught[t] and all(hit for _, hit in chain):
+                chain.append((float(best.values[t]), drafts[t] == int(tokens[t + 1])))
+                t += 1
+            chains.append(chain)
+    return chains
 
 
 @pytest.mark.parametrize("draft_vocab", [0, 40])
-def test_training_lowers_the_loss_and_raises_the_held_out_agreement(material, draft_vocab):
-    trainer = trainer_of(material, draft_vocab=draft_vocab, epochs=6)
-    before = trainer.scores(trainer.held_out)
-    history = trainer.fit(print)
-    assert [row["epoch"] for row in history] == list(range(1, 7))
-    assert history[-1]["loss"] < history[0]["loss"]
-    assert history[-1]["held_out_loss"] < before["held_out_loss"]
-    assert history[-1]["agreement"] >= before["agreement"]
+def test_scores_are_those_of_drafting_over_the_targets_own_text(material, draft_vocab):
+    _, made, found = material
+    trainer = trainer_of(material, architecture="paper", draft_vocab=draft_vocab)
+    rows = list(range(len(found.lengths)))[:11]
+    scores = trainer.scores(rows)
+    chains = chains_of(material, trainer, rows)
+    assert max(map(len, chains)) > 2
+
+    def accepted(chains, w: int) -> float:
+        tried = [chain[w][1] for chain in chains if len(chain) > w]
+        return sum(tried) / max(1, len(tried))
+
+    assert 0 < scores["agreement"] < 1
+    names = ["agreement", *(f"accept_{w}" for w in range(2, 7))]
+    assert [scores[name] for name in names] == pytest.approx([accepted(chains, w) for w in range(6)])
+    assert scores["held_out_loss"] == pytest.approx(float(trainer.loss(rows).detach()), rel=1e-5)
+    kinds = {i: prompts.KINDS[made.kinds[i]] for i in rows}
+    for kind in set(kinds.values()):
+        own = chains_of(material, trainer, [i for i in rows if kinds[i] == kind])
+        assert scores[kind] == pytest.approx(accepted(own, 0))
+    assert set(scores) == {"held_out_loss", *names, *kinds.values()}
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draft_vocab", [0, 40])
+def test_calibration_is_over_every_draft_of_every_chain(material, monkeypatch, draft_vocab):
+    trainer = trainer_of(material, architecture="paper", draft_vocab=draft_vocab)
+    given = []
+
+    def spy(confidences, outcomes):
+        given.append((torch.cat(list(confidences)), torch.cat(list(outcomes)).bool()))
+        return CALIBRATED_AT
+
+    monkeypatch.setattr(adapter, "_monotone", spy)
+    rows = [0, 3, 4, 5, 7, 8, 9, 10, 11]
+    trainer.calibrate(rows)
+    chains = chains_of(material, trainer, rows)
+    accepted = [draft for chain in chains for draft in chain]
+    following = [(before, hit) for chain in chains for (before, _), (_, hit) in pairwise(chain)]
+    assert len(following) > 10
+    for (confidences, outcomes), expected in zip(given, (accepted, following), strict=True):
+        for outcome in (True, False):
+            found = confidences[outcomes == outcome].sort().values.tolist()
+            assert found == pytest.approx(sorted(c for c, hit in expected if hit == outcome), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["feedback", "paper"])
+def test_calibration_never_falls(material, architecture):
+    _, _, found = material
+    calibration = trainer_of(material, architecture=architecture).calibrate(range(len(found.lengths)))
+    for curve in (calibration.accepted, calibration.following):
+        assert len(curve) == 21
+        assert list(curve) == sorted(curve)
+        assert 0 <= curve[0] < curve[-1] <= 1
+
+
+def test_calibration_gives_the_true_rates():
+    # Below 0.4 three in ten are right, from there to 0.7 half, then eight in ten; the right ones first, in each part.
+    parts = [(0.0, 0.4, 30), (0.4, 0.7, 50), (0.7, 1.0, 80)]
+    x = torch.cat([torch.linspace(low + 1e-3, high - 1e-3, 100) for low, high, _ in parts])
+    y = torch.cat([(torch.arange(100) < right).float() for *_, right in parts])
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    found = dict(zip(CALIBRATED_AT, adapter._monotone(x[order].split(70), y[order].split(70)), strict=True))
+    for at, rate in found.items():
+        if at not in (0.4, 0.7):  # between two parts
+            assert rate == (0.3 if at < 0.4 else 0.5 if at < 0.7 else 0.8)
+
+
+def test_calibration_is_the_least_squares_fit_that_never_falls():
+    generator = torch.Generator().manual_seed(1)
+    outcomes = (torch.rand(21, generator=generator) < 0.5).double()
+    order = torch.randperm(21, generator=generator)
+    found = adapter._monotone([torch.tensor(CALIBRATED_AT).double()[order]], [outcomes[order]])
+    means = [[float(outcomes[a : b + 1].mean()) for b in range(21)] for a in range(21)]
+    expected = [max(min(means[a][b] for b in range(i, 21)) for a in range(i + 1)) for i in range(21)]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert 2 < len(set(expected)) < 21
+
+
+def test_drafts_of_one_confidence_have_one_worth():
+    sure = torch.ones(10)  # as probabilities that round to 1 are
+    for outcomes in (torch.arange(10) < 7, torch.arange(10) >= 3):
+        assert adapter._monotone([sure], [outcomes.float()])[-1] == pytest.approx(0.7)
+
+
+def test_calibration_of_nothing_expects_nothing():
+    assert adapter._monotone([torch.zeros(0)], [torch.zeros(0)]) == (0.0,) * 21
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draft_vocab", [0, 40])
+@pytest.mark.parametrize(("architecture", "unroll"), [("feedback", 1), ("feedback", 3), ("paper", 1)])
+def test_training_lowers_the_loss(material, architecture, unroll, draft_vocab):
+    settings = {"architecture": architecture, "unroll": unroll, "learning_rate": 5e-3, "epochs": 12}
+    trainer = trainer_of(material, draft_vocab=draft_vocab, **settings)
+    before = trainer.scores(trainer.train_on)
+    history = trainer.fit()
+    after = trainer.scores(trainer.train_on)
+    assert [row["epoch"] for row in history] == list(range(1, 13))
+    assert after["held_out_loss"] < before["held_out_loss"]
+    assert after["agreement"] > before["agreement"]
+    if unroll == 1:  # else more drafts are counted later
+        assert history[-1]["loss"] < history[0]["loss"]
     assert not set(trainer.held_out) & set(trainer.train_on)
 
 
-def test_loss_is_the_soft_cross_entropy_over_the_draft_vocabulary(material):
-    target, _, found = material
-    trainer = trainer_of(material, draft_vocab=40)
-    assert len(trainer.draft_ids) == 40
-    assert sorted(trainer.draft_ids.tolist()) == sorted(trainer.ranking[:40].tolist())
-    pick = [4, 0]
-    states = torch.cat([target.final_norm(found.exit_states[i].float())[found.taught[i]] for i in pick])
-    offsets = [0, *found.taught.sum(1).cumsum(0).tolist()]
-    teacher = torch.cat([found.final_states[offsets[i] : offsets[i + 1]] for i in pick]).float()
-    head = target.head_weight[trainer.draft_ids]
-    log_q, p = (states @ head.T).log_softmax(-1), (teacher @ head.T).softmax(-1)
-    torch.testing.assert_close(trainer.loss(pick).detach(), -(p * log_q).sum(-1).mean())
+@pytest.mark.parametrize(("architecture", "unroll", "later"), [("feedback", 3, 3), ("feedback", 1, 1), ("paper", 3, 1)])
+def test_chains_are_unrolled_from_half_way_on(material, monkeypatch, architecture, unroll, later):
+    trainer = trainer_of(material, architecture=architecture, unroll=unroll, epochs=3, batch=10)
+    depths, chains = [], trainer._chains
+    monkeypatch.setattr(trainer, "scores", lambda indices: {})
+    monkeypatch.setattr(trainer, "_chains", lambda *given: depths.append(given[-1]) or chains(*given))
+    trainer.fit()
+    steps = 3 * -(-len(trainer.train_on) // 10)
+    assert depths == [1] * -(-steps // 2) + [later] * (steps // 2)
+
+
+def test_knobs_stored_with_an_adapter_are_to_its_calibration(material):
+    feedback, paper = (trainer_of(material, architecture=name) for name in ("feedback", "paper"))
+    rising = Calibration((0.5,) * 21, (0.0,) * 4 + (0.15,) * 17)
+    assert feedback.knobs(rising) == {"gamma": 6, "stop": "gain", "threshold": 0.2}
+    assert feedback.knobs(Calibration((0.5,) * 21, (0.0,) * 21))["threshold"] == 1.0
+    assert paper.knobs(rising) == {}
 
 
 def test_training_is_the_seeds(material):
     def weights(seed: int) -> torch.Tensor:
         trainer = trainer_of(material, seed=seed, epochs=1)
-        trainer.fit(print)
+        trainer.fit()
         return torch.cat([p.detach().flatten() for p in trainer.adapter.parameters()])
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("draft_vocab", [0, 40])
-def test_scores_are_those_of_drafting_over_the_targets_own_text(material, draft_vocab):
-    target, made, found = material
-    trainer = trainer_of(material, draft_vocab=draft_vocab)
-    rows = [5, 2]
-    matches = torch.zeros(len(rows), made.tokens.shape[1], dtype=torch.bool)
-    for place, row in enumerate(rows):
-        states = target.final_norm(found.exit_states[row].float())
-        drafts = trainer.draft_ids[(states @ target.head_weight[trainer.draft_ids].T).argmax(-1)]
-        matches[place, :-1] = drafts[:-1] == made.tokens[row, 1:]
-    taught = found.taught[rows]
-    matches &= taught
-    scores = trainer.scores(rows)
-    assert scores["agreement"] == pytest.approx(float(matches.sum() / taught.sum()))
-    assert 0 < scores["agreement"] < 1
-    expected = loop.acceptance_by_position(matches, taught, adapter.POSITIONS)
-    assert [scores[f"accept_{w}"] for w in range(1, 7)] == pytest.approx(expected)
-    assert scores["accept_1"] == pytest.approx(scores["agreement"])
-    assert scores["held_out_loss"] > 0
-
-
-def test_saved_adapter_gives_the_trained_states(material, tmp_path):
+@pytest.mark.parametrize(("architecture", "ffn"), [("paper", 0), ("feedback", 20)])
+def test_saved_adapter_gives_the_trained_states(material, tmp_path, architecture, ffn):
     target, _, found = material
-    trainer = trainer_of(material, draft_vocab=40, epochs=1)
-    trainer.fit(print)
-    adapter.save_adapter(tmp_path, trainer.adapter, trainer.ranking)
-    loaded, ranking = load_adapter(tmp_path, target)
-    assert torch.equal(ranking.long(), trainer.ranking)
-    assert loaded.config == AdapterConfig(48, 6, target.config.norm_eps, EXIT, 40)
+    trainer = shaken(trainer_of(material, draft_vocab=40, architecture=architecture, ffn=ffn))
+    stored = Stored(trainer.ranking, trainer.calibrate(trainer.held_out), {"gamma": 3})
+    adapter.save_adapter(tmp_path, trainer.adapter, stored)
+    loaded, again = load_adapter(tmp_path, target)
+    assert torch.equal(again.ranking.long(), stored.ranking)
+    assert (again.calibration, again.knobs) == (stored.calibration, stored.knobs)
+    assert loaded.config == AdapterConfig(48, 6, target.config.norm_eps, EXIT, 40, architecture == "feedback", ffn)
     assert isinstance(loaded, Adapter)
-    loaded.prepare(found.tokens.shape[1], target.device)
-    states = found.exit_states[:1].float()
-    torch.testing.assert_close(loaded(states), trainer.adapter(states).detach())
+    exits, finals, _, _ = row(found, 2)
+    loaded.prepare(len(exits), target.device)
+    states = [module(exits[None], before=earlier(finals)[None]) for module in (loaded, trainer.adapter)]
+    torch.testing.assert_close(states[0], states[1].detach())

@@ -57,18 +57,19 @@ def test_question_without_words_drops_nothing():
 def made(tiny_tokenizer):
     """Five conversations; the second holds a long question, the fourth a short one."""
     texts = ["all about barges", f"so: {LONG.lower()}", "who knows", f"tell me: {SHORT}", "the end"]
-    length = 160
     rows = [tiny_tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    tokens = torch.tensor([row + [tiny_tokenizer.eos_token_id] * (length - len(row)) for row in rows])
-    return Conversations(tokens.int(), torch.arange(5 * length).view(5, length) % 7 == 0)
+    tokens = torch.tensor([token for row in rows for token in row]).int()
+    lengths = torch.tensor([len(row) for row in rows]).int()
+    return Conversations(tokens, torch.arange(len(tokens)) % 7 == 0, lengths, torch.arange(5), torch.arange(5))
 
 
 def test_planted_questions_are_dropped_with_their_masks_and_others_kept(made, tiny_tokenizer, tmp_path):
     source = write_questions(tmp_path / "q.jsonl", (1, "rag", [LONG]), (2, "qa", [SHORT]))
     log: list[str] = []
     clean, checked = _decontaminate(made, ChatFormat(tiny_tokenizer), [source], log.append)
-    assert torch.equal(clean.tokens, made.tokens[[0, 2, 4]])
-    assert torch.equal(clean.chosen, made.chosen[[0, 2, 4]])
+    for name, column in vars(made.keep([True, False, True, False, True])).items():
+        assert torch.equal(vars(clean)[name], column)
+    assert clean.kinds.tolist() == [0, 2, 4]
     assert checked["dropped"] == 2
     assert [text.split(",")[0] for text in checked["against"]] == ["q.jsonl (2 questions"]
     assert (checked["missing"], log) == ([], [])
@@ -77,7 +78,7 @@ def test_planted_questions_are_dropped_with_their_masks_and_others_kept(made, ti
 def test_question_set_that_is_not_at_hand_is_a_warning_and_goes_on_record(made, tiny_tokenizer):
     log: list[str] = []
     clean, checked = _decontaminate(made, ChatFormat(tiny_tokenizer), ["absent.jsonl"], log.append)
-    assert len(clean.tokens) == 5
+    assert len(clean.lengths) == 5
     assert checked["missing"] == ["absent.jsonl"]
     assert "WARNING: not decontaminated against 'absent.jsonl'" in log[0]
 
@@ -85,8 +86,8 @@ def test_question_set_that_is_not_at_hand_is_a_warning_and_goes_on_record(made, 
 def test_features_of_differently_cleaned_conversations_do_not_share_a_folder(made, tiny_tokenizer, tmp_path):
     sources = [write_questions(tmp_path / f"{i}.jsonl", (i, "qa", [text])) for i, text in enumerate((LONG, SHORT))]
     chat = ChatFormat(tiny_tokenizer)
-    keys = {_decontaminate(made, chat, given, print)[1]["key"] for given in ([], sources[:1], sources[1:], sources)}
-    assert len(keys) == 4
+    cleaned = [_decontaminate(made, chat, given, print)[0] for given in ([], sources[:1], sources[1:], sources)]
+    assert len({clean.digest() for clean in cleaned}) == 4  # which names the folder
 
 
 def test_too_few_clean_conversations_are_a_user_error(made, tiny_tokenizer, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from bench.errors import UserError
 from bench.train import loop
 from bench.train.conversations import Conversations
-from bench.train.loop import Schedule, acceptance_by_position, features, fit, split, steps_of, taught_positions
+from bench.train.loop import Features, Schedule, features, fit, split, steps_of, taught_positions
 
 EXIT = 2
 COUNT, LENGTH = 19, 24  # two pieces of the cache, the last one shorter
@@ -30,15 +30,23 @@ def target(model, tiny_decoder):
 @pytest.fixture(scope="module")
 def made() -> Conversations:
     generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(270, (COUNT, LENGTH), generator=generator, dtype=torch.int32)
-    return Conversations(tokens, torch.rand(COUNT, LENGTH, generator=generator) < 0.4)
+    lengths = torch.randint(9, LENGTH, (COUNT,), generator=generator, dtype=torch.int32)
+    total = int(lengths.sum())
+    tokens = torch.randint(270, (total,), generator=generator, dtype=torch.int32)
+    chosen = torch.rand(total, generator=generator) < 0.4
+    chosen[lengths.cumsum(0)[:-1]] = chosen[0] = False  # no conversation begins with an answer
+    return Conversations(tokens, chosen, lengths, torch.zeros(COUNT, dtype=torch.int8), torch.arange(COUNT).int())
+
+
+def first(made: Conversations, count: int) -> Conversations:
+    return made.keep([i < count for i in range(len(made.lengths))])
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """How many conversations each pass of the target was over."""
     sizes, states = [], loop._states
-    monkeypatch.setattr(loop, "_states", lambda t, tokens, layer: sizes.append(len(tokens)) or states(t, tokens, layer))
+    monkeypatch.setattr(loop, "_states", lambda t, rows, layer: sizes.append(len(rows)) or states(t, rows, layer))
     return sizes
 
 
@@ -50,60 +58,77 @@ def same(a, b) -> bool:
 
 
 def test_taught_are_the_positions_before_those_that_the_target_chose():
-    chosen = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 0, 0]], dtype=torch.bool)
-    expected = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    chosen = torch.tensor([0, 0, 1, 1, 0, 1, 0, 0, 1], dtype=torch.bool)  # say, conversations of 6 and of 3 tokens
+    expected = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 0], dtype=torch.bool)
     assert torch.equal(taught_positions(chosen), expected)
 
 
 def test_features_are_transformers_hidden_states(model, target, made, tmp_path):
     found = features(target, made, EXIT, tmp_path)
-    with torch.inference_mode():
-        states = model[1](made.tokens.long(), output_hidden_states=True).hidden_states
-    taught = taught_positions(made.chosen)
     assert found.exit_states.dtype == found.final_states.dtype == torch.float16
-    torch.testing.assert_close(found.exit_states.float(), states[EXIT], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(found.final_states.float(), states[-1][taught], rtol=2e-3, atol=2e-3)
-    assert torch.equal(found.taught, taught)
+    assert torch.equal(found.taught, taught_positions(made.chosen))
     assert torch.equal(found.tokens, made.tokens.long())
-    for row in (0, 7, COUNT - 1):
-        mine = found.final_states[found.offsets[row] :][: int(taught[row].sum())]
-        torch.testing.assert_close(mine.float(), states[-1][row][taught[row]], rtol=2e-3, atol=2e-3)
+    for begin, length in zip(found.starts, made.lengths.tolist(), strict=True):
+        rows = slice(begin, begin + length)
+        with torch.inference_mode():
+            states = model[1](found.tokens[None, rows], output_hidden_states=True).hidden_states
+        torch.testing.assert_close(found.exit_states[rows].float(), states[EXIT][0], rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(found.final_states[rows].float(), states[-1][0], rtol=2e-3, atol=2e-3)
+
+
+def test_a_batch_is_padded_with_what_nobody_is_taught(target, made, tmp_path):
+    found = features(target, made, EXIT, tmp_path)
+    pick = [3, 0, 11]
+    batch = found.batch(pick)
+    longest = int(made.lengths[pick].max())
+    assert batch.exit_states.shape == batch.final_states.shape == (3, longest, target.config.hidden)
+    assert batch.exit_states.dtype == torch.float32
+    for row, i in enumerate(pick):
+        rows, length = slice(found.starts[i], found.starts[i] + int(made.lengths[i])), int(made.lengths[i])
+        assert torch.equal(batch.exit_states[row, :length], found.exit_states[rows].float())
+        assert torch.equal(batch.final_states[row, :length], found.final_states[rows].float())
+        assert torch.equal(batch.tokens[row, :length], found.tokens[rows])
+        assert torch.equal(batch.taught[row, :length], found.taught[rows])
+        assert not batch.taught[row, length:].any()
+        assert batch.inside[row].tolist() == [True] * (length - 1) + [False] * (longest - length + 1)
 
 
 def test_features_are_computed_once(target, made, tmp_path, passes):
     told: list[int] = []
-    first = features(target, made, EXIT, tmp_path, told.append)
-    assert passes == told == [16, 3]
-    assert same(features(target, made, EXIT, tmp_path), first)
+    once = features(target, made, EXIT, tmp_path, told.append)
+    assert passes == [16, 3]
+    assert told == [int(made.lengths[:16].sum()), int(made.lengths[16:].sum())]
+    assert same(features(target, made, EXIT, tmp_path), once)
     assert passes == [16, 3]
 
 
 def test_more_conversations_reuse_the_whole_pieces(target, made, tmp_path, passes):
-    features(target, Conversations(made.tokens[:17], made.chosen[:17]), EXIT, tmp_path)
+    features(target, first(made, 17), EXIT, tmp_path)
     features(target, made, EXIT, tmp_path)
     assert passes == [16, 1, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "other conversations", "not tensors"])
 def test_damaged_piece_is_computed_again(target, made, tmp_path, passes, damage):
-    first = features(target, made, EXIT, tmp_path)
+    once = features(target, made, EXIT, tmp_path)
     path = sorted(tmp_path.iterdir())[0]
     if damage == "other conversations":
         path.unlink()
-        features(target, Conversations(made.tokens[:16], ~made.chosen[:16]), EXIT, tmp_path)
+        features(target, made.keep([i >= 3 for i in range(COUNT)]), EXIT, tmp_path)
     else:
         content = path.read_bytes()
         path.write_bytes({"cut short": content[:-100], "empty": b"", "not tensors": b"x" * 100}[damage])
     passes.clear()
-    assert same(features(target, made, EXIT, tmp_path), first)
+    assert same(features(target, made, EXIT, tmp_path), once)
     assert passes == [16]
-    assert same(features(target, made, EXIT, tmp_path), first)
+    assert same(features(target, made, EXIT, tmp_path), once)
     assert passes == [16]
 
 
 def test_interrupted_features_go_on_where_they_stopped(target, made, tmp_path, passes, monkeypatch):
+    last = int(made.lengths[16:].sum())
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_half", lambda states: 1 / 0 if len(states) == 3 else states.half().contiguous())
+        patch.setattr(loop, "_half", lambda states: 1 / 0 if len(states) == last else states.half().contiguous())
         with pytest.raises(ZeroDivisionError):
             features(target, made, EXIT, tmp_path)
     passes.clear()
@@ -128,35 +153,29 @@ def test_full_cache_names_the_remedy(target, made, tmp_path, monkeypatch):
         features(target, made, EXIT, tmp_path / "features")
 
 
-# --- acceptance ------------------------------------------------------------------------------------------------------
-
-
-def test_acceptance_by_position_worked_out_by_hand():
-    taught = torch.tensor([[0, 1, 1, 1, 1, 0, 1, 1], [1, 0, 0, 0, 1, 1, 1, 0]], dtype=torch.bool)
-    match = torch.tensor([[0, 1, 1, 0, 1, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 0]], dtype=torch.bool)
-    # First:  right at 1, 2, 4, 6, 7 of the first row, at 4, 5, 6 of the second: 8 of the 10 taught.
-    # Second: 1-2 right, 2-3 wrong, 6-7 right; 4-5 and 5-6 right: 4 of 5. The others run over an answer's end.
-    # Third:  1-2-3 wrong; 4-5-6 right: 1 of 2. Fourth: none is left to try.
-    assert acceptance_by_position(match, taught, 4) == pytest.approx([8 / 10, 4 / 5, 1 / 2, 0.0])
-
-
-def test_acceptance_of_a_perfect_and_of_a_useless_draft():
-    taught = torch.ones(2, 9, dtype=torch.bool)
-    assert acceptance_by_position(taught, taught, 6) == [1.0] * 6
-    assert acceptance_by_position(~taught, taught, 3) == [0.0] * 3
-    assert acceptance_by_position(taught, ~taught, 2) == [0.0] * 2
-
-
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "held"), [(192, 10), (20, 1), (2, 1)])
-def test_split_holds_some_out_and_loses_none(count, held):
-    train, out = split(range(count), 0.05, seed=3)
-    assert len(out) == held
-    assert sorted(train + out) == list(range(count))
-    assert split(range(count), 0.05, seed=3) == (train, out)
-    assert count < 5 or split(range(count), 0.05, seed=4) != (train, out)
+def features_of(templates: list[int], answered: list[bool]) -> tuple[Features, torch.Tensor]:
+    count = len(templates)
+    taught = torch.tensor([[some, False] for some in answered]).flatten()
+    states = torch.zeros(2 * count, 4)
+    found = Features(states, states, torch.zeros(2 * count, dtype=torch.long), taught, torch.full((count,), 2))
+    return found, torch.tensor(templates)
+
+
+def test_split_holds_out_whole_templates_and_loses_no_conversation():
+    generator = torch.Generator().manual_seed(0)
+    templates = torch.randint(40, (400,), generator=generator).tolist()
+    answered = [i % 7 != 0 for i in range(400)]
+    train, out = split(*features_of(templates, answered), 0.05)
+    assert sorted(train + out) == [i for i in range(400) if answered[i]]
+    assert not {templates[i] for i in train} & {templates[i] for i in out}
+    assert 0.05 <= len(out) / len(train + out) < 0.15
+
+
+def test_split_holds_out_at_least_one():
+    assert split(*features_of([9, 4], [True, True]), 0.05) == ([0], [1])
 
 
 def regression():
