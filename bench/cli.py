@@ -16,13 +16,14 @@ from bench.errors import UserError
 _COMMANDS = """\
 other commands (each has its own --help):
   report RUN_DIR     redraw tables and plots from a run's records
-  train kangaroo     train an adapter for a model, on conversations that the model writes itself
+  train kangaroo     train an adapter for a model, on the model's own answers to prompts of all kinds
   list               methods with their knobs, tasks, models
   cache list|clean   what was downloaded, and how to be rid of it
 
 examples:
   python run_bench.py --method kangaroo --tasks all
-  python run_bench.py --method kangaroo --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
+  python run_bench.py --method kangaroo --method kangaroo:paper --tasks all
+  python run_bench.py --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
 Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or a
@@ -166,6 +167,8 @@ def _list(options: argparse.Namespace) -> int:
         method = methods.load(name)
         kind = " (peer: another library's decoding)" if issubclass(method, Peer) else ""
         print(f"  {name}{kind}: {(sys.modules[method.__module__].__doc__ or '').strip().splitlines()[0]}")
+        for preset, values in method.presets.items():
+            print(f"      {preset}   for {','.join(f'{knob}={value}' for knob, value in values.items())}")
         for knob, default, text in methods.knobs(method):
             print(f"      {knob}={default}   {text}")
     print("tasks\n  all,", ", ".join(TASKS))

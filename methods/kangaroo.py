@@ -3,6 +3,9 @@
 The draft model is the target's first `exit_layer` layers, a small adapter and the target's LM head; the remaining
 layers verify, starting from the exit states that drafting already computed. First early exit: the exit layer. Second:
 drafting stops once a draft's probability falls below `threshold`.
+
+Beyond the paper: a cut draft vocabulary, feedback of final states (see `Adapter`), and stopping by expected gain (see
+`GainRule`); `kangaroo:paper` has none of them.
 """
 
 from __future__ import annotations
@@ -44,12 +47,9 @@ _NAMES = {
     "ffn_norm": "layers.0.post_attention_layernorm.weight",
     "output_norm": "norm.weight",
 }
-
-
 STOPS = ("gain", "threshold")
 CALIBRATED_AT = tuple(i / 20 for i in range(21))  # confidences
-# Of a chain's start, for the rule that stops by gain: tokens and vanilla steps, as if seen before.
-_PRIOR_STEPS = 8
+_PRIOR_STEPS = 8  # vanilla steps, of a token each, that the gain rule takes a question to begin with
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class KangarooConfig:
         default="",
         metadata={
             "help": "when to stop drafting: threshold, below a probability of the last draft (the paper's); gain, "
-            "where one more draft is expected to cost more than it brings on this device; default: as stored with "
-            "the adapter, else threshold"
+            "where one more draft is expected to cost more than it brings on this device; default: threshold where one "
+            "is given, else as stored with the adapter"
         },
     )
     threshold: float = field(
@@ -336,12 +336,12 @@ class Kangaroo(SpeculativeMethod):
 
     def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
         """Let the adapter read the prompt."""
+        self.rule.reset()
         before, self.last = None, exit_states[:, :0]
         if self.feedback:
             finals = self.target.final_norm(final_states)
             before, self.last = F.pad(finals, (0, 0, 1, 0))[:, :-1], finals[:, -1:]
         self.adapter(exit_states, 0, self.adapter_cache, before)
-        self.rule.reset()
         self.unread = self.unread_before = exit_states[:, :0]
 
     def propose(self, room: int) -> Draft:
@@ -484,10 +484,11 @@ def _interpolate(confidence: float, curve: Sequence[float]) -> float:
 
 def _completed(config: KangarooConfig, trained: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:
     """`config` with what it leaves open taken from the adapter's folder, else from the paper."""
+    asked = "threshold" if config.threshold != -1 else ""  # a threshold is given to be used
     return replace(
         config,
         gamma=config.gamma or stored.get("gamma", 6),
-        stop=config.stop or stored.get("stop", "threshold"),
+        stop=config.stop or asked or stored.get("stop", "threshold"),
         threshold=stored.get("threshold", 0.6) if config.threshold == -1 else config.threshold,
         draft_vocab=trained.draft_vocab if config.draft_vocab < 0 else config.draft_vocab,
     )

@@ -259,7 +259,7 @@ def test_knobs_stored_with_the_weights_are_used_until_others_are_asked_for(scene
     (tmp_path / "config.json").write_text(json.dumps(config))
     ran = Kangaroo(decoder, KangarooConfig(weights=str(tmp_path))).config
     assert (ran.gamma, ran.stop, ran.threshold) == (3, "gain", 0.25)
-    ran = Kangaroo(decoder, KangarooConfig(weights=str(tmp_path), gamma=2, stop="threshold", threshold=0)).config
+    ran = Kangaroo(decoder, KangarooConfig(weights=str(tmp_path), gamma=2, threshold=0)).config
     assert (ran.gamma, ran.stop, ran.threshold, ran.costs) == (2, "threshold", 0, "")
 
 
