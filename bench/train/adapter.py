@@ -37,8 +37,8 @@ HELD_OUT = 0.05  # share of conversations, by template, that scores are measured
 POSITIONS = 6  # draft positions whose acceptance is reported
 _TOKENS = 1_000_000  # of answers, where none come with the project
 _GAMMA = 6  # stored with the weights; chosen on the mini set
-# Stored as threshold is the confidence from which on the next draft's chance exceeds what a draft costs, in vanilla
-# steps (as measured on two CPU cores).
+# Stored as threshold is the confidence from which on this draft and the next are both right more often than a draft
+# costs, in vanilla steps (as measured on two CPU cores).
 _DRAFT_COST = 0.15
 _UNROLL_FROM = 0.5  # of the steps: a chain's later drafts are worth learning once the first ones hit
 _REGRESSION = 512  # conversations that the first linear guess is made from
@@ -277,7 +277,8 @@ class AdapterTrainer:
         """Defaults to be stored with the weights; none for an adapter as published, whose knobs are the paper's."""
         if not self.adapter.config.feedback:
             return {}
-        worth = (c for c, chance in zip(CALIBRATED_AT, calibration.following, strict=True) if chance >= _DRAFT_COST)
+        curves = zip(CALIBRATED_AT, calibration.accepted, calibration.following, strict=True)
+        worth = (confidence for confidence, now, then in curves if now * then >= _DRAFT_COST)
         return {"gamma": _GAMMA, "stop": "gain", "threshold": min(worth, default=1.0)}
 
     @torch.inference_mode()
