@@ -496,22 +496,23 @@ def _completed(config: KangarooConfig, trained: AdapterConfig, stored: dict[str,
 
 def _weights_folder(asked: str, model: str) -> Path:
     if asked in ("", "paper"):
-        return packaged_weights(model, "kangaroo-paper" if asked else "kangaroo")
+        return packaged_weights(model, paper=bool(asked))
     return Path(asked).expanduser()
 
 
-def packaged_weights(model: str, kind: str = "kangaroo") -> Path:
-    """Where an adapter that comes with the project for `model` lies.
+def packaged_weights(model: str, *, paper: bool = False) -> Path:
+    """Where the adapter that comes with the project for `model` lies, or the one built as published.
 
     Raises:
         UserError: there is none.
 
     """
-    folder = WEIGHTS_ROOT / model / kind
+    folder = WEIGHTS_ROOT / model / ("kangaroo-paper" if paper else "kangaroo")
     if not folder.is_dir():
+        flag = "--architecture paper " if paper else ""
         raise UserError(
-            f"no adapter {kind!r} comes with the project for model {model!r}: train one "
-            "(python run_bench.py train kangaroo --model ...) or name its folder (--method kangaroo:weights=FOLDER)"
+            f"no Kangaroo adapter comes with the project for model {model!r}: train one "
+            f"(python run_bench.py train kangaroo {flag}--model ...) or name its folder (kangaroo:weights=FOLDER)"
         )
     return folder
 

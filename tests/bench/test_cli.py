@@ -50,7 +50,7 @@ def python(code: str, *given: str) -> subprocess.CompletedProcess[str]:
         (["--method", "kangaro"], r"unknown method 'kangaro', did you mean 'kangaroo'\?; available: "),
         (["--method", "kangaroo:gama=4"], "no knob 'gama=4', did you mean 'gamma'"),
         (["--method", "kangaroo:gamma=four"], "knob gamma='four' is not of type int"),
-        (["--method", "kangaroo:gamma=0"], "gamma=0 must be at least 1"),
+        (["--method", "kangaroo:gamma=-1"], "gamma=-1 must be at least 1"),
         (["--method", "vanilla:gamma=1"], "no knob 'gamma=1'; it has none"),
         (["--method", "vanilla", "--peer", "kangaroo"], "'kangaroo' is a method, not a peer: ask for it with --method"),
         (["--tasks", "summarisation"], "unknown task 'summarisation', did you mean 'summarization'"),

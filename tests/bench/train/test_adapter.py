@@ -494,7 +494,7 @@ def test_chains_are_unrolled_from_half_way_on(material, monkeypatch, architectur
 
 def test_knobs_stored_with_an_adapter_are_to_its_calibration(material):
     feedback, paper = (trainer_of(material, architecture=name) for name in ("feedback", "paper"))
-    rising = Calibration((0.5,) * 21, (0.0,) * 4 + (0.15,) * 17)
+    rising = Calibration((0.5,) * 21, (0.0,) * 4 + (0.3,) * 17)
     assert feedback.knobs(rising) == {"gamma": 6, "stop": "gain", "threshold": 0.2}
     assert feedback.knobs(Calibration((0.5,) * 21, (0.0,) * 21))["threshold"] == 1.0
     assert paper.knobs(rising) == {}
