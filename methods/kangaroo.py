@@ -10,12 +10,14 @@ Beyond the paper: a cut draft vocabulary, feedback of final states (see `Adapter
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -250,12 +252,15 @@ class Adapter(nn.Module):
         The w-th states at position t belong to the chain begun at t - w + 1: up to there the target's final states
         are known, after it the adapter has its own. h, final_states (post-norm) [B, n, d] of whole conversations.
         """
+        if self.input is None:  # nothing is fed back: all drafts of a position are the same
+            yield from itertools.repeat(self(h), depth)
+            return
         n, heads = h.shape[1], self.config.num_attention_heads
         ago = torch.arange(n, device=h.device)[:, None] - torch.arange(n, device=h.device)  # query - key position
         keys: list[Tensor] = []
         states = final_states
         for w in range(1, depth + 1):
-            x = self.join(h, F.pad(states, (0, 0, 1, 0))[:, :-1])
+            x = self.join(h, one_before(states))
             qkv = self.qkv(x)
             keys.append(qkv[:, :, heads:].transpose(1, 2))
             # Keys of the chain's own drafts come from the pass that made them, all earlier ones from the first.
@@ -263,6 +268,11 @@ class Adapter(nn.Module):
             k, v = torch.cat(keys, dim=2).chunk(2, dim=1)
             states = self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
             yield states
+
+
+def one_before(states: Tensor) -> Tensor:
+    """[B, n, d], each position's row taken from the position before it; the first is zero."""
+    return F.pad(states, (0, 0, 1, 0))[:, :-1]
 
 
 class Kangaroo(SpeculativeMethod):
@@ -340,7 +350,7 @@ class Kangaroo(SpeculativeMethod):
         before, self.last = None, exit_states[:, :0]
         if self.feedback:
             finals = self.target.final_norm(final_states)
-            before, self.last = F.pad(finals, (0, 0, 1, 0))[:, :-1], finals[:, -1:]
+            before, self.last = one_before(finals), finals[:, -1:]
         self.adapter(exit_states, 0, self.adapter_cache, before)
         self.unread = self.unread_before = exit_states[:, :0]
 
@@ -477,9 +487,7 @@ class GainRule:
 
 def _interpolate(confidence: float, curve: Sequence[float]) -> float:
     """A calibrated curve between its points."""
-    place = min(max(confidence, 0.0), 1.0) * (len(curve) - 1)
-    low = min(int(place), len(curve) - 2)
-    return curve[low] + (place - low) * (curve[low + 1] - curve[low])
+    return float(np.interp(confidence, CALIBRATED_AT, curve))
 
 
 def _completed(config: KangarooConfig, trained: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +26,7 @@ from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.engine.kv_cache import KVCache
 from bench.errors import UserError
+from bench.files import writing
 from bench.questions import ChatFormat
 from bench.train import prompts
 from bench.train.pieces import load_or_make
@@ -61,11 +64,6 @@ class Conversations:
     def answer_tokens(self) -> int:
         """How many tokens the model chose."""
         return int(self.chosen.sum())
-
-    @property
-    def starts(self) -> list[int]:
-        """Where each conversation begins."""
-        return [0, *self.lengths.cumsum(0).tolist()[:-1]]
 
     def fits(self) -> bool:
         """Whether the parts belong together, as those of a damaged file do not."""
@@ -135,21 +133,30 @@ def load_packaged(checkpoint: Checkpoint) -> Conversations | None:
     path = PACKAGED / f"{checkpoint.name}.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["weights"]) != checkpoint.sha256:
-            return None
-        columns = {name: torch.from_numpy(stored[name]) for name in Conversations.__dataclass_fields__}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["weights"]) != checkpoint.sha256:
+                return None
+            columns = {name: torch.from_numpy(stored[name]) for name in Conversations.__dataclass_fields__}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or make other conversations (--tokens N)") from error
     return Conversations(**columns | {"tokens": columns["tokens"].int()})
 
 
 def save_packaged(made: Conversations, checkpoint: Checkpoint) -> Path:
     """Write conversations where `load_packaged` finds them; token ids take two bytes where the vocabulary allows."""
     path = PACKAGED / f"{checkpoint.name}.npz"
-    PACKAGED.mkdir(exist_ok=True)
     columns = {name: column.numpy() for name, column in vars(made).items()}
     if made.tokens.max() < 2**16:
         columns["tokens"] = columns["tokens"].astype(np.uint16)
-    np.savez_compressed(path, weights=np.array(checkpoint.sha256), **columns)
+    temporary = path.with_suffix(".partial.npz")
+    with writing(PACKAGED):
+        PACKAGED.mkdir(exist_ok=True)
+        try:
+            np.savez_compressed(temporary, weights=np.array(checkpoint.sha256), **columns)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -211,9 +218,9 @@ class Writer:
         greedy = [0] * len(written)  # not read at first: every prompt begins with the template
         for position in range(self._prefill(cache), self.recipe.length):
             progress(sum(self._write(row, choice) for row, choice in zip(self.rows, greedy, strict=True)))
-            if all(row.done for row in self.rows):
-                break
             alive = [i for i, row in enumerate(self.rows) if not row.done]
+            if not alive:
+                break
             if len(alive) <= _WORTH_PACKING * len(self.rows):
                 cache.keep(alive, position)
                 self.rows = [self.rows[i] for i in alive]
