@@ -228,7 +228,31 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
 
-def _raise_hub_error(name: str, revision: str | None, error: Exception) -> NoReturn:
+def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = print) -> Path:
+    """The snapshot of a hub repository with some of its files, from the cache once it is there.
+
+    Raises:
+        UserError: it cannot be fetched, or has none of the files.
+
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    where = cache_root() / "hub"
+    options: dict[str, Any] = {"cache_dir": where, "allow_patterns": list(files)}
+    failures: tuple[Any, ...] = (ValueError, *errors.HfHubHTTPError.__bases__)
+    with writing(where):
+        try:
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                folder = Path(snapshot_download(name, local_files_only=True, **options))
+                if any((folder / file).is_file() for file in files):
+                    return folder
+            log(f"downloading {name}")
+            return Path(snapshot_download(name, **options))
+        except failures as error:
+            _raise_hub_error(name, None, error, "weights")
+
+
+def _raise_hub_error(name: str, revision: str | None, error: Exception, what: str = "model") -> NoReturn:
     from huggingface_hub import errors
 
     if getattr(error, "errno", None) in NO_SPACE | NO_WRITE:
@@ -244,7 +268,7 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception) -> NoRet
         reason = "it is not in the cache and the network cannot be reached"
     elif isinstance(error, ValueError):
         reason, remedy = f"no such folder, nor a possible id ({first_line(error)})", "check the spelling"
-    raise UserError(f"cannot fetch the model {name!r}: {reason}; {remedy}") from error
+    raise UserError(f"cannot fetch the {what} {name!r}: {reason}; {remedy}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -19,7 +19,9 @@ from torch import Tensor
 from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.engine.execute import now_s
-from bench.engine.verify import accept_greedy
+from bench.engine.sampling import Sampler
+from bench.engine.tree import Tree, chain_of, tree_of
+from bench.engine.verify import accept_greedy, accept_sampled, accept_typical
 from bench.records import Step
 
 
@@ -36,6 +38,7 @@ class Method(ABC):
 
     Config: type = NoKnobs  # a frozen dataclass of this method's knobs; raises ValueError on bad values
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # words for several knobs at once: `name:word`
+    sampler: Sampler | None = None  # set by the runner; None: greedy decoding
 
     def __init__(self, target: Decoder, config: Any):
         self.target = target
@@ -43,13 +46,18 @@ class Method(ABC):
 
     @property
     def lossless(self) -> bool:
-        """With this configuration greedy output must equal vanilla's."""
+        """With this configuration greedy output must equal vanilla's, and samples must be distributed as vanilla's."""
         return True
 
     @property
     def extra_parameters(self) -> int:
         """Weights that the method adds to the target."""
         return 0
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `run.json` should say of the method besides its knobs, such as what it predicts of itself."""
+        return {}
 
     @abstractmethod
     def prefill(self, prompt: Sequence[int]) -> int:
@@ -65,8 +73,10 @@ class Peer(ABC):
 
     Config: type = NoKnobs
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    sampler: Sampler | None = None
     lossless: bool = True
     extra_parameters: int = 0
+    notes: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         self.target = target  # for its dtype and device
@@ -125,15 +135,26 @@ def cut_at_eos(step: Step, eos: frozenset[int]) -> Step:
 
 @dataclass(frozen=True)
 class Draft:
-    """A chain of proposed tokens.
+    """A tree of proposed tokens; without `parents`, a chain.
 
     A method that already ran the target's first layers over the newest token and the drafts hands their states over,
     and verification resumes there.
     """
 
     tokens: Sequence[int]  # [n], n may be 0
+    # [n]: which draft each one follows, by number, -1: the newest token; parents come before their children. Siblings
+    # are tried in their order. None: each follows the one before.
+    parents: Sequence[int] | None = None
+    # When sampling: of each draft, the distribution [V] that it was drawn from (siblings: one and the same, without
+    # replacement). None: the drafts are deterministic, as most are.
+    drawn: Sequence[Tensor] | None = None
     states: Tensor | None = None  # [1, n + 1, d]: outputs of the layers below `resume_layer`, newest token first
     resume_layer: int = 0
+
+    @property
+    def tree(self) -> Tree:
+        """Which draft follows which."""
+        return chain_of(len(self.tokens)) if self.parents is None else tree_of(self.parents)
 
 
 class SpeculativeMethod(Method):
@@ -144,6 +165,7 @@ class SpeculativeMethod(Method):
     """
 
     exit_layer: int = 0  # states after this many layers are handed to `begin`
+    typical: tuple[float, float] | None = None  # epsilon and delta of typical acceptance, which is not lossless
 
     def __init__(self, target: Decoder, config: Any):
         super().__init__(target, config)
@@ -151,22 +173,30 @@ class SpeculativeMethod(Method):
         self.context: list[int] = []
         self.length = 0
 
+    @property
+    def lossless(self) -> bool:
+        """Whatever is proposed, unless typical acceptance is asked for."""
+        return self.typical is None
+
     @abstractmethod
     def propose(self, room: int) -> Draft:
-        """At most `room` drafts to follow `self.context`. May be none."""
+        """Drafts to follow `self.context`, at most `room` of them in a row. May be none."""
 
     def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
-        """A prompt was read. States [1, n, d] after `exit_layer` layers, and after the last one (before the norm)."""
+        """A prompt was read. States [1, n, d] after `exit_layer` layers, and after the last one (post-norm)."""
 
-    def commit(self, accepted: int, final_states: Tensor) -> None:
-        """The first `accepted` drafts were kept, `context` is up to date. States [1, accepted + 1, d] as in `begin`."""
+    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
+        """The drafts `accepted`, by number, were kept; `context` is up to date.
+
+        Post-norm final states [1, len(accepted) + 1, d] of the token that was the newest and of the accepted drafts.
+        """
 
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[int]) -> int:
-        """Read the prompt through all layers; argmax of the last position."""
+        """Read the prompt through all layers; the token that its last position yields."""
         exit_states = self.target.run_layers(self.target.embed(prompt), 0, self.cache, 0, self.exit_layer)
-        final_states = self.target.run_layers(exit_states, 0, self.cache, self.exit_layer)
-        first = int(self.target.logits(final_states[:, -1]).argmax(-1))
+        final_states = self.target.final_norm(self.target.run_layers(exit_states, 0, self.cache, self.exit_layer))
+        _, first = self._verify(Draft([]), self.target.project(final_states[0, -1:]))
         self.context = [*prompt, first]
         self.length = len(prompt)
         self.begin(exit_states, final_states)
@@ -178,15 +208,29 @@ class SpeculativeMethod(Method):
         start_s = time.perf_counter()
         draft = self.propose(room - 1)
         draft_s = time.perf_counter() - start_s
-        assert len(draft.tokens) < room, f"{len(draft.tokens)} drafts proposed with room for {room - 1}"
+        tree = draft.tree
+        assert tree.depth < room, f"{tree.depth} drafts in a row proposed with room for {room - 1}"
         states = draft.states
         if states is None:
             states = self.target.embed([self.context[-1], *draft.tokens])
-        final_states = self.target.run_layers(states, self.length, self.cache, draft.resume_layer)
-        choices = self.target.logits(final_states[0]).argmax(-1).tolist()
-        accepted = accept_greedy(draft.tokens, choices)
-        emitted = choices[: accepted + 1]
+        states = self.target.run_layers(states, self.length, self.cache, draft.resume_layer, tree=tree)
+        final_states = self.target.final_norm(states)
+        accepted, bonus = self._verify(draft, self.target.project(final_states[0]))
+        self.cache.keep_path(self.length, accepted)
+        emitted = [*(draft.tokens[i] for i in accepted), bonus]
         self.context += emitted
-        self.length += accepted + 1
-        self.commit(accepted, final_states[:, : accepted + 1])
-        return Step(emitted, len(draft.tokens), accepted, draft_s)
+        self.length += len(emitted)
+        self.commit(accepted, final_states[:, [0, *(i + 1 for i in accepted)]])
+        return Step(emitted, len(draft.tokens), len(accepted), draft_s)
+
+    def _verify(self, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+        """The accepted drafts and the bonus, from the target's logits [n + 1, V]."""
+        if self.sampler is None:
+            choices = logits.argmax(-1).tolist()
+            accepted = accept_greedy(draft.tokens, draft.tree, choices)
+            return accepted, choices[accepted[-1] + 1 if accepted else 0]
+        target = self.sampler.probabilities(logits)
+        if self.typical is None:
+            return accept_sampled(draft.tokens, draft.tree, target, draft.drawn, self.sampler)
+        accepted = accept_typical(draft.tokens, draft.tree, target, *self.typical)
+        return accepted, self.sampler.draw(target[accepted[-1] + 1 if accepted else 0])

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from bench.engine.decoder import Decoder
 from bench.engine.execute import now_s
+from bench.engine.tree import tree_of
 
 _POSITION = 128  # where passes are timed: an ordinary place in a conversation
-_REPEATS = 7
+_REPEATS = 5
+_DEAREST = 2.5  # vanilla steps: no wider pass is timed than one that costs so much, as no draft would be worth it
+_ALWAYS = 8  # positions that the table has in any case, where there are so many
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # positions of the passes that are timed
 
 
 @dataclass(frozen=True)
 class Costs:
     """Times in units of a vanilla step (all layers and the LM head over one position)."""
 
-    shallow: float  # the layers below the exit, over one position
-    draft: float  # what turns an exit state into a draft
-    verify: tuple[float, ...]  # the layers above the exit and the LM head, over 1, 2, .. positions
+    shallow: float  # the layers below the exit, over one position; 0 where a method has no exit
+    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. Medusa heads
+    verify: tuple[tuple[int, float], ...]  # positions -> the layers above the exit and the LM head over so many
 
     def __str__(self) -> str:
-        return "/".join(f"{value:.3f}" for value in (self.shallow, self.draft, *self.verify))
+        draft = "+".join(f"{cost:.3f}" for cost in self.draft)
+        return "/".join([f"{self.shallow:.3f}", draft, *(f"{n}:{cost:.3f}" for n, cost in self.verify)])
 
     @classmethod
     def parse(cls, text: str) -> Costs:
@@ -35,33 +44,81 @@ class Costs:
 
         """
         try:
-            shallow, draft, *verify = map(float, text.split("/"))
-        except ValueError:
-            verify = []
-        if not verify or min(shallow, draft, *verify) < 0:
-            raise ValueError(f"costs={text!r} must be shallow/draft/verify1/verify2/.., in vanilla steps")
-        return cls(shallow, draft, tuple(verify))
+            shallow, draft, *rest = text.split("/")
+            pairs = [item.split(":") for item in rest]
+            verify = tuple((int(n), float(cost)) for n, cost in pairs)
+            found = cls(float(shallow), tuple(map(float, draft.split("+"))), verify)
+            whole = verify[0][0] == 1 and all(a < b for (a, _), (b, _) in itertools.pairwise(verify))
+        except (ValueError, IndexError):
+            whole = False
+        if not whole or min(found.shallow, *found.draft, *(cost for _, cost in verify)) < 0:
+            raise ValueError(f"costs={text!r} must be shallow/draft/1:verify/2:verify/.., in vanilla steps")
+        return found
+
+    @property
+    def most(self) -> int:
+        """The widest verification in the table."""
+        return self.verify[-1][0]
+
+    @functools.cached_property
+    def _table(self) -> list[float]:
+        widths, costs = zip(*self.verify, strict=True)
+        return [float(cost) for cost in np.interp(range(self.most + 1), widths, costs)]
+
+    def verifying(self, positions: int) -> float:
+        """Verification of so many positions; between the measured ones, linear; beyond them, infinite."""
+        return self._table[positions] if positions <= self.most else math.inf
 
 
 @torch.inference_mode()
-def measure(target: Decoder, exit_layer: int, most: int, draft: Callable[[], object]) -> Costs:
-    """Time the passes of self-speculation on `target`, verification over 1..`most` positions, `draft` as given."""
+def measure(target: Decoder, exit_layer: int, most: int, drafts: Sequence[Callable[[], object]]) -> Costs:
+    """Time the passes of a method on `target`: `drafts` as given, and verification over up to `most` positions.
+
+    The table ends early where a pass costs more than any drafts in it could be worth.
+    """
     cache = target.new_cache()
-    position = min(_POSITION, target.max_len - most)
+    position = max(0, min(_POSITION, target.max_len - most))
+    widths = [*(n for n in _WIDTHS if n < most), most]
     x = target.embed([0] * most)
 
     def shallow() -> object:
-        return target.run_layers(x[:, :1], position, cache, 0, exit_layer)
+        return target.run_layers(x[:, :1], position, cache, 0, exit_layer) if exit_layer else None
 
     def verify(n: int) -> Callable[[], object]:
-        return lambda: target.logits(target.run_layers(x[:, :n], position, cache, exit_layer)[0]).argmax(-1).tolist()
+        tree = tree_of([-1] * (n - 1))
+        return lambda: (
+            target.logits(target.run_layers(x[:, :n], position, cache, exit_layer, tree=tree)[0]).argmax(-1).tolist()
+        )
 
-    shallow_s, draft_s, *verify_s = _times([shallow, draft, *(verify(n) for n in range(1, most + 1))], target.device)
+    widths = _affordable(widths, verify, target.device)
+    shallow_s, *rest_s = _times([shallow, *drafts, *map(verify, widths)], target.device)
+    draft_s, verify_s = rest_s[: len(drafts)], rest_s[len(drafts) :]
     step_s = shallow_s + verify_s[0]
     # More positions never cost less: what looks so is noise, and would make a draft seem to earn by being verified.
-    for n in range(1, most):
-        verify_s[n] = max(verify_s[n], verify_s[n - 1])
-    return Costs(shallow_s / step_s, draft_s / step_s, tuple(v / step_s for v in verify_s))
+    rising = np.maximum.accumulate(verify_s)
+    pairs = tuple((n, float(cost_s) / step_s) for n, cost_s in zip(widths, rising, strict=True))
+    # As read back from a record, so that a run repeated with it decides the very same.
+    return Costs.parse(str(Costs(shallow_s / step_s, tuple(cost_s / step_s for cost_s in draft_s), pairs)))
+
+
+def _affordable(
+    widths: Sequence[int], verify: Callable[[int], Callable[[], object]], device: torch.device
+) -> list[int]:
+    """The widths up to the first whose pass costs too much to be of use."""
+    verify(1)()  # warms up
+    single_s = _time_s(verify(1), device)
+    taken: list[int] = []
+    for n in widths:
+        taken.append(n)
+        if n >= _ALWAYS and _time_s(verify(n), device) > _DEAREST * single_s:
+            break
+    return taken
+
+
+def _time_s(call: Callable[[], object], device: torch.device) -> float:
+    start_s = now_s(device)
+    call()
+    return now_s(device) - start_s
 
 
 def _times(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
@@ -69,7 +126,5 @@ def _times(calls: Sequence[Callable[[], object]], device: torch.device) -> list[
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(_REPEATS + 1):
         for call, own in zip(calls, times, strict=True):
-            start_s = now_s(device)
-            call()
-            own.append(now_s(device) - start_s)
+            own.append(_time_s(call, device))
     return [statistics.median(own[1:]) for own in times]  # the first round warms up

@@ -19,13 +19,16 @@ from torch import Tensor
 
 from bench.engine.execute import Linear, can_pack, measure_widths
 from bench.engine.kv_cache import KVCache
+from bench.engine.tree import Tree
 from bench.errors import UserError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 # RoPE variants whose table does not depend on the length of the text at hand.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer.
-_BLOCK = 64
+# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
+# more rows, its root included.
+_BLOCK = 128
+MAX_DRAFTS = _BLOCK - 1
 
 
 @dataclass(frozen=True)
@@ -189,16 +192,36 @@ class Decoder:
         ids = torch.as_tensor(token_ids, dtype=torch.long, device=self.device)
         return F.embedding(ids if ids.dim() == 2 else ids[None], self.embedding)
 
-    def run_layers(self, x: Tensor, start: int, cache: KVCache, first: int = 0, last: int | None = None) -> Tensor:
-        """Layers [first, last) over x [B, n, d] at positions start..start+n, reading and writing `cache`."""
+    def run_layers(
+        self,
+        x: Tensor,
+        start: int,
+        cache: KVCache,
+        first: int = 0,
+        last: int | None = None,
+        tree: Tree | None = None,
+        row: int = 0,
+    ) -> Tensor:
+        """Layers [first, last) over x [B, n, d] at positions start..start+n, reading and writing `cache`.
+
+        With a `tree` whose root stands at position `start`, x are its rows row..row+n: each at the position of its
+        depth, seeing its ancestors; in the cache they lie row by row from `start` on, earlier rows being there.
+        """
         n = x.shape[1]
         # Measured for one sequence; a batch in lock-step is wide enough as it is.
         if x.shape[0] == 1 and (width := self.widths.get(n, n)) > n:
             x = F.pad(x, (0, 0, 0, width - n))
-        end = start + x.shape[1]
-        c = self.config
-        rope = fused_rope(self.cos[start:end], self.sin[start:end], c.heads + c.kv_heads, c.kv_heads)
-        mask = self._mask_for(x.shape[1], start)
+        width, c = x.shape[1], self.config
+        if tree is None or tree.is_chain:
+            start, tree = start + row, None
+            cos, sin = self.cos[start : start + width], self.sin[start : start + width]
+            mask = self._mask_for(width, start)
+        else:
+            places, mask = tree_places(tree, row, n, width, start, self.device)
+            cos, sin = self.cos[places], self.sin[places]
+            mask = mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
+            start += row
+        rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
         for i in range(first, self.config.layers if last is None else last):
             x = self._run_layer(self.layers[i], i, x, start, cache, rope, mask)
         return x[:, :n]
@@ -232,7 +255,11 @@ class Decoder:
 
     def logits(self, x: Tensor) -> Tensor:
         """Last-layer states [..., d] -> float32 logits [..., V]."""
-        return self.head(self.final_norm(x)).float()
+        return self.project(self.final_norm(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Post-norm states [..., d] -> float32 logits [..., V]."""
+        return self.head(x).float()
 
     def cut_head(self, token_ids: Tensor) -> Linear:
         """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)]."""
@@ -352,6 +379,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
     return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
+
+
+def tree_places(tree: Tree, row: int, n: int, width: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions [width] and mask [width, start + row + width] of a tree's rows row..row+n, padded to `width` rows."""
+    depths, seen = tree.tensors(device)
+    mask = torch.ones(width, start + row + width, dtype=torch.bool, device=device)  # what is padded may see anything
+    mask[:n, start : start + row + n] = seen[row : row + n, : row + n]
+    mask[:n, start + row + n :] = False
+    return F.pad(depths[row : row + n] + start, (0, width - n), value=start), mask
 
 
 def _block_mask(group: int, max_len: int, device: torch.device) -> Tensor:

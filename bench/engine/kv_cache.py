@@ -56,6 +56,15 @@ class KVCache:
         keys, values = store.narrow(3, 0, start + n).unbind(0)
         return keys, values
 
+    def keep_path(self, start: int, path: Sequence[int]) -> None:
+        """Of a tree written from position `start` on, the root's row first, keep the drafts of `path`.
+
+        Their rows move together behind the root's; drafts are numbered from 0.
+        """
+        if list(path) != list(range(len(path))):
+            rows = torch.tensor([start + 1 + draft for draft in path], device=self.data.device)
+            self.data[..., start + 1 : start + 1 + len(path), :] = self.data[..., rows, :]
+
     def keep(self, sequences: Sequence[int], length: int) -> None:
         """Go on with some of the sequences, given in rising order; of each, the first `length` positions."""
         for new, old in enumerate(sequences):
