@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_NOT_METHODS = {"__init__", "base"}
+_NOT_METHODS = {"__init__", "base", "trained"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Variant:
 def names() -> list[str]:
     """Names of all methods and peers, found by file name and entry point; nothing is imported."""
     return sorted(_own_names() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def built_in() -> list[str]:
+    """Names of the methods and peers in this folder."""
+    return sorted(_own_names())
 
 
 def _own_names() -> set[str]:

@@ -31,19 +31,24 @@ class HFGenerate(Peer):
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
-        """Greedy, at most `limit` tokens; the first token's time is taken from the library's streaming hook."""
+        """At most `limit` tokens; the first one's time is taken from the library's streaming hook."""
         device = self.target.device
         ids = torch.tensor([list(prompt)], device=device)
         clock = _FirstToken(device)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if (sampler := self.sampler) is not None:
+            torch.manual_seed(sampler.number)
+            sampling = {"do_sample": True, "temperature": sampler.temperature}
+            sampling |= {"top_p": sampler.top_p, "top_k": sampler.top_k}
         start_s = now_s(device)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=limit,
-            do_sample=False,
             eos_token_id=sorted(eos),
             pad_token_id=min(eos, default=0),
             streamer=clock,
+            **sampling,
         )
         end_s = now_s(device)
         tokens = out[0, len(prompt) :].tolist()

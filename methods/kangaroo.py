@@ -24,16 +24,26 @@ from torch import Tensor, nn
 
 from bench.engine.costs import Costs
 from bench.engine.costs import measure as costs_of
-from bench.engine.decoder import Decoder, apply_rope, attend, fused_rope, rms_norm, rotation
+from bench.engine.decoder import (
+    MAX_DRAFTS,
+    Decoder,
+    apply_rope,
+    attend,
+    fused_rope,
+    rms_norm,
+    rotation,
+    tree_places,
+)
 from bench.engine.execute import Linear
 from bench.engine.kv_cache import KVCache
+from bench.engine.tree import ROOT, Tree, chain_of, tree_of
 from bench.errors import UserError
+from methods import trained
 from methods.base import Draft, SpeculativeMethod
 
 ADAPTER_FILE = "adapter.safetensors"
-CONFIG_FILE = "config.json"
-AUTHORS_FILE = "pytorch_model.bin"
-WEIGHTS_ROOT = Path(__file__).parent / "weights"
+FILES = (ADAPTER_FILE, "pytorch_model.bin")  # ours, the authors'
+_WHAT = "Kangaroo adapter"
 _ROPE_BASE = 10000.0  # of the authors' adapter, whatever the target's
 # The authors' names of our parameters (and in their manner, of those they have not); both formats use them.
 _NAMES = {
@@ -59,7 +69,18 @@ class KangarooConfig:
     """The knobs of Kangaroo. Left open, they are as stored with the weights, else the paper's."""
 
     exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: what the adapter was made for"})
-    gamma: int = field(default=0, metadata={"help": "most drafts in a step; 0: as stored with the adapter, else 6"})
+    gamma: int = field(default=0, metadata={"help": "most drafts in a row; 0: as stored with the adapter, else 6"})
+    beam: int = field(
+        default=0,
+        metadata={"help": "most drafts side by side: 1 a chain, more a tree; 0: as stored with the adapter, else 1"},
+    )
+    nodes: int = field(default=24, metadata={"help": "most drafts in a step"})
+    drafts: str = field(
+        default="",
+        metadata={
+            "help": "when sampling: sampled (a chain's) or top, the most probable; default: sampled where it can be"
+        },
+    )
     stop: str = field(
         default="",
         metadata={
@@ -81,8 +102,8 @@ class KangarooConfig:
     weights: str = field(
         default="",
         metadata={
-            "help": "folder of the adapter; default: the packaged one of the model; paper: the packaged one that is "
-            "built and trained as published"
+            "help": "folder or Hugging Face id of the adapter; default: the packaged one of the model; paper: the "
+            "packaged one that is built and trained as published"
         },
     )
     costs: str = field(
@@ -97,6 +118,14 @@ class KangarooConfig:
             raise ValueError(f"draft_vocab={self.draft_vocab} must be at least -1")
         if self.gamma < 0:
             raise ValueError(f"gamma={self.gamma} must be at least 1 (0: as stored with the adapter)")
+        if self.beam < 0:
+            raise ValueError(f"beam={self.beam} must be at least 1 (0: as stored with the adapter)")
+        if not 1 <= self.nodes <= MAX_DRAFTS:
+            raise ValueError(f"nodes={self.nodes} must lie in 1..{MAX_DRAFTS}")
+        if self.drafts not in ("", "sampled", "top"):
+            raise ValueError(f"drafts={self.drafts} must be sampled or top")
+        if self.drafts == "sampled" and self.beam > 1:
+            raise ValueError("drafts=sampled is for a chain (beam=1): a beam keeps the most probable paths")
         if self.threshold != -1 and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must lie in [0, 1]")
         if self.stop and self.stop not in STOPS:
@@ -194,21 +223,32 @@ class Adapter(nn.Module):
             for name, parts in groups.items()
         }
 
-    def forward(self, h: Tensor, start: int = 0, cache: KVCache | None = None, before: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        start: int = 0,
+        cache: KVCache | None = None,
+        before: Tensor | None = None,
+        tree: Tree | None = None,
+        row: int = 0,
+    ) -> Tensor:
         """Exit states h [B, n, d] at positions start..start+n -> states for the LM head [B, n, d].
 
         `before` [B, n, d] (feedback only): post-norm final states one position before each. Without a cache the n
-        positions are all there is (training).
+        positions are all there is (training). `tree`, `row`: as for `Decoder.run_layers`.
         """
         x = self.join(h, before)
-        qkv = self.qkv(x, start)
         heads, n = self.config.num_attention_heads, h.shape[1]
+        places: Tensor | slice = slice(start, start + n)
         mask = None
+        if tree is not None:
+            places, mask = tree_places(tree, row, n, n, start, h.device)
+        elif n > 1 and start > 0:
+            rows = torch.arange(start, start + n, device=h.device)[:, None]
+            mask = rows >= torch.arange(start + n, device=h.device)
+        qkv = self.qkv(x, places)
         if cache is not None:
-            k, v = cache.update(0, start, qkv[:, :, heads:])
-            if n > 1 and start > 0:
-                rows = torch.arange(start, start + n, device=h.device)[:, None]
-                mask = rows >= torch.arange(start + n, device=h.device)
+            k, v = cache.update(0, start + row, qkv[:, :, heads:])
         else:
             k, v = qkv[:, :, heads:].transpose(1, 2).chunk(2, dim=1)
         return self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
@@ -221,8 +261,8 @@ class Adapter(nn.Module):
         x = torch.cat((h, before), dim=-1)
         return self._packed["input"](x) if self._packed else self.input(x)
 
-    def qkv(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotated queries and keys, and values of x [B, n, d]: [B, n, 3 * H, D]."""
+    def qkv(self, x: Tensor, places: Tensor | slice) -> Tensor:
+        """Rotated queries and keys, and values of x [B, n, d] at positions `places`: [B, n, 3 * H, D]."""
         c, (batch, n, _) = self.config, x.shape
         normed = rms_norm(x, self.input_norm, c.rms_norm_eps)
         if self._packed:
@@ -230,7 +270,7 @@ class Adapter(nn.Module):
         else:
             qkv = torch.cat((self.q(normed), self.k(normed), self.v(normed)), dim=-1)
         heads = c.num_attention_heads
-        rope = fused_rope(self.cos[start : start + n], self.sin[start : start + n], 2 * heads, heads)
+        rope = fused_rope(self.cos[places], self.sin[places], 2 * heads, heads)
         return apply_rope(qkv.view(batch, n, 3 * heads, -1), *rope)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -261,7 +301,7 @@ class Adapter(nn.Module):
         states = final_states
         for w in range(1, depth + 1):
             x = self.join(h, one_before(states))
-            qkv = self.qkv(x)
+            qkv = self.qkv(x, slice(0, n))
             keys.append(qkv[:, :, heads:].transpose(1, 2))
             # Keys of the chain's own drafts come from the pass that made them, all earlier ones from the first.
             mask = torch.cat([ago >= w - 1, *(ago == w - made for made in range(2, w + 1))], dim=1)
@@ -285,12 +325,12 @@ class Kangaroo(SpeculativeMethod):
 
     def __init__(self, target: Decoder, config: KangarooConfig):
         super().__init__(target, config)
-        folder = _weights_folder(config.weights, target.name)
+        folder = trained.find_folder("kangaroo", config.weights, target.name, FILES)
         self.adapter, stored = load_adapter(folder, target)
-        trained = self.adapter.config
-        self.feedback = trained.feedback
-        config = _completed(config, trained, stored.knobs)
-        self.exit_layer = _choose_exit_layer(config.exit_layer, trained.exit_layer, target, folder)
+        made = self.adapter.config
+        self.feedback = made.feedback
+        config = _completed(config, made, stored.knobs)
+        self.exit_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
         self.adapter.prepare(self.cache.max_len, target.device)
         self.adapter.pack(target.packed)
         heads = self.adapter.config.num_attention_heads
@@ -302,7 +342,7 @@ class Kangaroo(SpeculativeMethod):
             dtype=target.dtype,
             device=target.device,
         )
-        self.draft_ids = _draft_ids(config.draft_vocab, stored.ranking, target, folder)
+        self.draft_ids = trained.draft_ids(config.draft_vocab, stored.ranking, target, folder)
         self.draft_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
         self.rule: ThresholdRule | GainRule = ThresholdRule(config.threshold)
         costs = ""
@@ -319,25 +359,20 @@ class Kangaroo(SpeculativeMethod):
         self.unread: Tensor  # [1, m, d]
         self.unread_before: Tensor  # [1, m, d]
         self.last: Tensor  # [1, 1, d], with feedback: the state one position before the newest token
-        self.step_states: Tensor  # [1, n, d]: exit states of the step under way
-        self.read = 0  # its tokens that the adapter has read
+        self.step_states: Tensor  # [1, n + 1, d]: exit states of the step under way
+        self.read = 0  # levels of it that the adapter has read, the newest token being the first
 
     def _costs(self, config: KangarooConfig) -> Costs:
         """As asked, else measured on this device."""
+        most = 1 + (config.gamma if config.beam == 1 else config.nodes)
         if config.costs:
-            costs = Costs.parse(config.costs)
-            if len(costs.verify) <= config.gamma:
-                raise UserError(
-                    f"costs={config.costs} end before verification of gamma + 1 = {config.gamma + 1} positions"
-                )
-            return costs
+            return Costs.parse(config.costs)
         state = self.target.embed([0])
 
         def draft() -> None:
-            self._choose(self.adapter(state, 0, self.adapter_cache, state))
+            self._candidates(self.adapter(state, 0, self.adapter_cache, state), [ROOT])
 
-        # As read back from the record, so that a run repeated with it decides the very same.
-        return Costs.parse(str(costs_of(self.target, self.exit_layer, config.gamma + 1, draft)))
+        return costs_of(self.target, self.exit_layer, most, [draft])
 
     @property
     def extra_parameters(self) -> int:
@@ -349,81 +384,139 @@ class Kangaroo(SpeculativeMethod):
         self.rule.reset()
         before, self.last = None, exit_states[:, :0]
         if self.feedback:
-            finals = self.target.final_norm(final_states)
-            before, self.last = one_before(finals), finals[:, -1:]
+            before, self.last = one_before(final_states), final_states[:, -1:]
         self.adapter(exit_states, 0, self.adapter_cache, before)
         self.unread = self.unread_before = exit_states[:, :0]
 
     def propose(self, room: int) -> Draft:
-        """Draft for as long as the rule says so (paper, algorithm 1)."""
+        """Draft level by level while the rule says so: a chain (paper, algorithm 1), or the paths of a beam."""
         tokens: list[int] = []
-        states: list[Tensor] = []
-        newest, last = self.context[-1], self.last
-        unread, before = self.unread, self.unread_before
+        parents: list[int] = []
+        drawn: list[Tensor] = []
+        level = [ROOT]
+        states = [self._shallow([self.context[-1]], chain_of(0), 0)]
+        outputs: Tensor | None = None
         self.rule.begin()
         self.read = 0
-        while True:
-            position = self.length + len(tokens)
-            state = self.target.run_layers(self.target.embed([newest]), position, self.cache, 0, self.exit_layer)
-            states.append(state)
-            if len(tokens) == min(self.config.gamma, room) or not self.rule.goes_on():
-                break
-            unread, before = torch.cat((unread, state), dim=1), torch.cat((before, last), dim=1)
-            last = self.adapter(unread, position + 1 - unread.shape[1], self.adapter_cache, before)[:, -1:]
-            unread = before = state[:, :0]
+        while self.read < min(self.config.gamma, room) and len(tokens) < self.config.nodes and self.rule.goes_on():
+            outputs = self._read(states[-1], level, parents, outputs)
             self.read += 1
-            newest, confidence = self._choose(last)
-            if not self.rule.keeps(confidence):
+            candidates = self._candidates(outputs, level)
+            kept = self.rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))
+            if not kept:
                 break
-            tokens.append(newest)
+            first = len(tokens)
+            tokens += [candidate.token for candidate in kept]
+            parents += [candidate.parent for candidate in kept]
+            drawn += [candidate.drawn for candidate in kept if candidate.drawn is not None]
+            level = list(range(first, len(tokens)))
+            states.append(self._shallow(tokens[first:], tree_of(parents), first + 1))
         self.step_states = torch.cat(states, dim=1)
-        return Draft(tokens, self.step_states, self.exit_layer)
+        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer)
 
-    def _choose(self, state: Tensor) -> tuple[int, float]:
-        """The most probable token after an adapter's state [1, 1, d], and its probability."""
-        probabilities = self.draft_head(state[:, 0]).float().softmax(-1)
-        best = probabilities.max(-1)
-        token = best.indices if self.draft_ids is None else self.draft_ids[best.indices]
+    def _shallow(self, tokens: Sequence[int], tree: Tree, row: int) -> Tensor:
+        """Exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""
+        x = self.target.embed(tokens)
+        return self.target.run_layers(x, self.length, self.cache, 0, self.exit_layer, tree, row)
+
+    def _read(self, states: Tensor, level: list[int], parents: list[int], outputs: Tensor | None) -> Tensor:
+        """The adapter's states [1, m, d] over a level's exit states; `outputs`: those of the level before."""
+        if outputs is None:  # the newest token, behind what the adapter has yet to read
+            unread = torch.cat((self.unread, states), dim=1)
+            before = torch.cat((self.unread_before, self.last), dim=1)
+            start = self.length + 1 - unread.shape[1]
+            return self.adapter(unread, start, self.adapter_cache, before)[:, -1:]
+        # The parents of a level are nodes of the level before, which ends where this one begins.
+        above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
+        tree, row = tree_of(parents), level[0] + 1
+        if tree.is_chain:
+            return self.adapter(states, self.length + row, self.adapter_cache, outputs)
+        return self.adapter(states, self.length, self.adapter_cache, outputs[:, above], tree, row)
+
+    def _candidates(self, outputs: Tensor, level: list[int]) -> list[Candidate]:
+        """The tokens that may follow a level's nodes, given the adapter's states [1, m, d] there."""
+        logits = self.draft_head(outputs[0]).float()
+        probabilities = logits.softmax(-1)
+        if self.sampler is not None and self.config.drafts == "sampled":
+            return [self._drawn(logits, probabilities, level[0])]
+        best = probabilities.topk(min(self.config.beam, probabilities.shape[-1]), dim=-1)
+        tokens = best.indices if self.draft_ids is None else self.draft_ids[best.indices]
         # One transfer for both, the only wait for the device in a draft step (inherent to the early exit).
-        confidence, drafted = torch.stack((best.values.double(), token.double())).flatten().tolist()
-        return int(drafted), confidence
+        confidences, ids = torch.stack((best.values.double(), tokens.double())).tolist()
+        return [
+            Candidate(parent, int(token), confidence)
+            for parent, *row in zip(level, confidences, ids, strict=True)
+            for confidence, token in zip(*row, strict=True)
+        ]
 
-    def commit(self, accepted: int, final_states: Tensor) -> None:
+    def _drawn(self, logits: Tensor, probabilities: Tensor, parent: int) -> Candidate:
+        """A draft drawn from the distribution after a chain's newest node.
+
+        Its confidence is the largest probability, not its own: to drop a draft for being what was drawn would not be
+        lossless.
+        """
+        assert self.sampler is not None
+        q = self.sampler.probabilities(logits)[0]
+        if self.draft_ids is not None:
+            q = q.new_zeros(self.target.config.vocab).index_copy(0, self.draft_ids, q)
+        return Candidate(parent, self.sampler.draw(q), float(probabilities.max()), q)
+
+    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
         """Forget rejected drafts, and note what the adapter has to read before it drafts again.
 
-        It has read all drafts but the last one, so that only after a full match one row is left (the one-token lag).
-        With feedback it read them with its own states for want of the target's: they are read again.
+        It has read all drafts of a chain but the last one, so that only after a full match one row is left (the
+        one-token lag). With feedback it read them with its own states for want of the target's, and those of a tree
+        lie scattered: these are read again.
         """
-        self.rule.end(accepted)
-        known = min(1, self.read) if self.feedback else self.read
+        self.rule.end(len(accepted))
+        known = min(1, self.read) if self.feedback or self.config.beam > 1 else self.read
         if self.read:
             self.unread = self.unread_before = self.step_states[:, :0]
-        self.unread = torch.cat((self.unread, self.step_states[:, known : accepted + 1]), dim=1)
+        kept = self.step_states[:, [0, *(draft + 1 for draft in accepted)]]
+        self.unread = torch.cat((self.unread, kept[:, known:]), dim=1)
         if self.feedback:
-            finals = torch.cat((self.last, self.target.final_norm(final_states)), dim=1)
-            self.unread_before = torch.cat((self.unread_before, finals[:, known : accepted + 1]), dim=1)
-            self.last = finals[:, -1:]
+            before = torch.cat((self.last, final_states), dim=1)
+            self.unread_before = torch.cat((self.unread_before, before[:, known:-1]), dim=1)
+            self.last = before[:, -1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that may be drafted, and how sure the draft model is of it."""
+
+    parent: int  # the draft that it follows
+    token: int
+    confidence: float
+    drawn: Tensor | None = None  # the distribution [V] that it was drawn from, if it was
 
 
 class ThresholdRule:
-    """The paper's second early exit: the first draft below the threshold is kept, and the last one."""
+    """The paper's second early exit: the first draft below the threshold is kept, and the last one.
+
+    Of a beam, the most probable paths are kept, and the newest draft of the best one decides.
+    """
 
     def __init__(self, threshold: float):
         self.threshold = threshold
-        self.confidence = 1.0
+        self.begin()
 
     def begin(self) -> None:
         """A step begins."""
         self.confidence = 1.0
+        self.reached = [1.0]  # by row: the product of confidences on its path
 
     def goes_on(self) -> bool:
-        """Whether to make another draft."""
+        """Whether to make another level of drafts."""
         return self.confidence >= self.threshold
 
-    def keeps(self, confidence: float) -> bool:
-        """Whether the draft just made is worth verifying."""
-        self.confidence = confidence
-        return True
+    def keep(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+        """The candidates worth verifying, at most `most`, best first."""
+        scored = [(self.reached[c.parent + 1] * c.confidence, c) for c in candidates]
+        scored.sort(key=lambda pair: -pair[0])
+        kept = [c for _, c in scored[:most]]
+        self.reached += [reached for reached, _ in scored[:most]]
+        self.confidence = kept[0].confidence
+        return kept
 
     def end(self, accepted: int) -> None:
         """The step's drafts were verified."""
@@ -450,39 +543,47 @@ class GainRule:
 
     def begin(self) -> None:
         """A step begins."""
-        self.made = self.kept = 0
-        self.reached = 1.0  # chance that all drafts so far are accepted
-        self.next = 1.0  # ... and that the next one is, if they are
+        self.levels = 0  # of drafts made
+        self.passes = 1  # of the first layers
+        self.reached = [1.0]  # by row: the chance that all drafts up to it are accepted
+        self.hope = 1.0  # of what the next level may add: before it is made, what the one before lets expect
 
     def goes_on(self) -> bool:
-        """Whether to make another draft: before it is made, its chance is what the one before lets expect."""
-        return self.reached * self.next > self._rate * (self.costs.draft + self._to_verify)
+        """Whether to make another level of drafts."""
+        return self.hope > self._rate * (self.costs.draft[0] + self.costs.shallow + self._to_verify(len(self.reached)))
 
-    def keeps(self, confidence: float) -> bool:
-        """Whether the draft just made is worth verifying."""
-        self.made += 1
-        reached = self.reached * _interpolate(confidence, self.calibration.accepted)
-        if reached <= self._rate * self._to_verify:
-            return False
-        self.kept += 1
-        self.reached, self.next = reached, _interpolate(confidence, self.calibration.following)
-        return True
+    def keep(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+        """The candidates worth verifying, at most `most`, best first."""
+        self.levels += 1
+        accepted, following = self.calibration.accepted, self.calibration.following
+        scored = [(self.reached[c.parent + 1] * _interpolate(c.confidence, accepted), c) for c in candidates]
+        scored.sort(key=lambda pair: -pair[0])
+        kept: list[Candidate] = []
+        self.hope, own_pass = 0.0, self.costs.shallow  # which the level's first draft has to earn
+        rows = len(self.reached)
+        for reached, candidate in scored[:most]:
+            if reached <= self._rate * (own_pass + self._to_verify(rows + len(kept))):
+                break
+            kept.append(candidate)
+            self.reached.append(reached)
+            self.hope += reached * _interpolate(candidate.confidence, following)
+            own_pass = 0.0
+        self.passes += bool(kept)
+        return kept
 
     def end(self, accepted: int) -> None:
         """The step's drafts were verified."""
         c = self.costs
         self.tokens += accepted + 1
-        self.time += c.shallow * (self.kept + 1) + c.draft * self.made + c.verify[self.kept]
+        self.time += c.shallow * self.passes + c.draft[0] * self.levels + c.verifying(len(self.reached))
 
     @property
     def _rate(self) -> float:
         return self.tokens / self.time
 
-    @property
-    def _to_verify(self) -> float:
-        """What one more draft adds: its own pass through the first layers, and its place in the verification."""
-        verify = self.costs.verify
-        return self.costs.shallow + verify[self.kept + 1] - verify[self.kept]
+    def _to_verify(self, rows: int) -> float:
+        """What one more row adds to a verification of so many."""
+        return self.costs.verifying(rows + 1) - self.costs.verifying(rows)
 
 
 def _interpolate(confidence: float, curve: Sequence[float]) -> float:
@@ -490,39 +591,19 @@ def _interpolate(confidence: float, curve: Sequence[float]) -> float:
     return float(np.interp(confidence, CALIBRATED_AT, curve))
 
 
-def _completed(config: KangarooConfig, trained: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:
+def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:
     """`config` with what it leaves open taken from the adapter's folder, else from the paper."""
+    beam = config.beam or stored.get("beam", 1)
     asked = "threshold" if config.threshold != -1 else ""  # a threshold is given to be used
     return replace(
         config,
         gamma=config.gamma or stored.get("gamma", 6),
+        beam=beam,
+        drafts=config.drafts or ("sampled" if beam == 1 else "top"),
         stop=config.stop or asked or stored.get("stop", "threshold"),
         threshold=stored.get("threshold", 0.6) if config.threshold == -1 else config.threshold,
-        draft_vocab=trained.draft_vocab if config.draft_vocab < 0 else config.draft_vocab,
+        draft_vocab=made.draft_vocab if config.draft_vocab < 0 else config.draft_vocab,
     )
-
-
-def _weights_folder(asked: str, model: str) -> Path:
-    if asked in ("", "paper"):
-        return packaged_weights(model, paper=bool(asked))
-    return Path(asked).expanduser()
-
-
-def packaged_weights(model: str, *, paper: bool = False) -> Path:
-    """Where the adapter that comes with the project for `model` lies, or the one built as published.
-
-    Raises:
-        UserError: there is none.
-
-    """
-    folder = WEIGHTS_ROOT / model / ("kangaroo-paper" if paper else "kangaroo")
-    if not folder.is_dir():
-        flag = "--architecture paper " if paper else ""
-        raise UserError(
-            f"no Kangaroo adapter comes with the project for model {model!r}: train one "
-            f"(python run_bench.py train kangaroo {flag}--model ...) or name its folder (kangaroo:weights=FOLDER)"
-        )
-    return folder
 
 
 def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
@@ -532,9 +613,8 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
         UserError: not an adapter's folder, an unreadable file, or an adapter for another target.
 
     """
-    path = folder / CONFIG_FILE
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+
+    def build(value: dict[str, Any]) -> tuple[AdapterConfig, Calibration | None, dict[str, Any]]:
         config = AdapterConfig(
             hidden_size=value["hidden_size"],
             num_attention_heads=value["num_attention_heads"],
@@ -546,25 +626,13 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
         )
         curves = value.get("calibration")
         calibration = curves and Calibration(tuple(curves["accepted"]), tuple(curves["following"]))
-        knobs = dict(value.get("knobs", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no Kangaroo adapter: {CONFIG_FILE} is missing or malformed ({error})") from error
-    if config.hidden_size != target.config.hidden:
-        raise UserError(
-            f"the adapter in {folder} is for another model: its hidden size is {config.hidden_size}, "
-            f"but {target.name}'s is {target.config.hidden}"
-        )
-    weights = dict(_read_weights(folder))
+        return config, calibration, dict(value.get("knobs", {}))
+
+    config, calibration, knobs = trained.read_config(folder, _WHAT, build)
+    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
+    weights = trained.read_tensors(folder, _WHAT, FILES)
     adapter = Adapter(config)
-    for ours, parameter in adapter.named_parameters():
-        found = weights.get(_NAMES[ours])
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            has = f"has shape {tuple(found.shape)}" if isinstance(found, Tensor) else "is missing"
-            raise UserError(
-                f"the adapter in {folder} does not fit its {CONFIG_FILE}: {_NAMES[ours]} {has}, "
-                f"expected {tuple(parameter.shape)}"
-            )
-        parameter.data = found.float()
+    trained.fill(adapter, weights, _NAMES, folder, _WHAT)
     stored = Stored(weights.get("token_ranking"), calibration, knobs)
     return adapter.to(target.device, target.dtype).requires_grad_(False), stored
 
@@ -582,24 +650,7 @@ def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
         value["calibration"] = asdict(stored.calibration)
     if stored.knobs:
         value["knobs"] = stored.knobs
-    (folder / CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    ours, authors = folder / ADAPTER_FILE, folder / AUTHORS_FILE
-    try:
-        if ours.is_file():
-            from safetensors.torch import load_file
-
-            yield from load_file(ours).items()
-        elif authors.is_file():
-            yield from torch.load(authors, map_location="cpu", weights_only=True).items()
-        else:
-            raise UserError(f"{folder} is no Kangaroo adapter: it has neither {ADAPTER_FILE} nor {AUTHORS_FILE}")
-    except UserError:
-        raise
-    except Exception as error:  # safetensors, pickle and torch each have their own
-        raise UserError(f"the adapter's weights in {folder} cannot be read: {error}") from error
+    (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _choose_exit_layer(asked: int, trained: int, target: Decoder, folder: Path) -> int:
@@ -613,16 +664,3 @@ def _choose_exit_layer(asked: int, trained: int, target: Decoder, folder: Path) 
             f"exit_layer={layer} leaves {target.name} nothing to verify: it has {target.config.layers} layers"
         )
     return layer
-
-
-def _draft_ids(size: int, ranking: Tensor | None, target: Decoder, folder: Path) -> Tensor | None:
-    """Ids of the `size` most frequent tokens, or None for the whole vocabulary."""
-    if size == 0 or size >= target.config.vocab:
-        return None
-    if ranking is None or len(ranking) < size:
-        known = 0 if ranking is None else len(ranking)
-        raise UserError(
-            f"draft_vocab={size} is more than the {known} tokens ranked by frequency in {folder}: "
-            f"take draft_vocab=0 (the whole vocabulary){f' or at most {known}' if known else ''}"
-        )
-    return ranking[:size].long().sort().values.to(target.device)

@@ -16,14 +16,24 @@ from bench.checkpoints import Checkpoint
 from methods.base import Answer, Method, Peer, decode
 
 LIMITS = (1, 2, 7, 40)
-# name -> (hf_model, tiny_adapter) -> the knobs to test it with; a list: several variants of one method.
+# name -> (hf_model, tiny_adapter, tiny_heads) -> the knobs to test it with: several variants of one method.
 OPTIONS = {
-    "kangaroo": lambda model, adapter: [
+    "kangaroo": lambda model, adapter, heads: [
         {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 3},
         {"weights": str(adapter(model)), "threshold": 0.5},
         {"weights": str(adapter(model, useful=False, changes={"exit_layer": 2})), "threshold": 0.0},
         {"weights": str(adapter(model, ranking=list(range(60, 200)))), "threshold": 0.0, "draft_vocab": 140},
-    ]
+        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 4, "beam": 3},
+        {"weights": str(adapter(model)), "threshold": 0.2, "gamma": 3, "beam": 10, "nodes": 9},
+    ],
+    "medusa": lambda model, adapter, heads: [
+        {"weights": str(heads(model)), "tree": "chain"},
+        {"weights": str(heads(model)), "tree": "mc_sim_7b_63"},
+        {"weights": str(heads(model)), "tree": "0/1/0-0/1-0/1-1/0-0-2"},
+        {"weights": str(heads(model)), "tree": "0/2", "heads": 1},
+        {"weights": str(heads(model, useful=False)), "tree": "0/1/0-3"},
+        {"weights": str(heads(model, ranking=list(range(60, 200)))), "tree": "chain", "draft_vocab": 140},
+    ],
 }
 KINDS = ("tied", "qwen3")
 
@@ -36,13 +46,13 @@ def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
 
 
 @pytest.fixture
-def build(setting, tiny_adapter):
+def build(setting, tiny_adapter, tiny_heads):
     """name -> the method, or its variants, on the setting's decoder."""
     model, decoder, checkpoint = setting
 
     def make(name: str) -> list[Method | Peer]:
         method = methods.load(name)
-        asked = OPTIONS[name](model, tiny_adapter) if name in OPTIONS else [{}]
+        asked = OPTIONS[name](model, tiny_adapter, tiny_heads) if name in OPTIONS else [{}]
         extra = [checkpoint] if issubclass(method, Peer) else []
         return [method(decoder, method.Config(**knobs), *extra) for knobs in asked]
 
@@ -129,12 +139,26 @@ def test_times_are_taken_apart(name, build, random_ids):
         assert sum(step.draft_s for step in answer.steps) <= answer.decode_s
 
 
-def test_drafts_are_sometimes_right_and_sometimes_wrong(build, setting, random_ids):
+@pytest.mark.parametrize("speculative", OPTIONS)
+def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, setting, random_ids):
     """Otherwise the tests above would show little."""
-    for method in build("kangaroo")[:1]:
+    accepted = set()
+    for method in build(speculative)[:3]:
         answers = [decode(method, prompt, 40, frozenset()) for prompt in prompts(random_ids)]
-        accepted = [step.accepted for answer in answers for step in answer.steps]
-        assert {0, 1, 2, 3} <= set(accepted)
+        accepted |= {step.accepted for answer in answers for step in answer.steps}
+    assert {0, 1, 2, 3} <= accepted
+
+
+@pytest.mark.parametrize(("speculative", "variant"), [("kangaroo", 4), ("medusa", 1), ("medusa", 2)])
+def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, build, setting, random_ids, monkeypatch):
+    """Otherwise the cache would never have been moved."""
+    method = build(speculative)[variant]
+    kept = []
+    keep_path = method.cache.keep_path
+    monkeypatch.setattr(method.cache, "keep_path", lambda start, path: kept.append(path) or keep_path(start, path))
+    for prompt in prompts(random_ids):
+        decode(method, prompt, 40, frozenset())
+    assert [path for path in kept if path != list(range(len(path)))]
 
 
 def test_the_peer_is_greedy_whatever_the_checkpoint_prefers(setting, hf_greedy, random_ids, tmp_path):

@@ -192,3 +192,48 @@ def test_an_adapter_for_vicuna_7b_has_67_million_parameters():
     with torch.device("meta"):
         method.adapter = Adapter(AdapterConfig(hidden_size=4096, num_attention_heads=32, rms_norm_eps=1e-6))
     assert method.extra_parameters == 67_117_056  # 4 * 4096^2 + 2 * 4096
+
+
+def grown(reference: Reference, context: tuple[int, ...], exit_layer: int, gamma: int, beam: int, nodes: int, rule):
+    """The dynamic tree, every path drafted from scratch: (tokens, parents), level by level, best paths first."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    paths: dict[int, tuple[int, ...]] = {-1: ()}
+    reached = {-1: 1.0}
+    level, confidence = [-1], 1.0
+    while len(paths[level[0]]) < gamma and len(tokens) < nodes and confidence >= rule:
+        candidates = []
+        for parent in level:
+            probabilities = reference.draft_logits((*context, *paths[parent]), exit_layer).softmax(-1)
+            best = probabilities.topk(beam)
+            for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                candidates.append((reached[parent] * value, parent, token, value))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        level = []
+        for total, parent, token, _ in candidates[: min(beam, nodes - len(tokens))]:
+            number = len(tokens)
+            tokens.append(token)
+            parents.append(parent)
+            paths[number], reached[number] = (*paths[parent], token), total
+            level.append(number)
+        confidence = candidates[0][3]
+    return tokens, parents
+
+
+@pytest.mark.parametrize(
+    ("gamma", "beam", "nodes", "threshold"), [(3, 3, 24, 0.0), (4, 2, 24, UNSURE), (3, 10, 13, 0.0), (5, 4, 9, 0.3)]
+)
+@pytest.mark.parametrize("kind", ["tied", "qwen3"])
+def test_dynamic_trees_are_those_grown_from_scratch(kind, gamma, beam, nodes, threshold, scene, random_ids):
+    decoder, folder, reference = scene(kind)
+    knobs = {"gamma": gamma, "beam": beam, "nodes": nodes, "threshold": threshold}
+    method = Kangaroo(decoder, KangarooConfig(exit_layer=1, weights=str(folder), **knobs))
+    made = []
+    propose = method.propose
+    method.propose = lambda room: made.append((tuple(method.context), room, propose(room))) or made[-1][2]
+    answer = decode(method, random_ids(12, seed=1), LIMIT, frozenset())
+    for context, room, draft in made:
+        tokens, parents = grown(reference, context, 1, min(gamma, room), beam, nodes, threshold)
+        assert (list(draft.tokens), list(draft.parents)) == (tokens, parents)
+    assert {step.accepted for step in answer.steps} >= {0, 1, 2}  # deep and shallow ones
+    assert len({step.drafted for step in answer.steps}) > (1 if threshold else 0)

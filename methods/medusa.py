@@ -1,0 +1,394 @@
+"""Medusa: several heads on the target's last state draft several tokens at once (Cai et al., arXiv 2401.10774).
+
+Head i predicts the token i + 1 places behind the newest one, whatever stands between; the most probable tokens of each
+head are combined into a tree that one pass of the target verifies.
+
+Beyond the paper: heads that share the target's LM head, cut to the most frequent tokens; heads that also read the
+newest token, which is known when they draft (as Hydra's first head does, arXiv 2402.05109); and a tree chosen for this
+model and device (`tree=auto`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.engine.costs import Costs
+from bench.engine.costs import measure as costs_of
+from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine.execute import Linear
+from bench.engine.tree import tree_from_paths, tree_of
+from bench.engine.tree_choice import Path as RankPath
+from bench.engine.tree_choice import RankRecord, choose_tree, predict
+from bench.errors import UserError
+from methods import trained
+from methods.base import Draft, SpeculativeMethod
+
+HEADS_FILE = "heads.safetensors"
+AUTHORS_FILE = "medusa_lm_head.pt"
+FILES = (HEADS_FILE, "medusa_lm_head.safetensors", AUTHORS_FILE)
+_WHAT = "set of Medusa heads"
+TREES = Path(__file__).parent / "trees"
+PUBLISHED = "mc_sim_7b_63"
+_COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
+_SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
+TYPICAL = (0.09, 0.3)  # epsilon and delta of the authors' code
+
+
+@dataclass(frozen=True)
+class MedusaConfig:
+    """The knobs of Medusa. Left open, they are as stored with the weights, else the paper's."""
+
+    heads: int = field(default=0, metadata={"help": "use the first n heads; 0: all there are"})
+    tree: str = field(
+        default="",
+        metadata={
+            "help": "chain; mc_sim_7b_63 (the paper's, 63 drafts); a JSON file with a list of rank paths; such paths "
+            "spelled like 0/0-0/1; auto: what is expected to be fastest with these heads on this device; default: auto "
+            "where the weights say how often each rank is right, else the paper's"
+        },
+    )
+    draft_vocab: int = field(
+        default=-1,
+        metadata={"help": "cut the LM head to the n most frequent tokens; 0: whole; -1: as the weights say"},
+    )
+    accept: str = field(
+        default="exact",
+        metadata={"help": "exact, or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
+    )
+    drafts: str = field(
+        default="",
+        metadata={"help": "when sampling: sampled, or top, the most probable; default: sampled for a chain, else top"},
+    )
+    weights: str = field(
+        default="",
+        metadata={
+            "help": "folder or Hugging Face id of the heads; default: the packaged ones of the model; paper: those "
+            "built as published, if you trained them"
+        },
+    )
+    costs: str = field(
+        default="",
+        metadata={"help": "for tree=auto: costs of passes as run.json records them; default: measured at start"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.heads < 0:
+            raise ValueError(f"heads={self.heads} must be at least 1 (0: all)")
+        if self.draft_vocab < -1:
+            raise ValueError(f"draft_vocab={self.draft_vocab} must be at least -1")
+        if self.accept not in ("exact", "typical"):
+            raise ValueError(f"accept={self.accept} must be exact or typical")
+        if self.drafts not in ("", "sampled", "top"):
+            raise ValueError(f"drafts={self.drafts} must be sampled or top")
+        if self.accept == "typical" and self.drafts == "sampled":
+            raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
+        if self.costs:
+            Costs.parse(self.costs)
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Dimensions of a set of heads, and what they were made for."""
+
+    hidden_size: int
+    heads: int
+    vocab_size: int  # of the LM heads: the target's, or the draft vocabulary
+    own_lm_heads: bool = True  # as published (Medusa-1); else the target's LM head serves all
+    reads_newest: bool = False  # beyond the paper: input is the state and the newest token's embedding
+    draft_vocab: int = 0  # 0: whole
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_size, self.heads, self.vocab_size) < 1:
+            raise ValueError("hidden_size, heads and vocab_size must be at least 1")
+
+
+class Heads(nn.Module):
+    """H heads side by side: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
+
+    With their own LM heads H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads the
+    newest token starts from a projection of the state and that token's embedding under the target's final norm.
+    """
+
+    def __init__(self, config: HeadsConfig):
+        super().__init__()
+        h, d = config.heads, config.hidden_size
+        self.config = config
+        self.input = nn.Parameter(torch.zeros(h, d, 2 * d)) if config.reads_newest else None
+        self.weight = nn.Parameter(torch.zeros(h, d, d))
+        self.bias = nn.Parameter(torch.zeros(h, d))
+        self.lm_heads = nn.Parameter(torch.zeros(h, config.vocab_size, d)) if config.own_lm_heads else None
+
+    def forward(self, head: int, states: Tensor) -> Tensor:
+        """What one head makes of its input [m, d or 2 d]: states [m, d] for an LM head. For training."""
+        x = states if self.input is None else F.linear(states, self.input[head])
+        return x + F.silu(F.linear(x, self.weight[head], self.bias[head]))
+
+
+class FastHeads:
+    """The first heads on one state at once, packed for this device, with one shared LM head or their own [heads]."""
+
+    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, packed: bool):
+        def joined(stack: Tensor) -> Linear:
+            return Linear(stack[:count].detach().flatten(0, 1), packed=packed)
+
+        self.count, self.hidden = count, heads.config.hidden_size
+        self.input = None if heads.input is None else joined(heads.input)
+        self.weight = heads.weight[:count].detach().contiguous()  # [H, d, d]
+        self.bias = heads.bias[:count].detach()
+        self.lm_head = lm_head
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """Input [1, d or 2 d] -> float32 logits [H, V]."""
+        x = state.expand(self.count, -1) if self.input is None else self.input(state).view(self.count, self.hidden)
+        x = x + F.silu(torch.baddbmm(self.bias[:, :, None], self.weight, x[:, :, None])[:, :, 0])
+        if isinstance(self.lm_head, Linear):
+            return self.lm_head(x).float()
+        return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()
+
+
+class Medusa(SpeculativeMethod):
+    """Drafts with heads on the last state; see the module's docstring."""
+
+    Config = MedusaConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "chain": {"tree": "chain"},
+        "paper": {"tree": PUBLISHED, "draft_vocab": 0, "weights": "paper"},
+    }
+
+    def __init__(self, target: Decoder, config: MedusaConfig):
+        super().__init__(target, config)
+        folder = trained.find_folder("medusa", config.weights, target.name, FILES)
+        self.heads, ranking, record = load_heads(folder, target)
+        made = self.heads.config
+        count = config.heads or made.heads
+        if count > made.heads:
+            raise UserError(f"heads={count} asked for, but {folder} has {made.heads}")
+        vocab = made.draft_vocab if config.draft_vocab < 0 else config.draft_vocab
+        if self.heads.lm_heads is not None:
+            _cut_own(self.heads, vocab, ranking, target, folder)
+        self.draft_ids = trained.draft_ids(vocab, ranking, target, folder)
+        lm_head: Linear | list[Linear]
+        if self.heads.lm_heads is not None:
+            lm_head = [Linear(own, packed=target.packed) for own in self.heads.lm_heads[:count]]
+        else:
+            lm_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
+        self.typical = TYPICAL if config.accept == "typical" else None
+        self.state: Tensor  # [1, d]: the final state one position before the newest token
+        self._predicted: dict[str, Any] = {}
+        size = vocab or target.config.vocab
+
+        def fast(heads: int) -> FastHeads:
+            return FastHeads(self.heads, heads, lm_head, packed=target.packed)
+
+        self.widest = min(_COSTS_AT_RANKS, size)
+        tree, costs = self._choose(config, [fast(heads) for heads in range(1, count + 1)], record, folder)
+        tree = [path for path in tree if max(path) < size]
+        self.parents, self.ranks = tree_from_paths(tree)
+        self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
+        if self.depths and max(self.depths) >= count:
+            raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but there are {count} heads")
+        self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not ask are not run
+        self.widest = max(self.ranks, default=0) + 1
+        sampled = "sampled" if tree_of(self.parents).is_chain and self.typical is None else "top"
+        self.config = replace(
+            config, heads=count, tree=_spell(tree), draft_vocab=vocab, drafts=config.drafts or sampled, costs=costs
+        )
+
+    def _choose(
+        self, config: MedusaConfig, heads: Sequence[FastHeads], record: RankRecord | None, folder: Path
+    ) -> tuple[list[RankPath], str]:
+        """The tree's rank paths, and the costs that it was chosen by, if it was."""
+        count = len(heads)
+        asked = config.tree or ("auto" if record is not None else PUBLISHED)
+        if asked == "chain":
+            return [(0,) * depth for depth in range(1, count + 1)], config.costs
+        if asked != "auto":
+            return _read_tree(asked, count), config.costs
+        if record is None:
+            raise UserError(
+                f"tree=auto needs to know how often each rank is right, which {folder} does not say: name a tree "
+                f"(tree={PUBLISHED}) or train heads with this project"
+            )
+        costs = Costs.parse(config.costs) if config.costs else self._costs(heads)
+        if len(costs.draft) < count:
+            raise UserError(f"costs={config.costs} are of drafting by {len(costs.draft)} heads, but {count} are used")
+        choice = choose_tree(record, count, costs, MAX_DRAFTS)
+        chain = [(0,) * depth for depth in range(1, count + 1)]
+        self._predicted = {"tree": choice.prediction()}
+        if len(chain) < costs.most:
+            self._predicted["chain"] = predict(record, chain, costs).prediction()
+        return choice.paths, str(costs)
+
+    def _costs(self, heads: Sequence[FastHeads]) -> Costs:
+        """Measured on this device, drafting by 1, 2, .. heads."""
+        state = self.target.final_norm(self.target.embed([0])[0])
+        first = torch.zeros(1, dtype=torch.long, device=self.target.device)
+
+        def draft(fast: FastHeads) -> Callable[[], object]:
+            return lambda: self._draft_tokens(fast(self._input(state, 0)), first, first)
+
+        return costs_of(self.target, 0, MAX_DRAFTS + 1, [draft(fast) for fast in heads])
+
+    @property
+    def extra_parameters(self) -> int:
+        """The weights of the heads in use; a shared LM head is the target's."""
+        return sum(p[: self.config.heads].numel() for p in self.heads.parameters())
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was predicted of the tree and of others, under greedy decoding."""
+        return {"predicted": self._predicted} if self._predicted else {}
+
+    def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
+        """Keep the last state."""
+        self.state = final_states[0, -1:]
+
+    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
+        """Keep the last state."""
+        self.state = final_states[0, -1:]
+
+    def propose(self, room: int) -> Draft:
+        """The heads' most probable (or drawn) tokens, combined as the tree says."""
+        count = sum(depth < room for depth in self.depths)  # sorted by depth: what is too deep stands last
+        if not count:
+            return Draft([])
+        logits = self.fast(self._input(self.state, self.context[-1]))
+        depths, ranks = self._indices(count)
+        parents = self.parents[:count]
+        if self.sampler is None or self.config.drafts == "top":
+            return Draft(self._draft_tokens(logits, depths, ranks), parents)
+        probabilities = self.sampler.probabilities(logits)
+        chosen = self.sampler.draw_distinct(probabilities, self.widest)[depths, ranks]
+        if self.draft_ids is not None:
+            chosen = self.draft_ids[chosen]
+            whole = probabilities.new_zeros(len(probabilities), self.target.config.vocab)
+            probabilities = whole.index_copy(1, self.draft_ids, probabilities)
+        return Draft(chosen.tolist(), parents, [probabilities[depth] for depth in self.depths[:count]])
+
+    def _input(self, state: Tensor, newest: int) -> Tensor:
+        """What the heads read: the state [1, d], and, where they do, the newest token."""
+        if not self.heads.config.reads_newest:
+            return state
+        return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
+
+    def _indices(self, count: int) -> tuple[Tensor, Tensor]:
+        device = self.target.device
+        return torch.tensor(self.depths[:count], device=device), torch.tensor(self.ranks[:count], device=device)
+
+    def _draft_tokens(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> list[int]:
+        """Token ids of nodes, given by their head and their rank in it."""
+        best = logits.topk(self.widest, dim=-1).indices[depths, ranks]
+        ids: list[int] = (best if self.draft_ids is None else self.draft_ids[best]).tolist()
+        return ids
+
+
+def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, RankRecord | None]:
+    """Heads for `target` from our format or the authors', the ranking of tokens and the record of ranks, if stored.
+
+    Raises:
+        UserError: not a folder of heads, an unreadable file, or heads for another target.
+
+    """
+    tensors = trained.read_tensors(folder, _WHAT, FILES)
+    own_format = (folder / HEADS_FILE).is_file()
+    if own_format:
+        config: HeadsConfig = trained.read_config(folder, _WHAT, lambda value: HeadsConfig(**value["heads"]))
+        names = {name: name for name in ("input", "weight", "bias", "lm_heads")}
+    else:  # their config.json says another number of heads than the file holds
+        tensors = _stacked(tensors, folder)
+        h, d = tensors["weight"].shape[:2]
+        config = HeadsConfig(d, h, tensors["lm_heads"].shape[1])
+        names = {name: name for name in tensors}
+    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
+    if config.own_lm_heads and not config.draft_vocab and config.vocab_size != target.config.vocab:
+        raise UserError(
+            f"the {_WHAT} in {folder} is for another model: its vocabulary has {config.vocab_size} tokens, "
+            f"but {target.name}'s {target.config.vocab}"
+        )
+    heads = Heads(config)
+    trained.fill(heads, tensors, names, folder, _WHAT)
+    record = None
+    if "ranks" in tensors:
+        record = RankRecord(*(tensors[name].numpy() for name in ("ranks", "rank_lengths", "rank_kinds")))
+        if not record.fits() or record.ranks.shape[1] != config.heads:
+            raise UserError(f"the {_WHAT} in {folder} has ranks of another shape than it says: fetch or train it again")
+    return heads.to(target.device, target.dtype).requires_grad_(False), tensors.get("token_ranking"), record
+
+
+def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The authors' tensors stacked; of head 0, `0.0.linear.weight` [d, d], `.bias` [d], `0.1.weight` [V, d]."""
+    names = {"weight": "0.linear.weight", "bias": "0.linear.bias", "lm_heads": "1.weight"}
+    count = len({name.split(".")[0] for name in tensors})
+    expected = {f"{head}.{name}" for head in range(count) for name in names.values()}
+    if not tensors or expected != tensors.keys():
+        odd = ", ".join(sorted(expected ^ tensors.keys())[:3])
+        raise UserError(f"{folder} holds no heads of Medusa's layout, a residual block and an LM head each: {odd}")
+    try:
+        return {ours: torch.stack([tensors[f"{head}.{name}"] for head in range(count)]) for ours, name in names.items()}
+    except RuntimeError as error:
+        raise UserError(f"the heads in {folder} are not all of one shape: {error}") from error
+
+
+def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
+    """Write heads and what belongs to them in our format (two files in an existing folder), in half precision."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
+    tensors["token_ranking"] = ranking.to(torch.int32)
+    for name, array in (("ranks", record.ranks), ("rank_lengths", record.lengths), ("rank_kinds", record.kinds)):
+        tensors[name] = torch.from_numpy(array)
+    save_file(tensors, folder / HEADS_FILE)
+    (folder / trained.CONFIG_FILE).write_text(
+        json.dumps({"heads": asdict(heads.config)}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def _cut_own(heads: Heads, vocab: int, ranking: Tensor | None, target: Decoder, folder: Path) -> None:
+    """Cut the heads' own LM heads to a smaller draft vocabulary."""
+    made = heads.config.draft_vocab
+    if vocab == made:
+        return
+    ids = trained.draft_ids(vocab, ranking, target, folder)
+    if made or ids is None or heads.lm_heads is None:
+        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} are made for {made or 'all'} tokens")
+    heads.lm_heads.data = heads.lm_heads.data[:, ids]
+
+
+def _read_tree(asked: str, heads: int) -> list[RankPath]:
+    """A tree by name (cut to the depth that `heads` reach), by file, or spelled out."""
+    if _SPELLED.fullmatch(asked):
+        paths = [tuple(map(int, path.split("-"))) for path in asked.split("/")]
+    else:
+        file = TREES / f"{asked}.json" if asked == PUBLISHED else Path(asked).expanduser()
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            nodes = value["nodes"] if isinstance(value, dict) else value
+            paths = [tuple(int(rank) for rank in path) for path in nodes]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"tree={asked} is neither chain, auto, {PUBLISHED}, paths of ranks like 0/0-0/1, nor a JSON file with "
+                f"a list of such paths ({error})"
+            ) from error
+    if asked == PUBLISHED:
+        paths = [path for path in paths if len(path) <= heads]
+    try:
+        tree_from_paths(paths)
+    except ValueError as error:
+        raise UserError(f"tree={asked} is no tree: {error}") from error
+    if len(paths) > MAX_DRAFTS:
+        raise UserError(f"tree={asked} has {len(paths)} drafts, more than the {MAX_DRAFTS} that a pass takes")
+    return paths
+
+
+def _spell(paths: Sequence[RankPath]) -> str:
+    """Paths as `tree=` takes them."""
+    return "/".join("-".join(map(str, path)) for path in sorted(paths, key=lambda path: (len(path), path)))

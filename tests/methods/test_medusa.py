@@ -1,0 +1,334 @@
+"""Medusa's heads, their files, trees and draws, against the published formula and layout."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import methods
+from bench.engine.costs import Costs
+from bench.engine.sampling import Sampler
+from bench.engine.tree_choice import MISS, RankRecord, choose_tree
+from bench.errors import UserError
+from methods.base import decode
+from methods.kangaroo import Adapter, AdapterConfig
+from methods.medusa import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
+
+NEVER = frozenset()
+
+
+@pytest.fixture
+def setting(tiny_model, tiny_decoder):
+    """(hf_model, our decoder)."""
+    config, model = tiny_model("tied", faint=True)
+    return model, tiny_decoder(config, model, max_len=128)
+
+
+@pytest.fixture
+def medusa(setting, tiny_heads):
+    """(options of the heads, knobs) -> the method."""
+
+    def build(options=None, **knobs):
+        return Medusa(setting[1], MedusaConfig(weights=str(tiny_heads(setting[0], **(options or {}))), **knobs))
+
+    return build
+
+
+def last_state(model, tokens):
+    """Transformers' state behind the final norm, [d]."""
+    with torch.inference_mode():
+        return model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0, -1]
+
+
+def proposal(method, prompt, room=10):
+    method.prefill(prompt)
+    return method.propose(room)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_on_vicuna_7b_are_the_papers():
+    """591M against 67M extra parameters (Kangaroo, table 1): 88.7% fewer."""
+    with torch.device("meta"):
+        heads = Heads(HeadsConfig(4096, 4, 32000))
+        adapter = Adapter(AdapterConfig(4096, 32, 1e-6))
+    medusa = sum(p.numel() for p in heads.parameters())
+    kangaroo = sum(p.numel() for p in adapter.parameters())
+    assert round(medusa / 1e6, 1) == 591.4
+    assert round(kangaroo / 1e6, 1) == 67.1
+    assert round(1 - kangaroo / medusa, 3) == 0.887
+
+
+def test_extra_parameters_are_those_of_the_heads_in_use(medusa):
+    d, vocab = 48, 272
+    assert medusa(tree="chain").extra_parameters == 3 * (d * d + d + d * vocab)
+    assert medusa(tree="chain", heads=2).extra_parameters == 2 * (d * d + d + d * vocab)
+    assert medusa({"useful": False}, tree="chain").extra_parameters == 3 * (3 * d * d + d)
+
+
+# --- what is drafted -------------------------------------------------------------------------------------------------
+
+
+def test_published_heads_draft_by_the_papers_formula(medusa, setting, random_ids):
+    """x + SiLU(W x + b), then the head's own LM head; on transformers' state before the newest token."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {
+        "weight": torch.randn(3, 48, 48, generator=generator) / 7,
+        "bias": torch.randn(3, 48, generator=generator),
+    }
+    method = medusa({"tensors": tensors}, tree="0/1/0-0/1-2/0-0-3")
+    lm_heads = method.heads.lm_heads
+    prompt = random_ids(15, seed=6)
+    x = last_state(setting[0], prompt)
+    best = [
+        (lm_heads[i] @ (x + F.silu(tensors["weight"][i] @ x + tensors["bias"][i]))).topk(4).indices.tolist()
+        for i in range(3)
+    ]
+    draft = proposal(method, prompt)
+    assert list(draft.tokens) == [best[0][0], best[0][1], best[1][0], best[1][2], best[2][3]]
+    assert draft.parents == [-1, -1, 0, 1, 2]
+
+
+def test_heads_that_read_the_newest_token_share_the_targets_lm_head(medusa, setting, random_ids):
+    model, _ = setting
+    method = medusa({"useful": False}, tree="chain")
+    prompt = random_ids(15, seed=7)
+    draft = proposal(method, prompt)
+    embedding = model.model.embed_tokens.weight[method.context[-1]].detach()
+    x = torch.cat((last_state(model, prompt), model.model.norm(embedding)))
+    expected = []
+    for i in range(3):
+        y = method.heads.input[i] @ x
+        y = y + F.silu(method.heads.weight[i] @ y + method.heads.bias[i])
+        expected.append(int((model.lm_head.weight @ y).argmax()))
+    assert list(draft.tokens) == expected
+
+
+def test_a_cut_vocabulary_drafts_only_its_tokens(medusa, random_ids):
+    ranking = list(range(60, 200))
+    for useful in (True, False):
+        whole = medusa({"useful": useful, "ranking": ranking}, tree="0/1/2/3")
+        cut = medusa({"useful": useful, "ranking": ranking}, tree="0/1/2/3", draft_vocab=30)
+        prompt = random_ids(9, seed=8)
+        assert set(proposal(cut, prompt).tokens) <= set(ranking[:30])
+        whole.prefill(prompt)
+        scores = whole.fast(whole._input(whole.state, whole.context[-1]))[0]
+        found = scores[list(proposal(cut, prompt).tokens)]
+        torch.testing.assert_close(found, scores[60:90].topk(4).values)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 5])
+def test_no_path_is_longer_than_the_room(room, medusa, random_ids):
+    draft = proposal(medusa(tree="0/1/0-0/0-0-0"), random_ids(5), room)
+    assert len(draft.tokens) == {0: 0, 1: 2, 2: 3, 5: 4}[room]
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def test_drawn_drafts_come_with_their_distribution(medusa, random_ids):
+    method = medusa({"ranking": list(range(60, 200))}, tree="0/1/0-0", drafts="sampled", draft_vocab=100)
+    method.sampler = Sampler(0.8, top_p=0.9)
+    seen = set()
+    for seed in range(30):
+        method.sampler.seed(str(seed))
+        draft = proposal(method, random_ids(9, seed=8))
+        assert len(draft.drawn) == 3
+        assert draft.drawn[0] is draft.drawn[1] or torch.equal(draft.drawn[0], draft.drawn[1])
+        for token, q in zip(draft.tokens[:1] + draft.tokens[2:], (draft.drawn[0], draft.drawn[2]), strict=True):
+            assert q.shape == (272,)
+            assert float(q.sum()) == pytest.approx(1, abs=1e-5)
+            assert float(q[token]) > 0
+        assert draft.tokens[0] != draft.tokens[1]
+        seen.add(tuple(draft.tokens))
+    assert len(seen) > 3
+
+
+def test_chains_are_drawn_and_trees_are_not_unless_asked(medusa):
+    assert medusa(tree="chain").config.drafts == "sampled"
+    assert medusa(tree="0/1").config.drafts == "top"
+    assert medusa(tree="0/1", drafts="sampled").config.drafts == "sampled"
+
+
+def test_typical_acceptance_is_not_called_lossless(medusa):
+    assert medusa(tree="chain").lossless
+    method = medusa(tree="chain", accept="typical")
+    assert not method.lossless
+    assert method.typical == (0.09, 0.3)
+    assert method.config.drafts == "top"
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_tree_has_its_63_nodes(medusa):
+    method = medusa({"heads": 4}, tree=PUBLISHED)
+    assert len(method.parents) == 63
+    depths = [depth + 1 for depth in method.depths]
+    assert [depths.count(depth) for depth in (1, 2, 3, 4)] == [10, 28, 23, 2]
+    assert max(medusa(tree=PUBLISHED).depths) == 2  # three heads cut it
+
+
+def test_without_a_record_of_ranks_the_papers_tree_is_taken(medusa):
+    assert medusa({"heads": 4}).config.tree == medusa({"heads": 4}, tree=PUBLISHED).config.tree
+
+
+def test_a_tree_may_come_from_a_file_and_is_recorded_spelled_out(medusa, tmp_path):
+    file = tmp_path / "tree.json"
+    file.write_text(json.dumps([[1], [0], [0, 2]]))
+    method = medusa(tree=str(file))
+    assert method.config.tree == "0/1/0-2"
+    again = medusa(tree=method.config.tree)
+    assert (again.parents, again.ranks) == (method.parents, method.ranks) == ([-1, -1, 0], [0, 1, 2])
+
+
+def test_auto_chooses_by_ranks_and_costs_and_says_what_it_expects(medusa, random_ids):
+    generator = torch.Generator().manual_seed(2)
+    ranks = torch.randint(0, 3, (120, 3), generator=generator)
+    ranks[torch.rand(120, 3, generator=generator) < 0.4] = MISS
+    options = {"ranks": (ranks, [60, 60], [0, 1])}
+    costs = Costs(0.0, (0.02, 0.03, 0.04), tuple((n, 1 + 0.05 * (n - 1)) for n in range(1, 20)))
+    record = RankRecord(ranks.to(torch.uint8).numpy(), *map(torch.Tensor.numpy, map(torch.tensor, ([60, 60], [0, 1]))))
+    expected = choose_tree(record, 3, costs, 60)
+    method = medusa(options, costs=str(costs))
+    paths = ["-".join(map(str, path)) for path in expected.paths]
+    assert sorted(method.config.tree.split("/")) == sorted(paths)
+    assert method.config.costs == str(costs)
+    assert method.notes["predicted"]["tree"] == expected.prediction()
+    assert method.notes["predicted"]["chain"]["drafts"] == 3
+    assert not medusa(options, tree=method.config.tree).notes
+    measured = medusa(options, tree="auto")
+    assert len(Costs.parse(measured.config.costs).draft) == 3
+    assert medusa(options, costs=measured.config.costs).config.tree == measured.config.tree
+    decode(measured, random_ids(7), 20, NEVER)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [1, 3, 5])
+def test_the_authors_file_holds_as_many_heads_as_it_holds(heads, setting, tiny_heads, medusa, random_ids):
+    """Their config.json says 2, whatever the file has."""
+    theirs = medusa({"authors": True, "heads": heads}, tree="chain")
+    ours = medusa({"heads": heads}, tree="chain")
+    prompt = random_ids(12, seed=1)
+    assert theirs.config.heads == heads
+    assert list(proposal(theirs, prompt).tokens) == list(proposal(ours, prompt).tokens)
+
+
+def test_first_heads_alone_may_be_used(medusa, random_ids):
+    prompt = random_ids(12, seed=1)
+    all_heads = proposal(medusa({"authors": True, "heads": 5}, tree="chain"), prompt).tokens
+    assert proposal(medusa({"authors": True, "heads": 5}, tree="chain", heads=2), prompt).tokens == all_heads[:2]
+
+
+def test_saved_heads_are_read_back(setting, tiny_heads, tmp_path):
+    heads, _, _ = load_heads(tiny_heads(setting[0], useful=False), setting[1])
+    record = RankRecord(*(torch.tensor(v, dtype=t).numpy() for v, t in (
+        ([[0, 1, 255], [255, 255, 255]], torch.uint8), ([2], torch.int32), ([4], torch.int8))))  # fmt: skip
+    save_heads(tmp_path, heads, torch.tensor([5, 3, 9]), record)
+    again, ranking, found = load_heads(tmp_path, setting[1])
+    assert again.config == heads.config
+    for (name, one), (_, other) in zip(heads.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(one.half().float(), other), name
+    assert ranking.tolist() == [5, 3, 9]
+    assert (found.ranks.tolist(), found.lengths.tolist()) == ([[0, 1, 255], [255, 255, 255]], [2])
+
+
+def broken(tiny_heads, model, **options):
+    return str(tiny_heads(model, **options))
+
+
+WRONG = {
+    "an absent folder": (lambda t, m: "/nowhere/at-all", {}, "neither heads.safetensors"),
+    "a missing tensor": (lambda t, m: broken(t, m, tensors={"bias": None}), {}, "bias is missing"),
+    "a wrong shape": (lambda t, m: broken(t, m, tensors={"bias": torch.zeros(3, 7)}), {}, "(3, 7), expected (3, 48)"),
+    "another hidden size": (lambda t, m: broken(t, m, changes={"hidden_size": 64}), {}, "hidden size is 64"),
+    "another vocabulary": (lambda t, m: broken(t, m, changes={"vocab_size": 99}), {}, "99 tokens"),
+    "an odd configuration": (lambda t, m: broken(t, m, changes={"colour": 3}), {}, "malformed"),
+    "no such layout": (
+        lambda t, m: broken(t, m, authors=True, tensors={"1.0.linear.bias": None}),
+        {},
+        "1.0.linear.bias",
+    ),
+    "ranks that do not fit": (
+        lambda t, m: broken(t, m, ranks=(torch.zeros(5, 3), [4], [0])),
+        {},
+        "ranks of another shape",
+    ),
+    "too many heads": (lambda t, m: broken(t, m), {"heads": 9}, "heads=9 asked for"),
+    "a tree too deep": (lambda t, m: broken(t, m), {"tree": "0/0-0/0-0-0/0-0-0-0"}, "4 drafts deep"),
+    "a tree without a parent": (lambda t, m: broken(t, m), {"tree": "0/1-0"}, "no parent [1]"),
+    "no such tree": (lambda t, m: broken(t, m), {"tree": "oak"}, "tree=oak is neither"),
+    "a tree too large": (
+        lambda t, m: broken(t, m),
+        {"tree": "/".join(map(str, range(140)))},
+        "140 drafts, more than the 127",
+    ),
+    "auto without ranks": (lambda t, m: broken(t, m), {"tree": "auto"}, "tree=auto needs to know"),
+    "more vocabulary than ranked": (
+        lambda t, m: broken(t, m, ranking=[1, 2, 3]),
+        {"draft_vocab": 9},
+        "more than the 3 tokens ranked",
+    ),
+}
+
+
+@pytest.mark.parametrize(("folder", "knobs", "said"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_told_in_a_sentence(folder, knobs, said, setting, tiny_heads):
+    model, decoder = setting
+    with pytest.raises(UserError) as error:
+        Medusa(decoder, MedusaConfig(weights=folder(tiny_heads, model), **knobs))
+    assert said in str(error.value)
+
+
+def test_a_truncated_file_and_no_weights_are_told(setting, tiny_heads):
+    model, decoder = setting
+    folder = tiny_heads(model)
+    content = (folder / "heads.safetensors").read_bytes()
+    (folder / "heads.safetensors").write_bytes(content[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        Medusa(decoder, MedusaConfig(weights=str(folder)))
+    with pytest.raises(UserError, match="no weights of medusa come with the project for model 'tiny': train them"):
+        Medusa(decoder, MedusaConfig())
+    with pytest.raises(UserError, match=r"built as published.*--architecture paper"):
+        Medusa(decoder, MedusaConfig(weights="paper"))
+
+
+@pytest.mark.parametrize("knobs", ["accept=lucky", "drafts=odd", "heads=-1", "draft_vocab=-2", "costs=1/2"])
+def test_bad_knobs_are_refused_before_anything_is_read(knobs):
+    with pytest.raises(UserError, match=knobs.split("=")[0]):
+        methods.parse(f"medusa:{knobs}")
+
+
+def test_typical_acceptance_takes_no_drawn_drafts():
+    with pytest.raises(UserError, match="typical"):
+        methods.parse("medusa:accept=typical,drafts=sampled")
+
+
+def test_heads_may_come_from_the_hub(setting, tiny_heads, monkeypatch, random_ids):
+    """Only the files that are needed are asked for, and the cached ones are used again."""
+    model, decoder = setting
+    folder = tiny_heads(model, authors=True)
+    calls = []
+
+    def snapshot(name, *, allow_patterns, cache_dir, local_files_only=False):
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        calls.append((name, local_files_only, allow_patterns))
+        if local_files_only and len(calls) == 1:
+            raise LocalEntryNotFoundError("not there")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    for _ in range(2):
+        method = Medusa(decoder, MedusaConfig(weights="somebody/medusa-tiny", tree="chain"))
+    assert [(name, offline) for name, offline, _ in calls] == [
+        ("somebody/medusa-tiny", True), ("somebody/medusa-tiny", False), ("somebody/medusa-tiny", True)]  # fmt: skip
+    assert "medusa_lm_head.pt" in calls[0][2]
+    assert not any(pattern.endswith(".py") for pattern in calls[0][2])
+    decode(method, random_ids(5), 9, NEVER)
