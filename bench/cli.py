@@ -16,7 +16,7 @@ from bench.errors import UserError
 _COMMANDS = """\
 other commands (each has its own --help):
   report RUN_DIR     redraw tables and plots from a run's records
-  train kangaroo     train an adapter for a model, on the model's own answers to prompts of all kinds
+  train METHOD       train kangaroo's or medusa's weights for a model, on its own answers to prompts of all kinds
   list               methods with their knobs, tasks, models
   cache list|clean   what was downloaded, and how to be rid of it
 
@@ -55,7 +55,6 @@ def _parsers() -> dict[str, tuple[argparse.ArgumentParser, Callable[[argparse.Na
     return {name: maker() for name, maker in (makers | {"cache": _cache_parser}).items()}
 
 
-_TRAINABLE = ("kangaroo", "conversations")
 _Made = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]
 
 
@@ -134,21 +133,39 @@ def _report(options: argparse.Namespace) -> int:
 
 def _train_parser() -> _Made:
     parser = _parser("train", "Train a method's small weights for a model, on conversations that the model writes.")
-    parser.add_argument(
-        "what", choices=_TRAINABLE, help="the method; or conversations: only make and keep what methods are trained on"
-    )
-    for flag, options in config.flags(config.TrainConfig):
-        parser.add_argument(flag, **options)
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="METHOD", title="what to train")
+    for what, (settings, text) in _TRAINABLE.items():
+        own = kinds.add_parser(what, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for flag, options in config.flags(settings):
+            own.add_argument(flag, **options)
     return parser, _train
+
+
+_TRAINABLE: dict[str, tuple[type[config.TrainConfig], str]] = {
+    "kangaroo": (config.KangarooTraining, "train an adapter for Kangaroo"),
+    "medusa": (config.MedusaTraining, "train Medusa's heads"),
+    "conversations": (config.TrainConfig, "only make the conversations that methods are trained on, and keep them"),
+}
 
 
 def _train(options: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(options).items() if k != "what" and v is not None}
-    settings = config.TrainConfig(**given)
-    from bench.train import adapter
+    settings = _TRAINABLE[options.what][0](**given)
+    from bench.train import training
 
-    make = adapter.train if options.what == "kangaroo" else adapter.keep_conversations
-    paths = make(settings, log=lambda line: print(line, file=sys.stderr))
+    def log(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if isinstance(settings, config.KangarooTraining):
+        from bench.train.kangaroo import AdapterTrainer
+
+        paths = training.train(AdapterTrainer, settings, log)
+    elif isinstance(settings, config.MedusaTraining):
+        from bench.train.medusa import HeadsTrainer
+
+        paths = training.train(HeadsTrainer, settings, log)
+    else:
+        paths = training.keep_conversations(settings, log)
     print("written:", *paths, sep="\n  ")
     return 0
 

@@ -26,7 +26,8 @@ class RunConfig:
 
     method: tuple[str, ...] = _setting(
         ("kangaroo",),
-        "method to compare with vanilla, with its knobs if any, like kangaroo:gamma=4,threshold=0; may be repeated",
+        "method to compare with vanilla, with its knobs if any, like kangaroo:gamma=4,threshold=0; may be repeated; "
+        "all: every built-in method",
         metavar="NAME[:KEY=VALUE,...]",
     )
     peer: tuple[str, ...] = _setting(
@@ -44,7 +45,10 @@ class RunConfig:
     peer_limit: int = _setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
     max_new_tokens: int = _setting(48, "tokens of an answer at most", metavar="N")
     rounds: int = _setting(1, "times that everything is repeated", metavar="N")
-    seed: int = _setting(0, "draws the questions of --limit", metavar="N")
+    temperature: float = _setting(0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X")
+    top_p: float = _setting(1.0, "sample from the most probable tokens that make up this share", metavar="X")
+    top_k: int = _setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
+    seed: int = _setting(0, "draws the questions of --limit, and the samples", metavar="N")
     dtype: str = _setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
     device: str = _setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
     threads: int = _setting(0, "CPU threads; 0: torch's choice", metavar="N")
@@ -53,8 +57,14 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0}
+        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0, "top_k": 0}
         _check_least(self, least)
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature {self.temperature} must be a number of at least 0 (0: greedy decoding)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p} must lie above 0 and at most at 1")
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
 
 
 # What a preset sets; flags given beside it win.
@@ -66,23 +76,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train a method's weights."""
+    """How to train a method's weights: what all methods share."""
 
     model: str = _setting(
         DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
     )
     revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
-    architecture: str = _setting(
-        "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published",
-        choices=("feedback", "paper"),
+    exit_layer: int = _setting(
+        2, "layers of the target whose states are kept beside its final ones; Kangaroo drafts from them", metavar="N"
     )
-    ffn: int = _setting(0, "width of a feed-forward block after the adapter's attention; 0: none", metavar="N")
-    unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
-    teach: str = _setting(
-        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
-    )
-    exit_layer: int = _setting(2, "layers of the target that draft", metavar="N")
     draft_vocab: int = _setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
     tokens: int = _setting(
         0,
@@ -106,19 +108,48 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
-        _check_least(
-            self,
-            {
-                "exit_layer": 1,
-                "draft_vocab": 0,
-                "tokens": 0,
-                "epochs": 1,
-                "ffn": 0,
-                "unroll": 1,
-                "batch": 1,
-                "threads": 0,
-            },
-        )
+        least = {"exit_layer": 1, "draft_vocab": 0, "tokens": 0, "epochs": 1, "batch": 1, "threads": 0}
+        _check_least(self, least)
+
+
+@dataclass(frozen=True)
+class KangarooTraining(TrainConfig):
+    """How to train a Kangaroo adapter."""
+
+    architecture: str = _setting(
+        "feedback",
+        "feedback: the adapter also reads the target's final state one position before; paper: as published",
+        choices=("feedback", "paper"),
+    )
+    ffn: int = _setting(0, "width of a feed-forward block after the adapter's attention; 0: none", metavar="N")
+    unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
+    teach: str = _setting(
+        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least(self, {"ffn": 0, "unroll": 1})
+
+
+@dataclass(frozen=True)
+class MedusaTraining(TrainConfig):
+    """How to train Medusa heads."""
+
+    architecture: str = _setting(
+        "newest",
+        "newest: the heads also read the newest token; paper: the state alone, as published",
+        choices=("newest", "paper"),
+    )
+    epochs: int = _setting(2, "passes over them", metavar="N")
+    heads: int = _setting(4, "heads, each for a token further ahead", metavar="N")
+    own_lm_heads: bool = _setting(
+        False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_least(self, {"heads": 1})
 
 
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
@@ -127,7 +158,7 @@ def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
     return RunConfig(**(PRESETS[preset] | asked))
 
 
-def flags(of: type[RunConfig] | type[TrainConfig]) -> list[tuple[str, dict[str, Any]]]:
+def flags(of: type[RunConfig | TrainConfig]) -> list[tuple[str, dict[str, Any]]]:
     """(flag, arguments for argparse) for every setting. Flags not given come out as None: the classes know defaults."""
     hints = get_type_hints(of)
     return [(f"--{item.name.replace('_', '-')}", _argument(item, hints[item.name])) for item in fields(of)]
@@ -140,6 +171,8 @@ def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     shown = " ".join(item.default) if many else item.default
     text = item.metadata["help"] + (f" (default: {shown})" if shown is not None else "")
     kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)
+    if kind is bool:  # a switch, off unless given
+        return {"help": item.metadata["help"], "action": "store_const", "const": True, "default": None}
     return {"help": text, "type": kind, "default": None, **({"action": "append"} if many else {}), **options}
 
 

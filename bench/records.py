@@ -86,6 +86,7 @@ class MethodInfo:
     lossless: bool
     extra_parameters: int  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
+    notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from bench import checkpoints, environment, questions
 from bench.audit import Auditor
 from bench.config import RunConfig
 from bench.engine.decoder import Decoder, DecoderConfig
+from bench.engine.sampling import Sampler
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.records import RUN_FILE, TURNS_FILE, MethodInfo, Run, Turn, check_writable, write_json, write_turns
@@ -33,6 +34,7 @@ from methods.base import Answer, Method, Peer, decode
 
 Log = Callable[[str], None]
 
+ALL = "all"  # in place of a method's name
 _WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
 _WARM_UP_TOKENS = 24
 _WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
@@ -113,6 +115,11 @@ class Bench:
         self.context = min(context, own_context)
         self.target = load_target(config, self.checkpoint, self.context, log)
         self.contestants = [self._contestant(variant) for variant in self.variants]
+        self.sampler: Sampler | None = None
+        if config.temperature:
+            self.sampler = Sampler(config.temperature, config.top_p, config.top_k)
+            for contestant in self.contestants:
+                contestant.runner.sampler = self.sampler
         self.auditor = Auditor(self.target, self._float32_reference)
         self.turns: list[Turn] = []
 
@@ -176,7 +183,7 @@ class Bench:
                 for contestant in (reversed(taking_part) if backwards else taking_part)
             }
             vanilla = turns[methods.BASELINE]
-            if vanilla.error is None:
+            if vanilla.error is None and self.sampler is None:  # samples differ from one method to the next
                 self._audit(turns, prompt)
             records += [turns[contestant.label] for contestant in taking_part]
             if vanilla.error is not None:
@@ -199,6 +206,8 @@ class Bench:
         if limit < 1:
             turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
             return turn
+        if self.sampler is not None:
+            self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
         try:
             answer = decode(contestant.runner, prompt, limit, self.eos)
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
@@ -284,6 +293,7 @@ class Bench:
                     c.runner.lossless,
                     c.runner.extra_parameters,
                     dataclasses.asdict(c.runner.config),
+                    c.runner.notes,
                 )
                 for c in self.contestants
             },
@@ -304,12 +314,21 @@ class Bench:
 def _variants(config: RunConfig) -> list[methods.Variant]:
     """Vanilla, the methods and the peers, each once."""
     peers = [name for name in config.peer if name != "none"]
-    labels = dict.fromkeys([methods.BASELINE, *config.method, *peers])
+    labels = dict.fromkeys([methods.BASELINE, *_expanded(config.method), *peers])
     variants = [methods.parse(label) for label in labels]
     for variant in variants:
         if variant.label in config.peer and not issubclass(variant.method, Peer):
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
     return sorted(variants, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
+
+
+def _expanded(asked: Sequence[str]) -> Iterator[str]:
+    """The methods asked for; `all` stands for every built-in one."""
+    for label in asked:
+        if label == ALL:
+            yield from (name for name in methods.built_in() if issubclass(methods.load(name), Method))
+        else:
+            yield label
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

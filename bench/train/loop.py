@@ -50,7 +50,13 @@ class Features:
             padded(self.tokens),
             padded(self.taught),
             padded(self._inside),
+            torch.tensor(indices),
         )
+
+    def batches(self, indices: Sequence[int], device: torch.device, size: int = 8) -> Iterator[Batch]:
+        """Conversations `indices`, a few at a time, on a device."""
+        for start in range(0, len(indices), size):
+            yield self.batch(indices[start : start + size]).to(device)
 
 
 @dataclass
@@ -62,10 +68,12 @@ class Batch:
     tokens: Tensor  # [B, n]
     taught: Tensor  # [B, n] bool
     inside: Tensor  # [B, n] bool: all positions that have a next token, the prompt's as well
+    indices: Tensor  # [B], on the CPU: which conversations they are
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(*(column.to(device) for column in vars(self).values()))
+        columns = {name: column.to(device) for name, column in vars(self).items() if name != "indices"}
+        return Batch(**columns, indices=self.indices)
 
 
 def taught_positions(chosen: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from bench import checkpoints
 from bench.cli import main
-from bench.config import TrainConfig
-from bench.train import adapter, conversations, loop, prompts
-from bench.train.adapter import AdapterTrainer, rank_tokens
+from bench.config import KangarooTraining
+from bench.train import conversations, loop, prompts, training
+from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations, Recipe
+from bench.train.kangaroo import AdapterTrainer
 from methods.kangaroo import CALIBRATED_AT, Adapter, AdapterConfig, Calibration, Stored, load_adapter
 from tests.tiny import records, run_bench, short_prompt
 
@@ -45,7 +46,7 @@ def short_prompts():
 @pytest.fixture
 def train(setting, monkeypatch, tmp_path):
     """Train on a few short conversations; returns the exit status."""
-    monkeypatch.setattr(adapter, "Recipe", Short)
+    monkeypatch.setattr(training, "Recipe", Short)
     out = tmp_path / "adapter"
 
     def call(*flags: str, model=setting.model) -> int:
@@ -134,7 +135,7 @@ def test_conversations_and_features_are_made_once_for_one_model(train, setting, 
 
 def test_conversations_may_be_kept_with_the_project_and_are_then_used(train, setting, cache, monkeypatch, capsys):
     monkeypatch.setattr(conversations, "PACKAGED", setting.out.parent / "packaged")
-    monkeypatch.setattr(adapter, "_TOKENS", 200)
+    monkeypatch.setattr(training, "_TOKENS", 200)
     flags = ["--model", str(setting.model), "--decontaminate", "mini"]
     assert main(["train", "conversations", *flags]) == 0
     (path,) = conversations.PACKAGED.iterdir()
@@ -159,7 +160,7 @@ def test_notes_written_by_hand_are_joined_to_the_card(train):
 
 @pytest.mark.parametrize("ranked", [16, 100])
 def test_draft_vocabulary_is_ranked_far_enough_to_be_used(train, setting, monkeypatch, ranked):
-    monkeypatch.setattr(adapter, "_RANKED", ranked)
+    monkeypatch.setattr(training, "_RANKED", ranked)
     assert train("--draft-vocab", "64") == 0
     assert len(load_file(train.out / "adapter.safetensors")["token_ranking"]) == max(ranked, 64)
     label = f"kangaroo:weights={train.out}"
@@ -178,7 +179,7 @@ def test_exit_layer_beyond_the_model_is_told_before_any_work(train, no_work, cap
 
 
 def test_output_that_cannot_be_written_is_told_before_the_model_is_read(train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(adapter, "load_target", None)
+    monkeypatch.setattr(training, "load_target", None)
     (tmp_path / "file").write_text("")
     assert train("--out", str(tmp_path / "file" / "out")) == 2
     assert last_error(capsys).startswith("error: cannot write ")
@@ -199,7 +200,9 @@ def test_disk_that_is_full_in_the_end_leaves_earlier_weights_alone(train, monkey
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)") if error == "safetensors" else error
 
-    monkeypatch.setattr(adapter, "save_adapter", lambda folder, *given: save(given, folder / "adapter.safetensors"))
+    monkeypatch.setattr(
+        kangaroo_training, "save_adapter", lambda folder, *given: save(given, folder / "adapter.safetensors")
+    )
     assert train() == 2
     assert "No space left on device" in last_error(capsys)
     assert [(path.name, path.read_text()) for path in train.out.iterdir()] == [("config.json", "earlier")]
@@ -223,8 +226,8 @@ def test_tokens_are_ranked_by_how_often_the_target_chose_them():
     chosen = torch.tensor([0, 1, 1, 0, 1, 1, 0, 0, 0, 1, 0, 0], dtype=torch.bool)
     made = Conversations(tokens, chosen, torch.tensor([6, 6]), torch.zeros(2), torch.zeros(2))
     # 2 and 5 twice, 7 once; the others never, in their own order.
-    assert rank_tokens(made, vocab=9).tolist() == [2, 5, 7, 0, 1, 3, 4, 6, 8]
-    assert rank_tokens(made, vocab=9, most=3).tolist() == [2, 5, 7]
+    assert training.rank_tokens(made, vocab=9).tolist() == [2, 5, 7, 0, 1, 3, 4, 6, 8]
+    assert training.rank_tokens(made, vocab=9, most=3).tolist() == [2, 5, 7]
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +243,8 @@ def material(tiny_model, tiny_decoder, tiny_tokenizer, tmp_path_factory):
 
 def trainer_of(material, **settings) -> AdapterTrainer:
     target, made, found = material
-    config = TrainConfig(exit_layer=EXIT, **{"draft_vocab": 0, "epochs": 3, "batch": 4, **settings})
-    return AdapterTrainer(target, config, found, made, rank_tokens(made, target.config.vocab))
+    config = KangarooTraining(exit_layer=EXIT, **{"draft_vocab": 0, "epochs": 3, "batch": 4, **settings})
+    return AdapterTrainer(target, config, found, made, training.rank_tokens(made, target.config.vocab))
 
 
 def shaken(trainer: AdapterTrainer) -> AdapterTrainer:
@@ -282,7 +285,7 @@ def test_paper_adapter_begins_as_the_logit_lens(material, ffn):
 
 @pytest.mark.parametrize("most", [512, 9])
 def test_feedback_adapter_begins_as_the_best_linear_guess(material, monkeypatch, most):
-    monkeypatch.setattr(adapter, "_REGRESSION", most)
+    monkeypatch.setattr(kangaroo_training, "REGRESSION", most)
     target, _, found = material
     trainer = trainer_of(material, architecture="feedback", ffn=20)
     inputs, outputs = [], []
@@ -406,7 +409,7 @@ def test_calibration_is_over_every_draft_of_every_chain(material, monkeypatch, d
         given.append((torch.cat(list(confidences)), torch.cat(list(outcomes)).bool()))
         return CALIBRATED_AT
 
-    monkeypatch.setattr(adapter, "_monotone", spy)
+    monkeypatch.setattr(kangaroo_training, "_monotone", spy)
     rows = [0, 3, 4, 5, 7, 8, 9, 10, 11]
     trainer.calibrate(rows)
     chains = chains_of(material, trainer, rows)
@@ -435,7 +438,7 @@ def test_calibration_gives_the_true_rates():
     x = torch.cat([torch.linspace(low + 1e-3, high - 1e-3, 100) for low, high, _ in parts])
     y = torch.cat([(torch.arange(100) < right).float() for *_, right in parts])
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    found = dict(zip(CALIBRATED_AT, adapter._monotone(x[order].split(70), y[order].split(70)), strict=True))
+    found = dict(zip(CALIBRATED_AT, kangaroo_training._monotone(x[order].split(70), y[order].split(70)), strict=True))
     for at, rate in found.items():
         if at not in (0.4, 0.7):  # between two parts
             assert rate == (0.3 if at < 0.4 else 0.5 if at < 0.7 else 0.8)
@@ -445,7 +448,7 @@ def test_calibration_is_the_least_squares_fit_that_never_falls():
     generator = torch.Generator().manual_seed(1)
     outcomes = (torch.rand(21, generator=generator) < 0.5).double()
     order = torch.randperm(21, generator=generator)
-    found = adapter._monotone([torch.tensor(CALIBRATED_AT).double()[order]], [outcomes[order]])
+    found = kangaroo_training._monotone([torch.tensor(CALIBRATED_AT).double()[order]], [outcomes[order]])
     means = [[float(outcomes[a : b + 1].mean()) for b in range(21)] for a in range(21)]
     expected = [max(min(means[a][b] for b in range(i, 21)) for a in range(i + 1)) for i in range(21)]
     assert found == pytest.approx(expected, abs=1e-4)
@@ -455,11 +458,11 @@ def test_calibration_is_the_least_squares_fit_that_never_falls():
 def test_drafts_of_one_confidence_have_one_worth():
     sure = torch.ones(10)  # as probabilities that round to 1 are
     for outcomes in (torch.arange(10) < 7, torch.arange(10) >= 3):
-        assert adapter._monotone([sure], [outcomes.float()])[-1] == pytest.approx(0.7)
+        assert kangaroo_training._monotone([sure], [outcomes.float()])[-1] == pytest.approx(0.7)
 
 
 def test_calibration_of_nothing_expects_nothing():
-    assert adapter._monotone([torch.zeros(0)], [torch.zeros(0)]) == (0.0,) * 21
+    assert kangaroo_training._monotone([torch.zeros(0)], [torch.zeros(0)]) == (0.0,) * 21
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -515,7 +518,7 @@ def test_saved_adapter_gives_the_trained_states(material, tmp_path, architecture
     target, _, found = material
     trainer = shaken(trainer_of(material, draft_vocab=40, architecture=architecture, ffn=ffn))
     stored = Stored(trainer.ranking, trainer.calibrate(trainer.held_out), {"gamma": 3})
-    adapter.save_adapter(tmp_path, trainer.adapter, stored)
+    kangaroo_training.save_adapter(tmp_path, trainer.adapter, stored)
     loaded, again = load_adapter(tmp_path, target)
     assert torch.equal(again.ranking.long(), stored.ranking)
     assert (again.calibration, again.knobs) == (stored.calibration, stored.knobs)

@@ -1,0 +1,330 @@
+"""What every training shares: conversations, features, the trainer that a method gives, its weights and their card."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench import checkpoints, environment, questions
+from bench.config import KangarooTraining, MedusaTraining, RunConfig, TrainConfig
+from bench.engine.decoder import Decoder
+from bench.errors import UserError
+from bench.questions import ChatFormat
+from bench.records import check_writable
+from bench.runner import generation_config, load_target, memory_errors
+from bench.train import conversations, loop, prompts
+from bench.train.conversations import Conversations, Recipe
+from bench.train.decontaminate import Filter
+from bench.train.loop import Features, Schedule
+from methods import trained
+
+Log = Callable[[str], None]
+HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
+REGRESSION = 512  # conversations that a first linear guess is made from
+_RIDGE = 0.01  # of the mean squared input
+_TOKENS = 1_000_000  # of answers, where none come with the project
+_RANKED = 16384  # tokens whose order by frequency is stored with the weights, at least
+CARD = "README.md"
+TRIED = "TRIED.md"  # what else was tried, written by hand; joined to the card
+
+
+class Trainer(ABC):
+    """A method's weights in training: their loss and scores on features of the frozen target."""
+
+    method: ClassVar[str]  # as in `train METHOD`
+    title: ClassVar[str]  # of the card
+    loss_text: str
+    scores_text: ClassVar[str]
+    module: nn.Module
+    done = 1.0  # share of the steps that are over: all but while it trains
+
+    def __init__(self, target: Decoder, config: Any, found: Features, made: Conversations, ranking: Tensor):
+        torch.manual_seed(config.seed)
+        self.config, self.found, self.made, self.ranking, self.device = config, found, made, ranking, target.device
+        vocab = target.config.vocab
+        size = config.draft_vocab or vocab
+        self.draft_vocab = size if size < vocab else 0
+        self.draft_ids = ranking[:size].sort().values if self.draft_vocab else torch.arange(vocab)
+        self.head = target.head_weight[self.draft_ids.to(self.device)].float()  # [V', d]
+        # Where a token stands in the draft vocabulary; -1: nowhere.
+        places = torch.full((vocab,), -1).index_put((self.draft_ids,), torch.arange(len(self.draft_ids)))
+        self.places = places.to(self.device)
+        self.train_on, self.held_out = loop.split(found, made.templates, HELD_OUT)
+        if not self.train_on:
+            raise UserError(
+                "all conversations are of one template, and nothing is left to measure on: take more --tokens"
+            )
+
+    def fit(self) -> list[dict[str, float]]:
+        """Train, with scores on the held-out conversations after every epoch."""
+        config = self.config
+        schedule = Schedule(config.epochs, config.batch, config.learning_rate, config.seed)
+        history: list[dict[str, float]] = []
+        losses: list[float] = []
+
+        def after_epoch(epoch: int) -> None:
+            history.append({"epoch": epoch, "loss": sum(losses) / len(losses), **self.scores(self.held_out)})
+            losses.clear()
+            bar.write(" ".join(f"{key} {value:.3f}" for key, value in history[-1].items()))
+
+        def after_step(step: int, loss: float) -> None:
+            losses.append(loss)
+            bar.update(1)
+            self.done = step / total
+
+        self.done = 0.0
+        total = loop.steps_of(len(self.train_on), schedule)
+        with _bar(total, "training, steps") as bar:
+            loop.fit(self.module, self.loss, self.train_on, schedule, after_step, after_epoch)
+        return history
+
+    @abstractmethod
+    def loss(self, indices: Sequence[int]) -> Tensor:
+        """The loss over some conversations."""
+
+    @abstractmethod
+    def scores(self, indices: Sequence[int]) -> dict[str, float]:
+        """What is worth knowing of the weights as they are, `agreement` among it."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the weights and what belongs to them into a folder."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The weights' form, for the card."""
+
+
+@memory_errors("training")
+def train(
+    of: type[Trainer], config: KangarooTraining | MedusaTraining, log: Callable[[str], None] = print
+) -> list[Path]:
+    """Train a method's weights as `config` says; returns the files written.
+
+    Raises:
+        UserError: unknown model, no room for the exit layer, unwritable output or cache, no usable conversations.
+
+    """
+    begin_s = time.perf_counter()
+    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    paper = config.architecture == "paper"
+    out = Path(config.out) if config.out else trained.default_folder(of.method, checkpoint.name, paper=paper)
+    _check_writable(out)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    target = _load_target(config, checkpoint, log)
+    if not 0 < config.exit_layer < target.config.layers:
+        raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
+
+    made = _conversations(config, target, chat, checkpoint, log)
+    made, checked = _decontaminate(made, chat, config.decontaminate, log)
+    name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}-{config.exit_layer}"
+    folder = checkpoints.cache_root() / "features" / name
+    with _bar(len(made.tokens), "features, tokens") as bar:
+        # Features belong to the very tokens, which differ from one data set or decontamination to the next.
+        found = loop.features(target, made, config.exit_layer, folder / made.digest()[:12], bar.update)
+
+    ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
+    trainer = of(target, config, found, made, ranking)
+    history = trainer.fit()
+    wall_s = time.perf_counter() - begin_s
+    files = _write(out, trainer, card(trainer, history, made, checked, checkpoint, wall_s))
+    log(f"held-out top-1 agreement {history[-1]['agreement']:.3f}")
+    return files
+
+
+@memory_errors("making conversations")
+def keep_conversations(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]:
+    """Make conversations, decontaminated, and keep them with the project, so that every training uses the same."""
+    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    check_writable(conversations.PACKAGED)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    if config.out:
+        raise UserError(f"--out {config.out}: conversations are kept with the project, in {conversations.PACKAGED}")
+    config = dataclasses.replace(config, tokens=config.tokens or _TOKENS)
+    made = _conversations(config, _load_target(config, checkpoint, log), chat, checkpoint, log)
+    made, checked = _decontaminate(made, chat, config.decontaminate, log)
+    log(f"{made.answer_tokens:,} answer tokens; {checked['dropped']} conversations dropped for overlap with questions")
+    return [conversations.save_packaged(made, checkpoint)]
+
+
+def _load_target(config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
+    run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
+    return load_target(run, checkpoint, Recipe.length, log)
+
+
+def _conversations(
+    config: TrainConfig,
+    target: Decoder,
+    chat: ChatFormat,
+    checkpoint: checkpoints.Checkpoint,
+    log: Callable[[str], None],
+) -> Conversations:
+    """Those that come with the project for this model, or as many as asked for, made now or taken from the cache."""
+    if not config.tokens:
+        packaged = conversations.load_packaged(checkpoint)
+        if packaged is not None:
+            log(f"{packaged.answer_tokens:,} answer tokens that come with the project")
+            return packaged
+    recipe = Recipe(tokens=config.tokens or _TOKENS, seed=config.seed)
+    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
+    with _bar(recipe.tokens, "conversations, answer tokens") as bar:
+        return conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, checkpoint.sha256)
+
+
+def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
+    """The `most` most frequent token ids of the answers; those that never occur follow in their own order."""
+    counts = torch.bincount(made.tokens[made.chosen].long(), minlength=vocab)
+    return counts.argsort(descending=True, stable=True)[:most]
+
+
+def _decontaminate(
+    made: Conversations, chat: ChatFormat, sources: Sequence[str], log: Callable[[str], None]
+) -> tuple[Conversations, dict[str, Any]]:
+    """The conversations that share no 13 words in a row with a question, and what was checked."""
+    sets, missing = [], []
+    for source in sources:
+        try:
+            sets.append(questions.load(source))
+        except UserError as error:
+            log(f"WARNING: not decontaminated against {source!r}: {error}")
+            missing.append(source)
+    filters = Filter(sets)
+    rows = made.tokens.split(made.lengths.tolist())
+    clean = [not filters.overlaps(chat.answer_text(row.tolist())) for row in rows]
+    if sum(clean) < 2:
+        raise UserError(
+            f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on"
+        )
+    checked = {
+        "against": [f"{s.name} ({len(s.questions)} questions, sha256 {s.sha256[:12]})" for s in sets],
+        "missing": missing,
+        "dropped": len(clean) - sum(clean),
+    }
+    return made.keep(clean), checked
+
+
+def _write(out: Path, trainer: Trainer, card_text: str) -> list[Path]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
+            trainer.save(Path(partial))
+            tried = (out / TRIED).read_text(encoding="utf-8") if (out / TRIED).is_file() else ""
+            (Path(partial) / CARD).write_text(card_text + tried, encoding="utf-8")
+            files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {out}: {reason}; choose another folder with --out") from error
+    return files
+
+
+def card(
+    trainer: Trainer,
+    history: list[dict[str, float]],
+    made: Conversations,
+    checked: dict[str, Any],
+    checkpoint: checkpoints.Checkpoint,
+    wall_s: float,
+) -> str:
+    """Where the weights come from and what they are worth, as Markdown."""
+    config, last = trainer.config, history[-1]
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "device", "threads")}
+    columns = list(last)
+    table = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+        *("| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in history),
+    ]
+    parameters = sum(p.numel() for p in trainer.module.parameters())
+    against = ", ".join(checked["against"]) or "nothing"
+    missing = f"; not checked, because not at hand: {', '.join(checked['missing'])}" if checked["missing"] else ""
+    return "\n".join(
+        [
+            f"# {trainer.title} for {checkpoint.name}",
+            "",
+            f"{parameters:,} parameters, {trainer.describe()}. Made {datetime.date.today().isoformat()} by",
+            "",
+            f"    {environment.command_line()}",
+            "",
+            f"on {environment.cpu_name()} ({trainer.device.type}), torch {torch.__version__}, in {wall_s / 60:.0f} min "
+            "(conversations and features taken from the cache cost nothing here).",
+            "",
+            f"- Target: {checkpoint.name}, sha256 of the weights {checkpoint.sha256[:16]}.",
+            f"- Data: {len(made.lengths):,} conversations of {len(made.tokens):,} tokens, of which the target chose "
+            f"{made.answer_tokens:,} (greedily) as answers to prompts of seeded grammars; of the answers' tokens "
+            f"{_mixture(made)}.",
+            f"- Decontamination: {checked['dropped']} conversations dropped for sharing 13 words in a row, or a whole "
+            f"shorter question, with {against}{missing}.",
+            f"- Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.",
+            f"- Loss: {trainer.loss_text}; AdamW (0.9, 0.95), clip 0.5.",
+            "",
+            f"Scores on {len(trainer.held_out)} conversations whose templates were held out: {trainer.scores_text}",
+            "",
+            *table,
+            "",
+        ]
+    )
+
+
+def ridge_regression(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """[d_y, d_x]: the best linear map from x [m, d_x] to y [m, d_y] over all pairs, lightly regularised; in float64."""
+    inner = outer = torch.zeros((), dtype=torch.float64)
+    for x, y in pairs:
+        x, y = x.double(), y.double()
+        inner, outer = inner.to(x.device) + x.T @ x, outer.to(x.device) + x.T @ y
+    ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64, device=inner.device)
+    solution: Tensor = torch.linalg.solve(inner + ridge, outer)
+    return solution.T.float()
+
+
+def count_by_kind(kinds: Tensor, live: Tensor, hit: Tensor) -> Tensor:
+    """[2, kinds]: hits and tries by kind of prompt; kinds [B] of a batch, tries at live [B, n], hit [tries]."""
+    own = kinds.long()[live.cpu().nonzero()[:, 0]]
+    size = len(prompts.KINDS)
+    return torch.stack([torch.bincount(own, hit.cpu().float(), size), torch.bincount(own, minlength=size).float()])
+
+
+def shares_by_kind(counts: Tensor) -> dict[str, float]:
+    """Hits by tries, of the kinds that were tried."""
+    return {kind: float(counts[0, i] / counts[1, i]) for i, kind in enumerate(prompts.KINDS) if counts[1, i]}
+
+
+def _mixture(made: Conversations) -> str:
+    kinds = made.kinds.long().repeat_interleave(made.lengths)[made.chosen]
+    shares = torch.bincount(kinds, minlength=len(prompts.KINDS)) / max(1, len(kinds))
+    return ", ".join(f"{share:.0%} {kind}" for kind, share in zip(prompts.KINDS, shares.tolist(), strict=True))
+
+
+def _cell(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before an hour of work."""
+    check_writable(out)
+    existing = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < 100e6:
+        raise UserError(f"cannot write {out}: only {free / 1e6:.0f} MB are free there; choose another with --out")
+
+
+def _bar(total: float, what: str) -> Any:
+    return tqdm(total=math.ceil(total), desc=what, unit="", unit_scale=True, mininterval=0.5 if _tty() else 15.0)
+
+
+def _tty() -> bool:
+    import sys
+
+    return sys.stderr.isatty()
