@@ -320,7 +320,17 @@ class Kangaroo(SpeculativeMethod):
 
     Config = KangarooConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"gamma": 6, "stop": "threshold", "threshold": 0.6, "draft_vocab": 0, "weights": "paper"}
+        "chain": {"beam": 1},
+        "tree": {"beam": 3},
+        "paper": {"gamma": 6, "beam": 1, "stop": "threshold", "threshold": 0.6, "draft_vocab": 0, "weights": "paper"},
+        "paper-tree": {
+            "gamma": 6,
+            "beam": 10,
+            "stop": "threshold",
+            "threshold": 0.4,
+            "draft_vocab": 0,
+            "weights": "paper",
+        },
     }
 
     def __init__(self, target: Decoder, config: KangarooConfig):

@@ -51,9 +51,10 @@ class MedusaConfig:
     tree: str = field(
         default="",
         metadata={
-            "help": "chain; mc_sim_7b_63 (the paper's, 63 drafts); a JSON file with a list of rank paths; such paths "
-            "spelled like 0/0-0/1; auto: what is expected to be fastest with these heads on this device; default: auto "
-            "where the weights say how often each rank is right, else the paper's"
+            "help": "chain: as long as is expected to be fastest, or of all the heads that are asked for; "
+            "mc_sim_7b_63: the paper's, 63 drafts; a JSON file with a list of rank paths; such paths spelled like "
+            "0/0-0/1; auto: what is expected to be fastest with these heads on this device; default: auto where the "
+            "weights say how often each rank is right, else the paper's"
         },
     )
     draft_vocab: int = field(
@@ -209,9 +210,10 @@ class Medusa(SpeculativeMethod):
         """The tree's rank paths, and the costs that it was chosen by, if it was."""
         count = len(heads)
         asked = config.tree or ("auto" if record is not None else PUBLISHED)
-        if asked == "chain":
-            return [(0,) * depth for depth in range(1, count + 1)], config.costs
-        if asked != "auto":
+        chains = [[(0,) * depth for depth in range(1, n + 1)] for n in range(1, count + 1)]
+        if asked == "chain" and (config.heads or record is None):
+            return chains[-1], config.costs
+        if asked not in ("auto", "chain"):
             return _read_tree(asked, count), config.costs
         if record is None:
             raise UserError(
@@ -221,11 +223,10 @@ class Medusa(SpeculativeMethod):
         costs = Costs.parse(config.costs) if config.costs else self._costs(heads)
         if len(costs.draft) < count:
             raise UserError(f"costs={config.costs} are of drafting by {len(costs.draft)} heads, but {count} are used")
-        choice = choose_tree(record, count, costs, MAX_DRAFTS)
-        chain = [(0,) * depth for depth in range(1, count + 1)]
-        self._predicted = {"tree": choice.prediction()}
-        if len(chain) < costs.most:
-            self._predicted["chain"] = predict(record, chain, costs).prediction()
+        options = [predict(record, paths, costs) for paths in chains if len(paths) < costs.most]
+        chain = max(options, key=lambda option: option.speedup)
+        choice = chain if asked == "chain" else choose_tree(record, count, costs, MAX_DRAFTS)
+        self._predicted = {"tree": choice.prediction(), "chain": chain.prediction()}
         return choice.paths, str(costs)
 
     def _costs(self, heads: Sequence[FastHeads]) -> Costs:

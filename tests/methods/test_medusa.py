@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import methods
 from bench.engine.costs import Costs
 from bench.engine.sampling import Sampler
-from bench.engine.tree_choice import MISS, RankRecord, choose_tree
+from bench.engine.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.base import decode
 from methods.kangaroo import Adapter, AdapterConfig
@@ -199,7 +199,13 @@ def test_auto_chooses_by_ranks_and_costs_and_says_what_it_expects(medusa, random
     assert sorted(method.config.tree.split("/")) == sorted(paths)
     assert method.config.costs == str(costs)
     assert method.notes["predicted"]["tree"] == expected.prediction()
-    assert method.notes["predicted"]["chain"]["drafts"] == 3
+    chains = [predict(record, [(0,) * d for d in range(1, n + 1)], costs) for n in (1, 2, 3)]
+    best = max(chains, key=lambda chain: chain.speedup)
+    assert method.notes["predicted"]["chain"] == best.prediction()
+    assert medusa(options, tree="chain", costs=str(costs)).config.tree == "/".join(
+        "-".join("0" * n) for n in range(1, len(best.paths) + 1)
+    )
+    assert medusa(options, tree="chain", heads=3).config.tree == "0/0-0/0-0-0"
     assert not medusa(options, tree=method.config.tree).notes
     measured = medusa(options, tree="auto")
     assert len(Costs.parse(measured.config.costs).draft) == 3
