@@ -48,6 +48,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
         "dataset": {key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
         "device": dict(run.device),
         "dtype": run.dtype,
+        "sampling": _sampling(run),
         "complete": run.complete,
         "rounds": len({turn.round for turn in turns}),
         "excluded_questions": sorted(excluded),
@@ -58,6 +59,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
                 "kind": info.kind,
                 "lossless": info.lossless,
                 "extra_parameters": info.extra_parameters,
+                "notes": info.notes,
                 "tasks": _by_task(paired[name], info.kind, info.lossless),
             }
             for name, info in run.methods.items()
@@ -139,7 +141,7 @@ def repetition(turns: Iterable[Turn]) -> float | None:
 
 
 def lossless_counts(turns: Iterable[Turn]) -> dict[str, int]:
-    """How many turns were audited with which verdict; turns without an audit are not counted."""
+    """How many turns were audited with which verdict; turns without an audit are not counted: no sampled one is."""
     verdicts = [turn.audit.verdict for turn in turns if turn.audit is not None]
     return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
@@ -161,6 +163,14 @@ def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
     different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
+
+
+def _sampling(run: Run) -> dict[str, Any] | None:
+    """How tokens were drawn; None: greedy decoding, as in every run from before sampling."""
+    if not run.config.get("temperature", 0):
+        return None
+    unset = {"top_p": 1.0, "top_k": 0}
+    return {key: run.config.get(key, unset.get(key)) for key in ("temperature", "top_p", "top_k")}
 
 
 def _vanilla_name(run: Run) -> str:

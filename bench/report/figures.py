@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.metrics import OVERALL, Cell, ordered_tasks
 from bench.records import atomic_writer
-from bench.report.tables import of_kind, task_name
+from bench.report.tables import of_kind, sampling_text, shortened, shown_name, task_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,11 +99,11 @@ def _bars(
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * width
         at = [(c + offset, v) for c, v in zip(centres, values[name], strict=True) if v is not None]
-        style = _style(summary, name)
-        bars = axes.bar([x for x, _ in at], [v for _, v in at], width * 0.92, label=name, **style)
+        shown, style = shown_name(name, summary["methods"][name]), _style(summary, name)
+        bars = axes.bar([x for x, _ in at], [v for _, v in at], width * 0.92, label=shown, **style)
         halo = [withStroke(linewidth=2.5, foreground="white")]  # readable across vanilla's line
         for text in axes.bar_label(bars, fmt="%.2f", padding=2, path_effects=halo, zorder=5):
-            text.set(rotation=90 if many else 0, fontsize=8 if many else 9)
+            text.set(rotation=90 if many else 0, fontsize=min(8, 48 / len(names)) if many else 9)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", label="vanilla", zorder=3)
     axes.set_xticks(centres, [_wrapped(task) for task in tasks])
     axes.tick_params(axis="x", length=0)
@@ -126,6 +126,7 @@ def _ctar_by_window(summary: dict[str, Any]) -> Figure:
     if not curves:
         return _empty(figure, axes, "no method has verified a draft: nothing to show")
     alone = len(curves) == 1
+    longest = max(len(tasks[OVERALL]["ctar"]) for tasks in curves.values())
     for name, tasks in curves.items():
         shown = [task for task in tasks if task != OVERALL]
         rank = _rank(summary, name)
@@ -134,8 +135,8 @@ def _ctar_by_window(summary: dict[str, Any]) -> Figure:
                 _curve(axes, tasks[task]["ctar"], task_name(task), index, linewidth=1.0, markersize=4)
         # Overall of one task is that task.
         suffix = f", {task_name(OVERALL).lower() if len(shown) > 1 else task_name(shown[0])}" if alone else ""
-        _curve(axes, tasks[OVERALL]["ctar"], name + suffix, rank, linewidth=2.4, markersize=6, zorder=4)
-    longest = max(len(tasks[OVERALL]["ctar"]) for tasks in curves.values())
+        label = shown_name(name, summary["methods"][name]) + suffix
+        _curve(axes, _to_window(longest, tasks[OVERALL]["ctar"]), label, rank, linewidth=2.4, markersize=6, zorder=4)
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlim(0.7, longest + 0.3)
     axes.set_ylim(bottom=0)
@@ -143,6 +144,11 @@ def _ctar_by_window(summary: dict[str, Any]) -> Figure:
     axes.set_ylabel("CTAR(w)")
     _legend(figure, axes)
     return figure
+
+
+def _to_window(longest: int, values: list[float | None]) -> list[float | None]:
+    """Nothing is missing beyond a method's last window: no step was as long, so the rate is 0 by its definition."""
+    return [*values, *[None if values[-1] is None else 0.0] * (longest - len(values))]
 
 
 def _curve(axes: Axes, values: list[float | None], label: str, index: int, **style: Any) -> None:
@@ -185,6 +191,8 @@ def _provenance(summary: dict[str, Any]) -> str:
         summary["dtype"],
         f"{dataset['name']} questions ({dataset['questions']})",
     ]
+    if summary["sampling"]:
+        parts.append(sampling_text(summary["sampling"]))
     if not summary["complete"]:
         parts.append("interrupted run")
     return textwrap.fill(" · ".join(parts), 110)
@@ -197,7 +205,8 @@ def _empty(figure: Figure, axes: Axes, message: str) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+    handles, names = axes.get_legend_handles_labels()
+    labels = [shortened(name, _LEGEND_CHARS) for name in names]  # "(not lossless)" stands at the end: never cut off
     # A long legend makes the picture taller, not the plot flatter.
     columns = max(1, min(len(labels), _LEGEND_CHARS // (max(map(len, labels)) + 6)))
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.metrics import OVERALL, Cell
-from bench.records import Run
+from bench.records import MethodInfo, Run
 from bench.report import tables
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
@@ -29,31 +29,43 @@ DEFINITIONS = """\
   dtype's measured error, a tie. *Different*: neither, so the method is not lossless.
 - Turns are counted once a round. Questions that failed anywhere are left out on both sides."""
 
+SAMPLED_DEFINITION = """
+- **Sampled**: answers were drawn at random, so no two methods' are compared token by token. Lossless then means: the
+  same distribution as vanilla's. That is shown by the project's distribution tests and not by this run."""
+PREDICTED = (
+    "Predictions are for greedy decoding, from ranks on held-out answers and pass costs measured before the run."
+)
+_MAY_DIFFER = {"tree", "costs", "drafts"}  # knobs in which a tree and the chain that it is measured against differ
+
 
 def report_page(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     """The page as Markdown; `plots` are (title, relative link)."""
-    title = f"# {summary['model']} on {_device_name(run)}, {summary['dtype']}"
+    sampled = summary["sampling"] is not None
+    setting = [summary["dtype"], *([tables.sampling_text(summary["sampling"])] if sampled else [])]
+    title = f"# {summary['model']} on {_device_name(run)}, {', '.join(setting)}"
     parts = [title, _headlines(summary), _warnings(run, summary)]
     parts += [f"![{caption}]({link})" for caption, link in plots]
     if len(summary["methods"]) > 2:
-        parts.append(tables.overview_markdown(summary))
+        parts += ["## Overview", tables.overview_markdown(summary)]
     for name, entry in tables.of_kind(summary, "method").items():
-        parts += [f"## {name}", tables.method_markdown(entry), tables.detail_markdown(entry)]
+        parts += [f"## {tables.shown_name(name, entry)}", tables.method_markdown(entry, sampled=sampled)]
+        parts += [tables.detail_markdown(entry), _predictions(run, summary, name)]
     peers = tables.of_kind(summary, "peer")
     if peers:
         parts.append("## Is the baseline strong?\n\nWhat vanilla is worth in units of a library's own loop.")
     for name, entry in peers.items():
-        parts += [f"### vanilla against {name}", tables.peer_markdown(entry)]
+        name = tables.shown_name(name, entry)
+        parts += [f"### vanilla against {name}", tables.peer_markdown(entry, sampled=sampled)]
     for name, entry in tables.of_kind(summary, "vanilla").items():
         parts += [f"## {name}", tables.vanilla_markdown(entry)]
     parts += [_failure_list(summary), _divergence_list(summary)]
-    parts += ["## What the figures mean", DEFINITIONS]
+    parts += ["## What the figures mean", DEFINITIONS + (SAMPLED_DEFINITION if sampled else "")]
     parts += ["## Knobs", _knobs(run)]
     parts += ["## Provenance", _provenance(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def headline(name: str, entry: dict[str, Any]) -> str:
+def headline(name: str, entry: dict[str, Any], *, sampled: bool = False) -> str:
     """One sentence: how fast, over what range, and whether the output is vanilla's."""
     overall = entry["tasks"][OVERALL]
     by_task = [cell for task, cell in entry["tasks"].items() if task != OVERALL]
@@ -66,14 +78,15 @@ def headline(name: str, entry: dict[str, Any]) -> str:
     values = [value for value in values if value is not None]
     span = f", {tables.times(min(values))}-{tables.times(max(values))} by task" if len(values) > 1 else ""
     speed = tables.times(overall["speedup_decode"]["value"])
-    return f"**{name}** decodes {speed} as fast as vanilla ({_mean_of(by_task)}{span}), {_output(overall)}."
+    return f"**{name}** decodes {speed} as fast as vanilla ({_mean_of(by_task)}{span}), {_output(overall, sampled)}."
 
 
 def _headlines(summary: dict[str, Any]) -> str:
     methods = {**tables.of_kind(summary, "method"), **tables.of_kind(summary, "peer")}
     if not methods:
         return "Only vanilla was run: there is nothing to compare."
-    return "\n".join(f"- {headline(name, entry)}" for name, entry in methods.items())
+    sampled = summary["sampling"] is not None
+    return "\n".join(f"- {headline(name, entry, sampled=sampled)}" for name, entry in methods.items())
 
 
 def _mean_of(cells: Sequence[Cell]) -> str:
@@ -83,13 +96,13 @@ def _mean_of(cells: Sequence[Cell]) -> str:
     return f"mean of {_NUMERALS[defined] if defined < len(_NUMERALS) else defined} tasks"
 
 
-def _output(overall: Cell) -> str:
+def _output(overall: Cell, sampled: bool) -> str:
     counts = overall["lossless"]
     if counts is None:
-        return "output may differ from vanilla's by design"
+        return "output may differ from vanilla's: not lossless"
     audited = sum(counts.values())
     if not audited:
-        return "output not checked"
+        return "output sampled, not compared token by token" if sampled else "output not checked"
     if counts["identical"] == audited:
         return f"output identical in {audited}/{audited} turns"
     return f"output of {audited} turns: {tables.lossless_text(counts)}"
@@ -163,6 +176,52 @@ def _repetition(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
+def _predictions(run: Run, summary: dict[str, Any], name: str) -> str:
+    """What the method predicted of its tree beside what came of it, and the gain over the chain where that ran too."""
+    match summary["methods"][name]["notes"]:
+        case {"predicted": {"tree": dict(tree), "chain": dict(chain)}}:
+            measured, other = _measured(summary, name), _chain_beside(run, name, chain.get("drafts", 0))
+        case _:
+            return ""
+    rows = [
+        ["CR", tables.number(tree.get("compression_rate")), tables.number(measured["compression_rate"])],
+        ["decode speedup", tables.times(tree.get("speedup")), tables.times(measured["speedup"])],
+    ]
+    sentence = PREDICTED
+    if other is not None:
+        beside = _measured(summary, other)
+        for what, key in (("CR", "compression_rate"), ("decode speedup", "speedup")):
+            gains = _gain(tree.get(key), chain.get(key)), _gain(measured[key], beside[key])
+            rows.append([f"{what}, tree over chain", *map(tables.times, gains)])
+        sentence += f" The chain is {other}."
+    table = tables.markdown_table(["overall", "predicted", "measured"], rows)
+    return f"### Predicted and measured\n\n{sentence}\n\n{table}"
+
+
+def _measured(summary: dict[str, Any], name: str) -> dict[str, float | None]:
+    """By the names of the predictions."""
+    overall = summary["methods"][name]["tasks"][OVERALL]
+    return {"compression_rate": overall["compression_rate"], "speedup": overall["speedup_decode"]["value"]}
+
+
+def _chain_beside(run: Run, name: str, drafts: int) -> str | None:
+    """Another method of the run that is `name` with nothing but a chain of so many drafts in place of its tree."""
+    chain = "/".join("-".join("0" * depth) for depth in range(1, drafts + 1))  # as records spell it: 0/0-0/0-0-0
+    for other, info in run.methods.items():
+        alike = other.partition(":")[0] == name.partition(":")[0] and _fixed(info) == _fixed(run.methods[name])
+        if alike and other != name and info.config.get("tree") == chain:
+            return other
+    return None
+
+
+def _fixed(info: MethodInfo) -> dict[str, Any]:
+    return {knob: value for knob, value in info.config.items() if knob not in _MAY_DIFFER}
+
+
+def _gain(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
 def _failure_list(summary: dict[str, Any]) -> str:
     failed = summary["failed"]
     rows = [[_where(turn), f"`{_one_line(turn['error'])}`"] for turn in failed[:_LISTED]]
@@ -192,7 +251,7 @@ def _knobs(run: Run) -> str:
         [
             name,
             info.kind,
-            "yes" if info.lossless else "no",
+            "yes" if info.lossless else tables.NOT_LOSSLESS,
             f"{info.extra_parameters:,}",
             ", ".join(f"`{knob}={_text(value)}`" for knob, value in info.config.items()) or tables.UNDEFINED,
         ]

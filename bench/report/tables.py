@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
@@ -24,12 +25,15 @@ TASK_NAMES = {
 }
 TERMINAL_COLUMNS = 110
 UNDEFINED = "-"
+NOT_LOSSLESS = "NOT lossless"
+SAMPLED = "sampled"
 _SEPARATOR = "  "
+_TASK_CHARS = 24  # of a task's name in the terminal's overview; all of Spec-Bench's fit
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of figures: its heading, what it belongs to, and what it shows of a task."""
+    """A column of figures: its heading, what it belongs to, and what it shows of a task (in an overview: a method)."""
 
     title: str
     show: Callable[[Cell], str]
@@ -58,13 +62,40 @@ def window_list(values: Sequence[float | None] | None, limit: int | None = None)
     return " ".join(number(value) for value in (values or [])[:limit]) or UNDEFINED
 
 
-def lossless_text(counts: dict[str, int] | None) -> str:
+def count(value: int) -> str:
+    """A count with thousands separators."""
+    return f"{value:,}" if value else UNDEFINED
+
+
+def shown_name(name: str, entry: dict[str, Any]) -> str:
+    """A method's name where figures stand beside it: those of a lossy one must never pass for a lossless one's."""
+    return name if entry["lossless"] else f"{name} (not lossless)"
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters: what is too much is left out in the middle, because labels differ at their ends."""
+    if len(text) <= limit:
+        return text
+    kept = max(limit - 1, 2)
+    return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
+
+
+def sampling_text(sampling: dict[str, Any] | None) -> str:
+    """How tokens were drawn, like `temperature 0.7, top-p 0.8`; nothing for greedy decoding."""
+    if sampling is None:
+        return ""
+    text = f"temperature {sampling['temperature']:g}"
+    text += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
+    return text + (f", top-k {sampling['top_k']}" if sampling["top_k"] else "")
+
+
+def lossless_text(counts: dict[str, int] | None, *, sampled: bool = False) -> str:
     """The audit's verdicts, like `14/14 identical` or `13 identical, 1 numerical`."""
     if counts is None:
-        return "not claimed"
+        return NOT_LOSSLESS
     audited = sum(counts.values())
     if audited == 0:
-        return "not checked"
+        return SAMPLED if sampled else "not checked"
     if counts["identical"] == audited:
         return f"{audited}/{audited} identical"
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
@@ -88,9 +119,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: S
     return "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in (header, rule, *rows))
 
 
-def method_markdown(entry: dict[str, Any]) -> str:
+def method_markdown(entry: dict[str, Any], *, sampled: bool = False) -> str:
     """A method's main figures, one row a task."""
-    return _markdown(entry, _method_columns(None, lossless_text))
+    return _markdown(entry, _method_columns(None, partial(lossless_text, sampled=sampled)))
 
 
 def detail_markdown(entry: dict[str, Any]) -> str:
@@ -108,20 +139,22 @@ def detail_markdown(entry: dict[str, Any]) -> str:
     return _markdown(entry, columns)
 
 
-def peer_markdown(entry: dict[str, Any]) -> str:
+def peer_markdown(entry: dict[str, Any], *, sampled: bool = False) -> str:
     """What vanilla is worth in units of a peer, one row a task."""
-    return _markdown(entry, _peer_columns(lossless_text))
+    return _markdown(entry, _peer_columns(partial(lossless_text, sampled=sampled)))
 
 
 def overview_markdown(summary: dict[str, Any]) -> str:
-    """Decode speedups of all methods and peers, one row each, one column a task."""
-    entries = {**of_kind(summary, "method"), **of_kind(summary, "peer")}
-    tasks = [*ordered_tasks(task for e in entries.values() for task in e["tasks"] if task != OVERALL), OVERALL]
-    rows = [
-        [name, *(times(e["tasks"][task]["speedup_decode"]["value"] if task in e["tasks"] else None) for task in tasks)]
-        for name, e in entries.items()
-    ]
-    return markdown_table(["decode speedup", *map(task_name, tasks)], rows)
+    """All methods and peers beside each other: decode speedup and CR by task, then the overall figures."""
+    methods = of_kind(summary, "method")
+    entries = {**methods, **of_kind(summary, "peer")}
+    found = [_side_by_side("decode speedup", entries, lambda cell: times(cell["speedup_decode"]["value"]))]
+    if methods:  # a peer brings its own loop: no steps, no CR
+        found.append(_side_by_side("CR", methods, lambda cell: number(cell["compression_rate"])))
+    columns = _overall_columns()
+    rows = [[shown_name(name, e), *(column.show(e) for column in columns)] for name, e in entries.items()]
+    found.append(markdown_table(["method, overall", *(column.title for column in columns)], rows))
+    return "\n\n".join(found)
 
 
 def vanilla_markdown(entry: dict[str, Any]) -> str:
@@ -135,21 +168,26 @@ def terminal_table(summary: dict[str, Any]) -> str:
     blocks = [_heading(summary)]
     for name, entry in methods.items():
         extra = f"{entry['extra_parameters']:,} extra parameters" if entry["extra_parameters"] else ""
-        notes = [extra, "" if entry["lossless"] else "not lossless"]
+        notes = [extra, "" if entry["lossless"] else NOT_LOSSLESS]
         title = name + "".join(f", {note}" for note in notes if note)
         blocks.append(f"{title}\n{_terminal_method(entry)}")
+    if len(methods) > 1:
+        blocks.append("overview\n" + "\n".join(_terminal_overview(methods)))
     for name, entry in peers.items():
         lines = _align(entry, _peer_columns(_identical))
         value = times(worth(entry["tasks"][OVERALL], "speedup_decode"))
-        blocks.append(f"vanilla is {value} {name} (decode, overall)\n" + "\n".join(lines))
+        blocks.append(f"vanilla is {value} {shown_name(name, entry)} (decode, overall)\n" + "\n".join(lines))
     if not methods and not peers:
         for name, entry in of_kind(summary, "vanilla").items():
             blocks.append(f"{name} alone\n" + "\n".join(_align(entry, _vanilla_columns())))
     if methods:
+        output = "identical: turns whose token ids equal vanilla's."
+        if summary["sampling"]:
+            output = "sampled answers are not compared token by token."
         blocks.append(
             "decode: tokens/s after the first token; total: prefill included; a task's speedup is a ratio of\n"
             "sums over the same prompts, overall is the tasks' unweighted mean; CTAR: share of steps that\n"
-            "added more than w tokens; identical: turns whose token ids equal vanilla's."
+            f"added more than w tokens; {output}"
         )
     return "\n\n".join(blocks)
 
@@ -161,7 +199,8 @@ def csv_frame(summary: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for name, entry in summary["methods"].items():
         for task, cell in entry["tasks"].items():
-            rows.append({"method": name, "kind": entry["kind"], "task": task} | _flat(cell))
+            claimed = {"lossless_claimed": "true" if entry["lossless"] else "false"}  # as JSON spells them
+            rows.append({"method": name, "kind": entry["kind"], "task": task} | _flat(cell) | claimed)
     # Columns in the order of first appearance, lists kept together whatever their length.
     order = {key: _csv_rank(key) for row in rows for key in row}
     # Without a type of their own, so that counts beside an empty field stay whole numbers.
@@ -205,12 +244,63 @@ def _vanilla_columns() -> list[Column]:
     ]
 
 
+def _overall_columns() -> list[Column]:
+    """Of a method or peer, for the page."""
+    return [
+        Column("extra parameters", lambda entry: count(entry["extra_parameters"])),
+        Column("speedup decode", lambda entry: times(_overall(entry)["speedup_decode"]["value"])),
+        Column("speedup end-to-end", lambda entry: times(_overall(entry)["speedup_total"]["value"])),
+        Column("CR", lambda entry: number(_overall(entry)["compression_rate"])),
+        Column("draft share", lambda entry: number(_overall(entry)["draft_token_share"])),
+        Column("time drafting", lambda entry: number(_overall(entry)["draft_time_share"])),
+    ]
+
+
+def _overview_columns() -> list[Column]:
+    """Of a method, for the terminal."""
+    return [
+        Column("decode", lambda entry: times(_overall(entry)["speedup_decode"]["value"]), "speedup"),
+        Column("total", lambda entry: times(_overall(entry)["speedup_total"]["value"]), "speedup"),
+        Column("CR", lambda entry: number(_overall(entry)["compression_rate"])),
+        Column("parameters", lambda entry: count(entry["extra_parameters"]), "extra"),
+        Column("task", _slowest, "slowest", left=True),
+        Column("identical", lambda entry: _identical(_overall(entry)["lossless"]), "output"),
+    ]
+
+
+def _overall(entry: dict[str, Any]) -> Cell:
+    cell: Cell = entry["tasks"][OVERALL]
+    return cell
+
+
+def _slowest(entry: dict[str, Any]) -> str:
+    """The task that the method helps least, like `RAG 0.45x`."""
+    speedups = {task: cell["speedup_decode"]["value"] for task, cell in entry["tasks"].items() if task != OVERALL}
+    defined = {task: value for task, value in speedups.items() if value is not None}
+    if not defined:
+        return UNDEFINED
+    task = min(defined, key=lambda task: defined[task])
+    return f"{shortened(task_name(task), _TASK_CHARS)} {times(defined[task])}"
+
+
+def _side_by_side(figure: str, entries: dict[str, dict[str, Any]], show: Callable[[Cell], str]) -> str:
+    """One figure of several methods: one column each, one row a task."""
+    tasks = [*ordered_tasks(task for e in entries.values() for task in e["tasks"] if task != OVERALL), OVERALL]
+    rows = []
+    for task in tasks:
+        cells = [e["tasks"].get(task) for e in entries.values()]  # a peer may have been asked fewer tasks
+        rows.append(_task_row(task, [show(cell) if cell else UNDEFINED for cell in cells]))
+    return markdown_table([figure, *(shown_name(name, e) for name, e in entries.items())], rows)
+
+
+def _task_row(task: str, figures: Sequence[str]) -> list[str]:
+    row = [task_name(task), *figures]
+    return [f"**{value}**" for value in row] if task == OVERALL else row
+
+
 def _markdown(entry: dict[str, Any], columns: Sequence[Column]) -> str:
     header = ["task", *(column.full or f"{column.group} {column.title}".strip() for column in columns)]
-    rows = []
-    for task, cell in entry["tasks"].items():
-        row = [task_name(task), *(column.show(cell) for column in columns)]
-        rows.append([f"**{value}**" for value in row] if task == OVERALL else row)
+    rows = [_task_row(task, [column.show(cell) for column in columns]) for task, cell in entry["tasks"].items()]
     return markdown_table(header, rows, [True, *(column.left for column in columns)])
 
 
@@ -227,12 +317,29 @@ def _terminal_method(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _terminal_overview(methods: dict[str, dict[str, Any]]) -> list[str]:
+    """A line a method, with what fits of its name."""
+    columns = _overview_columns()
+    figures = [[column.show(entry) for column in columns] for entry in methods.values()]
+    longest = max(map(len, methods))
+    lines = _grid("method", columns, [[name, *row] for name, row in zip(methods, figures, strict=True)])
+    limit = longest - max(0, max(map(len, lines)) - TERMINAL_COLUMNS)
+    names = [shortened(name, limit) for name in methods]
+    return _grid("method", columns, [[name, *row] for name, row in zip(names, figures, strict=True)])
+
+
 def _align(entry: dict[str, Any], columns: Sequence[Column]) -> list[str]:
     """Two lines of headings, a rule, a line a task, a rule, the overall line."""
-    groups = ["", *(column.group for column in columns)]
-    titles = ["task", *(column.title for column in columns)]
-    left = [True, *(column.left for column in columns)]
     rows = [[task_name(task), *(column.show(cell) for column in columns)] for task, cell in entry["tasks"].items()]
+    lines = _grid("task", columns, rows)
+    return [*lines[:-1], lines[2], lines[-1]]
+
+
+def _grid(first: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Two lines of headings, a rule, a line a row. A row has its name, then the columns' figures."""
+    groups = ["", *(column.group for column in columns)]
+    titles = [first, *(column.title for column in columns)]
+    left = [True, *(column.left for column in columns)]
     widths = [max(map(len, values)) for values in zip(titles, *rows, strict=True)]
     for index, group in enumerate(groups):
         # A heading over one column must fit in it; over several, the first takes what is missing.
@@ -247,7 +354,7 @@ def _align(entry: dict[str, Any], columns: Sequence[Column]) -> list[str]:
         text = (value.ljust(width) if side else value.rjust(width) for value, width, side in cells)
         lines.append(_SEPARATOR.join(text).rstrip())
     rule = "-" * (sum(widths) + len(_SEPARATOR) * (len(widths) - 1))
-    return [*lines[:2], rule, *lines[2:-1], rule, lines[-1]]
+    return [*lines[:2], rule, *lines[2:]]
 
 
 def _group_line(groups: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
@@ -273,6 +380,8 @@ def _heading(summary: dict[str, Any]) -> str:
         f"{summary['model']} ({summary['dtype']}) on {device.get('name') or device.get('type')}, "
         f"{dataset['name']} questions ({dataset['questions']})"
     )
+    if summary["sampling"]:
+        text += f", {sampling_text(summary['sampling'])}"
     lines = textwrap.wrap(text, TERMINAL_COLUMNS)
     if not summary["complete"]:
         lines.append("INTERRUPTED: these are the questions that were finished")
@@ -284,7 +393,9 @@ def _heading(summary: dict[str, Any]) -> str:
 
 def _identical(counts: dict[str, int] | None) -> str:
     """The share of identical turns, short enough for a terminal."""
-    if not counts or not sum(counts.values()):
+    if counts is None:
+        return NOT_LOSSLESS
+    if not sum(counts.values()):
         return UNDEFINED
     return f"{counts['identical']}/{sum(counts.values())}"
 

@@ -319,6 +319,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "dataset",
         "device",
         "dtype",
+        "sampling",
         "complete",
         "rounds",
         "excluded_questions",
@@ -332,11 +333,32 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
     assert summary["device"] == {"type": "cpu", "name": "a CPU", "threads": 2}
     assert summary["complete"] is False
     entry = summary["methods"]["kangaroo"]
-    assert set(entry) == {"kind", "lossless", "extra_parameters", "tasks"}
+    assert set(entry) == {"kind", "lossless", "extra_parameters", "notes", "tasks"}
     assert (entry["kind"], entry["lossless"], entry["extra_parameters"]) == ("method", True, 7)
     assert list(entry["tasks"]) == ["translation", "qa", "overall"]
     for figures in entry["tasks"].values():
         assert set(figures) == CELL_KEYS
+
+
+@pytest.mark.parametrize("config", [{}, {"temperature": 0.0, "top_p": 1.0, "top_k": 0}])
+def test_a_run_without_a_temperature_is_greedy(turns, config):
+    run = make_run(kangaroo="method")
+    run.config = config  # older runs recorded none of these
+    assert metrics.summarize(run, turns)["sampling"] is None
+
+
+def test_the_summary_says_how_tokens_were_sampled(turns):
+    run = make_run(kangaroo="method")
+    run.config = {"temperature": 0.7, "top_p": 0.8, "top_k": 50, "seed": 3}
+    assert metrics.summarize(run, turns)["sampling"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 50}
+
+
+def test_the_summary_carries_what_a_method_says_of_itself(turns):
+    run = make_run(kangaroo="method")
+    run.methods["kangaroo"].notes["predicted"] = {"tree": {"speedup": 1.5}}
+    methods = metrics.summarize(run, turns)["methods"]
+    assert methods["kangaroo"]["notes"] == {"predicted": {"tree": {"speedup": 1.5}}}
+    assert methods["vanilla"]["notes"] == {}
 
 
 def test_a_run_without_vanilla_cannot_be_summarised(turns):
