@@ -51,7 +51,7 @@ class Costs:
             whole = verify[0][0] == 1 and all(a < b for (a, _), (b, _) in itertools.pairwise(verify))
         except (ValueError, IndexError):
             whole = False
-        if not whole or min(found.shallow, *found.draft, *(cost for _, cost in verify)) < 0:
+        if not whole or not all(0 <= cost < math.inf for cost in (found.shallow, *found.draft, *dict(verify).values())):
             raise ValueError(f"costs={text!r} must be shallow/draft/1:verify/2:verify/.., in vanilla steps")
         return found
 

@@ -17,7 +17,7 @@ from bench.engine.tree import ROOT, Tree
 
 
 def accept_greedy(drafts: Sequence[int], tree: Tree, choices: Sequence[int]) -> list[int]:
-    """The longest path of `drafts` [n] that the target would have chosen itself.
+    """The path of `drafts` [n] that the target would have chosen itself; of equal siblings, the first.
 
     `choices` [n + 1]: the target's argmax after every row. Leviathan et al. (arXiv 2211.17192) at temperature 0.
     """

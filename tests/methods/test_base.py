@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from bench.engine.sampling import Sampler
+from bench.engine.tree import tree_of
 from bench.records import Step
 from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode
 
@@ -27,7 +30,7 @@ class Scripted(SpeculativeMethod):
         return Draft(self.script(self.answer[len(self.context) - self.prompt_len :], room))
 
     def commit(self, accepted, final_states):
-        self.commits.append((accepted, final_states.shape[1]))
+        self.commits.append((len(accepted), final_states.shape[1]))
 
 
 def wrong(tokens):
@@ -108,7 +111,7 @@ def test_a_second_question_starts_afresh(scene, hf_greedy, random_ids):
 def test_more_drafts_than_room_are_refused(scene):
     _, decoder, prompt, reference = scene
     greedy = Scripted(decoder, lambda coming, room: coming[: room + 1], reference, len(prompt))
-    with pytest.raises(AssertionError, match="11 drafts proposed with room for 10"):
+    with pytest.raises(AssertionError, match="11 drafts in a row proposed with room for 10"):
         decode(greedy, prompt, LIMIT, NEVER)
 
 
@@ -168,8 +171,6 @@ def test_what_follows_the_first_eos_is_not_counted(step, kept):
 
 
 def test_hooks_are_handed_transformers_states(scene):
-    import torch
-
     model, decoder, prompt, reference = scene
     seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
@@ -190,4 +191,172 @@ def test_hooks_are_handed_transformers_states(scene):
     assert [length for length, _, _ in seen] == [10, 13, 16, 19, 21]
     for length, _, final in seen:  # the newest token is not yet read
         rows = last[length - 1 - final.shape[1] : length - 1]
-        torch.testing.assert_close(decoder.final_norm(final[0]), rows, rtol=0, atol=1e-4)
+        torch.testing.assert_close(final[0], rows, rtol=0, atol=1e-4)
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+class ScriptedTree(Scripted):
+    """The script gives (token, parent) pairs; drafts deeper than there is room for are left out."""
+
+    def propose(self, room):
+        self.rooms.append(room)
+        pairs = cut(self.script(self.answer[len(self.context) - self.prompt_len :], room), room)
+        return Draft([token for token, _ in pairs], [parent for _, parent in pairs])
+
+    def commit(self, accepted, final_states):
+        self.commits.append((list(accepted), final_states.shape[1]))
+
+
+def cut(pairs, room):
+    """Without what is deeper than `room`; drafts are numbered level by level, so numbers stay."""
+    depths: list[int] = []
+    for _, parent in pairs:
+        depths.append(1 if parent == -1 else depths[parent] + 1)
+    assert depths == sorted(depths)
+    return [pair for pair, depth in zip(pairs, depths, strict=True) if depth <= room]
+
+
+def tree(shape: str, *parents: int):
+    """Drafts as `shape` says, a letter each: r is the right token at its depth, x and y are two wrong ones."""
+
+    def script(coming, room):
+        depths: list[int] = []
+        pairs = []
+        for letter, parent in zip(shape, parents, strict=True):
+            depths.append(0 if parent == -1 else depths[parent] + 1)
+            if depths[-1] < len(coming):
+                pairs.append(((coming[depths[-1]] + "rxy".index(letter)) % 272, parent))
+        return pairs
+
+    return script
+
+
+# Trees by script -> of each step, how many drafts it had and which of them it kept.
+TREES = {
+    "never right": (tree("xyrr", -1, -1, 0, 1), [4] * 9 + [2, 0], [[]] * 11),
+    "siblings, right at once": (tree("rxy", -1, -1, -1), [3] * 5 + [0], [[0]] * 5 + [[]]),
+    "siblings, right at last": (tree("yxr", -1, -1, -1), [3] * 5 + [0], [[2]] * 5 + [[]]),
+    "right all the way": (tree("rxrx", -1, -1, 0, 0), [4, 4, 4, 2], [[0, 2], [0, 2], [0, 2], [0]]),
+    "right on the second sibling": (tree("xrrr", -1, -1, 0, 1), [4, 4, 4, 2], [[1, 3], [1, 3], [1, 3], [1]]),
+    "right, then wrong": (tree("rxxy", -1, -1, 0, 0), [4] * 5 + [0], [[0]] * 5 + [[]]),
+    "right behind a wrong one": (tree("rxxyrr", -1, -1, 0, 0, 2, 3), [6, 6, 6, 6, 4, 0], [[0]] * 5 + [[]]),
+    "a deep branch": (
+        tree("xrxrxrxr", -1, -1, 1, 1, 3, 3, 5, 5),
+        [8, 8, 0],
+        [[1, 3, 5, 7], [1, 3, 5, 7], []],
+    ),
+    "a deep branch that goes wrong": (
+        tree("xrrrxyxrr", -1, -1, 0, 1, 2, 3, 3, 5, 6),
+        [9, 9, 9, 2],
+        [[1, 3], [1, 3], [1, 3], [1]],
+    ),
+    "a short path beside a long one": (tree("rxrrr", -1, -1, 0, 1, 3), [5, 5, 5, 2], [[0, 2], [0, 2], [0, 2], [0]]),
+}
+
+
+@pytest.mark.parametrize(("script", "drafted", "kept"), TREES.values(), ids=TREES)
+def test_scripted_trees_give_the_exact_steps(script, drafted, kept, scene):
+    _, decoder, prompt, reference = scene
+    method = ScriptedTree(decoder, script, reference, len(prompt))
+    answer = decode(method, prompt, LIMIT, NEVER)
+    assert answer.token_ids == reference[:LIMIT]
+    assert [step.drafted for step in answer.steps] == drafted
+    assert [step.accepted for step in answer.steps] == [len(path) for path in kept]
+    assert method.commits == [(path, len(path) + 1) for path in kept]
+    assert [len(step.emitted) for step in answer.steps] == [len(path) + 1 for path in kept]
+    assert method.context == prompt + reference[:LIMIT]
+    assert method.length == len(method.context) - 1
+    left = LIMIT - 1
+    for room, path in zip(method.rooms, kept, strict=True):
+        assert room == left - 1
+        left -= len(path) + 1
+
+
+@pytest.mark.parametrize("typical", [None, (0.09, 0.3)], ids=["lossless", "typical"])
+@pytest.mark.parametrize("name", TREES)
+def test_samples_near_temperature_0_are_the_greedy_answer(name, typical, scene):
+    _, decoder, prompt, reference = scene
+    script, drafted, kept = TREES[name]
+    method = ScriptedTree(decoder, script, reference, len(prompt))
+    method.sampler, method.typical = Sampler(1e-4), typical
+    assert method.lossless == (typical is None)
+    answer = decode(method, prompt, LIMIT, NEVER)
+    assert answer.token_ids == reference[:LIMIT]
+    assert [step.drafted for step in answer.steps] == drafted
+    assert [path for path, _ in method.commits] == kept
+
+
+def test_a_tree_may_have_more_drafts_than_there_is_room_for_tokens(scene):
+    _, decoder, prompt, reference = scene
+    wide = ScriptedTree(decoder, lambda coming, room: [(i, -1) for i in range(100)], reference, len(prompt))
+    answer = decode(wide, prompt, 3, NEVER)
+    assert answer.token_ids == reference[:3]
+    assert answer.steps[0].drafted == 100
+
+
+@pytest.mark.parametrize("room", [0, 3, 10])
+def test_a_tree_deeper_than_room_is_refused(room, scene):
+    _, decoder, prompt, reference = scene
+
+    class Deep(Scripted):
+        def propose(self, room):
+            return Draft([5] * (room + 3), [-1, -1, *range(1, room + 2)])
+
+    with pytest.raises(AssertionError, match=f"{room + 2} drafts in a row proposed with room for {room}"):
+        decode(Deep(decoder, None, reference, len(prompt)), prompt, room + 2, NEVER)
+
+
+def test_eos_inside_an_accepted_path_cuts_the_step(scene):
+    _, decoder, prompt, reference = scene
+    end = first_new(reference, 2)
+    eos = frozenset({reference[end]})
+    deep = end + 2
+    script = tree("xr" * deep, -1, -1, *(1 + 2 * (i // 2) for i in range(2 * deep - 2)))
+    method = ScriptedTree(decoder, script, reference, len(prompt))
+    answer = decode(method, prompt, 40, eos)
+    assert method.commits == [(list(range(1, 2 * deep, 2)), deep + 1)]
+    assert answer.token_ids == reference[: end + 1]
+    assert [(s.emitted, s.drafted, s.accepted) for s in answer.steps] == [(reference[1 : end + 1], 2 * deep, end)]
+    assert answer.finish(eos) == "eos"
+
+
+class Resumed(ScriptedTree):
+    """Runs the target's first two layers itself, level by level, and hands their states over."""
+
+    def propose(self, room):
+        draft = super().propose(room)
+        parents = list(draft.parents)
+        rows, states = [self.context[-1], *draft.tokens], []
+        depths = draft.tree.depths
+        for depth in range(draft.tree.depth + 1):
+            level = [row for row in range(len(rows)) if depths[row] == depth]
+            known = tree_of(parents[: level[-1]])
+            x = self.target.embed([rows[row] for row in level])
+            states.append(self.target.run_layers(x, self.length, self.cache, 0, 2, known, level[0]))
+        return Draft(draft.tokens, parents, states=torch.cat(states, dim=1), resume_layer=2)
+
+
+@pytest.mark.parametrize("base", [ScriptedTree, Resumed])
+@pytest.mark.parametrize("name", ["never right", "right on the second sibling", "a deep branch", "right, then wrong"])
+def test_states_of_accepted_paths_are_transformers(name, base, scene):
+    """States of later steps are right only if the cache kept the rows of the paths before, in all layers."""
+    model, decoder, prompt, reference = scene
+    script, _, kept = TREES[name]
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    class Listening(base):
+        def commit(self, accepted, final_states):
+            super().commit(accepted, final_states)
+            seen.append((len(self.context), final_states))
+
+    method = Listening(decoder, script, reference, len(prompt))
+    assert decode(method, prompt, LIMIT, NEVER).token_ids == reference[:LIMIT]
+    assert [path for path, _ in method.commits] == kept
+    with torch.inference_mode():
+        out = model(torch.tensor([prompt + reference[:LIMIT]]), output_hidden_states=True)
+    for (length, final), path in zip(seen, kept, strict=True):
+        assert final.shape == (1, len(path) + 1, 48)
+        rows = out.hidden_states[-1][0, length - 2 - len(path) : length - 1]
+        torch.testing.assert_close(final[0], rows, rtol=0, atol=1e-4)

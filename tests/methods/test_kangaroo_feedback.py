@@ -4,6 +4,8 @@ that stops drafting where it no longer pays."""
 from __future__ import annotations
 
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from bench.engine.costs import Costs, measure
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import CALIBRATED_AT, Calibration, GainRule, Kangaroo, KangarooConfig, load_adapter
+from methods.kangaroo import CALIBRATED_AT, Calibration, Candidate, GainRule, Kangaroo, KangarooConfig, load_adapter
 
 LIMIT = 30
 D, FFN, EXIT = 48, 40, 2
@@ -172,8 +174,8 @@ def test_unrolled_states_are_those_of_drafting(scene, random_ids):
 
 # --- stopping by gain ------------------------------------------------------------------------------------------------
 
-FREE = Costs(0.0, 0.0, (1.0,) * 9)
-DEAR = Costs(0.2, 0.1, (0.8, 1.5, 2.2, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
+FREE = Costs(0.0, (0.0,), ((1, 1.0), (9, 1.0)))
+DEAR = Costs(0.2, (0.1,), ((1, 0.8), (2, 1.5), (3, 2.2), (9, 8.0)))
 IDENTITY = Calibration(CALIBRATED_AT, CALIBRATED_AT)
 
 
@@ -190,7 +192,7 @@ def test_drafts_that_cost_nothing_are_all_made_and_dear_ones_not_at_all(scene, r
 def test_some_drafts_are_dropped_unverified_and_the_adapter_still_reads_what_it_should(scene, random_ids):
     decoder, folder, reference = scene
     prompt = random_ids(9, seed=3)
-    costs = Costs(0.05, 0.01, (0.95, 0.97, 0.99, 1.01, 1.03, 1.05, 1.07))
+    costs = Costs(0.05, (0.01,), ((1, 0.95), (7, 1.07)))
     method = Kangaroo(decoder, KangarooConfig(weights=str(folder), gamma=4, stop="gain", costs=str(costs)))
     found = decode(method, prompt, LIMIT, frozenset()).steps
     assert len({step.drafted for step in found[:-4]}) > 1
@@ -203,21 +205,63 @@ def test_some_drafts_are_dropped_unverified_and_the_adapter_still_reads_what_it_
         context += step.emitted
 
 
+def kept_by(rule: GainRule, most: int, *offers: tuple[int, float]) -> list[tuple[int, float]]:
+    """What `rule` keeps of candidates given as (parent, confidence)."""
+    kept = rule.keep([Candidate(parent, 7, confidence) for parent, confidence in offers], most)
+    return [(candidate.parent, candidate.confidence) for candidate in kept]
+
+
 def test_gain_rule_worked_out_by_hand():
-    costs = Costs(0.1, 0.05, (0.9, 1.0, 1.2, 1.3))
+    costs = Costs(0.1, (0.05,), ((1, 0.9), (2, 1.0), (3, 1.2), (4, 1.3)))
     rule = GainRule(IDENTITY, costs)
     rule.begin()
     assert rule.goes_on()  # a first draft: chance 1 against 0.05 + 0.1 + 0.1
-    assert not rule.keeps(0.15)  # 0.15 against 0.1 + (1.0 - 0.9)
+    assert kept_by(rule, 1, (-1, 0.15)) == []  # 0.15 against 0.1 + (1.0 - 0.9)
+    assert not rule.goes_on()
     rule.begin()
-    assert rule.keeps(0.8)
+    assert kept_by(rule, 1, (-1, 0.8)) == [(-1, 0.8)]
     assert rule.goes_on()  # 0.8 * 0.8 against 0.05 + 0.1 + 0.2
-    assert rule.keeps(0.5)  # 0.4 against 0.1 + (1.2 - 1.0)
+    assert kept_by(rule, 1, (0, 0.5)) == [(0, 0.5)]  # 0.4 against 0.1 + (1.2 - 1.0)
     assert not rule.goes_on()  # 0.4 * 0.5 against 0.05 + 0.1 + 0.1
     rule.end(2)  # 3 tokens in 0.1 * 3 + 0.05 * 2 + 1.2 = 1.6 steps, after 8 in 8
     assert rule.tokens / rule.time == pytest.approx(11 / 9.6)
+    rule.begin()
+    assert kept_by(rule, 1, (-1, 0.01)) == []
+    rule.end(0)  # a draft was made, though none verified: 0.1 + 0.05 + 0.9
+    assert rule.tokens / rule.time == pytest.approx(12 / 10.65)
     rule.reset()
     assert rule.tokens / rule.time == 1
+
+
+def test_gain_rule_of_a_beam_worked_out_by_hand():
+    costs = Costs(0.1, (0.05,), ((1, 0.9), (2, 1.0), (4, 1.1), (8, 1.9)))
+    halves = Calibration(CALIBRATED_AT, tuple(at / 2 for at in CALIBRATED_AT))
+    rule = GainRule(halves, costs)
+    rule.begin()
+    # Best first: 0.5 against 0.1 + 0.1, then 0.3 against 0.05, then 0.04 against 0.05.
+    assert kept_by(rule, 3, (-1, 0.3), (-1, 0.04), (-1, 0.5)) == [(-1, 0.5), (-1, 0.3)]
+    assert not rule.goes_on()  # 0.5 * 0.25 + 0.3 * 0.15 = 0.17 against 0.05 + 0.1 + 0.05
+    rule.begin()
+    assert kept_by(rule, 2, (-1, 0.4), (-1, 0.2), (-1, 0.6)) == [(-1, 0.6), (-1, 0.4)]  # 2 at most
+    assert rule.goes_on()  # 0.6 * 0.3 + 0.4 * 0.2 = 0.26 against the same
+    # 0.4 * 0.9 = 0.36 against 0.1 + 0.05, 0.6 * 0.5 = 0.3 against 0.2, 0.4 * 0.4 = 0.16 against 0.2.
+    assert kept_by(rule, 4, (0, 0.5), (1, 0.4), (1, 0.9)) == [(1, 0.9), (0, 0.5)]
+    rule.end(1)  # 2 tokens in 0.1 * 3 + 0.05 * 2 + 1.3 = 1.7 steps, after 8 in 8
+    assert rule.tokens / rule.time == pytest.approx(10 / 9.7)
+
+
+def test_at_a_better_rate_a_draft_has_to_earn_more():
+    costs = Costs(0.0, (0.0,), ((1, 1.0), (2, 1.2)))
+    rule = GainRule(IDENTITY, costs)
+    rule.begin()
+    assert kept_by(rule, 1, (-1, 0.21)) == [(-1, 0.21)]
+    for _ in range(100):
+        rule.begin()
+        kept_by(rule, 1, (-1, 1.0))
+        rule.end(1)  # 2 tokens in 1.2 steps
+    rule.begin()
+    assert kept_by(rule, 1, (-1, 0.3)) == []  # 0.3 against 0.2 at 208 tokens in 128 steps
+    assert kept_by(rule, 1, (-1, 0.35)) == [(-1, 0.35)]
 
 
 def test_measured_costs_are_recorded_and_repeat_a_run(scene, random_ids):
@@ -226,28 +270,65 @@ def test_measured_costs_are_recorded_and_repeat_a_run(scene, random_ids):
     method = Kangaroo(decoder, KangarooConfig(weights=str(folder), gamma=3, stop="gain"))
     first = decode(method, prompt, LIMIT, frozenset()).steps
     costs = Costs.parse(method.config.costs)
-    assert len(costs.verify) == 4
-    assert costs.shallow + costs.verify[0] == pytest.approx(1, abs=2e-3)
-    assert list(costs.verify) == sorted(costs.verify)
+    assert [positions for positions, _ in costs.verify] == [1, 2, 3, 4]
+    assert costs.shallow + costs.verify[0][1] == pytest.approx(1, abs=2e-3)
+    assert [cost for _, cost in costs.verify] == sorted(cost for _, cost in costs.verify)
     again = steps_of(decoder, folder, prompt, gamma=3, stop="gain", costs=method.config.costs)
     assert [(step.emitted, step.drafted) for step in again] == [(step.emitted, step.drafted) for step in first]
 
 
-def test_costs_too_short_for_gamma_and_missing_calibration_are_told(scene, tiny_adapter, tiny_model):
+def test_no_more_is_drafted_than_the_costs_say_anything_of(scene, random_ids):
     decoder, folder, _ = scene
-    with pytest.raises(UserError, match=r"costs=.* end before verification of gamma \+ 1 = 7 positions"):
-        Kangaroo(decoder, KangarooConfig(weights=str(folder), gamma=6, stop="gain", costs="0.1/0.1/0.9/1"))
+    prompt = random_ids(9, seed=3)
+    for knobs, most in (({"gamma": 6}, 3), ({"gamma": 4, "beam": 2, "nodes": 20}, 6), ({"gamma": 6}, 1)):
+        costs = f"0/0/1:1/{most}:1" if most > 1 else "0/0/1:1"
+        found = steps_of(decoder, folder, prompt, stop="gain", costs=costs, **knobs)
+        assert {step.drafted for step in found[:-6]} == {most - 1}
+
+
+def test_a_missing_calibration_is_told(scene, tiny_adapter, tiny_model):
     bare = tiny_adapter(tiny_model("tied", faint=True)[1])
     with pytest.raises(UserError, match=r"no calibration.*take stop=threshold"):
-        Kangaroo(decoder, KangarooConfig(weights=str(bare), stop="gain"))
+        Kangaroo(scene[0], KangarooConfig(weights=str(bare), stop="gain"))
 
 
 def test_costs_are_read_back_as_written():
-    assert Costs.parse(str(DEAR)) == DEAR
-    with pytest.raises(ValueError, match="shallow/draft/verify1"):
-        Costs.parse("0.1/0.2")
-    with pytest.raises(ValueError, match="shallow/draft/verify1"):
-        Costs.parse("0.1/x/1.0")
+    assert str(DEAR) == "0.200/0.100/1:0.800/2:1.500/3:2.200/9:8.000"
+    several = Costs(0.0, (0.1, 0.15), ((1, 1.0), (5, 1.5)))
+    assert str(several) == "0.000/0.100+0.150/1:1.000/5:1.500"
+    for costs in (DEAR, several):
+        assert Costs.parse(str(costs)) == costs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0.1/0.2",
+        "0.1/x/1:1.0",
+        "0.1/0.2+x/1:1.0",
+        "0.1//1:1.0",
+        "0.1/0.2+-0.1/1:0.9",
+        "0.1/0.2/1.0/1.1",  # as records had them once
+        "0.1/0.2/1:0.9/2:x",
+        "0.1/0.2/1:0.9/1.5:1",
+        "0.1/0.2/2:0.9/3:1.0",  # nothing said of one position
+        "0.1/0.2/1:0.9/3:1.1/2:1.0",
+        "0.1/0.2/1:0.9/1:1.0",
+        "-0.1/0.2/1:0.9",
+        "0.1/0.2/1:0.9/2:-1",
+    ],
+)
+def test_costs_of_another_form_are_refused(text):
+    with pytest.raises(ValueError, match=re.escape(f"costs={text!r} must be shallow/draft/1:verify/2:")):
+        Costs.parse(text)
+
+
+def test_between_measured_widths_verification_costs_what_lies_between():
+    costs = Costs.parse("0/0/1:1/2:1.5/6:3.5/7:5")
+    assert [costs.verifying(n) for n in range(1, 8)] == pytest.approx([1, 1.5, 2, 2.5, 3, 3.5, 5])
+    assert costs.most == 7
+    assert costs.verifying(8) == math.inf
 
 
 def test_knobs_stored_with_the_weights_are_used_until_others_are_asked_for(scene, tmp_path):
@@ -263,9 +344,13 @@ def test_knobs_stored_with_the_weights_are_used_until_others_are_asked_for(scene
     assert (ran.gamma, ran.stop, ran.threshold, ran.costs) == (2, "threshold", 0, "")
 
 
-def test_measure_gives_one_cost_a_width(scene):
+def test_measure_gives_one_cost_a_width_and_one_a_draft(scene):
     decoder, *_ = scene
     calls = []
-    costs = measure(decoder, EXIT, 3, lambda: calls.append(1))
-    assert len(costs.verify) == 3
-    assert calls
+    for most, widths in ((1, [1]), (3, [1, 2, 3]), (11, [*range(1, 9), 10, 11])):
+        costs = measure(decoder, EXIT, most, [lambda: calls.append("one"), lambda: calls.append("two")])
+        found = [positions for positions, _ in costs.verify]
+        assert found == widths[: len(found)]
+        assert costs.most >= min(most, 8)  # dear passes end the table, but not before
+        assert len(costs.draft) == 2
+    assert set(calls) == {"one", "two"}

@@ -182,7 +182,7 @@ def test_unreadable_weights_are_refused(authors, content, model, tiny_adapter, r
     path = folder / ("pytorch_model.bin" if authors else "adapter.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    assert f"the adapter's weights in {folder} cannot be read" in refused(folder, exit_layer=1)
+    assert f"the weights of the Kangaroo adapter in {folder} cannot be read" in refused(folder, exit_layer=1)
 
 
 def test_code_in_the_authors_file_does_not_run(model, tiny_adapter, refused, tmp_path):
@@ -223,6 +223,6 @@ def test_the_packaged_adapter_is_found_by_the_models_name(model, tiny_decoder, t
     folder = tmp_path / "mine" / "kangaroo"
     folder.parent.mkdir()
     tiny_adapter(model, changes={"exit_layer": 3}).rename(folder)
-    monkeypatch.setattr("methods.kangaroo.WEIGHTS_ROOT", tmp_path)
+    monkeypatch.setattr("methods.trained.WEIGHTS_ROOT", tmp_path)
     assert Kangaroo(tiny_decoder(model.config, model, name="mine"), KangarooConfig()).exit_layer == 3
     assert json.loads((folder / "config.json").read_text())["exit_layer"] == 3

@@ -48,7 +48,7 @@ def refused(text: str) -> str:
 def test_every_file_is_a_method():
     assert {"vanilla", "kangaroo", "hf-generate"} <= set(methods.names())
     assert methods.names() == sorted(methods.names())
-    assert not {"base", "__init__", "weights"} & set(methods.names())
+    assert not {"base", "trained", "__init__", "weights", "trees"} & set(methods.names())
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -101,7 +101,12 @@ def test_a_method_may_be_named_alone(text):
         ("kangaroo:threshold=high", ["threshold='high'", "float"]),
         ("kangaroo:gamma=-1", ["'kangaroo:gamma=-1'", "gamma=-1", "at least 1"]),
         ("kangaroo:stop=early", ["stop=early", "gain or threshold"]),
-        ("kangaroo:costs=1/2", ["costs='1/2'", "shallow/draft/verify1"]),
+        ("kangaroo:costs=1/2", ["costs='1/2'", "shallow/draft/1:verify/2:verify"]),
+        ("kangaroo:beam=-1", ["beam=-1", "at least 1"]),
+        ("kangaroo:nodes=0", ["nodes=0", "1..127"]),
+        ("kangaroo:nodes=128", ["nodes=128", "1..127"]),
+        ("kangaroo:drafts=best", ["drafts=best", "sampled or top"]),
+        ("kangaroo:drafts=sampled,beam=2", ["drafts=sampled is for a chain"]),
         ("kangaroo:threshold=1.01", ["threshold=1.01", "[0, 1]"]),
         ("kangaroo:threshold=-0.1", ["threshold=-0.1", "[0, 1]"]),
         ("kangaroo:threshold=nan", ["threshold=nan", "[0, 1]"]),
@@ -197,12 +202,14 @@ def imports(path: Path) -> set[str]:
 
 
 def test_methods_do_not_know_each_other():
-    files = [path for path in (ROOT / "methods").rglob("*.py") if path.name not in ("__init__.py", "base.py")]
-    assert len(files) >= 3
+    shared = ("methods.base", "methods.trained")
+    files = [path for path in (ROOT / "methods").rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) >= 5
     for path in files:
-        allowed = {"methods", "methods.base"}
-        known = {name for name in imports(path) if name.split(".")[0] == "methods"}
-        assert {name for name in known if not name.startswith("methods.base.")} <= allowed, path
+        # What methods share knows none of them, and of each other nothing.
+        allowed = () if f"methods.{path.stem}" in shared else shared
+        known = {name for name in imports(path) if name.startswith("methods.")}
+        assert not [name for name in known if not f"{name}.".startswith(tuple(f"{own}." for own in allowed))], path
 
 
 def test_the_engine_knows_neither_methods_nor_the_runner():

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 
 import pytest
 import torch
 from transformers import AutoConfig
 
-from bench.engine.decoder import Decoder, DecoderConfig
+from bench.engine.decoder import MAX_DRAFTS, Decoder, DecoderConfig
 from bench.engine.execute import can_pack
+from bench.engine.tree import chain_of, tree_of
 from bench.errors import UserError
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
-# How a text is split into passes; 64 is the longest block that the engine has a ready mask for.
+# How a text is split into passes; 128 is the longest block that the engine has a ready mask for.
 SPLITS = {
     "prefill": [20],
-    "long prefill": [100],
+    "long prefill": [140],
     "singly": [1] * 12,
     "blocks of 2": [2] * 6,
     "blocks of 3": [7, 3, 3, 3],
     "blocks of 5": [1, 5, 5, 5],
     "blocks of 8": [10, 8, 8],
-    "blocks of 64 and 65": [3, 64, 65],
-    "two prefills": [70, 80],
+    "a block of 128": [3, 128, 2],
+    "a block of 129": [3, 129, 2],
+    "two prefills": [20, 140],
 }
 
 
@@ -294,3 +297,182 @@ def test_a_batch_in_lock_step_is_not_padded(tiny_model, tiny_decoder, monkeypatc
     for batch in (1, 3):
         decoder.run_layers(decoder.embed(torch.zeros(batch, 1)), 0, decoder.new_cache(batch))
     assert rows == [(1, 4), (3, 1)]
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+def some_parents(count: int, seed: int) -> list[int]:
+    """A random tree, neither a chain nor all siblings."""
+    rng = random.Random(seed)
+    parents = [rng.randint(-1, draft - 1) for draft in range(count)]
+    assert len(set(parents)) > 2
+    assert parents != list(range(-1, count - 1))
+    return parents
+
+
+def path_to(parents: list[int], draft: int) -> list[int]:
+    """The drafts from the root down to this one; none for the root itself."""
+    return [] if draft == -1 else [*path_to(parents, parents[draft]), draft]
+
+
+def expected_rows(hf_logits, model, context: list[int], parents: list[int], drafts: list[int]):
+    """Logits [n + 1, V]: for every row a forward pass over its own path alone; `context` ends with the root."""
+    texts = [[*context, *(drafts[i] for i in path_to(parents, row))] for row in range(-1, len(parents))]
+    return torch.stack([hf_logits(model, text)[-1] for text in texts])
+
+
+def run_tree(decoder, tokens, start, cache, blocks, parents, growing=False, first=0, last=None, states=None):
+    """States [1, n + 1, d] of a tree's rows, in passes of so many rows; `growing`: each knows only the rows so far."""
+    passes, row = [], 0
+    for size in blocks:
+        tree = tree_of(parents[: row + size - 1] if growing else parents)
+        x = decoder.embed(tokens[row : row + size]) if states is None else states[:, row : row + size]
+        passes.append(decoder.run_layers(x, start, cache, first, last, tree=tree, row=row))
+        row += size
+    assert row == len(parents) + 1
+    return torch.cat(passes, dim=1)
+
+
+BLOCKS = {
+    "at once": [13],
+    "row by row": [1] * 13,
+    "in blocks": [1, 3, 2, 7],
+    "the root later": [5, 1, 7],
+}
+
+
+@pytest.mark.parametrize("growing", [False, True], ids=["whole tree", "growing tree"])
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_every_row_of_a_tree_is_a_text_of_its_own(
+    kind, blocks, growing, tiny_model, tiny_decoder, hf_logits, random_ids
+):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    for seed in range(2):
+        context, drafts, parents = random_ids(9, seed), random_ids(12, 20 + seed), some_parents(12, seed)
+        expected = expected_rows(hf_logits, model, context, parents, drafts)
+        assert expected.std(0).mean() > 0.3  # rows differ
+        cache = fresh_cache(decoder)
+        read(decoder, context[:-1], cache)
+        states = run_tree(decoder, [context[-1], *drafts], len(context) - 1, cache, blocks, parents, growing)
+        assert_close(decoder.logits(states[0]), expected)
+
+
+def test_a_tree_may_follow_nothing(tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model)
+    drafts, parents = random_ids(12, 3), some_parents(12, 3)
+    states = run_tree(decoder, [77, *drafts], 0, fresh_cache(decoder), [13], parents)
+    assert_close(decoder.logits(states[0]), expected_rows(hf_logits, model, [77], parents, drafts))
+
+
+def test_a_chain_told_as_a_tree_is_an_ordinary_pass(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    ids = random_ids(16, 4)
+    cache = fresh_cache(decoder)
+    read(decoder, ids[:8], cache)
+    found = []
+    for row, end in ((0, 1), (1, 4), (4, 8)):
+        x = decoder.embed(ids[8 + row : 8 + end])
+        found.append(decoder.logits(decoder.run_layers(x, 8, cache, tree=chain_of(7), row=row)[0]))
+    assert_close(torch.cat(found), hf_logits(model, ids)[8:])
+
+
+@pytest.mark.parametrize("blocks", [[13], [1, 2, 4, 6]], ids=["at once", "in blocks"])
+def test_a_tree_is_resumed_in_the_middle(kind, blocks, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    context, drafts, parents = random_ids(9, 1), random_ids(12, 2), some_parents(12, 5)
+    expected = expected_rows(hf_logits, model, context, parents, drafts)
+    tokens, start = [context[-1], *drafts], len(context) - 1
+    for middle in range(1, config.num_hidden_layers):
+        cache = fresh_cache(decoder)
+        read(decoder, context[:-1], cache)
+        # As self-speculation does it: the first layers while drafting, the others over all rows at once.
+        shallow = run_tree(decoder, tokens, start, cache, blocks, parents, growing=True, last=middle)
+        states = run_tree(decoder, tokens, start, cache, [13], parents, first=middle, states=shallow)
+        assert_close(decoder.logits(states[0]), expected)
+
+
+@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
+def test_padded_tree_passes_give_the_same_logits(
+    kind, blocks, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch
+):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 5: 6, 7: 8, 13: 16})
+    context, drafts, parents = random_ids(9, 1), random_ids(12, 2), some_parents(12, 6)
+    cache = fresh_cache(decoder)
+    read(decoder, context[:-1], cache)
+    written = cache.keys[0, 0, 0, :, 0].isfinite().sum()
+    states = run_tree(decoder, [context[-1], *drafts], len(context) - 1, cache, blocks, parents)
+    assert states.shape[1] == 13
+    assert cache.keys[0, 0, 0, :, 0].isfinite().sum() > written + 13  # padding reached the layers
+    assert_close(decoder.logits(states[0]), expected_rows(hf_logits, model, context, parents, drafts))
+
+
+@pytest.mark.parametrize("widths", [{}, {1: 4, 2: 4, 3: 4, 13: 16}], ids=["plain", "padded"])
+def test_a_path_that_is_kept_is_read_on_from(
+    kind, widths, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch
+):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    monkeypatch.setattr(decoder, "widths", widths)
+    cache = fresh_cache(decoder)
+    context = random_ids(9, 1)
+    read(decoder, context[:-1], cache)
+    kept = []
+    for seed in range(5):  # tree upon tree, as in an answer
+        parents, drafts = some_parents(12, 30 + seed), random_ids(12, seed)
+        start = len(context) - 1
+        run_tree(decoder, [context[-1], *drafts], start, cache, [13], parents)
+        paths = [path_to(parents, draft) for draft in range(-1, 12)]
+        path = max(paths, key=len) if seed % 2 else paths[random.Random(seed).randrange(13)]
+        kept.append(path)
+        cache.keep_path(start, path)
+        context = [*context, *(drafts[i] for i in path)]
+        cache.data[..., len(context) :, :] = torch.nan  # what was not kept
+        token = random_ids(1, 50 + seed)
+        assert_close(read(decoder, token, cache, start=len(context)), hf_logits(model, context + token)[-1:])
+        context += token
+    assert any(path != list(range(len(path))) for path in kept)
+    assert any(len(path) > 2 for path in kept)
+
+
+@pytest.mark.parametrize("path", [[], [0], [0, 1, 2], [2], [1, 3], [0, 2, 5], [3, 4, 5]])
+def test_only_the_rows_of_the_path_move(path, tiny_model, tiny_decoder):
+    cache = tiny_decoder(*tiny_model("tied")).new_cache(max_len=12)
+    rows = torch.arange(cache.max_len, dtype=torch.float32)
+    cache.data.copy_(rows[:, None].expand_as(cache.data))
+    cache.keep_path(4, path)
+    for stored in cache.data.flatten(0, 3):
+        found = stored[:, 0].tolist()
+        assert found[:5] == [0, 1, 2, 3, 4]
+        assert found[5 : 5 + len(path)] == [5 + draft for draft in path]
+        assert found[5 + len(path) :] == rows[5 + len(path) :].tolist()
+
+
+def test_the_widest_tree_at_the_end_of_the_context_fits(tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model, max_len=12)
+    context, drafts = random_ids(9, 1), random_ids(MAX_DRAFTS, 2)
+    parents = [-1] * 5 + [i % 5 for i in range(20)] + [5 + i % 20 for i in range(MAX_DRAFTS - 25)]  # 3 levels
+    cache = fresh_cache(decoder)
+    read(decoder, context[:-1], cache)
+    states = run_tree(decoder, [context[-1], *drafts], 8, cache, [MAX_DRAFTS + 1], parents)
+    assert_close(decoder.logits(states[0]), expected_rows(hf_logits, model, context, parents, drafts))
+
+
+def test_a_tree_in_lock_step_does_not_mix_sequences(tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model)
+    contexts, drafts = ([random_ids(length, seed) for seed in (1, 2)] for length in (9, 12))
+    parents = some_parents(12, 7)
+    cache = fresh_cache(decoder, batch=2)
+    decoder.run_layers(decoder.embed(torch.tensor(contexts)[:, :-1]), 0, cache)
+    rows = torch.cat((torch.tensor(contexts)[:, -1:], torch.tensor(drafts)), dim=1)
+    found = decoder.logits(decoder.run_layers(decoder.embed(rows), 8, cache, tree=tree_of(parents)))
+    for i in range(2):
+        assert_close(found[i], expected_rows(hf_logits, model, contexts[i], parents, drafts[i]))
