@@ -27,6 +27,7 @@ from bench.engine.costs import measure as costs_of
 from bench.engine.decoder import (
     MAX_DRAFTS,
     Decoder,
+    additive,
     apply_rope,
     attend,
     fused_rope,
@@ -242,10 +243,11 @@ class Adapter(nn.Module):
         places: Tensor | slice = slice(start, start + n)
         mask = None
         if tree is not None:
-            places, mask = tree_places(tree, row, n, n, start, h.device)
+            places, seen = tree_places(tree, row, n, n, start, h.device)
+            mask = additive(seen, h.dtype)
         elif n > 1 and start > 0:
             rows = torch.arange(start, start + n, device=h.device)[:, None]
-            mask = rows >= torch.arange(start + n, device=h.device)
+            mask = additive(rows >= torch.arange(start + n, device=h.device), h.dtype)
         qkv = self.qkv(x, places)
         if cache is not None:
             k, v = cache.update(0, start + row, qkv[:, :, heads:])

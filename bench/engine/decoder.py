@@ -113,7 +113,7 @@ class Decoder:
         self.layers: list[_Layer] = []
         self.cos: Tensor  # [max_len + padding, D]
         self.sin: Tensor
-        self._mask = _block_mask(config.heads // config.kv_heads, max_len, device)
+        self._mask = additive(_block_mask(config.heads // config.kv_heads, max_len, device), dtype)
 
     @classmethod
     def from_weights(
@@ -219,7 +219,7 @@ class Decoder:
         else:
             places, mask = tree_places(tree, row, n, width, start, self.device)
             cos, sin = self.cos[places], self.sin[places]
-            mask = mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
+            mask = additive(mask, self.dtype).expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
             start += row
         rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
         for i in range(first, self.config.layers if last is None else last):
@@ -266,14 +266,14 @@ class Decoder:
         return Linear(self.head_weight[token_ids], packed=self.packed)
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:
-        """Which keys each query sees, [G * n, start + n]; None where `attend` needs none."""
+        """What `attend` adds to the scores, [G * n, start + n]: -inf where a query must not look; None: nothing."""
         if n == 1 or (start == 0 and n > _BLOCK):
             return None
         group = self.config.heads // self.config.kv_heads
         if n > _BLOCK:
             rows = torch.arange(start, start + n, device=self.device)
             seen = rows[:, None] >= torch.arange(start + n, device=self.device)
-            return seen.expand(group, -1, -1).reshape(group * n, -1)
+            return additive(seen, self.dtype).expand(group, -1, -1).reshape(group * n, -1)
         shift = self.max_len - start
         return self._mask[:, :n, shift : shift + start + n].reshape(group * n, -1)
 
@@ -366,9 +366,9 @@ def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.de
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
 
-    `mask` [G * n, S], True where a query may look. None: every query sees all keys (n = 1), or, where n = S, the
-    usual causal triangle. With a mask, the G query heads that share a key head are folded into its query positions, so
-    that keys and values are read once and never repeated in memory.
+    `mask` [G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees all keys
+    (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head are folded
+    into its query positions, so that keys and values are read once and never repeated in memory.
     """
     batch, n, heads, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -388,6 +388,11 @@ def tree_places(tree: Tree, row: int, n: int, width: int, start: int, device: to
     mask[:n, start : start + row + n] = seen[row : row + n, : row + n]
     mask[:n, start + row + n :] = False
     return F.pad(depths[row : row + n] + start, (0, width - n), value=start), mask
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` is True, -inf elsewhere: made once a pass, as attention would make it in every layer."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _block_mask(group: int, max_len: int, device: torch.device) -> Tensor:
