@@ -38,6 +38,7 @@ FILES = (HEADS_FILE, "medusa_lm_head.safetensors", AUTHORS_FILE)
 _WHAT = "set of Medusa heads"
 TREES = Path(__file__).parent / "trees"
 PUBLISHED = "mc_sim_7b_63"
+_NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
 _SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
 TYPICAL = (0.09, 0.3)  # epsilon and delta of the authors' code
@@ -366,6 +367,8 @@ def _cut_own(heads: Heads, vocab: int, ranking: Tensor | None, target: Decoder, 
 
 def _read_tree(asked: str, heads: int) -> list[RankPath]:
     """A tree by name (cut to the depth that `heads` reach), by file, or spelled out."""
+    if asked == _NO_DRAFTS:
+        return []
     if _SPELLED.fullmatch(asked):
         paths = [tuple(map(int, path.split("-"))) for path in asked.split("/")]
     else:
@@ -392,4 +395,5 @@ def _read_tree(asked: str, heads: int) -> list[RankPath]:
 
 def _spell(paths: Sequence[RankPath]) -> str:
     """Paths as `tree=` takes them."""
-    return "/".join("-".join(map(str, path)) for path in sorted(paths, key=lambda path: (len(path), path)))
+    ordered = sorted(paths, key=lambda path: (len(path), path))
+    return "/".join("-".join(map(str, path)) for path in ordered) or _NO_DRAFTS

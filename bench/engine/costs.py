@@ -16,8 +16,8 @@ from bench.engine.decoder import Decoder
 from bench.engine.execute import now_s
 from bench.engine.tree import tree_of
 
-_POSITION = 128  # where passes are timed: an ordinary place in a conversation
-_REPEATS = 5
+_REPEATS = 11
+_FEWER = 3  # repeats of passes over more than _ALWAYS positions, which take long and decide little
 _DEAREST = 2.5  # vanilla steps: no wider pass is timed than one that costs so much, as no draft would be worth it
 _ALWAYS = 8  # positions that the table has in any case, where there are so many
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # positions of the passes that are timed
@@ -77,7 +77,8 @@ def measure(target: Decoder, exit_layer: int, most: int, drafts: Sequence[Callab
     The table ends early where a pass costs more than any drafts in it could be worth.
     """
     cache = target.new_cache()
-    position = max(0, min(_POSITION, target.max_len - most))
+    cache.data.zero_()  # in memory of its own, as a text's keys and values are
+    position = max(0, target.max_len // 2 - most)  # an ordinary place: attention costs more from further on
     widths = [*(n for n in _WIDTHS if n < most), most]
     x = target.embed([0] * most)
 
@@ -91,8 +92,10 @@ def measure(target: Decoder, exit_layer: int, most: int, drafts: Sequence[Callab
         )
 
     widths = _affordable(widths, verify, target.device)
-    shallow_s, *rest_s = _times([shallow, *drafts, *map(verify, widths)], target.device)
+    narrow = [verify(n) for n in widths if n <= _ALWAYS]
+    shallow_s, *rest_s = _times([shallow, *drafts, *narrow], _REPEATS, target.device)
     draft_s, verify_s = rest_s[: len(drafts)], rest_s[len(drafts) :]
+    verify_s += _times([verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
     step_s = shallow_s + verify_s[0]
     # More positions never cost less: what looks so is noise, and would make a draft seem to earn by being verified.
     rising = np.maximum.accumulate(verify_s)
@@ -121,10 +124,10 @@ def _time_s(call: Callable[[], object], device: torch.device) -> float:
     return now_s(device) - start_s
 
 
-def _times(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+def _times(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
     """Median seconds of each call; interleaved, so that a slow moment of a shared machine hits none alone."""
     times: list[list[float]] = [[] for _ in calls]
-    for _ in range(_REPEATS + 1):
+    for _ in range(repeats + 1):
         for call, own in zip(calls, times, strict=True):
             own.append(_time_s(call, device))
     return [statistics.median(own[1:]) for own in times]  # the first round warms up

@@ -31,7 +31,6 @@ from bench.train.decontaminate import Filter
 from bench.train.loop import Features, Schedule
 from methods import trained
 
-Log = Callable[[str], None]
 HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
 REGRESSION = 512  # conversations that a first linear guess is made from
 _RIDGE = 0.01  # of the mean squared input

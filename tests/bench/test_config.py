@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from bench.config import PRESETS, RunConfig, TrainConfig, flags, from_flags
+from bench.config import PRESETS, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, flags, from_flags
 from bench.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_flags_beat_the_preset_which_beats_the_defaults():
     assert settings.max_new_tokens == 1024
 
 
-@pytest.mark.parametrize("of", [RunConfig, TrainConfig])
+@pytest.mark.parametrize("of", [RunConfig, TrainConfig, KangarooTraining, MedusaTraining])
 def test_each_setting_has_a_flag_with_help_and_its_default(of):
     text = " ".join(parser(of).format_help().split())
     for item in fields(of):
@@ -46,7 +46,7 @@ def test_each_setting_has_a_flag_with_help_and_its_default(of):
         assert item.default is None or f"(default: {shown})" in text
 
 
-@pytest.mark.parametrize("of", [RunConfig, TrainConfig])
+@pytest.mark.parametrize("of", [RunConfig, TrainConfig, KangarooTraining, MedusaTraining])
 def test_flags_that_are_not_given_leave_the_classes_their_defaults(of):
     assert set(vars(parser(of).parse_args([])).values()) == {None}
 
@@ -78,12 +78,36 @@ def test_values_outside_a_choice_or_type_are_refused_by_the_parser(flags_given, 
         (TrainConfig, "epochs", 0, 1),
         (TrainConfig, "batch", 0, 1),
         (TrainConfig, "threads", -2, 0),
+        (KangarooTraining, "ffn", -1, 0),
+        (KangarooTraining, "unroll", 0, 1),
+        (KangarooTraining, "epochs", 0, 1),
+        (MedusaTraining, "heads", 0, 1),
+        (MedusaTraining, "batch", 0, 1),
     ],
 )
 def test_numbers_below_their_bound_are_refused_by_flag_and_value(of, setting, bad, least):
     with pytest.raises(UserError, match=f"--{setting.replace('_', '-')} {bad} is too small: at least {least}"):
         of(**{setting: bad})
     assert getattr(of(**{setting: least}), setting) == least
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 1.0, "top_p": 0.0},
+        {"temperature": 1.0, "top_p": 1.1},
+        {"temperature": 1.0, "top_k": -1},
+        {"top_p": 0.9},
+        {"top_k": 5},
+    ],
+)
+def test_sampling_that_means_nothing_is_refused(values):
+    with pytest.raises(UserError, match="--t"):
+        RunConfig(**values)
+    RunConfig(temperature=0.7, top_p=0.9, top_k=5)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])

@@ -10,6 +10,7 @@ import pytest
 
 from bench import runner
 from bench.records import Step
+from methods import names
 from methods.vanilla import Vanilla
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, Watched, records, run_bench, words_of, write_questions
 
@@ -236,3 +237,55 @@ def test_lossless_method_with_another_answer_fails_the_run_once_all_is_written(s
     summary = json.loads((setting.out / "summary.json").read_text())
     assert len(summary["divergences"]) == 4
     assert (setting.out / "report.md").exists()
+
+
+# --- sampling, and all methods ---------------------------------------------------------------------------------------
+
+
+def sampled_answers(setting, out, *flags):
+    """(method, question, turn) -> token ids of a run at temperature 1."""
+    methods = ["--method", setting.kangaroo, "--method", f"{setting.kangaroo},beam=3", "--peer", "hf-generate"]
+    given = [*methods, "--peer-limit", "0", "--temperature", "1", *flags]
+    assert run_bench(setting.model, setting.questions, out, *given) == 0
+    return {(turn.method, turn.question_id, turn.turn): turn.token_ids for turn in records(out)[1]}
+
+
+def test_samples_are_repeated_by_their_seed_and_differ_from_greedy_answers(setting, tmp_path):
+    first, again, other = (
+        sampled_answers(setting, tmp_path / name, "--seed", seed)
+        for name, seed in (("first", "3"), ("again", "3"), ("other", "4"))
+    )
+    assert first == again
+    for method in {method for method, *_ in first}:
+        assert {key: ids for key, ids in first.items() if key[0] == method} != {
+            key: ids for key, ids in other.items() if key[0] == method
+        }
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    greedy = {(turn.question_id, turn.turn): turn.token_ids for turn in records(setting.out)[1]}
+    assert {key[1:]: ids for key, ids in first.items() if key[0] == "vanilla"} != greedy
+
+
+def test_samples_are_not_compared_token_by_token(setting):
+    sampled_answers(setting, setting.out)
+    run, turns = records(setting.out)
+    assert [turn.audit for turn in turns] == [None] * len(turns)
+    assert {turn.error for turn in turns} == {None}
+    assert (run.config["temperature"], run.config["top_p"], run.config["top_k"]) == (1.0, 1.0, 0)
+    assert "sampled" in (setting.out / "report.md").read_text()
+
+
+def test_one_most_probable_token_leaves_nothing_to_chance(setting, hf_greedy):
+    """Whatever the temperature: top-k 1 is greedy decoding, for vanilla, drafts and the peer alike."""
+    answers = sampled_answers(setting, setting.out, "--top-k", "1")
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    greedy = {(turn.question_id, turn.turn): turn.token_ids for turn in records(setting.out)[1]}
+    assert len(answers) == 4 * 4
+    assert {key: ids for key, ids in answers.items() if ids != greedy[key[1:]]} == {}
+
+
+def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
+    from bench.config import RunConfig
+
+    monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
+    labels = [variant.label for variant in runner._variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
+    assert labels == ["vanilla", "kangaroo", "medusa", "kangaroo:gamma=2", "hf-generate"]

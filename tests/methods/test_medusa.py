@@ -186,6 +186,14 @@ def test_a_tree_may_come_from_a_file_and_is_recorded_spelled_out(medusa, tmp_pat
     assert (again.parents, again.ranks) == (method.parents, method.ranks) == ([-1, -1, 0], [0, 1, 2])
 
 
+def test_where_no_draft_pays_none_is_made(medusa, random_ids):
+    options = {"ranks": (torch.zeros(20, 3), [20], [0])}
+    method = medusa(options, costs="0/0+0+0/1:1/2:3/3:5/4:7")
+    assert method.config.tree == "none"
+    assert {step.drafted for step in decode(method, random_ids(7), 9, NEVER).steps} == {0}
+    assert medusa(options, tree=method.config.tree).config.tree == "none"
+
+
 def test_auto_chooses_by_ranks_and_costs_and_says_what_it_expects(medusa, random_ids):
     generator = torch.Generator().manual_seed(2)
     ranks = torch.randint(0, 3, (120, 3), generator=generator)
