@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -125,9 +124,9 @@ def _time_s(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _times(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each call; interleaved, so that a slow moment of a shared machine hits none alone."""
+    """Least seconds of each call: noise only adds. Interleaved, so that a slow moment hits none alone."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + 1):
         for call, own in zip(calls, times, strict=True):
             own.append(_time_s(call, device))
-    return [statistics.median(own[1:]) for own in times]  # the first round warms up
+    return [min(own[1:]) for own in times]  # the first round warms up
