@@ -163,7 +163,7 @@ class Medusa(SpeculativeMethod):
     Config = MedusaConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "chain": {"tree": "chain"},
-        "paper": {"tree": PUBLISHED, "draft_vocab": 0, "weights": "paper"},
+        "paper": {"tree": PUBLISHED, "weights": "paper"},
     }
 
     def __init__(self, target: Decoder, config: MedusaConfig):

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from bench.config import KangarooTraining
 from bench.engine.decoder import Decoder
+from bench.engine.stopping import CALIBRATED_AT, Calibration
 from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
-from methods.kangaroo import CALIBRATED_AT, Adapter, AdapterConfig, Calibration, Stored, one_before, save_adapter
+from methods.kangaroo import Adapter, AdapterConfig, Stored, one_before, save_adapter
 
 POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's

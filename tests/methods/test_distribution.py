@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM
 
 from bench.engine.decoder import Decoder
 from bench.engine.sampling import Sampler
+from bench.engine.stopping import CALIBRATED_AT
 from methods.base import Draft, Method, NoKnobs, SpeculativeMethod, decode
-from methods.kangaroo import CALIBRATED_AT, Kangaroo, KangarooConfig
+from methods.kangaroo import Kangaroo, KangarooConfig
 from methods.medusa import Medusa, MedusaConfig
 from methods.vanilla import Vanilla
 

@@ -15,9 +15,10 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from bench.engine.costs import Costs, measure
+from bench.engine.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import CALIBRATED_AT, Calibration, Candidate, GainRule, Kangaroo, KangarooConfig, load_adapter
+from methods.kangaroo import Kangaroo, KangarooConfig, load_adapter
 
 LIMIT = 30
 D, FFN, EXIT = 48, 40, 2

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from bench.engine.decoder import Decoder
+from bench.engine.stopping import Calibration
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import Calibration, Kangaroo, KangarooConfig, Stored, load_adapter, save_adapter
+from methods.kangaroo import Kangaroo, KangarooConfig, Stored, load_adapter, save_adapter
 
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 

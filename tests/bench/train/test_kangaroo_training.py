@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from bench import checkpoints
 from bench.cli import main
 from bench.config import KangarooTraining
+from bench.engine.stopping import CALIBRATED_AT, Calibration
 from bench.train import conversations, loop, prompts, training
 from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations, Recipe
 from bench.train.kangaroo import AdapterTrainer
-from methods.kangaroo import CALIBRATED_AT, Adapter, AdapterConfig, Calibration, Stored, load_adapter
+from methods.kangaroo import Adapter, AdapterConfig, Stored, load_adapter
 from tests.tiny import records, run_bench, short_prompt
 
 EXIT = 1
