@@ -7,9 +7,9 @@ import torch
 
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
-from bench.train.adapter import _decontaminate
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
+from bench.train.training import _decontaminate
 from tests.tiny import write_questions
 
 LONG = "Please list, in order, every river that a barge from Basel to Rotterdam crosses on its way north."
