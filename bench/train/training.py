@@ -119,7 +119,7 @@ def train(
     """
     begin_s = time.perf_counter()
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    paper = config.architecture == "paper"
+    paper = config.architecture == "paper" or (isinstance(config, MedusaTraining) and config.own_lm_heads)
     out = Path(config.out) if config.out else trained.default_folder(of.method, checkpoint.name, paper=paper)
     _check_writable(out)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
