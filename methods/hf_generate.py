@@ -1,4 +1,4 @@
-"""Transformers' own greedy generation on the same weights: it shows what our vanilla is worth."""
+"""Transformers' own generation on the same weights: it shows what our vanilla is worth."""
 
 from __future__ import annotations
 
