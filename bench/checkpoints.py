@@ -212,7 +212,6 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
         where = cache_root() / "hub"
         return Path(snapshot_download(name, revision=revision, cache_dir=where, local_files_only=offline, **files))
 
-    failures: tuple[Any, ...] = (ValueError, *errors.HfHubHTTPError.__bases__)  # OSError and the HTTP library's own
     try:
         folder = None
         with contextlib.suppress(errors.LocalEntryNotFoundError):
@@ -223,7 +222,7 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
             folder = fetch(_HUB_WEIGHTS[0], offline=False)
             if not any(folder.glob("*.safetensors")):
                 folder = fetch(_HUB_WEIGHTS[1], offline=False)
-    except failures as error:
+    except _hub_failures() as error:
         _raise_hub_error(name, revision, error)
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
@@ -232,14 +231,13 @@ def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = p
     """The snapshot of a hub repository with some of its files, from the cache once it is there.
 
     Raises:
-        UserError: it cannot be fetched, or has none of the files.
+        UserError: it cannot be fetched.
 
     """
     from huggingface_hub import errors, snapshot_download
 
     where = cache_root() / "hub"
     options: dict[str, Any] = {"cache_dir": where, "allow_patterns": list(files)}
-    failures: tuple[Any, ...] = (ValueError, *errors.HfHubHTTPError.__bases__)
     with writing(where):
         try:
             with contextlib.suppress(errors.LocalEntryNotFoundError):
@@ -248,8 +246,15 @@ def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = p
                     return folder
             log(f"downloading {name}")
             return Path(snapshot_download(name, **options))
-        except failures as error:
+        except _hub_failures() as error:
             _raise_hub_error(name, None, error, "weights")
+
+
+def _hub_failures() -> tuple[Any, ...]:
+    """What a fetch may raise: OSError and the HTTP library's own among them."""
+    from huggingface_hub import errors
+
+    return (ValueError, *errors.HfHubHTTPError.__bases__)
 
 
 def _raise_hub_error(name: str, revision: str | None, error: Exception, what: str = "model") -> NoReturn:

@@ -7,6 +7,7 @@ complete example.
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ class Draft:
     states: Tensor | None = None  # [1, n + 1, d]: outputs of the layers below `resume_layer`, newest token first
     resume_layer: int = 0
 
-    @property
+    @functools.cached_property
     def tree(self) -> Tree:
         """Which draft follows which."""
         return chain_of(len(self.tokens)) if self.parents is None else tree_of(self.parents)

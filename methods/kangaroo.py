@@ -113,24 +113,19 @@ class KangarooConfig:
     def __post_init__(self) -> None:
         if self.exit_layer < 0:
             raise ValueError(f"exit_layer={self.exit_layer} must not be negative")
-        if self.draft_vocab < -1:
-            raise ValueError(f"draft_vocab={self.draft_vocab} must be at least -1")
+        trained.check_knobs(self.draft_vocab, self.drafts, self.costs)
         if self.gamma < 0:
             raise ValueError(f"gamma={self.gamma} must be at least 1 (0: as stored with the adapter)")
         if self.beam < 0:
             raise ValueError(f"beam={self.beam} must be at least 1 (0: as stored with the adapter)")
         if not 1 <= self.nodes <= MAX_DRAFTS:
             raise ValueError(f"nodes={self.nodes} must lie in 1..{MAX_DRAFTS}")
-        if self.drafts not in ("", "sampled", "top"):
-            raise ValueError(f"drafts={self.drafts} must be sampled or top")
         if self.drafts == "sampled" and self.beam > 1:
             raise ValueError("drafts=sampled is for a chain (beam=1): a beam keeps the most probable paths")
         if self.threshold != -1 and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must lie in [0, 1]")
         if self.stop and self.stop not in STOPS:
             raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
-        if self.costs:
-            Costs.parse(self.costs)
 
 
 @dataclass(frozen=True)
@@ -361,9 +356,9 @@ class Kangaroo(SpeculativeMethod):
 
     def _costs(self, config: KangarooConfig) -> Costs:
         """As asked, else measured on this device."""
-        most = 1 + (config.gamma if config.beam == 1 else config.nodes)
         if config.costs:
             return Costs.parse(config.costs)
+        most = 1 + (config.gamma if config.beam == 1 else config.nodes)
         state = self.target.embed([0])
 
         def draft() -> None:

@@ -85,16 +85,11 @@ class MedusaConfig:
     def __post_init__(self) -> None:
         if self.heads < 0:
             raise ValueError(f"heads={self.heads} must be at least 1 (0: all)")
-        if self.draft_vocab < -1:
-            raise ValueError(f"draft_vocab={self.draft_vocab} must be at least -1")
         if self.accept not in ("exact", "typical"):
             raise ValueError(f"accept={self.accept} must be exact or typical")
-        if self.drafts not in ("", "sampled", "top"):
-            raise ValueError(f"drafts={self.drafts} must be sampled or top")
+        trained.check_knobs(self.draft_vocab, self.drafts, self.costs)
         if self.accept == "typical" and self.drafts == "sampled":
             raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
-        if self.costs:
-            Costs.parse(self.costs)
 
 
 @dataclass(frozen=True)
@@ -200,6 +195,9 @@ class Medusa(SpeculativeMethod):
             raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but there are {count} heads")
         self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not ask are not run
         self.widest = max(self.ranks, default=0) + 1
+        self.node_depths, self.node_ranks = (
+            torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
+        )
         sampled = "sampled" if tree_of(self.parents).is_chain and self.typical is None else "top"
         self.config = replace(
             config, heads=count, tree=_spell(tree), draft_vocab=vocab, drafts=config.drafts or sampled, costs=costs
@@ -264,7 +262,7 @@ class Medusa(SpeculativeMethod):
         if not count:
             return Draft([])
         logits = self.fast(self._input(self.state, self.context[-1]))
-        depths, ranks = self._indices(count)
+        depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
         if self.sampler is None or self.config.drafts == "top":
             return Draft(self._draft_tokens(logits, depths, ranks), parents)
@@ -282,10 +280,6 @@ class Medusa(SpeculativeMethod):
             return state
         return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
 
-    def _indices(self, count: int) -> tuple[Tensor, Tensor]:
-        device = self.target.device
-        return torch.tensor(self.depths[:count], device=device), torch.tensor(self.ranks[:count], device=device)
-
     def _draft_tokens(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> list[int]:
         """Token ids of nodes, given by their head and their rank in it."""
         best = logits.topk(self.widest, dim=-1).indices[depths, ranks]
@@ -301,15 +295,12 @@ def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, Ran
 
     """
     tensors = trained.read_tensors(folder, _WHAT, FILES)
-    own_format = (folder / HEADS_FILE).is_file()
-    if own_format:
+    if (folder / HEADS_FILE).is_file():
         config: HeadsConfig = trained.read_config(folder, _WHAT, lambda value: HeadsConfig(**value["heads"]))
-        names = {name: name for name in ("input", "weight", "bias", "lm_heads")}
     else:  # their config.json says another number of heads than the file holds
         tensors = _stacked(tensors, folder)
         h, d = tensors["weight"].shape[:2]
         config = HeadsConfig(d, h, tensors["lm_heads"].shape[1])
-        names = {name: name for name in tensors}
     trained.check_hidden(config.hidden_size, target, folder, _WHAT)
     if config.own_lm_heads and not config.draft_vocab and config.vocab_size != target.config.vocab:
         raise UserError(
@@ -317,7 +308,7 @@ def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, Ran
             f"but {target.name}'s {target.config.vocab}"
         )
     heads = Heads(config)
-    trained.fill(heads, tensors, names, folder, _WHAT)
+    trained.fill(heads, tensors, {name: name for name, _ in heads.named_parameters()}, folder, _WHAT)
     record = None
     if "ranks" in tensors:
         record = RankRecord(*(tensors[name].numpy() for name in ("ranks", "rank_lengths", "rank_kinds")))

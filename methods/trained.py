@@ -12,12 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from bench import checkpoints
+from bench.engine.costs import Costs
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_ROOT = Path(__file__).parent / "weights"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
+    """What is asked of the knobs that these methods share.
+
+    Raises:
+        ValueError: outside their range.
+
+    """
+    if draft_vocab < -1:
+        raise ValueError(f"draft_vocab={draft_vocab} must be at least -1")
+    if drafts not in ("", "sampled", "top"):
+        raise ValueError(f"drafts={drafts} must be sampled or top")
+    if costs:
+        Costs.parse(costs)
 
 
 def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Path:

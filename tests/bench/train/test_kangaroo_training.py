@@ -22,7 +22,7 @@ from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations, Recipe
 from bench.train.kangaroo import AdapterTrainer
 from methods.kangaroo import Adapter, AdapterConfig, Stored, load_adapter
-from tests.tiny import records, run_bench, short_prompt
+from tests.tiny import records, run_bench
 
 EXIT = 1
 
@@ -37,11 +37,7 @@ class Short(Recipe):
 FLAGS = ["--tokens", "200", "--epochs", "1", "--exit-layer", str(EXIT), "--draft-vocab", "0", "--decontaminate", "mini"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_prompts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "prompt", short_prompt)
-        yield
+pytestmark = pytest.mark.usefixtures("short_prompts")
 
 
 @pytest.fixture

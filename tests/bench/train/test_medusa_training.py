@@ -12,19 +12,15 @@ from safetensors.torch import load_file
 from bench.cli import main
 from bench.config import MedusaTraining
 from bench.engine.tree_choice import MISS
-from bench.train import loop, prompts, training
+from bench.train import loop, training
 from bench.train.medusa import HeadsTrainer
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
-from tests.tiny import records, run_bench, short_prompt
+from tests.tiny import records, run_bench
 
 HEADS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_prompts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "prompt", short_prompt)
-        yield
+pytestmark = pytest.mark.usefixtures("short_prompts")
 
 
 @pytest.fixture
