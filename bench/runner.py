@@ -319,6 +319,8 @@ def _variants(config: RunConfig) -> list[methods.Variant]:
     for variant in variants:
         if variant.label in config.peer and not issubclass(variant.method, Peer):
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+        if variant.label in config.method and issubclass(variant.method, Peer):
+            raise UserError(f"{variant.label!r} is a peer, not a method: ask for it with --peer")
     return sorted(variants, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
 
 
