@@ -238,7 +238,7 @@ class Bench:
             raise UserError(f"a context of {self.context} tokens is too short to warm up in: take another model")
         self.log(f"warming up {', '.join(c.label for c in self.contestants)}")
         for contestant in self.contestants:
-            last_s = float("inf")
+            last_s = 0.0  # of no repetition: the first is never stable
             for _ in range(_WARM_UP_MOST):
                 with memory_errors(f"method {contestant.label}"):
                     answer = decode(contestant.runner, prompt, limit, frozenset())
