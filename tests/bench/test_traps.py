@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from bench import runner
-from methods.base import Peer
+from methods.base import NoKnobs, Peer, decode
 from methods.vanilla import Vanilla
 from tests.oracle import Clock, Oracle, Sideways, knowing, timed
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, records, run_bench, words_of, write_questions
@@ -170,6 +170,29 @@ def test_warm_up_lasts_until_steps_are_stable_and_is_not_counted(setting, add_me
     for turn in records(setting.out)[1]:
         assert turn.decode_s == len(turn.token_ids) - 1
     assert task_of(setting, "cold", "overall")["speedup_decode"]["value"] == pytest.approx(1)
+
+
+def test_peer_with_an_arithmetic_of_its_own_is_never_called_equal(setting, add_method, capsys):
+    class Quantised(Peer):
+        """Another library, which happens to answer as vanilla does but for the last token."""
+
+        lossless = False
+
+        def __init__(self, target, config, checkpoint):
+            super().__init__(target, config, checkpoint)
+            self.vanilla = Vanilla(target, NoKnobs())
+
+        def generate(self, prompt, limit, eos):
+            answer = decode(self.vanilla, prompt, limit, eos)
+            answer.token_ids[-1] = (answer.token_ids[-1] + 1) % 256
+            return answer
+
+    add_method("quantised", Quantised)
+    flags = ["--method", setting.kangaroo, "--peer", "quantised", "--peer-limit", "0"]
+    assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
+    assert [turn.audit for turn in turns_of(setting, "quantised")] == [None] * 4
+    assert task_of(setting, "quantised", "overall")["lossless"] is None
+    assert "quantised (not lossless)" in capsys.readouterr().out
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
