@@ -48,7 +48,7 @@ class Contestant:
         limit = min(_WARM_UP_TOKENS, room - len(prompt))
         if limit < 2:
             raise UserError(f"a context of {room} tokens is too short to warm up in: take another model")
-        last_s = float("inf")
+        last_s = 0.0  # of no repetition: the first is never stable
         for _ in range(_WARM_UP_MOST):
             with memory_errors(f"method {self.label}"):
                 self.warm = decode(self.runner, prompt, limit, frozenset())
@@ -68,6 +68,8 @@ def variants(config: RunConfig) -> list[methods.Variant]:
     for variant in found:
         if variant.label in config.peer and not issubclass(variant.method, Peer):
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+        if variant.label in config.method and issubclass(variant.method, Peer):
+            raise UserError(f"{variant.label!r} is a peer, not a method: ask for it with --peer")
     return sorted(found, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
 
 
