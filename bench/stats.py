@@ -108,9 +108,10 @@ def _stretch(name: str, questions: Sequence[int], actual: Sequence[Array], drawn
     Draws from n questions vary too little by sqrt((n - 1) / n), and n questions know their own spread only as well as
     Student's t says. Over tasks both are weighted with what each adds to the variance (Welch-Satterthwaite).
 
-    Chosen by simulated coverage (tests/bench/test_stats.py) over plain percentiles, basic and BCa intervals: with
-    clustered, skewed times the 95% intervals hold the truth for 80, 10, 5 questions a task in 93-95, 93-95, 92-94%
-    of runs; percentiles in 92-94, 88-91, 80-84%; BCa's acceleration, itself estimated from few outliers, in less.
+    Chosen by simulated coverage (tests/bench/test_stats.py) over plain percentiles, basic and BCa intervals. With
+    clustered, skewed times a task's 95% intervals hold the truth for 80, 10, 5 questions in 93-95, 92-95, 93-95% of
+    runs (the ratio of sums least, as it leans on the longest questions); percentiles in 92-94, 88-91, 80-84%; BCa's
+    in less for the ratio of sums, since its acceleration is itself estimated from few outliers.
     Stretching, unlike taking percentiles further out, works where few different draws exist. On the log scale,
     since times are skewed, and so that vanilla over method has the same interval turned over.
     """
