@@ -71,15 +71,15 @@ def held(found: dict[str, stats.Estimate], truth: list[float]) -> list[bool]:
 
 
 def test_95_of_100_intervals_hold_the_truth():
-    # 1,000 runs: a coverage of 95% is found within 2% but once in 200 times.
-    by_task, overall = coverage(questions=80, runs=1000, seed=1)
+    # 700 runs: a coverage of 95% is found 3% off but once in 3,000 times; ours are 93 to 95%.
+    by_task, overall = coverage(questions=80, runs=700, seed=1)
     assert np.all((by_task > 92) & (by_task < 98)), by_task
     assert np.all((overall > 92) & (overall < 98)), overall
 
 
 def test_intervals_are_not_too_short_for_five_questions_a_task():
     # Plain percentiles hold the truth of a task in 80 to 84% here, and overall in 86 to 89%.
-    by_task, overall = coverage(questions=5, runs=400, seed=2)
+    by_task, overall = coverage(questions=5, runs=250, seed=2)
     assert np.all((by_task.mean(axis=0) > 90) & (by_task.mean(axis=0) < 98)), by_task
     assert np.all((overall > 90) & (overall < 98)), overall
 
