@@ -143,6 +143,8 @@ def test_rounding_in_bfloat16_is_counted_as_numerical_and_fails_no_run(setting, 
     assert counts["numerical"] >= 1
     assert counts["different"] == 0
     summary = json.loads((setting.out / "summary.json").read_text())
-    assert summary["methods"]["faulty"]["tasks"]["overall"]["lossless"] == counts
+    overall = summary["methods"]["faulty"]["tasks"]["overall"]
+    assert overall["lossless"] == counts
+    assert overall["numerical_rate"] == pytest.approx(counts["numerical"] / len(verdicts))
     for audit in audits_of(setting):
         assert audit.verdict == "identical" or abs(audit.gap) <= audit.tolerance
