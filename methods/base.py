@@ -78,7 +78,11 @@ class Peer(ABC):
     sampler: Sampler | None = None
     lossless: bool = True
     extra_parameters: int = 0
-    notes: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `run.json` should say of the peer besides its knobs."""
+        return {}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         self.target = target  # for its dtype and device
@@ -110,7 +114,10 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     The only place where EOS and the limit are applied, for vanilla as for every method.
     """
     if isinstance(method, Peer):
-        return method.generate(prompt, limit, eos)
+        answer = method.generate(prompt, limit, eos)
+        assert 1 <= len(answer.token_ids) <= limit, f"{type(method).__name__} gave {len(answer.token_ids)} tokens"
+        assert not eos & set(answer.token_ids[:-1]), f"{type(method).__name__} went on after the end"
+        return answer
     device = method.target.device
     start_s = now_s(device)
     tokens = [method.prefill(prompt)]

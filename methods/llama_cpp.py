@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -30,7 +30,6 @@ class LlamaCpp(Peer):
     """
 
     lossless = False
-    notes: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
@@ -60,11 +59,16 @@ class LlamaCpp(Peer):
         if self.model.n_vocab() != vocab:
             raise UserError(f"{path} is of another model: it has {self.model.n_vocab()} tokens, {target.name} {vocab}")
         version = getattr(library, "__version__", "unknown")
-        self.notes = {  # type: ignore[misc]
+        self._notes = {
             "arithmetic": f"own arithmetic: quantised weights of {path.name}, not audited",
             "gguf_sha256": sha256(path),
             "llama_cpp_python": version,
         }
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Whose arithmetic it is, on which file."""
+        return self._notes
 
     def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
         """At most `limit` tokens, each the most probable one; nothing is left of an earlier prompt.
