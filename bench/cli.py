@@ -248,14 +248,14 @@ def _generate_parser() -> _Made:
 def _generate(options: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(options).items() if k not in ("prompt", "rejected", "json")}
     settings = config.from_flags(given | {"method": (options.method,), "peer": ("none",)}, "laptop")
-    if options.prompt is None and sys.stdin.isatty():
-        print("type the prompt, then Ctrl-D", file=sys.stderr)
-    prompt = sys.stdin.read() if options.prompt is None else options.prompt
     from rich.console import Console
 
     from bench import generate
 
-    generation = generate.prepare(settings, prompt, lambda line: print(line, file=sys.stderr))
+    def log(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    generation = generate.prepare(settings, generate.read_prompt(options.prompt, log), log)
     if options.json:
         generate.print_json(generation)
     else:

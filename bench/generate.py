@@ -8,6 +8,7 @@ race as it would be run, and each side's rate comes from its own steps alone. EO
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -226,15 +227,32 @@ def _side_json(side: Side) -> dict[str, Any]:
     }
 
 
+def read_prompt(given: str | None, log: Log) -> str:
+    """The prompt given, else what stands on standard input.
+
+    Raises:
+        UserError: it is empty, or not UTF-8 text.
+
+    """
+    try:
+        if given is None and sys.stdin.isatty():
+            log("type the prompt, then Ctrl-D")
+        text = sys.stdin.read() if given is None else given
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error}): convert it") from error
+    if not text.strip():
+        raise UserError("the prompt is empty: give it as an argument or on standard input")
+    return text
+
+
 def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     """Model, prompt and both sides; `config.method` names one method.
 
     Raises:
-        UserError: unknown method or model, a peer, an empty prompt, or one that leaves no room for an answer.
+        UserError: unknown method or model, a peer, or a prompt that leaves no room for an answer.
 
     """
-    if not text.strip():
-        raise UserError("the prompt is empty: give it as an argument or on standard input")
     (label,) = config.method
     variant = methods.parse(label)
     if issubclass(variant.method, Peer):
@@ -288,7 +306,9 @@ def print_json(generation: Generation) -> None:
 
 def _show_wide(generation: Generation, console: Console, rejected: bool) -> None:
     with Live(console=console, transient=True, auto_refresh=False) as live:
-        generation.run(lambda: live.update(_columns(generation, console, rejected, console.height - 3), refresh=True))
+        generation.run(
+            lambda: live.update(_columns(generation, console, rejected, max(1, console.height - 3)), refresh=True)
+        )
     console.print(_columns(generation, console, rejected, None))
 
 
@@ -333,7 +353,8 @@ def closing_lines(generation: Generation) -> list[str]:
     lines = []
     for side in generation.sides:
         rate = f"CR {side.compression_rate:.2f}" if side.compression_rate is not None else "CR -"
-        lines.append(f"{side.label}: {len(side.token_ids)} tokens, {_rate(side)}, {len(side.steps)} steps, {rate}")
+        tokens, steps = _count(len(side.token_ids), "token"), _count(len(side.steps), "step")
+        lines.append(f"{side.label}: {tokens}, {_rate(side)}, {steps}, {rate}")
     speedup = f"{generation.speedup:.2f}x" if generation.speedup is not None else "-"
     lines[-1] += f", speedup {speedup}, output {said[generation.identical]}{_divergence(generation)}"
     return lines
@@ -346,6 +367,10 @@ def _divergence(generation: Generation) -> str:
     shared = next((i for i, (a, b) in enumerate(zip(vanilla, method, strict=False)) if a != b), None)
     place = min(len(vanilla), len(method)) if shared is None else shared
     return f" from token {place + 1} on (a run audits whether that was a tie)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _rate(side: Side) -> str:
