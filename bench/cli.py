@@ -1,4 +1,4 @@
-"""The command line: run (default) | report | train | list | cache. `UserError` is caught once, here."""
+"""The command line: run is the default, others have a parser and a function each. `UserError` is caught once, here."""
 
 from __future__ import annotations
 

@@ -48,22 +48,21 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._read = 0  # tokens whose text is out
-        self._shown = 0  # characters of the window's text that are out
+        self._ids: list[int] = []  # what came out last, then what is held back
+        self._out = 0  # how many of them are out
+        self._shown = 0  # characters of their text
 
     def push(self, token: int) -> str:
         """The text that `token` completes; may be none."""
         self._ids.append(token)
         text = self._decode()
-        # Unfinished: up to three bytes, for which decoders write one replacement character or one each.
-        whole = text.rstrip("\ufffd")
-        whole = text[: max(len(whole), len(text) - 3)]
-        piece, self._shown = whole[self._shown :], max(self._shown, len(whole))
-        if whole == text:
-            # One token stays in the window: whether a word begins with a space depends on what stands before.
-            self._ids = self._ids[-1:]
-            self._shown = len(self._decode())
+        if text.endswith("\ufffd"):
+            return ""
+        piece = text[self._shown :]
+        # Some tokens stay: whether a word begins with a space depends on what stands before. Whole characters, because
+        # a decoder that falls back to bytes gives up a run of bytes altogether where one of its characters is cut.
+        self._ids = self._ids[self._out :]
+        self._out, self._shown = len(self._ids), len(self._decode())
         return piece
 
     def rest(self) -> str:
@@ -305,11 +304,12 @@ def print_json(generation: Generation) -> None:
 
 
 def _show_wide(generation: Generation, console: Console, rejected: bool) -> None:
-    with Live(console=console, transient=True, auto_refresh=False) as live:
-        generation.run(
-            lambda: live.update(_columns(generation, console, rejected, max(1, console.height - 3)), refresh=True)
-        )
-    console.print(_columns(generation, console, rejected, None))
+    try:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
+            height = max(1, console.height - 3)
+            generation.run(lambda: live.update(_columns(generation, console, rejected, height), refresh=True))
+    finally:  # also what was said until an interruption
+        console.print(_columns(generation, console, rejected, None))
 
 
 def _columns(generation: Generation, console: Console, rejected: bool, height: int | None) -> Columns:

@@ -82,6 +82,7 @@ def test_exported_row_says_what_spec_benchs_would(tmp_path):
 def test_rounds_go_to_folders_and_failed_questions_nowhere(tmp_path):
     turns = some_turns({"vanilla": 1, "m": 3}, rounds=2)
     next(turn for turn in turns if turn.question_id == 300 and turn.round == 1).error = "RuntimeError: no"
+    turns.reverse()  # files are sorted by question all the same, as Spec-Bench's are
     exported = export(saved(tmp_path, a_run({"vanilla": "vanilla", "m": "method"}), turns), tmp_path / "out", spell)
     names = ["run_1/vanilla", "run_1/m", "run_2/vanilla", "run_2/m"]
     assert exported.paths == [tmp_path / "out" / f"{name}.jsonl" for name in names]
