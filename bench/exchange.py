@@ -31,14 +31,9 @@ from typing import Any
 from bench import metrics
 from bench.errors import UserError
 from bench.questions import MT_BENCH_CATEGORIES
-from bench.records import Run, Turn, atomic_writer, read_run, read_turns
+from bench.records import PIECES_FILE, Run, Turn, atomic_writer, read_run, read_turns
 
-TEXTS_FILE = "answers.jsonl"
-PIECES_FILE = "pieces.json"
 REPLACEMENT = "\ufffd"  # what a decoder writes for a token that is only part of a character
-
-Key = tuple[str, int, int, int]  # method, question id, turn, round
-_KEY_NAMES = ("method", "question_id", "turn", "round")
 
 
 @dataclass(frozen=True)
@@ -49,25 +44,12 @@ class Exported:
     inexact: int  # answers whose text was joined from pieces that hold only parts of characters
 
 
-def key_of(turn: Turn) -> Key:
-    """What tells an answer from all others of a run."""
-    return turn.method, turn.question_id, turn.turn, turn.round
-
-
-def write_texts(run_dir: Path, texts: dict[Key, str]) -> None:
-    """Leave the answers' texts beside a run's records: exact where characters are made of several tokens."""
-    with atomic_writer(run_dir / TEXTS_FILE) as file:
-        for key, text in texts.items():
-            row = dict(zip(_KEY_NAMES, key, strict=True)) | {"text": text}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] | None = None) -> Exported:
     """Write a run as Spec-Bench's answer files: one a method, in a folder `run_N` a round where there are several.
 
     Only questions that nobody failed are written, sorted by id. Spec-Bench's scripts do not pair questions, so a method
     that answered fewer than vanilla (a peer) gets a baseline of its own, `vanilla-for-<method>.jsonl`. The text comes
-    from `decode` (token ids -> text) where given, else from `answers.jsonl` or `pieces.json` of the run.
+    from `decode` (token ids -> text) where given, else from the records.
 
     Raises:
         UserError: no run there, nothing in it is finished, its texts are not known, or `out_dir` cannot be written.
@@ -148,48 +130,29 @@ def _row(run: Run, turns: Sequence[Turn], texts: _Texts) -> dict[str, Any]:
 
 
 class _Texts:
-    """The text of a run's answers: decoded, as recorded, or joined from pieces."""
+    """The text of a run's answers: decoded, as recorded, or, in records from before that, joined from pieces."""
 
     def __init__(self, run_dir: Path, decode: Callable[[Sequence[int]], str] | None):
         self.inexact = 0
         self.run_dir, self.decode = run_dir, decode
-        self.recorded: dict[Key, str] | None = None
-        self.pieces: dict[str, str] = {}
-        if decode is not None:
-            return
-        if (run_dir / TEXTS_FILE).is_file():
-            self.recorded = _read_texts(run_dir / TEXTS_FILE)
-        elif (run_dir / PIECES_FILE).is_file():
-            self.pieces = _read_pieces(run_dir / PIECES_FILE)
-        else:
-            raise UserError(
-                f"{run_dir} holds no texts (no {TEXTS_FILE}, no {PIECES_FILE}): name its model with --model"
-            )
+        has_pieces = decode is None and (run_dir / PIECES_FILE).is_file()
+        self.pieces = _read_pieces(run_dir / PIECES_FILE) if has_pieces else {}
 
     def of(self, turn: Turn) -> str:
         """The answer without special tokens, stripped."""
         if self.decode is not None:
             return self.decode(turn.token_ids).strip()
+        ids = turn.token_ids[:-1] if turn.finish == "eos" else turn.token_ids
+        if turn.text or not ids:
+            return turn.text
         try:
-            if self.recorded is not None:
-                return self.recorded[key_of(turn)].strip()
-            ids = turn.token_ids[:-1] if turn.finish == "eos" else turn.token_ids
             text = "".join(self.pieces[str(token)] for token in ids)
         except KeyError as error:
-            raise UserError(f"{self.run_dir} has no text for {error}: name its model with --model") from error
+            raise UserError(
+                f"{self.run_dir} holds no texts (token {error} is not in {PIECES_FILE}): name its model with --model"
+            ) from error
         self.inexact += REPLACEMENT in text
         return text.strip()
-
-
-def _read_texts(path: Path) -> dict[Key, str]:
-    texts: dict[Key, str] = {}
-    for number, value in _lines(path):
-        try:
-            method, question, turn, number_of_round = (value[name] for name in _KEY_NAMES)
-            texts[method, question, turn, number_of_round] = str(value["text"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not an answer's text ({error!r}): export with --model") from error
-    return texts
 
 
 def _read_pieces(path: Path) -> dict[str, str]:

@@ -22,14 +22,14 @@ from rich.text import Text
 import methods
 from bench import checkpoints, questions
 from bench.config import RunConfig
+from bench.contestants import memory_errors
 from bench.engine.decoder import DecoderConfig
 from bench.engine.sampling import Sampler
-from bench.engine.tree import ROOT
 from bench.errors import UserError
 from bench.questions import ChatFormat
 from bench.records import Step
-from bench.runner import generation_config, load_target, memory_errors
-from methods.base import Draft, Method, Peer, SpeculativeMethod, cut_at_eos, decode, now_s
+from bench.runner import generation_config, load_target
+from methods.base import Method, Peer, cut_at_eos, decode, now_s
 
 WIDE = 100  # columns from which two answers fit beside each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
@@ -93,17 +93,6 @@ class Side:
     text: list[tuple[str, str]] = field(default_factory=list)  # (piece, style), rejected drafts included
     prefill_s: float = 0.0
     decode_s: float = 0.0
-    _draft: Draft | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.method, SpeculativeMethod):
-            propose = self.method.propose
-
-            def watched(room: int) -> Draft:
-                self._draft = propose(room)
-                return self._draft
-
-            self.method.propose = watched  # type: ignore[method-assign]
 
     @property
     def done(self) -> bool:
@@ -141,9 +130,8 @@ class Side:
         self.decode_s += now_s(device) - start_s
         self.steps.append(step)
         for number, token in enumerate(step.emitted):
-            if number == len(step.emitted) - 1 and self._draft is not None:
-                lost = tried_in_vain(self._draft, step.emitted)
-                self.text += [(self.detokenizer.alone(other), REJECTED) for other in lost]
+            if number == len(step.emitted) - 1:
+                self.text += [(self.detokenizer.alone(other), REJECTED) for other in step.rejected]
             self._take(token, ACCEPTED if number < step.accepted else BONUS)
 
     def _take(self, token: int, style: str) -> None:
@@ -151,14 +139,6 @@ class Side:
         self.text.append((self.detokenizer.push(token), style))
         if self.done:
             self.text.append((self.detokenizer.rest(), style))
-
-
-def tried_in_vain(draft: Draft, emitted: Sequence[int]) -> list[int]:
-    """The drafts that stood where the step's last token now stands, and were not it."""
-    children, node = draft.tree.children, ROOT
-    for token in emitted[:-1]:
-        node = next(child for child in children[node] if draft.tokens[child] == token)
-    return [draft.tokens[child] for child in children.get(node, []) if draft.tokens[child] != emitted[-1]]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import exchange, metrics
+from bench import metrics
 from bench.cli import main
 from bench.errors import UserError
-from bench.exchange import export, is_answer_file, read_answers, write_texts
+from bench.exchange import export, is_answer_file, read_answers
 from bench.foreign import foreign_summary
-from bench.records import Turn, read_turns, write_json
+from bench.records import Turn, read_turns, write_json, write_turns
 from tests.answer_files import (
     EOS,
     a_run,
@@ -130,11 +131,8 @@ def test_recorded_text_is_preferred_to_pieces_and_pieces_to_nothing(tmp_path):
     assert text() == ("Grüß Gott", 0)
     write_json(folder / "pieces.json", {"1": " Grü\ufffd", "2": "\ufffd Gott"})
     assert text() == ("Grü\ufffd\ufffd Gott", 1)
-    write_texts(folder, {exchange.key_of(turn): "Grüß Gott \n"})
+    write_turns(folder / "turns.jsonl", [dataclasses.replace(turn, text="Grüß Gott")])
     assert text() == ("Grüß Gott", 0)
-    write_texts(folder, {("vanilla", 241, 1, 0): "another turn's"})
-    with pytest.raises(UserError, match=r"no text for .*--model"):
-        text()
 
 
 def test_export_on_the_command_line_decodes_with_the_runs_tokenizer(setting, capsys):

@@ -15,7 +15,7 @@ import methods
 from bench import generate
 from bench.cli import main
 from bench.config import RunConfig
-from bench.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side, tried_in_vain
+from bench.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
 from bench.records import Step
 from methods.base import Draft, Method, decode
 from methods.vanilla import Vanilla
@@ -189,15 +189,19 @@ def test_what_follows_eos_is_cut_from_a_step(target, tiny_tokenizer):
     assert [style for piece, style in side.text if piece] == [BONUS, ACCEPTED]
 
 
-def test_lost_drafts_are_those_beside_the_last_token():
-    chain = Draft([11, 12, 13])
-    assert tried_in_vain(chain, [11, 99]) == [12]
-    assert tried_in_vain(chain, [11, 12, 13, 99]) == []
-    assert tried_in_vain(chain, [11, 12]) == []  # cut at EOS, which was drafted
-    tree = Draft([11, 12, 21, 22, 23], parents=[-1, -1, 1, 1, 0])
-    assert tried_in_vain(tree, [12, 99]) == [21, 22]
-    assert tried_in_vain(tree, [99]) == [11, 12]
-    assert tried_in_vain(tree, [11, 23, 99]) == []
+def test_lost_drafts_stand_before_the_token_that_beat_them(target, tiny_tokenizer):
+    step = Step([66, 67], drafted=3, accepted=1, rejected=[70, 71])
+    side = Side("m", Scripted(target, [Step([65]), step]), 50, EOS, Detokenizer(tiny_tokenizer))
+    side.begin([1])
+    side.advance()
+    assert [(piece, style) for piece, style in side.text if piece] == [
+        ("b", BONUS),
+        ("c", ACCEPTED),
+        ("g", REJECTED),
+        ("h", REJECTED),
+        ("d", BONUS),
+    ]
+    assert side.answer == "bcd"
 
 
 # --- the screen ------------------------------------------------------------------------------------------------------
