@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from typing import Any
 
 from bench.metrics import OVERALL, TASKS, summarize
 from bench.records import Audit, MethodInfo, Run, Turn
 
 HOSTILE = "<script>alert(1)</script>"
-TEXT = (
-    "The ocean| is| warm|,| and| the| waves| follow| the| wind|.|\n|\n|In| the| early| morning| fishers| leave| the|"
-    " harbour|,| and| they| come| back| at| noon| with| their| catch|.| A| visitor| may| walk| along| the| cliffs| to|"
-    " the| light|house|,| where| a| small| museum| shows| maps| of| the| coast|.|<|end|>"
-).split("|")
+SENTENCES = (
+    "The ocean is warm, and the waves follow the wind.\n\nIn the early morning fishers leave the harbour, and they come"
+    " back at noon with their catch. A visitor may walk along the cliffs to the lighthouse, where a small museum shows"
+    " maps of the coast.<|end|>"
+)
+TEXT = re.findall(r"<.+>|\n| ?\w+|[.,]", SENTENCES)
 LOSERS = [" sea", " hot", " but", "\n"]
 PIECES: dict[int | str, str] = {str(i): text for i, text in enumerate([*TEXT, *LOSERS])}
 STEPS = ((0, 1), (2, 3), (1, 2), (3, 4), (0, 1), (2, 3))  # accepted, emitted; repeated to the answer's end
@@ -44,8 +46,22 @@ def run(**more: Any) -> Run:
             "dirty": True,
             "warnings": ["the machine was busy"],
             "sessions": [
-                {"started": "2026-01-01", "wall_s": 61.0, "load_1min": 0.5, "commit": "a1", "dirty": False, "warnings": []},
-                {"started": "2026-01-02", "wall_s": 12.0, "load_1min": 3.5, "commit": "b2", "dirty": True, "warnings": ["hot"]},
+                {
+                    "started": "2026-01-01",
+                    "wall_s": 61.0,
+                    "load_1min": 0.5,
+                    "commit": "a1",
+                    "dirty": False,
+                    "warnings": [],
+                },
+                {
+                    "started": "2026-01-02",
+                    "wall_s": 12.0,
+                    "load_1min": 3.5,
+                    "commit": "b2",
+                    "dirty": True,
+                    "warnings": ["hot"],
+                },
             ],
         },
         "wall_s": 73.0,
@@ -126,7 +142,9 @@ def _figures(cell: dict[str, Any], kind: str, task: str) -> dict[str, Any]:
     found["emitted_histogram"] = [40, 30, 20, 10] if ours else []
     found["confidence"] = None
     found["window_ctar"] = [0.61, 0.32, 0.13] if ours else None
-    bins = [{"context": 100.0 * n, "ms_per_token": 30.0 + n, "vanilla_ms_per_token": 40.0 + n, "turns": 5} for n in (1, 2)]
+    bins = [
+        {"context": 100.0 * n, "ms_per_token": 30.0 + n, "vanilla_ms_per_token": 40.0 + n, "turns": 5} for n in (1, 2)
+    ]
     found["context"] = bins if ours else []
     found["numerical_rate"] = 1 / 12 if ours else None
     return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bench.metrics import OVERALL
 from bench.records import Run, Turn
@@ -23,11 +24,10 @@ from bench.report.html_tables import (
     interval,
     millions,
     output_text,
-    published_table,
+    published_tables,
     shown,
     shown_tasks,
 )
-from bench.report.html_warnings import warnings_of
 from bench.report.reader import SHADES, SHOWN_DIVERGENCES, answers, piece
 from bench.report.tables import UNDEFINED, number, task_name, times
 
@@ -49,6 +49,13 @@ FIGURE_GROUPS = {
     ),
 }
 OTHER_FIGURES = "Further figures"
+INLINE = (  # applied to escaped text: none of these can open a tag of its own
+    (r"\*\*(.+?)\*\*", r"<strong>\1</strong>"),
+    (r"(?<![*\w])\*([^*\s][^*]*?)\*(?![*\w])", r"<em>\1</em>"),
+    (r"`(.+?)`", r"<code>\1</code>"),
+    (r"\[([^\]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>'),
+)
+SAFE_NAME = re.compile(r"[\w:=,./() -]+")
 CAPTIONS = {
     "speedup_by_task": "Tokens per second over vanilla's on the same prompts; the line at 1 is vanilla.",
     "three_estimators": "Three ways to average the same measurements. Where they part, few questions weigh much.",
@@ -62,41 +69,6 @@ CAPTIONS = {
     "acceptance_by_position": "Chance that a draft is accepted, given that all before it in its step were.",
     "draft_confidence": "A draft model worth its confidence keeps accepted and rejected tokens apart.",
 }
-DEFINITIONS = (
-    (
-        "Speedup",
-        "A method's tokens per second over vanilla's, on the same prompts in the same rounds of the same run. Ratio of "
-        "sums: all tokens over all seconds of a task, overall the unweighted mean of the tasks. Mean of rates: "
-        "Spec-Bench's, the mean over questions of tokens per second, overall pooled over all questions. Geometric "
-        "mean: of the questions' paired ratios.",
-    ),
-    ("Decode and end-to-end", "Decode leaves out the prefill and the first token, which belongs to it."),
-    ("CR", "Compression rate: (generated tokens - turns) / steps, the tokens per verification pass. Vanilla's is 1."),
-    ("CTAR(w)", "Share of steps that added more than w tokens. A step that drafted fewer counts as a miss."),
-    (
-        "Window CTAR(w)",
-        "Share of the positions of vanilla's answer, where w tokens are left, at which w drafts in a row are right.",
-    ),
-    (
-        "Conditional acceptance",
-        "At w: share that accepted at least w among the steps that drafted at least w and accepted at least w - 1.",
-    ),
-    ("Draft share", "Accepted draft tokens over all generated tokens."),
-    (
-        "Predicted",
-        "Step cost from microbenchmarks before the run: draft passes, layers run early, the pass that verifies, and "
-        "the rest. Predicted speedup: mean tokens per step over mean predicted cost. Error: predicted over measured - 1.",
-    ),
-    (
-        "Identical, numerical, different",
-        "Identical: token ids equal vanilla's. Numerical: the first differing token was a tie within the dtype's "
-        "measured error. Different: neither, so the method is not lossless.",
-    ),
-    ("Sampled", "Answers drawn at random are not compared token by token; lossless then means equal in distribution."),
-    ("Repetition", "Share of repeated 8-grams within the answers. Loops are easy to draft."),
-    ("Prefill", "Seconds from the prompt to the first token."),
-    ("Questions", "Turns count once a round. A question that failed anywhere is left out on both sides."),
-)
 
 
 def report_html(
@@ -105,19 +77,27 @@ def report_html(
     turns: Sequence[Turn],
     pieces: Mapping[int | str, str],
     figures: Sequence[tuple[str, Path]],
+    *,
+    warnings: Sequence[str],
+    definitions: str,
     published: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The page. Everything in it is escaped; its policy lets it load nothing and run its own script alone.
 
-    `pieces` gives the text of token ids (empty: ids are shown), `figures` are (title, .svg or .png file), and
-    `published` are other people's speedups, for whose keys see `html_tables.published_table`.
+    `pieces` gives the text of token ids (empty: ids are shown), `figures` are (title, .svg or .png file), `warnings`
+    and `definitions` are Markdown as `report.md` has it, so that both pages say the same, and `published` are other
+    people's figures, for whose keys see `html_tables.published_tables`.
     """
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["soft"] = soft
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sampled = summary["sampling"] is not None
     return environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -125,10 +105,10 @@ def report_html(
         title=_title(run, summary),
         cards=_cards(summary),
         headline=headline_table(summary),
-        warnings=warnings_of(run, summary),
-        published=published_table(summary, published),
+        warnings=[marked_up(text) for text in warnings],
+        published=published_tables(summary, published),
         figure_groups=_figure_groups(figures),
-        details=_details(summary, sampled=sampled),
+        details=_details(summary),
         failures=_failures(summary),
         divergences=_divergences(summary, pieces),
         answers=answers(summary, turns, pieces),
@@ -138,8 +118,27 @@ def report_html(
         provenance=_provenance(run),
         sessions=_sessions(run),
         knobs=_knobs(run),
-        definitions=DEFINITIONS,
+        definitions=[marked_up(text) for text in list_items(definitions)],
     )
+
+
+def marked_up(text: str) -> Markup:
+    """One line of the reports' Markdown: bold, italics, code, and links within the page. All else is escaped."""
+    found = str(escape(text))
+    for pattern, replacement in INLINE:
+        found = re.sub(pattern, replacement, found)
+    return Markup(found)
+
+
+def list_items(text: str) -> list[str]:
+    """The items of a Markdown list, each on one line."""
+    items = re.split(r"^- ", text, flags=re.MULTILINE)
+    return [" ".join(item.split()) for item in items if item.strip()]
+
+
+def soft(text: str) -> Markup:
+    """A method's name that may break after the punctuation of its knobs, and nowhere else if it can."""
+    return Markup(re.sub(r"(?<=[:=,_/])", "<wbr>", text)) if SAFE_NAME.fullmatch(text) else Markup(escape(text))
 
 
 def _title(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
@@ -171,13 +170,13 @@ def _method_card(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> d
     overall = entry["tasks"][OVERALL]
     values = [cell["speedup_decode"]["value"] for task, cell in entry["tasks"].items() if task != OVERALL]
     values = [value for value in values if value is not None]
-    span = f"{times(min(values))} to {times(max(values))} by task" if len(values) > 1 else "one task"
+    span = f"; {times(min(values))} to {times(max(values))} by task" if len(values) > 1 else ""
     sampled = summary["sampling"] is not None
     return {
         "name": shown(name, entry),
         "value": times(overall["speedup_decode"]["value"]),
         "interval": interval(overall["speedup_decode"]),
-        "what": f"as fast as vanilla, decoding; {span}" if values else "no turn was finished beside vanilla's",
+        "what": f"vanilla's decode speed{span}" if values else "no turn was finished beside vanilla's",
         "facts": [
             ("end-to-end", times(overall["speedup_total"]["value"])),
             ("tokens per step (CR)", number(overall["compression_rate"])),
@@ -191,7 +190,7 @@ def _method_card(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> d
 def _peer_card(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     overall = entry["tasks"][OVERALL]
     value = overall["speedup_decode"]["value"]
-    what = f"as fast as vanilla, decoding: vanilla is {times(1 / value)} the peer" if value else "nothing was measured"
+    what = f"vanilla's decode speed; vanilla is {times(1 / value)} the peer" if value else "nothing was measured"
     turns = ("turns", f"{overall['turns']:,}")
     return {
         "name": f"{name} (a peer)",
@@ -233,7 +232,8 @@ def _figure_groups(figures: Sequence[tuple[str, Path]]) -> list[tuple[str, list[
     return [(group, found) for group, found in groups.items() if found]
 
 
-def _details(summary: dict[str, Any], *, sampled: bool) -> list[dict[str, Any]]:
+def _details(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    sampled = summary["sampling"] is not None
     return [
         {
             "name": shown(name, entry),
@@ -334,7 +334,10 @@ def _sessions(run: Run) -> Table | None:
             [
                 Item(number(one.get("wall_s"), 0)),
                 Item(number(one.get("load_1min"))),
-                Item(f"{one.get('commit') or 'unknown'}{', uncommitted changes' if one.get('dirty') else ''}", kind="code"),
+                Item(
+                    f"{one.get('commit') or 'unknown'}{', uncommitted changes' if one.get('dirty') else ''}",
+                    kind="code",
+                ),
                 Item("; ".join(one.get("warnings") or []) or "none", kind="text"),
             ],
         )

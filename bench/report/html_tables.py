@@ -6,7 +6,7 @@ A table whose figures a run does not have at all is left out; a single missing f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class Item:
     text: str
     small: str = ""
     kind: str = ""  # "" for a figure; "text", "code", "main" (the figure that counts)
+    link: str = ""  # address of the source, https only; any other is not made a link
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _row(summary: dict[str, Any], name: str, tasks: Sequence[str]) -> Row:
         speed(overall["speedup_total"]),
         Item(number(overall["compression_rate"])),
         Item(millions(entry["extra_parameters"])),
-        Item(output_text(overall["lossless"], sampled=summary["sampling"] is not None), kind="text"),
+        Item(output_text(overall["lossless"], sampled=summary["sampling"] is not None)),
     ]
     return Row(f"{name} (a peer)" if peer else shown(name, entry), items, "aside" if peer else "")
 
@@ -142,7 +143,7 @@ def _vanilla_row(name: str, entry: dict[str, Any], tasks: Sequence[str]) -> Row:
     cells = [entry["tasks"].get(task, {}) for task in [*tasks, OVERALL]]
     items = [Item(number(cell.get("tok_per_s"), 1), "tok/s") for cell in cells]
     items += [Item(UNDEFINED), Item(number(entry["tasks"][OVERALL]["compression_rate"]))]
-    return Row(name, [*items, Item(UNDEFINED), Item("the baseline", kind="text")], "aside")
+    return Row(name, [*items, Item(UNDEFINED), Item("the baseline")], "aside")
 
 
 def shown(name: str, entry: dict[str, Any]) -> str:
@@ -158,7 +159,9 @@ def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
         _time(cells),
         _windows(cells, "ctar", "CTAR(w): share of steps that added more than w tokens", "w = {}"),
         _windows(cells, "conditional_acceptance", "Conditional acceptance by position of the draft", "draft {}"),
-        _windows(cells, "window_ctar", "Window CTAR(w): positions at which w forced drafts in a row are right", "w = {}"),
+        _windows(
+            cells, "window_ctar", "Window CTAR(w): positions at which w forced drafts in a row are right", "w = {}"
+        ),
         _histogram(cells),
         _context(cells),
         _counts(cells, sampled=sampled),
@@ -169,7 +172,9 @@ def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
 def _by_task(cells: dict[str, Cell], items: Callable[[Cell], list[Item]]) -> list[Row]:
     """One row a task; overall last, which of one task alone would be its repetition."""
     shown_cells = {task: cell for task, cell in cells.items() if task != OVERALL or len(cells) != 2}
-    return [Row(task_name(task), items(cell), "overall" if task == OVERALL else "") for task, cell in shown_cells.items()]
+    return [
+        Row(task_name(task), items(cell), "overall" if task == OVERALL else "") for task, cell in shown_cells.items()
+    ]
 
 
 def _estimators(cells: dict[str, Cell]) -> Table:
@@ -268,35 +273,60 @@ def _counts(cells: dict[str, Cell], *, sampled: bool) -> Table:
             Item(percent(cell["eos_share"])),
             Item(number(cell["repetition"])),
             Item(percent(cell.get("numerical_rate"), 1)),
-            Item(output_text(cell["lossless"], sampled=sampled), kind="text"),
+            Item(output_text(cell["lossless"], sampled=sampled)),
         ]
 
     text = frozenset({len(columns) - 1})
     return Table("What the figures were counted from", "task", columns, _by_task(cells, items), text=text)
 
 
-def published_table(summary: dict[str, Any], published: Iterable[dict[str, Any]]) -> Table | None:
-    """Other people's figures, under a row of ours for each method, every row with its source, model and hardware.
+def published_tables(summary: dict[str, Any], published: Sequence[dict[str, Any]]) -> list[Table]:
+    """Other people's figures under ours, every row with its source, model and hardware; none where none are given.
 
-    A published row has `source`, `model`, `hardware`, a value by task (`overall` too), and may have `method`.
+    A published row has `method`, `source`, `model`, `hardware`, by task `speedup` and `compression_rate` (`overall`
+    among the tasks where it is given), and may have `url`, `label` (the source's name of the method) and `settings`.
+    Ours stand beside them end-to-end, and as Spec-Bench's script averages where the summary has it: so do papers.
     """
-    rows = [_published_row(row, tasks := [*shown_tasks(summary), OVERALL]) for row in published]
-    if not rows:
-        return None
+    known = all("speedup_total_mean_rates" in entry["tasks"][OVERALL] for entry in summary["methods"].values())
+    key, what = ("speedup_total_mean_rates", "mean of rates") if known else ("speedup_total", "ratio of sums")
+    kinds: list[tuple[str, str, Callable[[Cell], Item], Callable[[float], str]]] = [
+        ("speedup", f"Speedup, here (end-to-end, {what}) and as published", lambda cell: speed(cell[key]), times),
+        ("compression_rate", "CR, here and as published", lambda cell: Item(number(cell["compression_rate"])), number),
+    ]
+    return [
+        _published_table(summary, [row for row in published if row.get(figure)], figure, caption, ours, theirs)
+        for figure, caption, ours, theirs in kinds
+        if any(row.get(figure) for row in published)
+    ]
+
+
+def _published_table(
+    summary: dict[str, Any],
+    published: Sequence[dict[str, Any]],
+    figure: str,
+    caption: str,
+    ours: Callable[[Cell], Item],
+    theirs: Callable[[float], str],
+) -> Table:
+    tasks = [*shown_tasks(summary), OVERALL]
     device = str(summary["device"].get("name") or summary["device"].get("type"))
-    ours = []
+    bases = {row["method"] for row in published}
+    rows = []
     for name, entry in summary["methods"].items():
-        if entry["kind"] == "method":
-            about = [Item("this run", kind="text"), Item(str(summary["model"]), kind="text"), Item(device, kind="text")]
+        if entry["kind"] == "method" and name.partition(":")[0] in bases:
             cells = entry["tasks"]
-            values = [speed(cells[task]["speedup_decode"]) if task in cells else Item(UNDEFINED) for task in tasks]
-            ours.append(Row(shown(name, entry), [*about, *values], "overall"))
+            about = [Item(text, kind="text") for text in ("this run", str(summary["model"]), device)]
+            values = [ours(cells[task]) if task in cells else Item(UNDEFINED) for task in tasks]
+            rows.append(Row(shown(name, entry), [*about, *values]))
+    for row in published:
+        about = [Item(str(row["source"]), kind="text", link=str(row.get("url") or ""))]
+        about += [
+            Item(str(row["model"]), str(row.get("settings") or ""), "text"),
+            Item(str(row["hardware"]), kind="text"),
+        ]
+        found = row[figure]
+        values = [Item(theirs(found[task]) if found.get(task) is not None else UNDEFINED) for task in tasks]
+        rows.append(Row(str(row.get("label") or row["method"]), [*about, *values], "aside"))
+    note = "Other models on other hardware, with other software: nothing but the rows of this run was measured here."
     columns = ["source", "model", "hardware", *map(task_name, tasks)]
-    note = "Other models on other hardware, with other software: nothing but the first rows was measured here."
-    return Table("Speedup, here and as published", "method", columns, [*ours, *rows], note, frozenset({0, 1, 2}))
-
-
-def _published_row(row: dict[str, Any], tasks: Sequence[str]) -> Row:
-    about = [Item(str(row.get(key, UNDEFINED)), kind="text") for key in ("source", "model", "hardware")]
-    values = [Item(times(row.get(task))) for task in tasks]
-    return Row(str(row.get("method", "not measured here")), [*about, *values], "aside")
+    return Table(caption, "method", columns, rows, note, frozenset({0, 1, 2}))

@@ -10,7 +10,6 @@
   const label = () => {
     toggle.textContent = dark() ? "Light" : "Dark";
     toggle.setAttribute("aria-label", dark() ? "Use light colours" : "Use dark colours");
-    toggle.setAttribute("aria-pressed", String(Boolean(root.dataset.theme)));
   };
   toggle.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
