@@ -74,14 +74,6 @@ class Turn:
     per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
     per_step_emitted: list[int] = field(default_factory=list)  # of the kept answer
     draft_s: float = 0.0  # sum over the steps, within decode_s
-    verify_s: float = 0.0  # beside draft_s, within decode_s: target passes and the choice of tokens
-    per_step_depth: list[int] = field(default_factory=list)  # drafts on the longest path; empty in older records
-    per_step_calls: list[int] = field(default_factory=list)  # runs of the draft model; empty in older records
-    # Token ids that were tried where verification ended and lost to the step's last token.
-    per_step_rejected: list[list[int]] = field(default_factory=list)
-    accepted_confidence: list[float] = field(default_factory=list)  # of each accepted draft; empty: unknown
-    rejected_confidence: list[float] = field(default_factory=list)  # of per_step_rejected, flattened
-    windows: list[int] | None = None  # right drafts in a row at each position of vanilla's answer; None: not probed
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
 
@@ -95,7 +87,6 @@ class MethodInfo:
     extra_parameters: int  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
     notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
-    costs: dict[str, Any] | None = None  # measured before the run, in vanilla steps: shallow, draft, verify, rest
 
 
 @dataclass(slots=True)
