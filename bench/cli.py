@@ -77,7 +77,14 @@ def _run_parser() -> _Made:
     for flag, options in config.flags(config.RunConfig):
         parser.add_argument(flag, **options)
     presets = "; ".join(f"{name}: {_spell(values) or 'the defaults'}" for name, values in config.PRESETS.items())
-    parser.add_argument("--preset", choices=list(config.PRESETS), default="laptop", help=f"settings by name: {presets}")
+    parser.add_argument("--preset", choices=list(config.PRESETS), default=None, help=f"settings by name: {presets}")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN_DIR",
+        help="go on with a run that was killed or interrupted, under the settings that it was begun with",
+    )
     return parser, _run
 
 
@@ -86,12 +93,17 @@ def _spell(values: dict[str, object]) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    given = vars(options)
-    settings = config.from_flags({k: v for k, v in given.items() if k != "preset"}, given["preset"])
-    from bench import metrics, runner
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    folder, preset = given.pop("resume", None), given.pop("preset", None)
+    from bench import metrics, resume, runner
     from bench.report import terminal_table, write_report
 
-    bench_run = runner.Bench(settings, log=lambda line: print(line, file=sys.stderr))
+    resumed = None if folder is None else (folder, resume.begun(folder))
+    if resumed is None:
+        settings = config.from_flags(given, preset or "laptop")
+    else:
+        settings = resume.settings(resumed[1], (config.PRESETS[preset] if preset else {}) | given)
+    bench_run = runner.Bench(settings, lambda line: print(line, file=sys.stderr), resumed)
     record = bench_run.run()
     if not bench_run.turns:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
@@ -101,7 +113,8 @@ def _run(options: argparse.Namespace) -> int:
     print(terminal_table(summary))
     print("written:", *paths, sep="\n  ")
     if not record.complete:
-        print("interrupted: the figures are of the questions finished until then", file=sys.stderr)
+        print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)
+        print(f"go on with: python run_bench.py --resume {bench_run.run_dir}", file=sys.stderr)
         return 130
     failed = metrics.not_lossless(record, bench_run.turns)
     if failed:
@@ -120,12 +133,11 @@ def _report_parser() -> _Made:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bench.records import read_run
+    from bench.records import plots_of, read_run
     from bench.report import terminal_table, write_report
 
     run_dir: Path = options.run_dir
-    by_id = Path("plots") / read_run(run_dir).run_id
-    paths = write_report(run_dir, options.plots or (by_id if by_id.is_dir() else run_dir / "plots"))
+    paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
     print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
     print("written:", *paths, sep="\n  ")
     return 0
