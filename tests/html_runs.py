@@ -148,3 +148,10 @@ def _figures(cell: dict[str, Any], kind: str, task: str) -> dict[str, Any]:
     found["context"] = bins if ours else []
     found["numerical_rate"] = 1 / 12 if ours else None
     return found
+
+
+def copied(turn: Turn, method: str) -> Turn:
+    """The same answer by another method."""
+    made = copy.deepcopy(turn)
+    made.method = method
+    return made

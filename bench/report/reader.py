@@ -179,7 +179,7 @@ def _span(token: Token, names: Mapping[int, str], note: str, *, first_stop: bool
 def _story(token: Token, names: Mapping[int, str]) -> str:
     if token.losers:
         beaten = ", ".join(_quoted(loser, names) + _sure(sure) for loser, sure in token.losers)
-        return f"the target's own token; rejected draft: {beaten}"
+        return f"the target's own token; rejected draft{'s' if len(token.losers) > 1 else ''}: {beaten}"
     if token.confidence is not None:
         return f"accepted draft{_sure(token.confidence)}"
     return ""

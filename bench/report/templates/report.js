@@ -63,17 +63,21 @@
     if (shownFor) shownFor.removeAttribute("aria-describedby");
     shownFor = null;
   };
-  const show = (token) => {
-    hide();
-    tip.textContent = token.dataset.story;
-    tip.hidden = false;
-    const box = token.getClientRects()[0];
+  const place = () => {
+    if (!shownFor) return;
+    const box = shownFor.getClientRects()[0];
     const left = Math.min(Math.max(8, box.left), root.clientWidth - tip.offsetWidth - 8);
     const above = box.top - tip.offsetHeight - 8;
     tip.style.left = `${left}px`;
     tip.style.top = `${above > 8 ? above : box.bottom + 8}px`;
-    token.setAttribute("aria-describedby", "tip");
+  };
+  const show = (token) => {
+    hide();
     shownFor = token;
+    tip.textContent = token.dataset.story;
+    tip.hidden = false;
+    token.setAttribute("aria-describedby", "tip");
+    place();
   };
   all(".tokens [title]").forEach((token) => {
     token.dataset.story = token.title;
@@ -84,7 +88,9 @@
     token.addEventListener("blur", hide);
   });
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
-  addEventListener("scroll", hide, { passive: true, capture: true });
+  // Moving the focus scrolls the page, so scrolling must not close what the focus opened.
+  addEventListener("scroll", place, { passive: true, capture: true });
+  addEventListener("resize", place);
 
   // What scrolls within its box can be scrolled by keyboard.
   const reach = () =>
