@@ -293,16 +293,16 @@ def _knobs(run: Run) -> Table:
         Row(
             name,
             [
-                Item(info.kind, kind="text"),
-                Item("yes" if info.lossless else "no", kind="text"),
-                Item(f"{info.extra_parameters:,}"),
                 Item("  ".join(f"{knob}={_text(value)}" for knob, value in info.config.items()) or "none", kind="code"),
+                Item(info.kind),
+                Item("yes" if info.lossless else "no"),
+                Item(f"{info.extra_parameters:,}"),
             ],
         )
         for name, info in run.methods.items()
     ]
-    columns = ["kind", "lossless", "extra parameters", "knobs"]
-    return Table("Methods with every knob", "method", columns, rows, text=frozenset({0, 1, 3}))
+    columns = ["knobs", "kind", "lossless", "extra parameters"]
+    return Table("Methods with every knob", "method", columns, rows, text=frozenset({0}))
 
 
 def _provenance(run: Run) -> Table:

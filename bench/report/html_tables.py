@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bench.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
@@ -152,11 +153,11 @@ def shown(name: str, entry: dict[str, Any]) -> str:
 
 
 def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
-    """Everything that is known of one method, by task."""
-    cells = entry["tasks"]
+    """Everything that is known of one method, by task. Vanilla's speedup over itself says nothing and is left out."""
+    cells, vanilla = entry["tasks"], entry["kind"] == "vanilla"
     found = [
-        _estimators(cells),
-        _time(cells),
+        None if vanilla else _estimators(cells),
+        None if vanilla and not cells[OVERALL].get("step_time") else _time(cells),
         _windows(cells, "ctar", "CTAR(w): share of steps that added more than w tokens", "w = {}"),
         _windows(cells, "conditional_acceptance", "Conditional acceptance by position of the draft", "draft {}"),
         _windows(
@@ -164,7 +165,7 @@ def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
         ),
         _histogram(cells),
         _context(cells),
-        _counts(cells, sampled=sampled),
+        _counts(cells, (lambda _: "the baseline") if vanilla else partial(output_text, sampled=sampled)),
     ]
     return [table for table in found if table is not None]
 
@@ -257,7 +258,7 @@ def _context(cells: dict[str, Cell]) -> Table | None:
     return Table("Time per token by length of context", "mean context", columns, rows) if rows else None
 
 
-def _counts(cells: dict[str, Cell], *, sampled: bool) -> Table:
+def _counts(cells: dict[str, Cell], output: Callable[[dict[str, int] | None], str]) -> Table:
     columns = ["questions", "turns", "tokens", "steps", "CR", "tokens/s", "vanilla, tokens/s", "draft share"]
     columns += ["prefill, s", "ended by EOS", "repetition", "numerical", "output"]
 
@@ -273,7 +274,7 @@ def _counts(cells: dict[str, Cell], *, sampled: bool) -> Table:
             Item(percent(cell["eos_share"])),
             Item(number(cell["repetition"])),
             Item(percent(cell.get("numerical_rate"), 1)),
-            Item(output_text(cell["lossless"], sampled=sampled)),
+            Item(output(cell["lossless"])),
         ]
 
     text = frozenset({len(columns) - 1})

@@ -246,9 +246,12 @@ def test_without_its_script_everything_is_there_to_read(open_page):
 def test_print_shows_what_is_folded_on_white(open_page):
     page = open_page("desk", "dark")
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})  # A4 without its margins
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert background(page) == "rgb(255, 255, 255)"
     assert page.locator("details table").first.is_visible()
+    for box in page.locator(".scroll").all():
+        assert box.evaluate("(one) => one.scrollWidth <= one.clientWidth"), box.get_attribute("aria-label")
     assert page.locator("nav").is_hidden()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0

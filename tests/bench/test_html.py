@@ -120,6 +120,12 @@ def test_the_details_have_every_estimator_and_where_the_time_goes():
     assert table(details, "Time per token by length of context")[1] == ["100 tokens", "31.0", "41.0", "5"]
 
 
+def test_vanilla_is_the_baseline_and_neither_lossy_nor_faster_than_itself():
+    details = page().all("details")[0]
+    assert {row[-1] for row in table(details, "What the figures were counted from")[1:]} == {"the baseline"}
+    assert "Speedup over vanilla" not in details.text
+
+
 def test_warnings_and_definitions_are_those_of_the_markdown_page():
     definitions = "- **CR** is *tokens* per\n  step, `a < b`.\n- Second."
     root = page(warnings=["**Few questions** (qa 2): see [Divergences](#divergences)."], definitions=definitions)
@@ -354,7 +360,7 @@ def test_provenance_sessions_and_knobs_are_complete():
     assert "ab" * 32 in facts["model"]
     assert table(root, "Sessions")[2] == ["2026-01-02", "12", "3.50", "b2, uncommitted changes", "hot"]
     knobs = table(root, "Methods with every knob")
-    assert knobs[2] == [KANGAROO, "method", "yes", "2,000,000", "gamma=6"]
+    assert knobs[2] == [KANGAROO, "gamma=6", "method", "yes", "2,000,000"]
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
