@@ -1,0 +1,257 @@
+"""The HTML page in a real browser: offline, on a desk and on a phone, by light and by dark, by mouse and by keyboard.
+
+Without a browser these tests are skipped; ROOBENCH_REQUIRE_BROWSER in the environment makes that a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.report.html import report_html
+from tests import html_runs
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+SIZES = {"desk": 1280, "phone": 390}
+CONTRAST = """
+() => {
+  const channels = (color) => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (color) => {
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = channels(color).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if (channels(color)[3] === 255) return color;
+    }
+    return getComputedStyle(document.body).backgroundColor;
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("script")) continue;
+    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), `${element.tagName}.${element.className}: ${walker.currentNode.data.trim()}`]);
+  }
+  return found.sort((x, y) => x[0] - y[0]);
+}
+"""
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the browser's own process, once it is closed
+
+
+def missing(reason: str):
+    if os.environ.get("ROOBENCH_REQUIRE_BROWSER"):
+        pytest.fail(f"ROOBENCH_REQUIRE_BROWSER is set, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        missing(f"no browser is installed (none of {', '.join(NAMES)})")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("the Python package playwright is not installed")
+    with sync_playwright() as playwright:
+        # As root, as in most containers, Chromium runs only without its sandbox; the page is our own.
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="648" height="331"><rect width="99" height="99"/></svg>'
+    figures = [("Decode speedup", folder / "speedup_by_task.svg"), ("CTAR", folder / "ctar_by_window.svg")]
+    for _, path in figures:
+        path.write_text(svg)
+    run, turns = html_runs.run(), html_runs.turns()
+    long = "kangaroo:" + ",".join(f"knob{i}=value{i}" for i in range(12))
+    run.methods[long] = run.methods[html_runs.KANGAROO]
+    for turn in [one for one in turns if one.method == html_runs.LOSSY]:
+        turns.append(html_runs.copied(turn, long))
+    published = [{"method": "kangaroo", "source": "A Paper", "url": "https://example.org", "model": "Vicuna-7B"}]
+    published[0] |= {"hardware": "A100", "speedup": {"qa": 1.4}, "compression_rate": {"qa": 1.9}}
+    path = folder / "report.html"
+    page = report_html(
+        run,
+        html_runs.summary(run, turns),
+        turns,
+        html_runs.PIECES,
+        figures,
+        warnings=["**Few questions**: see [Divergences](#divergences).", "x" * 300],
+        definitions="- **CR**: tokens per step.\n- `code`: of a kind.",
+        published=published,
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """A page at a size and colour scheme, which must neither complain nor ask for anything but itself."""
+    opened, trouble = [], []
+
+    def open_at(size: str = "desk", scheme: str = "light", **more):
+        context = browser.new_context(viewport={"width": SIZES[size], "height": 900}, color_scheme=scheme, **more)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: trouble.append(request.url) if request.url not in allowed(request) else None)
+        page.goto(report.as_uri())
+        opened.append(context)
+        return page
+
+    def allowed(request) -> list[str]:
+        return [report.as_uri(), *([request.url] if request.url.startswith("data:") else [])]
+
+    yield open_at
+    for context in opened:
+        context.close()
+    assert trouble == []
+
+
+def background(page) -> str:
+    return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+
+def test_the_page_loads_offline_and_its_script_runs(open_page):
+    page = open_page(offline=True)
+    assert page.locator("h1").inner_text() == "tiny-model"
+    assert page.locator("#theme").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_never_scrolls_sideways(open_page, size, scheme):
+    page = open_page(size, scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]
+    page.evaluate("scrollTo(500, 0)")
+    assert page.evaluate("scrollX") == 0
+
+
+def test_what_is_wider_than_a_phone_scrolls_in_its_own_box(open_page):
+    page = open_page("phone")
+    box = page.locator(".scroll").first
+    assert box.evaluate("(one) => one.scrollWidth > one.clientWidth")
+    assert box.get_attribute("tabindex") == "0"
+    box.evaluate("(one) => (one.scrollLeft = 1000)")
+    assert page.locator("td", has_text="11 identical, 1 numerical").first.is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
+    page = open_page("desk", scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    worst, where = page.evaluate(CONTRAST)[0]
+    assert worst >= 4.5, where
+
+
+def test_every_figure_has_a_size_and_a_white_ground(open_page):
+    page = open_page("desk", "dark")
+    images = page.locator("figure.plot img")
+    assert images.count() == 2
+    for image in images.all():
+        assert image.evaluate("(one) => [one.complete, one.naturalWidth, one.naturalHeight]") == [True, 648, 331]
+        ground = image.evaluate("(one) => getComputedStyle(one.parentElement).backgroundColor")
+        assert ground == "rgb(255, 255, 255)"
+
+
+def test_hovering_a_token_shows_the_rejected_draft(open_page):
+    page = open_page()
+    tip = page.locator("#tip")
+    assert tip.is_hidden()
+    page.locator(".panel:visible .t.beat").first.hover()
+    assert "“ sea” (confidence 0.31)" in tip.inner_text()
+    page.mouse.move(0, 0)
+    assert tip.is_hidden()
+
+
+def test_the_rejected_drafts_are_reached_by_keyboard(open_page):
+    page = open_page()
+    tokens = page.locator(".panel:visible").first.locator(".t.beat")
+    tokens.first.focus()
+    tip = page.locator("#tip")
+    assert "“ sea”" in tip.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "“ but”" in tip.inner_text()
+    assert page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "tip"
+    assert tokens.nth(1).evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
+    page.keyboard.press("Escape")
+    assert tip.is_hidden()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_story_of_a_token_stays_on_the_screen(open_page, size):
+    page = open_page(size)
+    for token in page.locator(".panel:visible").first.locator(".t.beat").all():
+        token.scroll_into_view_if_needed()
+        token.hover()
+        box = page.locator("#tip").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= SIZES[size]
+
+
+def test_tabs_choose_the_method(open_page):
+    page = open_page()
+    answer = page.locator(".answer").first
+    tabs = answer.get_by_role("tab")
+    assert answer.get_by_role("tabpanel").count() == 1
+    tabs.nth(1).click()
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    assert answer.locator(".panel:visible").get_attribute("aria-labelledby") == tabs.nth(1).get_attribute("id")
+    page.keyboard.press("ArrowLeft")
+    assert tabs.first.get_attribute("aria-selected") == "true"
+    assert answer.locator(".panel:visible").get_attribute("aria-labelledby") == tabs.first.get_attribute("id")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_theme_can_be_changed_and_is_forgotten_with_the_page(open_page, scheme):
+    page = open_page("desk", scheme)
+    other = open_page("desk", "dark" if scheme == "light" else "light")
+    system = background(page)
+    assert system != background(other)
+    page.locator("#theme").click()
+    assert background(page) == background(other)
+    page.locator("#theme").click()
+    assert background(page) == system
+    page.locator("#theme").click()
+    page.reload()
+    assert background(page) == system
+
+
+def test_without_its_script_everything_is_there_to_read(open_page):
+    page = open_page(java_script_enabled=False)
+    panels = page.locator(".answer").first.locator(".panel")
+    assert panels.count() == 3
+    assert all(panel.is_visible() for panel in panels.all())
+    assert "“ sea”" in page.locator(".tokens .t.beat").first.get_attribute("title")
+
+
+def test_print_shows_what_is_folded_on_white(open_page):
+    page = open_page("desk", "dark")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})  # A4 without its margins
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert background(page) == "rgb(255, 255, 255)"
+    assert page.locator("details table").first.is_visible()
+    for box in page.locator(".scroll").all():
+        assert box.evaluate("(one) => one.scrollWidth <= one.clientWidth"), box.get_attribute("aria-label")
+    assert page.locator("nav").is_hidden()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
