@@ -18,10 +18,11 @@ DEFINITIONS = """\
   unweighted mean of the tasks.
 - **CR** (compression rate) = (generated tokens - turns) / steps: tokens per verification pass. Vanilla's is 1.
 - **CTAR(w)**: share of steps that added more than w tokens. A step that drafted fewer counts as a miss.
-- **Conditional acceptance** at w: share that accepted >= w among steps that drafted as deep and accepted >= w -
-  1.
+- **Conditional acceptance** at w: share that accepted >= w among steps that drafted at least w deep and accepted
+  >= w - 1 (a tree's depth is its longest path's; records without it count a tree's nodes, and say little).
 - **Window CTAR(w)**: at every position of vanilla's answer the method is made to draft w tokens; the share of
-  positions at which all of them are right. It compares drafters whatever their rule for stopping.
+  positions, among those with w tokens of answer left, at which all of them are right. It compares drafters
+  whatever their rule for stopping.
 - **Draft share** = accepted draft tokens / generated tokens.
 - **Time drafting**: share of the decode time; the rest is verification and bookkeeping.
 - **Where the time goes**: mean time of a step over the mean time of a vanilla step of the same turns. *Draft*:
@@ -47,14 +48,14 @@ SPEC_BENCH = """\
 What Spec-Bench's `evaluation/speed.py` would print differs from the headline here in four ways:
 
 - it takes end-to-end time, and a mean of rates over questions (above) instead of a ratio of sums;
-- its *overall* pools all questions: 80 of each task in its own set, but one task's answers may be longer or
-  quicker;
+- its *overall* pools all questions: 80 of each task in its own set, but tasks with quick answers count more;
 - it counts the baseline's tokens by tokenising the stored text again, less one a turn. Spaces and special tokens
   that were stripped, and text that tokenises otherwise than it was written, change that count; the method's count
   is taken from its file. Here both sides are counted by their token ids;
 - it believes the files: tokens after the end of an answer, or past the limit, count where the file has counted
   them. Here one loop cuts every answer at the first end token and at the limit, vanilla's too.
- So compare its speedup with *end-to-end, Spec-Bench's mean of rates*, and its mean accepted tokens with CR; a
+
+So compare its speedup with *end-to-end, Spec-Bench's mean of rates*, and its mean accepted tokens with CR; a
 difference of a few hundredths can come from the count alone."""
 
 
