@@ -68,7 +68,7 @@ def empty(figure: Figure, axes: Axes, message: str) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int = 0) -> None:
-    """Under the plot, in so many columns (0: as many as fit). A long one makes the picture taller, not the plot flatter."""
+    """Under the plot, in so many columns (0: what fits). A long one makes the picture taller, not the plot flatter."""
     limit = _LEGEND_CHARS // columns + 6 if columns else _LEGEND_CHARS
     labels = [shortened(name, limit) for name in names]  # "(not lossless)" stands at the end: never cut off
     columns = columns or max(1, min(len(labels), _LEGEND_CHARS // (max(map(len, labels)) + 6)))

@@ -97,10 +97,10 @@ def _dots_of_ours(axes: Axes, summary: dict[str, Any], base: str, key: str, task
         known = [(x, cell[key]) for x, cell in cells if cell[key]["value"] is not None]
         bars = canvas.error_bars([item for _, item in known])
         marker = canvas.MARKERS[canvas.rank(summary, name) % len(canvas.MARKERS)]
-        style = {"color": canvas.colour(summary, name), "marker": marker, "linestyle": "none", "markersize": 6.5}
+        style: dict[str, Any] = {"color": canvas.colour(summary, name), "marker": marker, "linestyle": "none"}
         label = f"this run: {shown_name(name, entry)}"
         at = [x for x, _ in known], [item["value"] for _, item in known]
-        axes.errorbar(*at, yerr=bars, label=label, elinewidth=1.4, zorder=4, **style)
+        axes.errorbar(*at, yerr=bars, label=label, elinewidth=1.4, markersize=6.5, zorder=4, **style)
 
 
 def _dots_of_others(
@@ -112,8 +112,8 @@ def _dots_of_others(
         points = [(place + shift, result.speedup[task]) for place, task in enumerate(tasks) if task in result.speedup]
         label = _label(source, result)
         marker = _HOLLOW[labels.index(label) % len(_HOLLOW)]
-        style = {"color": GREY, "marker": marker, "markerfacecolor": "white", "linestyle": "none", "markersize": 6}
-        axes.plot([x for x, _ in points], [value for _, value in points], label=label, zorder=3, **style)
+        style: dict[str, Any] = {"color": GREY, "marker": marker, "markerfacecolor": "white", "linestyle": "none"}
+        axes.plot([x for x, _ in points], [value for _, value in points], label=label, markersize=6, zorder=3, **style)
 
 
 def _by_task(axes: Axes, tasks: list[str]) -> None:

@@ -70,7 +70,13 @@ def _time_per_step(summary: dict[str, Any]) -> Figure | None:
         )
     rates = [cell["compression_rate"] for cell in cells]
     known = [(place, rate) for place, rate in zip(places, rates, strict=True) if rate is not None]
-    style = {"color": PALETTE[2], "marker": "D", "markersize": 8, "markeredgecolor": "white", "linestyle": "none"}
+    style: dict[str, Any] = {
+        "color": PALETTE[2],
+        "marker": "D",
+        "markersize": 8,
+        "markeredgecolor": "white",
+        "linestyle": "none",
+    }
     axes.plot(
         [rate for _, rate in known], [place for place, _ in known], label="CR (tokens per step)", zorder=5, **style
     )

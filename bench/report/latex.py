@@ -56,9 +56,11 @@ def report_tex(summary: dict[str, Any]) -> str:
     table = [
         "% --- the table; needs \\usepackage{booktabs} ---",
         r"\begin{table}",
-        r"\centering\small",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        # A bracket right behind a line's end would be read as its optional argument: the inner group keeps it apart.
+        r"\providecommand{\valueci}[3]{\begin{tabular}[t]{@{}c@{}}$#1\times$\\{\scriptsize [#2, #3]}\end{tabular}}",
         r"\caption{" + _caption(summary) + "}",
-        r"\begin{tabular}{@{}p{3.1cm}" + "c" * (len(header) - 1) + "@{}}",
+        r"\begin{tabular}{@{}p{2.9cm}" + "c" * (len(header) - 1) + "@{}}",
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
@@ -110,18 +112,18 @@ def _value(cell: Cell | None) -> str:
     if estimate is None or estimate["value"] is None:
         return _UNDEFINED
     interval = bounds(estimate)
-    value = rf"{estimate['value']:.2f}$\times$"
+    value = f"{estimate['value']:.2f}"
     if interval is None:
-        return value
-    # A bracket behind a line's end would be read as its optional argument: the group keeps it apart.
-    return rf"\begin{{tabular}}[t]{{@{{}}c@{{}}}}{value}\\{{\scriptsize [{interval[0]:.2f}, {interval[1]:.2f}]}}\end{{tabular}}"
+        return rf"${value}\times$"
+    return rf"\valueci{{{value}}}{{{interval[0]:.2f}}}{{{interval[1]:.2f}}}"
 
 
 def _heading(name: str) -> str:
     """On two lines where it has two words."""
     first, _, rest = name.partition(" ")
-    lines = [escape(first), *([escape(rest)] if rest else [])]
-    return r"\begin{tabular}[t]{@{}c@{}}" + r"\\".join(lines) + r"\end{tabular}"
+    if not rest:
+        return escape(first)
+    return r"\begin{tabular}[t]{@{}c@{}}" + rf"{escape(first)}\\{escape(rest)}" + r"\end{tabular}"
 
 
 def _caption(summary: dict[str, Any]) -> str:
