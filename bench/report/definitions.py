@@ -61,7 +61,7 @@ difference of a few hundredths can come from the count alone."""
 
 def definitions(summary: dict[str, Any]) -> str:
     """What every figure means, intervals and sampling where the run has them."""
-    interval = interval_text(summary)
+    interval = interval_text(summary, full=True)
     text = DEFINITIONS
     if interval:
         text += (

@@ -69,6 +69,7 @@ def _published(summary: dict[str, Any], sources: list[Source]) -> Figure | None:
         f"filled: this run ({estimator}); hollow: published, of other models on other devices ({models}), "
         "not measured here and not comparable one to one"
     )
+    note += "; theirs are greedy, ours sampled" if summary["sampling"] else ""
     title, height = PLOTS["published"], 1.6 + 2.6 * len(found)
     figure, panels = canvas.canvas(summary, title, height=height, rows=len(found), note=note, sharex=True)
     labels = list(dict.fromkeys(_label(*item) for results in found.values() for item in results))

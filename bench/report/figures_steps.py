@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.report import canvas
 from bench.report.canvas import GREY, PALETTE
-from bench.report.formats import of_kind, overall, shown_name, times
+from bench.report.formats import of_kind, overall, shown_name, timed, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,8 @@ PLOTS = {
 }
 MOST_EMITTED = 10  # steps that added more share the last bar
 ACCEPTED, REJECTED = PALETTE[0], PALETTE[3]
-PARTS = {"draft": PALETTE[1], "verify": PALETTE[0], "rest": "#BBBBBB"}
+UNKNOWN = "verify and rest together"  # older records do not tell them apart
+PARTS = {"draft": PALETTE[1], "verify": PALETTE[0], "rest": "#BBBBBB", UNKNOWN: PALETTE[5]}
 
 
 def draw(summary: dict[str, Any]) -> dict[str, Figure | None]:
@@ -46,65 +47,65 @@ def _with(summary: dict[str, Any], key: str, *kinds: str) -> dict[str, dict[str,
 
 def _time_per_step(summary: dict[str, Any]) -> Figure | None:
     """A bar a method; a method is faster than vanilla where its CR lies beyond the bar's end."""
-    entries = _with(summary, "step_time", "vanilla", "method")
+    entries = {name: e for name, e in _with(summary, "step_time", "vanilla", "method").items() if timed(e)}
     if all(entry["kind"] == "vanilla" for entry in entries.values()):
         return None
     note = "overall; a method beats vanilla where its CR lies beyond the end of its bar: speedup = CR / total"
     height = 1.9 + 0.52 * len(entries)
     figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"], height=height, note=note)
     cells = [overall(entry) for entry in entries.values()]
-    places = list(range(len(cells)))
     _stacked(axes, [cell["step_time"] for cell in cells])
-    totals = [cell["step_time"]["total"] for cell in cells]
-    predicted = [(cell.get("predicted") or {}).get("step_cost") for cell in cells]
-    marks = [(place, value) for place, value in enumerate(predicted) if value is not None]
-    if marks:
-        axes.vlines(
-            [value for _, value in marks],
-            [place - 0.38 for place, _ in marks],
-            [place + 0.38 for place, _ in marks],
-            colors="black",
-            linewidth=2.2,
-            label="total, predicted",
-            zorder=4,
-        )
-    rates = [cell["compression_rate"] for cell in cells]
-    known = [(place, rate) for place, rate in zip(places, rates, strict=True) if rate is not None]
-    style: dict[str, Any] = {
-        "color": PALETTE[2],
-        "marker": "D",
-        "markersize": 8,
-        "markeredgecolor": "white",
-        "linestyle": "none",
-    }
-    axes.plot(
-        [rate for _, rate in known], [place for place, _ in known], label="CR (tokens per step)", zorder=5, **style
-    )
-    ends = [*totals, *(rate for _, rate in known), *(value for _, value in marks)]
+    end = max(_marks(axes, cells), *(cell["step_time"]["total"] for cell in cells))
     for place, cell in enumerate(cells):
         text = f"cost {cell['step_time']['total']:.2f}, speedup {times(cell['speedup_decode']['value'])}"
-        axes.text(max(ends) * 1.04, place, text, va="center", fontsize=9)
+        axes.text(end * 1.04, place, text, va="center", fontsize=9)
     canvas.method_axis(axes, [shown_name(name, entry) for name, entry in entries.items()])
-    axes.set_xlim(0, max(ends) * 1.4)
+    axes.set_xlim(0, end * 1.4)
     axes.set_xlabel("time of a step in vanilla steps; tokens per step")
     labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = [*PARTS, *(name for name in labelled if name not in PARTS)]
+    order = [*(part for part in PARTS if part in labelled), *(name for name in labelled if name not in PARTS)]
     canvas.legend(figure, [labelled[name] for name in order], order)
     return figure
 
 
-def _stacked(axes: Axes, times_of: list[dict[str, float]]) -> None:
+def _marks(axes: Axes, cells: list[dict[str, Any]]) -> float:
+    """Predicted totals as strokes and CR as diamonds over the bars; the rightmost mark's place."""
+    costs = [(place, cell["predicted"]["step_cost"]) for place, cell in enumerate(cells) if cell.get("predicted")]
+    if costs:
+        low, high = [place - 0.38 for place, _ in costs], [place + 0.38 for place, _ in costs]
+        style: dict[str, Any] = {"colors": "black", "linewidth": 2.2, "zorder": 4}
+        axes.vlines([cost for _, cost in costs], low, high, label="total, predicted", **style)
+    rates = [(place, cell["compression_rate"]) for place, cell in enumerate(cells)]
+    rates = [(place, rate) for place, rate in rates if rate is not None]
+    look: dict[str, Any] = {"color": PALETTE[2], "marker": "D", "markersize": 8, "markeredgecolor": "white"}
+    at = [rate for _, rate in rates], [place for place, _ in rates]
+    axes.plot(*at, label="CR (tokens per step)", linestyle="none", zorder=5, **look)
+    return max((value for _, value in [*costs, *rates]), default=0.0)
+
+
+def _stacked(axes: Axes, times_of: list[dict[str, float | None]]) -> None:
     """The parts of the steps' times one after the other, each with its value where it is wide enough."""
-    widest = max(item["total"] for item in times_of)
-    left = [0.0] * len(times_of)
+    rows = [_parts(item) for item in times_of]
+    widest = max(sum(row.values()) for row in rows)
+    left = [0.0] * len(rows)
     for part, shade in PARTS.items():
-        widths = [item[part] for item in times_of]
-        axes.barh(range(len(times_of)), widths, 0.62, left=left, color=shade, label=part, edgecolor="white")
+        widths = [row.get(part, 0.0) for row in rows]
+        if not any(part in row for row in rows):
+            continue
+        axes.barh(range(len(rows)), widths, 0.62, left=left, color=shade, label=part, edgecolor="white")
         for place, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width > 0.06 * widest:
                 ink = "white" if part == "verify" else "black"
                 axes.text(start + width / 2, place, f"{width:.2f}", ha="center", va="center", fontsize=8, color=ink)
         left = [start + width for start, width in zip(left, widths, strict=True)]
+
+
+def _parts(item: dict[str, float | None]) -> dict[str, float]:
+    """What is known of a step's time."""
+    known = {part: value for part in ("draft", "verify", "rest") if (value := item[part]) is not None}
+    total = item["total"]
+    assert total is not None
+    return known if len(known) == 3 else known | {UNKNOWN: total - sum(known.values())}
 
 
 def _emitted_per_step(summary: dict[str, Any]) -> Figure | None:

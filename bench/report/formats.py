@@ -66,13 +66,17 @@ def times_between(estimate: dict[str, Any] | None) -> str:
     return times(estimate["value"]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
-def interval_text(summary: dict[str, Any]) -> str:
-    """What the brackets behind a figure are, as the summary itself says; nothing for one without intervals."""
+def interval_text(summary: dict[str, Any], *, full: bool = False) -> str:
+    """What the brackets behind a figure are, as the summary itself says; nothing for one without intervals.
+
+    In full it tells the method too, which is a sentence by itself.
+    """
     statistics = summary.get("statistics")
     if not statistics:
         return ""
+    method = f"{statistics['method']}; " if full else ""
     return (
-        f"in brackets the {statistics['interval']:.0%} interval ({statistics['method']}; {statistics['resamples']:,} "
+        f"in brackets the {statistics['interval']:.0%} bootstrap interval ({method}{statistics['resamples']:,} "
         f"resamples, clustered by {statistics['cluster']}, stratified by {statistics['strata']})"
     )
 
@@ -145,6 +149,11 @@ def overall(entry: dict[str, Any]) -> Cell:
     """A method's figures over all tasks."""
     cell: Cell = entry["tasks"][OVERALL]
     return cell
+
+
+def timed(entry: dict[str, Any]) -> bool:
+    """Whether a method's steps have a time: not a peer's, nor those of an older summary or of an empty run."""
+    return (overall(entry).get("step_time") or {}).get("total") is not None
 
 
 def inverse(estimate: dict[str, Any]) -> dict[str, float | None]:

@@ -116,7 +116,9 @@ def _three_ways(summary: dict[str, Any]) -> str:
 
 def _times(summary: dict[str, Any]) -> str:
     table = tables.time_rows(summary)
-    return f"{TIMES}\n\n{tables.markdown_table(*table)}" if table and len(table.rows) > 1 else ""
+    if table is None or not any(tables.timed(entry) for entry in tables.of_kind(summary, "method").values()):
+        return ""
+    return f"{TIMES}\n\n{tables.markdown_table(*table)}"
 
 
 def _method(run: Run, summary: dict[str, Any], name: str) -> Section:

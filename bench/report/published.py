@@ -154,7 +154,8 @@ def published_markdown(summary: dict[str, Any], sources: list[Source]) -> str:
     tables = published_tables(summary, sources)
     if not tables:
         return ""
-    parts = [f"{DIFFERENCE} Ours: {comparable(summary)[1]}, which is nearest to how the sources measure."]
+    sampled = " Theirs are greedy, ours are sampled." if summary["sampling"] else ""
+    parts = [f"{DIFFERENCE}{sampled} Ours: {comparable(summary)[1]}, which is nearest to how the sources measure."]
     for base, found in tables.items():
         parts += [f"### {base}, here and as published", *(markdown_table(*table) for table in found)]
     used = dict.fromkeys(source.source for found in same_method(summary, sources).values() for source, _ in found)

@@ -38,6 +38,7 @@ from bench.report.formats import (
     shown_is,
     shown_name,
     task_name,
+    timed,
     times,
     times_between,
     window_list,
@@ -53,7 +54,7 @@ __all__ = [
     "count", "csv_frame", "detail_markdown", "detail_rows", "estimator_rows", "headline_rows", "interval_text",
     "lossless_text", "markdown_table", "method_markdown", "method_rows", "number", "of_kind", "overall",
     "overall_rows", "overview_markdown", "overview_rows", "peer_markdown", "peer_rows", "percent", "sampling_text",
-    "shortened", "shown_is", "shown_name", "task_name", "terminal_table", "time_rows", "times", "times_between",
+    "shortened", "shown_is", "shown_name", "task_name", "terminal_table", "time_rows", "timed", "times", "times_between",
     "vanilla_markdown", "vanilla_rows", "window_list", "worth",
 ]  # fmt: skip
 
@@ -151,7 +152,7 @@ def estimator_rows(entry: dict[str, Any]) -> Table | None:
 def time_rows(summary: dict[str, Any]) -> Table | None:
     """Where the time goes, one row for vanilla and each method; None for a summary from before it."""
     entries = {**of_kind(summary, "vanilla"), **of_kind(summary, "method")}
-    entries = {name: entry for name, entry in entries.items() if overall(entry).get("step_time")}
+    entries = {name: entry for name, entry in entries.items() if timed(entry)}
     if not entries:
         return None
     columns = time_columns()

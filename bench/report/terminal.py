@@ -28,6 +28,7 @@ from bench.report.formats import (
     shown_is,
     shown_name,
     task_name,
+    timed,
     times,
     times_between,
 )
@@ -42,9 +43,9 @@ def terminal_table(summary: dict[str, Any]) -> str:
     blocks = [_heading(summary), *(_method(name, entry) for name, entry in methods.items())]
     if len(methods) > 1:
         blocks.append("overview\n" + "\n".join(_by_method(methods, overview_columns())))
-    timed = {name: e for name, e in {**of_kind(summary, "vanilla"), **methods}.items() if overall(e).get("step_time")}
-    if methods and timed:
-        blocks.append(_times(timed))
+    steps = {name: e for name, e in {**of_kind(summary, "vanilla"), **methods}.items() if timed(e)}
+    if any(name in methods for name in steps):
+        blocks.append(_times(steps))
     for name, entry in peers.items():
         lines = _align(entry, peer_columns(identical_text))
         value = times_between(inverse(overall(entry)["speedup_decode"]))

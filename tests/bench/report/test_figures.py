@@ -154,6 +154,16 @@ def test_the_parts_of_a_step_stand_end_to_end():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "kangaroo", "medusa"]
 
 
+def test_what_an_older_record_does_not_tell_apart_is_one_part():
+    summary = rich_summary(("kangaroo",), peer=False)
+    older = {"draft": 0.2, "verify": None, "rest": None, "total": 1.3}
+    summary["methods"]["kangaroo"]["tasks"]["overall"]["step_time"] = older
+    axes = figures.draw(summary)["time_per_step"].axes[0]
+    bars = [bar for bar in axes.patches if bar.get_width() and round(bar.get_y() + bar.get_height() / 2) == 1]
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 0.2), (0.2, pytest.approx(1.1))]
+    assert "verify and rest together" in [text.get_text() for text in axes.figure.legends[0].get_texts()]
+
+
 def test_emitted_tokens_are_shares_of_a_methods_own_steps():
     summary = rich_summary(("kangaroo", "medusa"), peer=False)
     summary["methods"]["kangaroo"]["tasks"]["overall"]["emitted_histogram"] = [30, 10, 0]

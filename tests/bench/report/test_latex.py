@@ -51,7 +51,7 @@ def test_values_stand_with_their_intervals_and_overall_beside_cr():
         assert text == r"\valueci" + "".join(f"{{{value}}}" for value in shown)
     assert first[4] == f"{cells['overall']['compression_rate']:.2f}"
     assert [cell.strip() for cell in table_rows(tex)[1]][-1] == "--", "a peer has no steps"
-    assert r"95\% interval" in tex
+    assert r"95\% bootstrap interval" in tex
 
 
 def test_a_value_without_an_interval_stands_alone():

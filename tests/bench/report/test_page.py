@@ -270,8 +270,8 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
     assert table[3][:2] == ["**Overall**", f"**{shown}**"]
     assert f"**kangaroo** decodes {shown} as fast as vanilla" in head
     assert (
-        "Speedups: ratio of sums (overall: the tasks' unweighted mean); in brackets the 95% interval (BCa bootstrap; "
-        "2,000 resamples, clustered by question, stratified by task)."
+        "Speedups: ratio of sums (overall: the tasks' unweighted mean); in brackets the 95% bootstrap interval "
+        "(2,000 resamples, clustered by question, stratified by task)."
     ) in head
 
 
