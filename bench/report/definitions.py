@@ -55,8 +55,9 @@ What Spec-Bench's `evaluation/speed.py` would print differs from the headline he
 - it believes the files: tokens after the end of an answer, or past the limit, count where the file has counted
   them. Here one loop cuts every answer at the first end token and at the limit, vanilla's too.
 
-So compare its speedup with *end-to-end, Spec-Bench's mean of rates*, and its mean accepted tokens with CR; a
-difference of a few hundredths can come from the count alone."""
+So compare its speedup with *end-to-end, Spec-Bench's mean of rates*, and its mean accepted tokens with CR, task by
+task (its overall pools all steps, ours is the tasks' mean); a difference of a few hundredths can come from the count
+alone."""
 
 
 def definitions(summary: dict[str, Any]) -> str:

@@ -266,6 +266,7 @@ def _knobs(run: Run) -> str:
 def _provenance(run: Run) -> str:
     provenance = dict(run.provenance)
     several = provenance.pop("sessions", None) or []
+    provenance.pop("warnings", None)  # stand at the top of the page
     commit = provenance.pop("commit", None)
     dirty = provenance.pop("dirty", False)
     rows = [

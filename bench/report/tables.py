@@ -54,8 +54,8 @@ __all__ = [
     "count", "csv_frame", "detail_markdown", "detail_rows", "estimator_rows", "headline_rows", "interval_text",
     "lossless_text", "markdown_table", "method_markdown", "method_rows", "number", "of_kind", "overall",
     "overall_rows", "overview_markdown", "overview_rows", "peer_markdown", "peer_rows", "percent", "sampling_text",
-    "shortened", "shown_is", "shown_name", "task_name", "terminal_table", "time_rows", "timed", "times", "times_between",
-    "vanilla_markdown", "vanilla_rows", "window_list", "worth",
+    "shortened", "shown_is", "shown_name", "task_name", "terminal_table", "time_rows", "timed", "times",
+    "times_between", "vanilla_markdown", "vanilla_rows", "window_list", "worth",
 ]  # fmt: skip
 
 ESTIMATORS = {  # by the ending of their keys in a summary
