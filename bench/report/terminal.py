@@ -63,7 +63,8 @@ def _notes(summary: dict[str, Any], methods: bool) -> str:
     output = "identical: turns whose token ids equal vanilla's."
     if summary["sampling"]:
         output = "sampled answers are not compared token by token."
-    words = "decode: tokens/s after the first token; total: prefill included; "
+    more = " (its intervals: report.md)" if summary.get("statistics") and methods else ""
+    words = f"decode: tokens/s after the first token; total: prefill included{more}; "
     words += "CTAR: share of steps that added more than w tokens; " if methods else ""
     return "\n".join(textwrap.wrap(f"{shown_is(summary)} {words}{output}", TERMINAL_COLUMNS))
 
