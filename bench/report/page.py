@@ -3,66 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.metrics import OVERALL, Cell
 from bench.records import MethodInfo, Run
 from bench.report import tables
+from bench.report.cautions import cautions, sessions
+from bench.report.definitions import SPEC_BENCH, definitions
+from bench.report.figures import PLOTS
+from bench.report.formats import inverse
+from bench.report.published import published_markdown, read_published
 
-FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
-MUCH_REPETITION = 0.3
 _LISTED = 20  # divergences and failures that the page spells out
 _NUMERALS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_FIRST_PLOT = PLOTS["speedup_by_task"]  # stands with the headline
 
-DEFINITIONS = """\
-- **Speedup** is a method's tokens/s over vanilla's, on the same prompts in the same rounds of the same run. A
-  task's value is a ratio of sums; *overall* is the unweighted mean of the tasks' ratios.
-- **Decode** leaves out the prefill and the first token, which belongs to it; **end-to-end** has both.
-- **CR** (compression rate) = (generated tokens - turns) / steps: tokens per verification pass. Vanilla's is 1.
-- **CTAR(w)**: share of steps that added more than w tokens. A step that drafted fewer counts as a miss.
-- **Conditional acceptance** at w: share that accepted >= w among steps that drafted >= w and accepted >= w - 1.
-- **Draft share** = accepted draft tokens / generated tokens.
-- **Time drafting**: share of the decode time; the rest is verification and bookkeeping.
-- **Repetition**: share of repeated 8-grams within the answers. Loops are easy to draft.
-- **Identical**: turns whose token ids equal vanilla's. *Numerical*: the first differing token was, within the
-  dtype's measured error, a tie. *Different*: neither, so the method is not lossless.
-- Turns are counted once a round. Questions that failed anywhere are left out on both sides."""
-
-SAMPLED_DEFINITION = """
-- **Sampled**: answers were drawn at random, so no two methods' are compared token by token. Lossless then means: the
-  same distribution as vanilla's. That is shown by the project's distribution tests and not by this run."""
 PREDICTED = (
     "Predictions are for greedy decoding, from ranks on held-out answers and pass costs measured before the run."
 )
+TIMES = (
+    "Parts of a step in units of a vanilla step of the same turns, over all tasks (their unweighted mean). CR / "
+    "total is the speedup, but for the mean over tasks. Predictions come from microbenchmarks made before the run "
+    "(what a draft, a pass over so many tokens and the rest cost alone), put together for the steps that the run "
+    "took; the error is predicted over measured speedup, less 1."
+)
+THREE_WAYS = (
+    "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean "
+    "of the tasks. *Spec-Bench's mean of rates*: overall pools all questions, as its script does; that script "
+    "also tokenises the baseline's text again to count it, while here both sides are counted by their token ids."
+)
 _MAY_DIFFER = {"tree", "costs", "drafts"}  # knobs in which a tree and the chain that it is measured against differ
+
+Section = tuple[str, str]  # a heading without its marks, and the Markdown under it (headings from level 3 on)
 
 
 def report_page(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     """The page as Markdown; `plots` are (title, relative link)."""
+    (title, first), *others = sections(run, summary, plots)
+    return "\n\n".join([f"# {title}", first, *(f"## {heading}\n\n{text}" for heading, text in others)]) + "\n"
+
+
+def sections(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> list[Section]:
+    """The page in its order; the first section's heading is the page's title. Sections without content are left out."""
     sampled = summary["sampling"] is not None
     setting = [summary["dtype"], *([tables.sampling_text(summary["sampling"])] if sampled else [])]
-    title = f"# {summary['model']} on {_device_name(run)}, {', '.join(setting)}"
-    parts = [title, _headlines(summary), _warnings(run, summary)]
-    parts += [f"![{caption}]({link})" for caption, link in plots]
+    title = f"{summary['model']} on {_device_name(run)}, {', '.join(setting)}"
+    found = [(title, _top(summary, plots)), ("Warnings", "\n".join(f"- {text}" for text in cautions(run, summary)))]
     if len(summary["methods"]) > 2:
-        parts += ["## Overview", tables.overview_markdown(summary)]
-    for name, entry in tables.of_kind(summary, "method").items():
-        parts += [f"## {tables.shown_name(name, entry)}", tables.method_markdown(entry, sampled=sampled)]
-        parts += [tables.detail_markdown(entry), _predictions(run, summary, name)]
-    peers = tables.of_kind(summary, "peer")
-    if peers:
-        parts.append("## Is the baseline strong?\n\nWhat vanilla is worth in units of a library's own loop.")
-    for name, entry in peers.items():
-        name = tables.shown_name(name, entry)
-        parts += [f"### vanilla against {name}", tables.peer_markdown(entry, sampled=sampled)]
-    for name, entry in tables.of_kind(summary, "vanilla").items():
-        parts += [f"## {name}", tables.vanilla_markdown(entry)]
-    parts += [_failure_list(summary), _divergence_list(summary)]
-    parts += ["## What the figures mean", DEFINITIONS + (SAMPLED_DEFINITION if sampled else "")]
-    parts += ["## Knobs", _knobs(run)]
-    parts += ["## Provenance", _provenance(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        found.append(("Overview", f"{tables.overview_markdown(summary)}\n\n{tables.shown_is(summary)}"))
+    found += [
+        ("Three ways to average", _three_ways(summary)),
+        ("Where the time goes", _times(summary)),
+        ("Published figures of the same method", published_markdown(summary, read_published())),
+        *(_method(run, summary, name) for name in tables.of_kind(summary, "method")),
+        ("Is the baseline strong?", _peers(summary)),
+        *((name, tables.vanilla_markdown(entry)) for name, entry in tables.of_kind(summary, "vanilla").items()),
+        ("Plots", _images([plot for plot in plots if plot[0] != _FIRST_PLOT])),
+        ("Failures", _failure_list(summary)),
+        ("Divergences", _divergence_list(summary)),
+        ("Numerical rate", _numerical_rate(summary)),
+        ("What the figures mean", definitions(summary)),
+        ("Beside Spec-Bench's script", SPEC_BENCH if tables.of_kind(summary, "method") else ""),
+        ("Knobs", _knobs(run)),
+        ("Provenance", _provenance(run)),
+    ]
+    return [(heading, text) for heading, text in found if text]
 
 
 def headline(name: str, entry: dict[str, Any], *, sampled: bool = False) -> str:
@@ -72,21 +78,64 @@ def headline(name: str, entry: dict[str, Any], *, sampled: bool = False) -> str:
     if overall["speedup_decode"]["value"] is None:
         return f"**{name}**: no turn was finished beside vanilla's; nothing can be said."
     if entry["kind"] == "peer":
-        value = tables.times(tables.worth(overall, "speedup_decode"))
+        value = tables.times_between(inverse(overall["speedup_decode"]))
         return f"vanilla is {value} **{name}** (decode, {_mean_of(by_task)})."
     values = [cell["speedup_decode"]["value"] for cell in by_task]
     values = [value for value in values if value is not None]
     span = f", {tables.times(min(values))}-{tables.times(max(values))} by task" if len(values) > 1 else ""
-    speed = tables.times(overall["speedup_decode"]["value"])
+    speed = tables.times_between(overall["speedup_decode"])
     return f"**{name}** decodes {speed} as fast as vanilla ({_mean_of(by_task)}{span}), {_output(overall, sampled)}."
 
 
-def _headlines(summary: dict[str, Any]) -> str:
+def _top(summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
+    """The sentences, the headline tables with what they show, the first plot."""
     methods = {**tables.of_kind(summary, "method"), **tables.of_kind(summary, "peer")}
+    image = _images([plot for plot in plots if plot[0] == _FIRST_PLOT])
     if not methods:
-        return "Only vanilla was run: there is nothing to compare."
+        return "\n\n".join(["Only vanilla was run: there is nothing to compare.", *([image] if image else [])])
     sampled = summary["sampling"] is not None
-    return "\n".join(f"- {headline(name, entry, sampled=sampled)}" for name, entry in methods.items())
+    sentences = "\n".join(f"- {headline(name, entry, sampled=sampled)}" for name, entry in methods.items())
+    parts = [sentences, tables.as_markdown(tables.headline_rows(summary))]
+    parts += [tables.as_markdown(tables.overall_rows(summary)), tables.shown_is(summary), image]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _images(plots: Sequence[tuple[str, str]]) -> str:
+    return "\n\n".join(f"![{caption}]({link})" for caption, link in plots)
+
+
+def _three_ways(summary: dict[str, Any]) -> str:
+    parts = []
+    for name, entry in tables.of_kind(summary, "method").items():
+        table = tables.estimator_rows(entry)
+        if table is not None:
+            parts.append(f"### {tables.shown_name(name, entry)}: three ways\n\n{tables.as_markdown(table)}")
+    interval = tables.interval_text(summary) or "no intervals: the summary has none"
+    return "\n\n".join([f"{THREE_WAYS} {interval[:1].upper()}{interval[1:]}.", *parts]) if parts else ""
+
+
+def _times(summary: dict[str, Any]) -> str:
+    table = tables.time_rows(summary)
+    if table is None or not any(tables.timed(entry) for entry in tables.of_kind(summary, "method").values()):
+        return ""
+    return f"{TIMES}\n\n{tables.markdown_table(*table)}"
+
+
+def _method(run: Run, summary: dict[str, Any], name: str) -> Section:
+    """A method's tables, and what it predicted of itself."""
+    entry = summary["methods"][name]
+    table = tables.method_markdown(entry, sampled=summary["sampling"] is not None)
+    parts = [table, tables.shown_is(summary), tables.detail_markdown(entry), _predictions(run, summary, name)]
+    return tables.shown_name(name, entry), "\n\n".join(part for part in parts if part)
+
+
+def _peers(summary: dict[str, Any]) -> str:
+    peers = tables.of_kind(summary, "peer")
+    parts = [f"What vanilla is worth in units of a library's own loop. {tables.shown_is(summary)}"]
+    for name, entry in peers.items():
+        table = tables.peer_markdown(entry, sampled=summary["sampling"] is not None)
+        parts.append(f"### vanilla against {tables.shown_name(name, entry)}\n\n{table}")
+    return "\n\n".join(parts) if peers else ""
 
 
 def _mean_of(cells: Sequence[Cell]) -> str:
@@ -106,74 +155,6 @@ def _output(overall: Cell, sampled: bool) -> str:
     if counts["identical"] == audited:
         return f"output identical in {audited}/{audited} turns"
     return f"output of {audited} turns: {tables.lossless_text(counts)}"
-
-
-def _warnings(run: Run, summary: dict[str, Any]) -> str:
-    """Everything that a reader must know before believing a figure; nothing where there is nothing."""
-    found = [
-        *(f"- **{_sentence(warning)}**" for warning in run.provenance.get("warnings", [])),
-        *_interrupted(summary),
-        *_failures(summary),
-        *_divergences(summary),
-        *_few_questions(summary),
-        *_repetition(summary),
-    ]
-    return "## Warnings\n\n" + "\n".join(found) if found else ""
-
-
-def _interrupted(summary: dict[str, Any]) -> Iterable[str]:
-    if not summary["complete"]:
-        yield "- **The run was interrupted**: the figures are of the questions that were finished until then."
-
-
-def _failures(summary: dict[str, Any]) -> Iterable[str]:
-    if summary["failed"]:
-        yield (
-            f"- **Failed questions: {len(summary['excluded_questions'])}**, left out of every method and of "
-            "vanilla; the errors stand under [Failures](#failures)."
-        )
-
-
-def _divergences(summary: dict[str, Any]) -> Iterable[str]:
-    found = summary["divergences"]
-    different = [turn["method"] for turn in found if turn["verdict"] == "different"]
-    if different:
-        names = ", ".join(dict.fromkeys(different))
-        yield f"- **Not lossless**: {len(different)} answers of {names} differ from vanilla's beyond rounding."
-    if found:
-        yield (
-            f"- **Answers that are not vanilla's, token for token: {len(found)}**, listed under "
-            "[Divergences](#divergences)."
-        )
-
-
-def _few_questions(summary: dict[str, Any]) -> Iterable[str]:
-    """Peers may be asked less on purpose; their own table shows it."""
-    asked: dict[str, int] = {}
-    for entry in summary["methods"].values():
-        for task, cell in entry["tasks"].items():
-            if entry["kind"] != "peer" and task != OVERALL:
-                asked[task] = min(asked.get(task, cell["questions"]), cell["questions"])
-    few = [f"{tables.task_name(task)} {count}" for task, count in asked.items() if count < FEW_QUESTIONS]
-    if few:
-        yield (
-            f"- **Few questions** ({', '.join(few)}): below {FEW_QUESTIONS} a task, intervals are wide and "
-            "the figures indicative."
-        )
-
-
-def _repetition(summary: dict[str, Any]) -> Iterable[str]:
-    high = [
-        f"{name} {tables.number(cell['repetition'])} in {tables.task_name(task)}"
-        for name, entry in summary["methods"].items()
-        for task, cell in entry["tasks"].items()
-        if task != OVERALL and (cell["repetition"] or 0) > MUCH_REPETITION
-    ]
-    if high:
-        yield (
-            f"- **Repetition above {MUCH_REPETITION}** flatters every drafter, because loops are easy to "
-            f"predict: {'; '.join(high)}."
-        )
 
 
 def _predictions(run: Run, summary: dict[str, Any], name: str) -> str:
@@ -226,7 +207,7 @@ def _failure_list(summary: dict[str, Any]) -> str:
     failed = summary["failed"]
     rows = [[_where(turn), f"`{_one_line(turn['error'])}`"] for turn in failed[:_LISTED]]
     table = tables.markdown_table(["where", "error"], rows, [True, True])
-    return f"## Failures\n\n{_first(failed)}{table}" if failed else ""
+    return f"{_first(failed)}{table}" if failed else ""
 
 
 def _divergence_list(summary: dict[str, Any]) -> str:
@@ -243,7 +224,28 @@ def _divergence_list(summary: dict[str, Any]) -> str:
     ]
     header = ["where", "verdict", "position", "token", "vanilla's token", "logit gap", "tolerance"]
     table = tables.markdown_table(header, rows, [True, True] + [False] * 5)
-    return f"## Divergences\n\n{_first(found)}{table}" if found else ""
+    return f"{_first(found)}{table}" if found else ""
+
+
+def _numerical_rate(summary: dict[str, Any]) -> str:
+    """In a coarse dtype ties are common: how often one fell the other way, by task."""
+    if summary["dtype"] == "float32":
+        return ""
+    entries = {**tables.of_kind(summary, "method"), **tables.of_kind(summary, "peer")}
+    entries = {name: e for name, e in entries.items() if tables.overall(e).get("numerical_rate") is not None}
+    if not entries:
+        return ""
+    rows = []
+    for name, entry in entries.items():
+        counts = tables.overall(entry)["lossless"]
+        rate = tables.overall(entry)["numerical_rate"]
+        rows.append([tables.shown_name(name, entry), f"{rate:.1%}", tables.lossless_text(counts)])
+    table = tables.markdown_table(["method", "numerical rate", "output"], rows, [True, False, True])
+    sentence = (
+        f"In {summary['dtype']} a tie between two tokens may fall either way when a pass has another width. The "
+        "answer is then as good as vanilla's, but another one from there on. Share of such turns among those audited:"
+    )
+    return f"{sentence}\n\n{table}"
 
 
 def _knobs(run: Run) -> str:
@@ -263,8 +265,10 @@ def _knobs(run: Run) -> str:
 
 def _provenance(run: Run) -> str:
     provenance = dict(run.provenance)
+    several = provenance.pop("sessions", None) or []
+    provenance.pop("warnings", None)  # stand at the top of the page
     commit = provenance.pop("commit", None)
-    dirty = " with uncommitted changes" if provenance.pop("dirty", False) else ""
+    dirty = provenance.pop("dirty", False)
     rows = [
         ["run", run.run_id],
         ["command", f"`{run.command}`"],
@@ -276,20 +280,38 @@ def _provenance(run: Run) -> str:
         ["dtype", run.dtype],
         ["device", _text(run.device)],
         ["engine", _text(run.engine)],
-        ["commit", f"{commit}{dirty}" if commit else "unknown"],
+        ["commit", _commit(commit, dirty)],
         *([key.replace("_", " "), _text(value)] for key, value in provenance.items()),
         ["wall time", f"{run.wall_s:,.0f} s"],
     ]
-    return tables.markdown_table(["what", "value"], rows, [True, True])
+    table = tables.markdown_table(["what", "value"], rows, [True, True])
+    return f"{table}\n\n{_sessions(run)}" if several else table
+
+
+def _sessions(run: Run) -> str:
+    """A run that was resumed has several; each may have met another machine's load and another commit."""
+    rows = [
+        [
+            str(place),
+            str(session.get("started") or tables.UNDEFINED),
+            "-" if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
+            tables.number(session.get("load_1min"), 1),
+            _commit(session.get("commit"), bool(session.get("dirty"))),
+            "; ".join(session.get("warnings") or []) or tables.UNDEFINED,
+        ]
+        for place, session in enumerate(sessions(run), 1)
+    ]
+    header = ["session", "started", "wall time", "load before", "commit", "warnings"]
+    return "### Sessions\n\n" + tables.markdown_table(header, rows, [True, True, False, False, True, True])
+
+
+def _commit(commit: str | None, dirty: bool) -> str:
+    return f"{commit}{' with uncommitted changes' if dirty else ''}" if commit else "unknown"
 
 
 def _where(turn: dict[str, Any]) -> str:
     where = f"question {turn['question_id']} ({tables.task_name(turn['task'])})"
     return f"{turn['method']}, {where}, turn {turn['turn']}, round {turn['round']}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _first(found: Sequence[Any]) -> str:

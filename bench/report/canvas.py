@@ -1,0 +1,184 @@
+"""What all plots share: size, colours, title, provenance, legend. No display, no global state."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.metrics import OVERALL, ordered_tasks
+from bench.report.formats import bounds, of_kind, sampling_text, shortened, task_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+SIZE_INCHES = (9.0, 4.6)
+# Okabe and Ito's palette, told apart by colour-blind readers too; without the yellow, which white swallows.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"  # as many as colours
+HATCHES = ("", "///", "...", "xxx")  # a second round of the palette is hatched
+GREY = "#555555"
+LIGHT = "#e4e4e4"
+ERROR_BAR = {"ecolor": "#222222", "elinewidth": 1.1, "capsize": 0}
+NAME_CHARS = 30  # of a method's name beside an axis
+_LEGEND_CHARS = 100  # what fits beside each other under a plot
+_LEGEND_ROW_INCHES = 0.19
+_TITLE_INCHES = 0.44
+_PROVENANCE_INCHES = 0.165  # a line
+
+
+def canvas(
+    summary: dict[str, Any],
+    title: str,
+    *,
+    height: float = SIZE_INCHES[1],
+    rows: int = 1,
+    columns: int = 1,
+    note: str = "",
+    **subplots: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with title, provenance (and a note under it) and its panels, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
+    text = _provenance(summary) + (f"\n{textwrap.fill(note, 118)}" if note else "")
+    # Placed by the figure's corner and not by the axes': long labels beside an axis would push them off the page.
+    place = {"xycoords": "figure fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
+    lines = panels[0].annotate(text, (0, 1), xytext=(9, -27), fontsize=9, color=GREY, parse_math=False, **place)
+    heading = panels[0].annotate(title, (0, 1), xytext=(9, -7), fontsize=13, fontweight="bold", **place)
+    for label in (lines, heading):
+        label.set_in_layout(False)
+    _reserve(figure, text.count("\n") + 1)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=LIGHT, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def empty(figure: Figure, axes: Axes, message: str) -> Figure:
+    """The figure with a sentence in place of data."""
+    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes, fontsize=12, color=GREY)
+    axes.set_axis_off()
+    return figure
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int = 0) -> None:
+    """Under the plot, in so many columns (0: what fits). A long one makes the picture taller, not the plot flatter."""
+    limit = _LEGEND_CHARS // columns + 6 if columns else _LEGEND_CHARS
+    labels = [shortened(name, limit) for name in names]  # "(not lossless)" stands at the end: never cut off
+    columns = columns or max(1, min(len(labels), _LEGEND_CHARS // (max(map(len, labels)) + 6)))
+    made = figure.legend(list(handles), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in made.get_texts():
+        text.set_parse_math(False)
+    rows = math.ceil(len(labels) / columns)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _LEGEND_ROW_INCHES * (rows - 1))
+    _reserve(figure, figure.axes[0].texts[0].get_text().count("\n") + 1)
+
+
+def method_axis(axes: Axes, names: Sequence[str]) -> None:
+    """Methods from top to bottom, horizontal grid off: for bars and dots that lie."""
+    axes.set_yticks(range(len(names)), [two_lines(name) for name in names])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=LIGHT, linewidth=0.8)
+
+
+def two_lines(name: str) -> str:
+    """A method's name with its knobs under it, each line as long as there is room beside an axis."""
+    lossy = " (not lossless)"
+    base, colon, knobs = name.removesuffix(lossy).partition(":")
+    lines = [base + colon, knobs, "(not lossless)" if name.endswith(lossy) else ""]
+    if len(name) <= NAME_CHARS:
+        return name
+    return "\n".join(shortened(line, NAME_CHARS) for line in lines if line)
+
+
+def error_bars(estimates: Sequence[dict[str, Any] | None]) -> list[list[float]]:
+    """Lengths below and above the values, as matplotlib wants them; 0 where there is no interval."""
+    below, above = [], []
+    for estimate in estimates:
+        interval = bounds(estimate)
+        value = estimate["value"] if estimate else None
+        # A bootstrap interval need not hold the value, though it nearly always does.
+        below.append(max(0.0, value - interval[0]) if interval and value is not None else 0.0)
+        above.append(max(0.0, interval[1] - value) if interval and value is not None else 0.0)
+    return [below, above]
+
+
+def top(estimate: dict[str, Any]) -> float:
+    """The upper end of an estimate's bar."""
+    interval = bounds(estimate)
+    return float(max(estimate["value"], interval[1] if interval else 0.0))
+
+
+def tasks_of(summary: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The tasks of the methods; `overall` at the end where it is more than one task's repetition."""
+    tasks = [task for name in names for task in summary["methods"][name]["tasks"] if task != OVERALL]
+    ordered = ordered_tasks(tasks)
+    return [*ordered, OVERALL] if len(ordered) > 1 else ordered
+
+
+def rank(summary: dict[str, Any], name: str) -> int:
+    """A method's place, the same in every plot, so that it keeps its colour."""
+    return [*of_kind(summary, "method"), *of_kind(summary, "peer")].index(name)
+
+
+def colour(summary: dict[str, Any], name: str) -> str:
+    """A method's colour; vanilla and peers are grey: they are a yardstick and not a competitor."""
+    if summary["methods"][name]["kind"] != "method":
+        return "#999999"
+    return PALETTE[rank(summary, name) % len(PALETTE)]
+
+
+def bar_style(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """A method's colour and hatch; peers are grey: they are a yardstick and not a competitor."""
+    index = rank(summary, name)
+    if summary["methods"][name]["kind"] == "peer":
+        return {"color": "#BBBBBB", "hatch": "\\\\\\", "edgecolor": "white"}
+    hatch = HATCHES[index // len(PALETTE) % len(HATCHES)]
+    return {"color": PALETTE[index % len(PALETTE)], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+
+
+def wrapped(task: str) -> str:
+    """A task's name for an axis."""
+    return textwrap.fill(task_name(task), 13, break_long_words=False)
+
+
+def curve(axes: Axes, values: Sequence[float | None], label: str, index: int, **style: Any) -> None:
+    """The rates at w = 1, 2, ... that are defined, in the colour and with the marker of a place in the palette."""
+    points = [(w, value) for w, value in enumerate(values, 1) if value is not None]
+    style |= {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+    axes.plot([w for w, _ in points], [value for _, value in points], label=label, clip_on=False, **style)
+
+
+def _reserve(figure: Figure, lines: int) -> None:
+    """Room for the title and so many lines under it, whatever the picture's height."""
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    share = (_TITLE_INCHES + _PROVENANCE_INCHES * lines) / figure.get_size_inches()[1]
+    engine.set(rect=(0.006, 0, 0.988, 1 - share))  # type: ignore[call-arg]
+
+
+def _provenance(summary: dict[str, Any]) -> str:
+    """Figures of different models, devices or questions must never be taken for each other."""
+    device, dataset = summary["device"], summary["dataset"]
+    parts = [
+        str(summary["model"]),
+        str(device.get("name") or device.get("type")),
+        summary["dtype"],
+        f"{dataset['name']} questions ({dataset['questions']})",
+    ]
+    if summary["sampling"]:
+        parts.append(sampling_text(summary["sampling"]))
+    if not summary["complete"]:
+        parts.append("interrupted run")
+    return textwrap.fill(" · ".join(parts), 118)

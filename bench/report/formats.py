@@ -1,0 +1,179 @@
+"""How figures and names are written, the same in every table, page and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from bench.metrics import OVERALL, VERDICTS, Cell
+
+TASK_NAMES = {
+    "mt_bench": "Multi-turn conversation",
+    "translation": "Translation",
+    "summarization": "Summarization",
+    "qa": "Question answering",
+    "math_reasoning": "Math reasoning",
+    "rag": "RAG",
+    OVERALL: "Overall",
+}
+UNDEFINED = "-"
+NOT_LOSSLESS = "NOT lossless"
+SAMPLED = "sampled"
+RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
+
+
+class Table(NamedTuple):
+    """A table as rows of text, for whatever draws it; `left` marks the left-aligned columns (empty: the first)."""
+
+    header: list[str]
+    rows: list[list[str]]
+    left: list[bool]
+
+
+def task_name(task: str) -> str:
+    """A task as people call it; a task from elsewhere keeps its own name."""
+    return TASK_NAMES.get(task, task)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with a fixed number of decimals."""
+    return UNDEFINED if value is None else f"{value:,.{digits}f}"
+
+
+def times(value: float | None) -> str:
+    """A ratio, like `1.12x`."""
+    return UNDEFINED if value is None else f"{value:.2f}x"
+
+
+def percent(value: float | None) -> str:
+    """A share with its sign, like `+3.1%`."""
+    return UNDEFINED if value is None else f"{100 * value:+.1f}%"
+
+
+def bounds(estimate: dict[str, Any] | None) -> tuple[float, float] | None:
+    """An estimate's interval; None where there is none (few questions, an older summary)."""
+    if not estimate or estimate["value"] is None:
+        return None
+    low, high = estimate.get("low"), estimate.get("high")
+    return None if low is None or high is None else (low, high)
+
+
+def times_between(estimate: dict[str, Any] | None) -> str:
+    """A ratio with its interval, like `1.19x [1.15, 1.23]`; without one where there is none."""
+    if not estimate:
+        return UNDEFINED
+    interval = bounds(estimate)
+    return times(estimate["value"]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def interval_text(summary: dict[str, Any], *, full: bool = False) -> str:
+    """What the brackets behind a figure are, as the summary itself says; nothing for one without intervals.
+
+    In full it tells the method too, which is a sentence by itself.
+    """
+    statistics = summary.get("statistics")
+    if not statistics:
+        return ""
+    method = f"{statistics['method']}; " if full else ""
+    return (
+        f"in brackets the {statistics['interval']:.0%} bootstrap interval ({method}{statistics['resamples']:,} "
+        f"resamples, clustered by {statistics['cluster']}, stratified by {statistics['strata']})"
+    )
+
+
+def shown_is(summary: dict[str, Any], estimator: str = RATIO_OF_SUMS) -> str:
+    """The sentence under a table of speedups: which estimator it shows and what the interval is."""
+    interval = interval_text(summary)
+    return f"Speedups: {estimator}; {interval or 'no intervals: the summary has none'}."
+
+
+def window_list(values: Sequence[float | None] | None, limit: int | None = None) -> str:
+    """A rate by window, like `0.50 0.22 0.10`."""
+    return " ".join(number(value) for value in (values or [])[:limit]) or UNDEFINED
+
+
+def count(value: int) -> str:
+    """A count with thousands separators."""
+    return f"{value:,}" if value else UNDEFINED
+
+
+def shown_name(name: str, entry: dict[str, Any]) -> str:
+    """A method's name where figures stand beside it: those of a lossy one must never pass for a lossless one's."""
+    return name if entry["lossless"] else f"{name} (not lossless)"
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters: what is too much is left out in the middle, because labels differ at their ends."""
+    if len(text) <= limit:
+        return text
+    kept = max(limit - 1, 2)
+    return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
+
+
+def sampling_text(sampling: dict[str, Any] | None) -> str:
+    """How tokens were drawn, like `temperature 0.7, top-p 0.8`; nothing for greedy decoding."""
+    if sampling is None:
+        return ""
+    text = f"temperature {sampling['temperature']:g}"
+    text += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
+    return text + (f", top-k {sampling['top_k']}" if sampling["top_k"] else "")
+
+
+def lossless_text(counts: dict[str, int] | None, *, sampled: bool = False) -> str:
+    """The audit's verdicts, like `14/14 identical` or `13 identical, 1 numerical`."""
+    if counts is None:
+        return NOT_LOSSLESS
+    audited = sum(counts.values())
+    if audited == 0:
+        return SAMPLED if sampled else "not checked"
+    if counts["identical"] == audited:
+        return f"{audited}/{audited} identical"
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+
+
+def identical_text(counts: dict[str, int] | None) -> str:
+    """The share of identical turns, short enough for a terminal."""
+    if counts is None:
+        return NOT_LOSSLESS
+    if not sum(counts.values()):
+        return UNDEFINED
+    return f"{counts['identical']}/{sum(counts.values())}"
+
+
+def of_kind(summary: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
+    """The summary's methods of one kind ("vanilla", "method" or "peer"), by name."""
+    return {name: entry for name, entry in summary["methods"].items() if entry["kind"] == kind}
+
+
+def overall(entry: dict[str, Any]) -> Cell:
+    """A method's figures over all tasks."""
+    cell: Cell = entry["tasks"][OVERALL]
+    return cell
+
+
+def timed(entry: dict[str, Any]) -> bool:
+    """Whether a method's steps have a time: not a peer's, nor those of an older summary or of an empty run."""
+    return (overall(entry).get("step_time") or {}).get("total") is not None
+
+
+def inverse(estimate: dict[str, Any]) -> dict[str, float | None]:
+    """What vanilla is worth in units of a peer: the inverse of the peer's speedup, its interval turned round."""
+    value, interval = estimate["value"], bounds(estimate)
+    low, high = (1 / interval[1], 1 / interval[0]) if interval and min(interval) > 0 else (None, None)
+    return {"value": 1 / value if value else None, "low": low, "high": high}
+
+
+def worth(cell: Cell, key: str) -> float | None:
+    """The value alone of `inverse`."""
+    return inverse(cell[key])["value"]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool] = ()) -> str:
+    """A GitHub table; columns are right-aligned but for those that `left` marks (default: the first)."""
+    sides = list(left) or [True] + [False] * (len(header) - 1)
+    rule = [":---" if side else "---:" for side in sides]
+    return "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in (header, rule, *rows))
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,123 @@
+"""A summary with every figure that a run can have, made up but alike to real ones; the same each time."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from bench.metrics import OVERALL, TASKS
+
+STATISTICS = {"interval": 0.95, "resamples": 2000, "method": "BCa bootstrap", "cluster": "question", "strata": "task"}
+EDGES = [i / 20 for i in range(21)]
+SIX = (
+    "kangaroo",
+    "kangaroo:tree",
+    "kangaroo:paper",
+    "medusa",
+    "medusa:tree=mc_sim_7b_63",
+    "medusa:accept=typical",
+)
+
+
+def rich_summary(names: tuple[str, ...] = SIX, tasks: tuple[str, ...] = TASKS, *, peer: bool = True) -> dict[str, Any]:
+    """All keys of the schema; methods whose name ends in "typical" are not lossless."""
+    numbers = random.Random(4)
+    methods: dict[str, Any] = {"vanilla": _entry("vanilla", tasks, numbers, 1.0, 1.0)}
+    for place, name in enumerate(names):
+        methods[name] = _entry("method", tasks, numbers, 1.3 + 0.13 * place, 1.12 + 0.06 * place)
+        methods[name]["lossless"] = not name.endswith("typical")
+    for entry in methods.values():
+        if not entry["lossless"]:
+            for cell in entry["tasks"].values():
+                cell["lossless"] = None
+    if peer:
+        methods["hf-generate"] = _entry("peer", tasks, numbers, 1.0, 1.5)
+    return {
+        "schema": 1,
+        "run_id": "rich",
+        "model": "SmolLM2-135M-Instruct",
+        "dataset": {"name": "official", "sha256": "cd" * 32, "questions": 60},
+        "device": {"type": "cpu", "name": "AMD EPYC 9B14", "cores": 2},
+        "dtype": "float32",
+        "sampling": None,
+        "complete": True,
+        "rounds": 1,
+        "excluded_questions": [],
+        "failed": [],
+        "divergences": [],
+        "statistics": STATISTICS,
+        "methods": methods,
+    }
+
+
+def estimate(value: float, half: float) -> dict[str, float]:
+    """With an interval of `value` ± `half`."""
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _entry(kind: str, tasks: tuple[str, ...], numbers: random.Random, rate: float, cost: float) -> dict[str, Any]:
+    spread = {task: 1 + (0 if kind == "vanilla" else numbers.uniform(-0.12, 0.12)) for task in tasks}
+    cells = {task: _cell(kind, rate * factor, cost, numbers) for task, factor in spread.items()}
+    cells[OVERALL] = _cell(kind, rate, cost, numbers, half=0.03)
+    extra = 0 if kind != "method" else 2_048_064
+    return {"kind": kind, "lossless": True, "extra_parameters": extra, "notes": {}, "tasks": cells}
+
+
+def _cell(kind: str, rate: float, cost: float, numbers: random.Random, half: float = 0.08) -> dict[str, Any]:
+    """CR `rate` at `cost` vanilla steps a step."""
+    speedup, vanilla, peer = rate / cost, kind == "vanilla", kind == "peer"
+    half = 0.0 if vanilla else half
+    decays = [max(0.0, min(1.0, (rate - 1) * 0.75) ** w) for w in (1, 2, 3, 4)]
+    steps = 1000
+    emitted = [steps] if vanilla else [round(steps * (1 - decays[0]) * decays[0] ** w) for w in range(6)]
+    cell: dict[str, Any] = {
+        "questions": 10,
+        "turns": 20,
+        "generated_tokens": 2560,
+        "steps": None if peer else steps,
+        "tok_per_s": 24.0 * speedup,
+        "tok_per_s_vanilla": 24.0,
+        "compression_rate": None if peer else rate,
+        "draft_token_share": None if peer else 1 - 1 / rate,
+        "draft_time_share": None if peer else 0.0 if vanilla else 0.16,
+        "repetition": 0.08,
+        "ctar": None if peer else [] if vanilla else decays,
+        "conditional_acceptance": None if peer else [] if vanilla else [decays[0] * 1.06**w for w in range(4)],
+        "ttft_s": 0.21,
+        "eos_share": 0.4,
+        "lossless": None if vanilla else {"identical": 20, "numerical": 0, "different": 0},
+        "numerical_rate": None if vanilla else 0.0,
+    }
+    for part, value in (("decode", speedup), ("total", 1 + (speedup - 1) * 0.85)):
+        for ending, shift in (("", 0.0), ("_mean_rates", 0.012), ("_geometric", -0.009)):
+            shift = 0.0 if vanilla else shift
+            cell[f"speedup_{part}{ending}"] = estimate(value + shift, half)
+    return cell | _steps(kind, rate, cost, numbers) | {"emitted_histogram": None if peer else emitted}
+
+
+def _steps(kind: str, rate: float, cost: float, numbers: random.Random) -> dict[str, Any]:
+    none = dict.fromkeys(("step_time", "predicted", "prediction_error", "confidence", "window_ctar"))
+    lengths = (60, 130, 260, 520, 900)
+    slow = [{"context": n, "vanilla_ms_per_token": 38 + n / 60, "turns": 9} for n in lengths]
+    context = [item | {"ms_per_token": item["vanilla_ms_per_token"] * cost / rate} for item in slow]
+    if kind == "peer":
+        return none | {"context": context}
+    if kind == "vanilla":
+        return none | {"step_time": {"draft": 0.0, "verify": 0.97, "rest": 0.03, "total": 1.0}, "context": context}
+    draft = 0.16 * cost
+    share = [math.exp(-(((edge - 0.6 - rate / 6) / 0.3) ** 2)) for edge in EDGES[:-1]]
+    other = [math.exp(-(((edge - 0.3) / 0.28) ** 2)) for edge in EDGES[:-1]]
+    off = numbers.uniform(-0.06, 0.06)
+    return {
+        "step_time": {"draft": draft, "verify": 0.95 * cost - draft, "rest": 0.05 * cost, "total": cost},
+        "predicted": {"step_cost": cost / (1 + off), "speedup": rate / cost * (1 + off)},
+        "prediction_error": off,
+        "confidence": {
+            "edges": EDGES,
+            "accepted": [round(90 * value) for value in share],
+            "rejected": [round(60 * value) for value in other],
+        },
+        "window_ctar": [((rate - 0.9) / 1.6) ** w for w in (1, 2, 3, 4)],
+        "context": context,
+    }

@@ -1,0 +1,134 @@
+"""The files that a report writes: all of them or none, the same each time, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from bench.errors import UserError
+from bench.metrics import TASKS
+from bench.report import figures, terminal_table, write_report
+from tests.bench.report.helpers import OLD_PLOTS, make_run, make_summary, make_turns, save
+
+ROOT = Path(__file__).parents[3]
+REFERENCE = sorted((ROOT / "results" / "reference").glob("*/summary.json"))
+
+
+def test_a_report_is_page_summary_and_plots_with_relative_links(tmp_path):
+    methods = {"kangaroo": "method", "hf-generate": "peer"}
+    folder = save(tmp_path / "runs" / "r1", make_run(methods), make_turns(methods))
+    plots = tmp_path / "plots" / "r 1"
+    written = write_report(folder, plots)
+    drawn = list(figures.draw(make_summary(methods)))
+    assert drawn[:3] == OLD_PLOTS
+    assert written == [
+        folder / "report.md",
+        folder / "summary.json",
+        folder / "summary.csv",
+        *(plots / f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")),
+    ]
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "](../../plots/r%201/speedup_by_task.png)" in page
+    assert json.loads((folder / "summary.json").read_text())["run_id"] == "r1"
+    for name in drawn:
+        assert (plots / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (plots / f"{name}.svg").read_text(encoding="utf-8")
+    assert not list(tmp_path.rglob(".*")), "a temporary file was left behind"
+
+
+def test_the_same_records_give_the_same_files(tmp_path):
+    folder = save(tmp_path / "run", make_run({"kangaroo": "method"}), make_turns({"kangaroo": "method"}))
+    first = {path: path.read_bytes() for path in write_report(folder, tmp_path / "plots")}
+    assert {path: path.read_bytes() for path in write_report(folder, tmp_path / "plots")} == first
+
+
+def test_a_failing_figure_leaves_the_old_files(tmp_path, monkeypatch):
+    methods = {"kangaroo": "method"}
+    folder = save(tmp_path / "run", make_run(methods), make_turns(methods))
+    plots = tmp_path / "plots"
+    write_report(folder, plots)
+    before = {path: path.read_bytes() for path in (*plots.iterdir(), folder / "report.md")}
+
+    def savefig(self, file, **_):
+        file.write(b"half a picture")
+        raise RuntimeError("no more ink")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    save(folder, make_run(methods, dtype="bfloat16"), make_turns(methods, TASKS[:1]))
+    with pytest.raises(RuntimeError, match="no more ink"):
+        write_report(folder, plots)
+    assert {path: path.read_bytes() for path in (*plots.iterdir(), folder / "report.md")} == before
+
+
+def test_a_plot_that_cannot_be_written_is_a_user_error(tmp_path):
+    folder = save(tmp_path / "run", make_run({}), make_turns({}))
+    (tmp_path / "plots").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"speedup_by_task\.png"):
+        write_report(folder, tmp_path / "plots")
+
+
+def test_reports_need_neither_torch_nor_a_display(tmp_path):
+    folder = save(tmp_path, make_run({"kangaroo": "method"}), make_turns({"kangaroo": "method"}))
+    code = (
+        "import sys, pathlib\n"
+        "import bench.report\n"
+        "assert 'matplotlib' not in sys.modules, 'a table in a terminal needs no drawing library'\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "bench.report.write_report(folder, folder / 'plots')\n"
+        "heavy = {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
+
+
+def test_an_interrupted_run_is_reported_over_what_was_finished(tmp_path):
+    methods = {"kangaroo": "method", "medusa": "method"}
+    turns = make_turns(methods)
+    # Interrupted in the second question: vanilla and one method had answered, the other had not.
+    folder = save(tmp_path, make_run(methods, complete=False), turns[:5])
+    write_report(folder, tmp_path / "plots")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["complete"] is False
+    assert [summary["methods"][name]["tasks"]["overall"]["turns"] for name in ("kangaroo", "medusa")] == [2, 1]
+    assert "INTERRUPTED" in terminal_table(summary)
+
+
+@pytest.mark.parametrize("turns", [make_turns({}), []])
+def test_vanilla_alone_is_reported_without_a_comparison(tmp_path, turns):
+    folder = save(tmp_path, make_run({}), turns)
+    write_report(folder, tmp_path / "plots")
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Only vanilla was run: there is nothing to compare." in page
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "vanilla alone" in terminal_table(summary)
+    drawn = figures.draw(summary)
+    assert list(drawn) == OLD_PLOTS, "the others are left out"
+    for figure in drawn.values():
+        assert any("nothing to show" in text.get_text() for text in figure.axes[0].texts)
+
+
+def test_a_record_from_before_sampling_and_notes_is_still_read(tmp_path):
+    methods = {"kangaroo": "method"}
+    folder = save(tmp_path, make_run(methods), make_turns(methods, ("qa",)))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for info in record["methods"].values():
+        del info["notes"]
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    write_report(folder, tmp_path / "plots")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["sampling"] is None
+    assert summary["methods"]["kangaroo"]["notes"] == {}
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
+def test_summaries_from_before_the_newer_figures_are_still_shown(path):
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    terminal_table(summary)
+    drawn = figures.draw(summary)
+    assert drawn.keys() >= set(OLD_PLOTS)
+    assert not drawn.keys() & {"time_per_step", "emitted_per_step", "three_estimators"} or "statistics" in summary
