@@ -31,7 +31,7 @@ from typing import Any
 from bench import metrics
 from bench.errors import UserError
 from bench.questions import MT_BENCH_CATEGORIES
-from bench.records import PIECES_FILE, Run, Turn, atomic_writer, read_run, read_turns
+from bench.records import PIECES_FILE, Run, Turn, atomic_writer, read_pieces, read_run, read_turns
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for a token that is only part of a character
 
@@ -135,8 +135,7 @@ class _Texts:
     def __init__(self, run_dir: Path, decode: Callable[[Sequence[int]], str] | None):
         self.inexact = 0
         self.run_dir, self.decode = run_dir, decode
-        has_pieces = decode is None and (run_dir / PIECES_FILE).is_file()
-        self.pieces = _read_pieces(run_dir / PIECES_FILE) if has_pieces else {}
+        self.pieces = {} if decode else read_pieces(run_dir)
 
     def of(self, turn: Turn) -> str:
         """The answer without special tokens, stripped."""
@@ -153,16 +152,6 @@ class _Texts:
             ) from error
         self.inexact += REPLACEMENT in text
         return text.strip()
-
-
-def _read_pieces(path: Path) -> dict[str, str]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): name the run's model with --model") from error
-    if not isinstance(value, dict) or not all(isinstance(piece, str) for piece in value.values()):
-        raise UserError(f"{path} does not map token ids to texts: name the run's model with --model")
-    return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

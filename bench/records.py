@@ -270,6 +270,25 @@ def read_turns(folder: Path) -> list[Turn]:
         raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
 
 
+def read_pieces(folder: Path) -> dict[str, str]:
+    """The `pieces.json` of a run's folder; empty where there is none, as in older runs and in killed ones.
+
+    Raises:
+        UserError: malformed.
+
+    """
+    path = folder / PIECES_FILE
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it, and tokens are shown by their ids") from error
+    if not isinstance(value, dict) or not all(isinstance(piece, str) for piece in value.values()):
+        raise UserError(f"{path} does not map token ids to texts: remove it, and tokens are shown by their ids")
+    return value
+
+
 def _turn(value: Any, path: Path, number: int) -> Turn:
     try:
         audit = value.pop("audit", None)

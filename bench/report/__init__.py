@@ -1,4 +1,4 @@
-"""A run's records as something to read: summary, tables, page and plots. Needs no torch and no model."""
+"""A run's records as something to read: summary, tables, pages and plots. Needs no torch and no model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,39 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench.metrics import summarize
-from bench.records import atomic_writer, read_run, read_turns, write_json
-from bench.report.tables import csv_frame, terminal_table
+from bench.records import atomic_writer, read_pieces, read_run, read_turns, write_json
+from bench.report.tables import csv_frame
+from bench.report.terminal import terminal_table
 
-__all__ = ["REPORT_FILE", "SUMMARY_CSV", "SUMMARY_FILE", "terminal_table", "write_report"]
+__all__ = ["HTML_FILE", "REPORT_FILE", "SUMMARY_CSV", "SUMMARY_FILE", "TEX_FILE", "terminal_table", "write_report"]
 
 SUMMARY_FILE = "summary.json"
 SUMMARY_CSV = "summary.csv"
 REPORT_FILE = "report.md"
+HTML_FILE = "report.html"
+TEX_FILE = "report.tex"
 
 
 def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     """Derive everything readable from a run's records; each file is replaced only when completely written.
 
-    Returns the page, the summary as JSON and CSV, then the plots.
+    Returns the pages, the summary as JSON and CSV, then the plots.
 
     Raises:
         UserError: the records are missing or malformed, or a folder cannot be written.
 
     """
     # Drawing libraries take a second to load, and a table in a terminal needs none.
+    from bench.report.cautions import cautions
+    from bench.report.definitions import definitions
     from bench.report.figures import PLOTS, write_figures
+    from bench.report.html import report_html
+    from bench.report.latex import report_tex
     from bench.report.page import report_page
+    from bench.report.published import published_rows, read_published
 
-    run = read_run(run_dir)
-    summary = summarize(run, read_turns(run_dir))
+    run, turns = read_run(run_dir), read_turns(run_dir)
+    summary = summarize(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:
         csv_frame(summary).to_csv(file, index=False, lineterminator="\n")
@@ -41,6 +49,21 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
         for path in figures
         if path.suffix == ".png"
     ]
-    with atomic_writer(run_dir / REPORT_FILE) as file:
-        file.write(report_page(run, summary, images))
-    return [run_dir / REPORT_FILE, run_dir / SUMMARY_FILE, run_dir / SUMMARY_CSV, *figures]
+    pages = {
+        HTML_FILE: report_html(
+            run,
+            summary,
+            turns,
+            read_pieces(run_dir),
+            [(PLOTS[path.stem], path) for path in figures if path.suffix == ".svg"],
+            warnings=cautions(run, summary),
+            definitions=definitions(summary),
+            published=published_rows(summary, read_published()),
+        ),
+        REPORT_FILE: report_page(run, summary, images),
+        TEX_FILE: report_tex(summary),
+    }
+    for name, content in pages.items():
+        with atomic_writer(run_dir / name) as file:
+            file.write(content)
+    return [*(run_dir / name for name in (*pages, SUMMARY_FILE, SUMMARY_CSV)), *figures]

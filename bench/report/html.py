@@ -75,7 +75,7 @@ def report_html(
     run: Run,
     summary: dict[str, Any],
     turns: Sequence[Turn],
-    pieces: Mapping[int | str, str],
+    pieces: Mapping[Any, str],
     figures: Sequence[tuple[str, Path]],
     *,
     warnings: Sequence[str],
@@ -257,7 +257,7 @@ def _failures(summary: dict[str, Any]) -> Table | None:
     return Table("Turns that failed", "where", ["error"], rows, note, frozenset({0})) if failed else None
 
 
-def _divergences(summary: dict[str, Any], pieces: Mapping[int | str, str]) -> Table | None:
+def _divergences(summary: dict[str, Any], pieces: Mapping[Any, str]) -> Table | None:
     """The worst first: what is beyond rounding."""
     names = {int(token): text for token, text in pieces.items()}
     found = sorted(summary["divergences"], key=lambda turn: turn["verdict"] != "different")

@@ -74,7 +74,7 @@ def by_step(turn: Turn) -> list[list[Token]]:
     return [group for group in groups if group]
 
 
-def answers(summary: dict[str, Any], turns: Sequence[Turn], pieces: Mapping[int | str, str]) -> list[Answer]:
+def answers(summary: dict[str, Any], turns: Sequence[Turn], pieces: Mapping[Any, str]) -> list[Answer]:
     """One answer a task, the first question's first turn, then every turn that diverges from vanilla's."""
     names = {int(token): text for token, text in pieces.items()}
     by_key: dict[Key, dict[str, Turn]] = {}

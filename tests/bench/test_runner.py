@@ -57,7 +57,16 @@ def test_run_leaves_records_report_and_a_table(setting, capsys):
     flags = ["--method", setting.kangaroo, "--peer", "hf-generate", "--peer-limit", "0"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     files = {path.name for path in setting.out.iterdir()}
-    assert files == {"run.json", "turns.jsonl", "pieces.json", "summary.json", "summary.csv", "report.md"}
+    assert files == {
+        "run.json",
+        "turns.jsonl",
+        "pieces.json",
+        "summary.json",
+        "summary.csv",
+        "report.md",
+        "report.html",
+        "report.tex",
+    }
     assert setting.drawn == [setting.out / "plots"]
     printed = capsys.readouterr()
     assert "Question answering" in printed.out
@@ -102,7 +111,7 @@ def test_no_file_of_a_run_holds_a_questions_text(setting, monkeypatch):
     monkeypatch.undo()  # with plots
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
     files = [path for path in setting.out.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".jsonl", ".csv", ".md", ".png", ".svg"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".csv", ".md", ".tex", ".html", ".png", ".svg"}
     forbidden = words_of(*QUESTIONS)
     assert "zucchini" in forbidden
     for path in files:

@@ -27,7 +27,9 @@ def test_a_report_is_page_summary_and_plots_with_relative_links(tmp_path):
     drawn = list(figures.draw(make_summary(methods)))
     assert drawn[:3] == OLD_PLOTS
     assert written == [
+        folder / "report.html",
         folder / "report.md",
+        folder / "report.tex",
         folder / "summary.json",
         folder / "summary.csv",
         *(plots / f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")),
