@@ -118,10 +118,17 @@ class KangarooTraining(TrainConfig):
 
     architecture: str = _setting(
         "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published",
-        choices=("feedback", "paper"),
+        "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
+        "alone; and the others of the paper's Table 2: paper-own-head: with an LM head of its own; paper-layer: with a "
+        "gated feed-forward block; paper-mlp: two matrices instead of attention, and an LM head of its own",
+        choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
     )
-    ffn: int = _setting(0, "width of a feed-forward block after the adapter's attention; 0: none", metavar="N")
+    ffn: int = _setting(
+        0,
+        "width of the adapter's feed-forward block; 0: none, but paper-layer has the target's and paper-mlp that of "
+        "the states",
+        metavar="N",
+    )
     unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
     teach: str = _setting(
         "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")

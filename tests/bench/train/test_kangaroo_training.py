@@ -21,7 +21,7 @@ from bench.train import conversations, loop, prompts, training
 from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations, Recipe
 from bench.train.kangaroo import AdapterTrainer
-from methods.kangaroo import Adapter, AdapterConfig, Stored, load_adapter
+from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, load_adapter
 from tests.tiny import records, run_bench
 
 EXIT = 1
