@@ -152,7 +152,8 @@ def _sweep_parser() -> _Made:
         help="a knob of the method, or a setting of its training (train.exit_layer, train.architecture, ...), with the "
         "values to try; may be repeated",
     )
-    for name, what, default in (("tokens", "tokens of answers", 20_000), ("epochs", "passes over them", 2)):
+    for name, what in (("tokens", "tokens of answers"), ("epochs", "passes over them")):
+        default = config.SWEEP_TRAINING[name]
         text = f"{what} for each training (default: {default}); --grid train.{name}=... tries several"
         parser.add_argument(f"--train-{name}", type=int, default=default, metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
@@ -164,7 +165,7 @@ def _sweep_parser() -> _Made:
 def _sweep(options: argparse.Namespace) -> int:
     given = dict(vars(options))
     run_dir, grids, preset = given.pop("run_dir"), given.pop("grid"), given.pop("preset")
-    training = {name: given.pop(f"train_{name}") for name in ("tokens", "epochs")}
+    training = {name: given.pop(f"train_{name}") for name in config.SWEEP_TRAINING}
     if run_dir is not None:
         if grids:
             raise UserError(f"{run_dir} is redrawn without --grid; to sweep into a folder, name it with --out")

@@ -112,6 +112,10 @@ class TrainConfig:
         _check_least(self, least)
 
 
+# What each training of a sweep takes unless asked: a laptop's minutes.
+SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
+
+
 @dataclass(frozen=True)
 class KangarooTraining(TrainConfig):
     """How to train a Kangaroo adapter."""

@@ -230,7 +230,9 @@ def _line(
     x, y = [cell[0] for cell in row], [math.nan if cell[1] is None else cell[1] for cell in row]
     colour = PALETTE[rank % len(PALETTE)]
     style: dict[str, Any] = {"color": colour, "marker": MARKERS[rank % len(MARKERS)], "markersize": 6}
-    axes.plot(x, y, linestyle="-" if joined else "none", linewidth=2.0, label=name, zorder=3, **style)
+    # A second round of the palette is told apart by its lines; dashes are for what was published.
+    line = ("-", "-.", ":")[rank // len(PALETTE) % 3] if joined else "none"
+    axes.plot(x, y, linestyle=line, linewidth=2.0, label=name, zorder=3, **style)
     bars = [(at, *interval) for at, _, interval in row if interval]
     axes.vlines([b[0] for b in bars], [b[1] for b in bars], [b[2] for b in bars], color=colour, linewidth=1.2)
 

@@ -213,7 +213,11 @@ def _trainings(sweep: Sweep) -> str:
     if not settings:
         return ""
     common = {key: value for key, value in settings[0].items() if all(other[key] == value for other in settings)}
-    listed = ", ".join(f"{key} {value}" for key, value in common.items() if key not in ("out", "device", "threads"))
+    listed = ", ".join(
+        f"{key} {' and '.join(value) if isinstance(value, list) else value}"
+        for key, value in common.items()
+        if key not in ("out", "device", "threads") and value is not None
+    )
     return (
         "Weights were trained for this sweep, one set a value; `agreement` is the share of the target's own choices on "
         f"held-out conversations that their first draft hits. Common to all: {listed}."
