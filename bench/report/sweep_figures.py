@@ -228,13 +228,16 @@ def _line(
 ) -> None:
     """Points with their intervals, joined where what lies between two of them means anything."""
     x, y = [cell[0] for cell in row], [math.nan if cell[1] is None else cell[1] for cell in row]
-    colour = PALETTE[rank % len(PALETTE)]
-    style: dict[str, Any] = {"color": colour, "marker": MARKERS[rank % len(MARKERS)], "markersize": 6}
-    # A second round of the palette is told apart by its lines; dashes are for what was published.
-    line = ("-", "-.", ":")[rank // len(PALETTE) % 3] if joined else "none"
-    axes.plot(x, y, linestyle=line, linewidth=2.0, label=name, zorder=3, **style)
+    colour, marker = _look(rank)
+    line = "-" if joined else "none"
+    axes.plot(x, y, label=name, color=colour, marker=marker, linestyle=line, markersize=6, linewidth=2.0, zorder=3)
     bars = [(at, *interval) for at, _, interval in row if interval]
     axes.vlines([b[0] for b in bars], [b[1] for b in bars], [b[2] for b in bars], color=colour, linewidth=1.2)
+
+
+def _look(rank: int) -> tuple[str, str]:
+    """Colour and marker of a line; a second round of the palette has other markers."""
+    return PALETTE[rank % len(PALETTE)], MARKERS[(rank + rank // len(PALETTE)) % len(MARKERS)]
 
 
 def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
@@ -247,8 +250,7 @@ def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
         for rank, curve in enumerate(curves):
             found = sorted((at[point[0]], point[column]) for point in curve.points if point[column] is not None)
             x, y = [x for x, _ in found], [y for _, y in found]
-            colour = PALETTE[rank % len(PALETTE)]
-            marker = MARKERS[rank % len(MARKERS)]
+            colour, marker = _look(rank)
             style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": "white", "linestyle": "--"}
             if not _numeric(values):  # nothing lies between two of them
                 axes.vlines(x, 1.0, y, color=colour, linewidth=1.2, linestyle="--")

@@ -582,6 +582,12 @@ def test_words_are_not_joined_by_lines(tmp_path):
     assert [text.get_text() for text in theirs.get_xticklabels()] == ["attention", "mlp"]
 
 
+def test_no_two_lines_look_alike(tmp_path):
+    drawn = figures(tmp_path, Axis("gamma", ("2", "4")), Axis("nodes", tuple(map(str, range(1, 16)))))
+    lines = [line for line in drawn["sweep_gamma_by_nodes"].axes[0].lines if line.get_label().startswith("nodes")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 15
+
+
 def test_fewer_than_two_points_are_no_figure(tmp_path):
     assert figures(tmp_path, Axis("gamma", ("2",))) == {}
     assert figures(tmp_path, Axis("gamma", ("2", "4")), failed=("4",)) == {}
