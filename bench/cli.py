@@ -1,4 +1,4 @@
-"""The command line: run (default) | report | train | list | cache. `UserError` is caught once, here."""
+"""The command line: run is the default, others have a parser and a function each. `UserError` is caught once, here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ other commands (each has its own --help):
   sweep              one run over the product of some knobs' values, or of some settings of training
   train METHOD       train kangaroo's or medusa's weights for a model, on its own answers to prompts of all kinds
   list               methods with their knobs, tasks, models
+  generate PROMPT    vanilla and a method side by side on your own prompt, streamed
+  export RUN_DIR     a run as answer files in Spec-Bench's format
   cache list|clean   what was downloaded, and how to be rid of it
 
 examples:
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsers() -> dict[str, tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]]:
     makers = {"run": _run_parser, "report": _report_parser, "train": _train_parser, "list": _list_parser}
-    return {name: maker() for name, maker in (makers | {"sweep": _sweep_parser, "cache": _cache_parser}).items()}
+    makers |= {"sweep": _sweep_parser, "cache": _cache_parser, "generate": _generate_parser, "export": _export_parser}
+    return {name: maker() for name, maker in makers.items()}
 
 
 _Made = tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int]]
@@ -78,7 +81,14 @@ def _run_parser() -> _Made:
     for flag, options in config.flags(config.RunConfig):
         parser.add_argument(flag, **options)
     presets = "; ".join(f"{name}: {_spell(values) or 'the defaults'}" for name, values in config.PRESETS.items())
-    parser.add_argument("--preset", choices=list(config.PRESETS), default="laptop", help=f"settings by name: {presets}")
+    parser.add_argument("--preset", choices=list(config.PRESETS), default=None, help=f"settings by name: {presets}")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        metavar="RUN_DIR",
+        help="go on with a run that was killed or interrupted, under the settings that it was begun with",
+    )
     return parser, _run
 
 
@@ -87,12 +97,17 @@ def _spell(values: dict[str, object]) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    given = vars(options)
-    settings = config.from_flags({k: v for k, v in given.items() if k != "preset"}, given["preset"])
-    from bench import metrics, runner
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    folder, preset = given.pop("resume", None), given.pop("preset", None)
+    from bench import metrics, resume, runner
     from bench.report import terminal_table, write_report
 
-    bench_run = runner.Bench(settings, log=lambda line: print(line, file=sys.stderr))
+    resumed = None if folder is None else (folder, resume.begun(folder))
+    if resumed is None:
+        settings = config.from_flags(given, preset or "laptop")
+    else:
+        settings = resume.settings(resumed[1], (config.PRESETS[preset] if preset else {}) | given)
+    bench_run = runner.Bench(settings, lambda line: print(line, file=sys.stderr), resumed)
     record = bench_run.run()
     if not bench_run.turns:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
@@ -102,7 +117,8 @@ def _run(options: argparse.Namespace) -> int:
     print(terminal_table(summary))
     print("written:", *paths, sep="\n  ")
     if not record.complete:
-        print("interrupted: the figures are of the questions finished until then", file=sys.stderr)
+        print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)
+        print(f"go on with: python run_bench.py --resume {bench_run.run_dir}", file=sys.stderr)
         return 130
     failed = metrics.not_lossless(record, bench_run.turns)
     if failed:
@@ -121,12 +137,11 @@ def _report_parser() -> _Made:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bench.records import read_run
+    from bench.records import plots_of, read_run
     from bench.report import terminal_table, write_report
 
     run_dir: Path = options.run_dir
-    by_id = Path("plots") / read_run(run_dir).run_id
-    paths = write_report(run_dir, options.plots or (by_id if by_id.is_dir() else run_dir / "plots"))
+    paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
     print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
     print("written:", *paths, sep="\n  ")
     return 0
@@ -293,4 +308,72 @@ def _cache(options: argparse.Namespace) -> int:
         print(f"{entry.bytes / 1e6:10.0f} MB  {entry.name}  ({entry.path})")
     if not entries:
         print(f"{cache_root()} is empty")
+    return 0
+
+
+_GENERATE = """\
+examples:
+  python run_bench.py generate "Explain why the sky is blue."
+  python run_bench.py generate "List ten fruits." --method medusa --max-new-tokens 200 --rejected
+  python run_bench.py generate "Tell a story." --method kangaroo:threshold=0.6 --temperature 1
+  python run_bench.py generate --json < prompt.txt > answers.json"""
+
+
+def _generate_parser() -> _Made:
+    parser = _parser("generate", "Stream vanilla's and a method's answer to a prompt side by side.", _GENERATE)
+    parser.add_argument("prompt", nargs="?", help="what to ask; default: standard input")
+    parser.add_argument("--method", default="kangaroo", metavar="NAME[:KEY=VALUE,...]", help="(default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
+    shared = ("model", "revision", "temperature", "top-p", "top-k", "seed", "dtype", "device", "threads")
+    for flag, options in config.flags(config.RunConfig):
+        if flag.removeprefix("--") in shared:
+            parser.add_argument(flag, **options)
+    parser.add_argument("--rejected", action="store_true", help="also show rejected drafts, struck through")
+    parser.add_argument("--json", action="store_true", help="no stream: one JSON object at the end")
+    return parser, _generate
+
+
+def _generate(options: argparse.Namespace) -> int:
+    given = {k: v for k, v in vars(options).items() if k not in ("prompt", "rejected", "json")}
+    settings = config.from_flags(given | {"method": (options.method,), "peer": ("none",)}, "laptop")
+    from rich.console import Console
+
+    from bench import generate
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    generation = generate.prepare(settings, generate.read_prompt(options.prompt, log), log)
+    if options.json:
+        generate.print_json(generation)
+    else:
+        generate.show(generation, Console(highlight=False), rejected=options.rejected)
+    return 0
+
+
+def _export_parser() -> _Made:
+    parser = _parser("export", "Write a run as answer files that Spec-Bench's speed.py and equal.py read.")
+    parser.add_argument("run_dir", type=Path, help="folder with run.json and turns.jsonl, like results/runs/<run id>")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="default: spec-bench/ in the run's folder"
+    )
+    parser.add_argument(
+        "--model", default=None, metavar="NAME", help="decode the text anew with this model's tokenizer"
+    )
+    return parser, _export
+
+
+def _export(options: argparse.Namespace) -> int:
+    from bench import checkpoints, exchange
+
+    decode = None
+    if options.model is not None:
+        from bench.questions import ChatFormat
+
+        checkpoint = checkpoints.resolve(options.model, log=lambda line: print(line, file=sys.stderr))
+        decode = ChatFormat(checkpoints.load_tokenizer(checkpoint)).answer_text
+    exported = exchange.export(options.run_dir, options.out or options.run_dir / "spec-bench", decode)
+    if exported.inexact:
+        print(f"{exported.inexact} texts hold parts of characters: --model makes them exact", file=sys.stderr)
+    print("written:", *exported.paths, sep="\n  ")
     return 0

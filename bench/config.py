@@ -45,6 +45,12 @@ class RunConfig:
     peer_limit: int = _setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
     max_new_tokens: int = _setting(48, "tokens of an answer at most", metavar="N")
     rounds: int = _setting(1, "times that everything is repeated", metavar="N")
+    probe_windows: int = _setting(
+        0,
+        "also draft N tokens in a row at every position of vanilla's answers, untimed: shows drafters without their "
+        "early stopping; 0: off",
+        metavar="N",
+    )
     temperature: float = _setting(0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X")
     top_p: float = _setting(1.0, "sample from the most probable tokens that make up this share", metavar="X")
     top_k: int = _setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
@@ -57,7 +63,8 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0, "top_k": 0}
+        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0}
+        least |= {"top_k": 0, "probe_windows": 0}
         _check_least(self, least)
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature {self.temperature} must be a number of at least 0 (0: greedy decoding)")
@@ -65,6 +72,8 @@ class RunConfig:
             raise UserError(f"--top-p {self.top_p} must lie above 0 and at most at 1")
         if self.temperature == 0 and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
+        if self.temperature and self.probe_windows:
+            raise UserError("--probe-windows is for greedy decoding: leave --temperature out")
 
 
 # What a preset sets; flags given beside it win.

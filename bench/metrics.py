@@ -12,18 +12,48 @@ Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from bench import breakdown, stats
+from bench.breakdown import finite, mean, ratio
 from bench.errors import UserError
-from bench.records import Run, Turn
+from bench.records import MethodInfo, Run, Turn
 
 SCHEMA = 1
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
 OVERALL = "overall"
 VERDICTS = ("identical", "numerical", "different")
 REPETITION_N = 8  # length of the n-grams whose repetition is counted
+
+# Of a cell, by how tasks become `overall`.
+_COUNTS = ("questions", "turns", "generated_tokens", "steps")
+_MEANS = (
+    "tok_per_s",
+    "tok_per_s_vanilla",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "repetition",
+    "ttft_s",
+    "eos_share",
+)
+_OF_STEPS = (
+    "steps",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "ctar",
+    "conditional_acceptance",
+    "window_ctar",
+    "emitted_histogram",
+    "confidence",
+    "step_time",
+    "predicted",
+    "prediction_error",
+)
 
 Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
 Cell = dict[str, Any]  # the figures of one method on one task, or overall
@@ -51,6 +81,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
         "sampling": _sampling(run),
         "complete": run.complete,
         "rounds": len({turn.round for turn in turns}),
+        "statistics": dict(stats.STATISTICS),
         "excluded_questions": sorted(excluded),
         "failed": [_failure(turn) for turn in failed],
         "divergences": [_divergence(turn) for name in run.methods for turn, _ in paired[name] if _diverged(turn)],
@@ -60,7 +91,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
                 "lossless": info.lossless,
                 "extra_parameters": info.extra_parameters,
                 "notes": info.notes,
-                "tasks": _by_task(paired[name], info.kind, info.lossless),
+                "tasks": _by_task(paired[name], info, run.config.get("probe_windows") or 0),
             }
             for name, info in run.methods.items()
         },
@@ -82,13 +113,13 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
 def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
     """Σ decode tokens / Σ decode seconds. A turn's first token belongs to the prefill: it is not counted."""
     turns = list(turns)
-    return _ratio(sum(len(turn.token_ids) - 1 for turn in turns), sum(turn.decode_s for turn in turns))
+    return ratio(sum(len(turn.token_ids) - 1 for turn in turns), sum(turn.decode_s for turn in turns))
 
 
 def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
     """Σ all tokens / Σ (prefill + decode seconds): what a user waits for."""
     turns = list(turns)
-    return _ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
+    return ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
@@ -98,7 +129,7 @@ def compression_rate(turns: Sequence[Turn]) -> float | None:
     from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
     Vanilla's is 1.00; a turn whose first token is EOS has no step and changes nothing.
     """
-    return _ratio(_generated(turns) - len(turns), sum(len(turn.per_step_emitted) for turn in turns))
+    return ratio(_generated(turns) - len(turns), sum(len(turn.per_step_emitted) for turn in turns))
 
 
 def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
@@ -107,26 +138,31 @@ def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
     s_k is what the step added to the kept answer. A step that never proposed w tokens counts as a miss.
     """
     emitted = [count for turn in turns for count in turn.per_step_emitted]
-    return [_ratio(sum(count > w for count in emitted), len(emitted)) for w in range(1, windows + 1)]
+    return [ratio(sum(count > w for count in emitted), len(emitted)) for w in range(1, windows + 1)]
 
 
 def conditional_acceptance(turns: Iterable[Turn], windows: int) -> list[float | None]:
     """At w = 1..windows: share with accepted >= w among steps with drafted >= w and accepted >= w - 1.
 
     Unlike CTAR it does not punish drafting that stops early. Drafts that EOS or the limit cut from the
-    answer's tail count as not accepted. For a tree `drafted` counts nodes, so the first condition says little.
+    answer's tail count as not accepted. Of a tree, `drafted` is its longest path; in records from before depths
+    were kept it counts the nodes, and the first condition then says little.
     """
-    steps = [step for turn in turns for step in zip(turn.per_step_drafted, turn.per_step_accepted, strict=True)]
+    steps = [
+        step
+        for turn in turns
+        for step in zip(turn.per_step_depth or turn.per_step_drafted, turn.per_step_accepted, strict=True)
+    ]
     rates = []
     for w in range(1, windows + 1):
         reached = [accepted for drafted, accepted in steps if drafted >= w and accepted >= w - 1]
-        rates.append(_ratio(sum(accepted >= w for accepted in reached), len(reached)))
+        rates.append(ratio(sum(accepted >= w for accepted in reached), len(reached)))
     return rates
 
 
 def draft_token_share(turns: Sequence[Turn]) -> float | None:
     """Accepted draft tokens / all generated tokens (some write-ups call this the compression rate)."""
-    return _ratio(sum(sum(turn.per_step_accepted) for turn in turns), _generated(turns))
+    return ratio(sum(sum(turn.per_step_accepted) for turn in turns), _generated(turns))
 
 
 def repetition(turns: Iterable[Turn]) -> float | None:
@@ -137,7 +173,7 @@ def repetition(turns: Iterable[Turn]) -> float | None:
         grams = [tuple(ids[i : i + REPETITION_N]) for i in range(len(ids) - REPETITION_N + 1)]
         distinct += len(set(grams))
         total += len(grams)
-    return _ratio(total - distinct, total)
+    return ratio(total - distinct, total)
 
 
 def lossless_counts(turns: Iterable[Turn]) -> dict[str, int]:
@@ -180,13 +216,15 @@ def _vanilla_name(run: Run) -> str:
     raise UserError(f"run {run.run_id} has no vanilla among its methods: there is nothing to compare with")
 
 
-def _by_task(paired: list[Pair], kind: str, lossless: bool) -> dict[str, Cell]:
+def _by_task(paired: list[Pair], info: MethodInfo, probe_windows: int) -> dict[str, Cell]:
     """Each task's figures, then `overall`. One length of the window lists for all tasks."""
     windows = _windows(turn for turn, _ in paired)
-    cells = {}
-    for task in ordered_tasks(turn.task for turn, _ in paired):
-        cells[task] = _cell([pair for pair in paired if pair[0].task == task], kind, lossless, windows)
-    return {**cells, OVERALL: _overall(list(cells.values()), kind, lossless)}
+    tasks = {
+        task: [pair for pair in paired if pair[0].task == task]
+        for task in ordered_tasks(turn.task for turn, _ in paired)
+    }
+    cells = {task: _cell(of_task, info, windows, probe_windows) for task, of_task in tasks.items()}
+    return {**cells, OVERALL: _overall(list(cells.values()), list(tasks.values()), info)}
 
 
 def _windows(turns: Iterable[Turn]) -> int:
@@ -199,73 +237,123 @@ def _windows(turns: Iterable[Turn]) -> int:
     return max(emitted - 1, int(any(any(turn.per_step_drafted) for turn in turns)))
 
 
-def _cell(paired: list[Pair], kind: str, lossless: bool, windows: int) -> Cell:
-    """One method on one task: every figure over its pairs, speedups as ratios of sums."""
+def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int) -> Cell:
+    """One method on one task: every figure over its pairs."""
     turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
-    peer = kind == "peer"  # brings its own loop: it has no steps to count
-    rate, rate_vanilla = decode_tok_per_s(turns), decode_tok_per_s(baseline)
-    return {
+    speedups = _speedups([paired])
+    cell = {
         "questions": len({turn.question_id for turn in turns}),
         "turns": len(turns),
         "generated_tokens": _generated(turns),
-        "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
-        "speedup_decode": {"value": _ratio(rate, rate_vanilla)},
-        "speedup_total": {"value": _ratio(total_tok_per_s(turns), total_tok_per_s(baseline))},
-        "tok_per_s": rate,
-        "tok_per_s_vanilla": rate_vanilla,
-        "compression_rate": None if peer else compression_rate(turns),
-        "draft_token_share": None if peer else draft_token_share(turns),
-        "draft_time_share": None
-        if peer
-        else _ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns)),
+        "steps": sum(len(turn.per_step_emitted) for turn in turns),
+        **speedups,
+        "tok_per_s": decode_tok_per_s(turns),
+        "tok_per_s_vanilla": decode_tok_per_s(baseline),
+        "compression_rate": compression_rate(turns),
+        "draft_token_share": draft_token_share(turns),
+        "draft_time_share": ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns)),
         "repetition": repetition(turns),
-        "ctar": None if peer else ctar(turns, windows),
-        "conditional_acceptance": None if peer else conditional_acceptance(turns, windows),
-        "ttft_s": _mean(turn.prefill_s for turn in turns),
-        "eos_share": _ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
-        "lossless": lossless_counts(turns) if lossless and kind != "vanilla" else None,
+        "ctar": ctar(turns, windows),
+        "conditional_acceptance": conditional_acceptance(turns, windows),
+        "window_ctar": breakdown.window_ctar(turns, probe_windows),
+        "emitted_histogram": breakdown.emitted_histogram(turns, windows + 1),
+        "confidence": breakdown.confidence(turns),
+        "step_time": breakdown.step_time(turns, baseline),
+        **_predictions(turns, info, speedups["speedup_decode"]["value"]),
+        "context": breakdown.context(paired),
+        "ttft_s": mean(turn.prefill_s for turn in turns),
+        "eos_share": ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
+        **_audited(lossless_counts(turns), info),
     }
+    return cell | _without_steps(info)
 
 
-def _overall(cells: list[Cell], kind: str, lossless: bool) -> Cell:
-    """The tasks' unweighted mean, as in Kangaroo's paper (Spec-Bench's script pools all questions instead).
+def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Cell:
+    """The tasks' unweighted mean, as in Kangaroo's paper; `*_mean_rates` pools all questions, as Spec-Bench does.
 
     A speedup is the mean of the tasks' ratios, not the ratio of `tok_per_s` to `tok_per_s_vanilla`, which are
-    means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums.
+    means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums, and so are
+    those of the histograms; `context` has bins of its own over all turns.
     """
-    peer = kind == "peer"
-    audited = lossless and kind != "vanilla"
-
-    def total(key: str) -> int:
-        return sum(cell[key] for cell in cells)
-
-    def mean(key: str) -> float | None:
-        return _mean(cell[key] for cell in cells)
-
-    def mean_by_window(key: str) -> list[float | None]:
-        return [_mean(column) for column in zip(*(cell[key] for cell in cells), strict=True)]
-
-    return {
-        "questions": total("questions"),
-        "turns": total("turns"),
-        "generated_tokens": total("generated_tokens"),
-        "steps": None if peer else total("steps"),
-        "speedup_decode": {"value": _mean(cell["speedup_decode"]["value"] for cell in cells)},
-        "speedup_total": {"value": _mean(cell["speedup_total"]["value"] for cell in cells)},
-        "tok_per_s": mean("tok_per_s"),
-        "tok_per_s_vanilla": mean("tok_per_s_vanilla"),
-        "compression_rate": mean("compression_rate"),
-        "draft_token_share": mean("draft_token_share"),
-        "draft_time_share": mean("draft_time_share"),
-        "repetition": mean("repetition"),
-        "ctar": None if peer else mean_by_window("ctar"),
-        "conditional_acceptance": None if peer else mean_by_window("conditional_acceptance"),
-        "ttft_s": mean("ttft_s"),
-        "eos_share": mean("eos_share"),
-        "lossless": {verdict: sum(cell["lossless"][verdict] for cell in cells) for verdict in VERDICTS}
-        if audited
-        else None,
+    cell = {
+        **{key: sum(cell[key] or 0 for cell in cells) for key in _COUNTS},
+        **_speedups(tasks),
+        **{key: mean(cell[key] for cell in cells) for key in _MEANS},
+        **{key: breakdown.mean_by_position(cell[key] for cell in cells) for key in ("ctar", "conditional_acceptance")},
+        "window_ctar": breakdown.mean_by_position(cell["window_ctar"] for cell in cells) or None,
+        "emitted_histogram": _added(cell["emitted_histogram"] for cell in cells),
+        "confidence": breakdown.confidence([turn for paired in tasks for turn, _ in paired]),
+        "step_time": {
+            part: mean((cell["step_time"] or {}).get(part) for cell in cells) for part in breakdown.STEP_PARTS
+        },
+        "context": breakdown.context([pair for paired in tasks for pair in paired]),
+        **_audited(lossless_counts(turn for paired in tasks for turn, _ in paired), info),
     }
+    cell |= _overall_predictions(cells, cell["speedup_decode"]["value"])
+    return cell | _without_steps(info)
+
+
+def _without_steps(info: MethodInfo) -> Cell:
+    """A peer brings its own loop: it has no steps to count."""
+    return dict.fromkeys(_OF_STEPS) if info.kind == "peer" else {}
+
+
+def _speedups(tasks: list[list[Pair]]) -> dict[str, stats.Estimate]:
+    """All three estimators of the decode and of the end-to-end speedup, over one task or several."""
+    found = {}
+    for key, prefilled in (("speedup_decode", 0), ("speedup_total", 1)):
+        estimates = stats.estimates([_question_sums(paired, bool(prefilled)) for paired in tasks])
+        found[key] = estimates["ratio_of_sums"]
+        found |= {f"{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
+    return found
+
+
+def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
+    """Tokens and seconds of the method, then of vanilla, summed over each question's turns and rounds [questions, 4].
+
+    With the prefill: all tokens and seconds. Without: a turn's first token is not counted.
+    """
+    sums = {question: np.zeros(4) for question in sorted({turn.question_id for turn, _ in paired})}
+    for pair in paired:
+        row = [(len(t.token_ids) - 1 + prefilled, t.decode_s + prefilled * t.prefill_s) for t in pair]
+        sums[pair[0].question_id] += np.array(row).ravel()
+    return np.array(list(sums.values())).reshape(-1, 4)
+
+
+def _predictions(turns: list[Turn], info: MethodInfo, measured: float | None) -> Cell:
+    """What the costs of a step, measured before the run, make of the steps that were recorded."""
+    step_cost = breakdown.predicted_step_cost(turns, info.costs)
+    speedup = ratio(compression_rate(turns), step_cost)
+    if step_cost is None or speedup is None:
+        return {"predicted": None, "prediction_error": None}
+    return {"predicted": {"step_cost": step_cost, "speedup": speedup}, "prediction_error": _error(speedup, measured)}
+
+
+def _overall_predictions(cells: list[Cell], measured: float | None) -> Cell:
+    """The tasks' unweighted mean; undefined where a task was measured but not predicted: it is compared with both."""
+    if not all(cell["predicted"] for cell in cells if cell["speedup_decode"]["value"] is not None):
+        return {"predicted": None, "prediction_error": None}
+    found = [cell["predicted"] for cell in cells if cell["predicted"]]
+    if not found:
+        return {"predicted": None, "prediction_error": None}
+    predicted = {key: mean(each[key] for each in found) for key in ("step_cost", "speedup")}
+    return {"predicted": predicted, "prediction_error": _error(predicted["speedup"], measured)}
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    found = ratio(predicted, measured)
+    return None if found is None else found - 1
+
+
+def _audited(counts: dict[str, int], info: MethodInfo) -> Cell:
+    """How the audits of a method that claims to be lossless ended, and how often only numerics differed."""
+    if not info.lossless or info.kind == "vanilla":
+        return {"lossless": None, "numerical_rate": None}
+    return {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
+
+
+def _added(histograms: Iterable[list[int] | None]) -> list[int]:
+    return [sum(column) for column in zip(*(found for found in histograms if found is not None), strict=True)]
 
 
 def _failure(turn: Turn) -> dict[str, Any]:
@@ -280,21 +368,8 @@ def _divergence(turn: Turn) -> dict[str, Any]:
     assert turn.audit is not None
     where = {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round")}
     what = {key: getattr(turn.audit, key) for key in ("verdict", "position", "token", "vanilla_token")}
-    return where | what | {key: _finite(getattr(turn.audit, key)) for key in ("gap", "tolerance")}
+    return where | what | {key: finite(getattr(turn.audit, key)) for key in ("gap", "tolerance")}
 
 
 def _generated(turns: Iterable[Turn]) -> int:
     return sum(len(turn.token_ids) for turn in turns)
-
-
-def _ratio(above: float | None, below: float | None) -> float | None:
-    return None if above is None or not below else _finite(above / below)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return _ratio(math.fsum(defined), len(defined))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -6,6 +6,7 @@ format from elsewhere work too; categories that Spec-Bench does not know are tas
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import io
@@ -227,6 +228,17 @@ class ChatFormat:
         """An answer's text, without special tokens."""
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return text.strip()
+
+    def piece(self, token_id: int) -> str:
+        """One token's text as it stands within an answer; a part of a character gives a replacement sign."""
+        before: str = self.tokenizer.decode([self._letter])
+        both: str = self.tokenizer.decode([self._letter, token_id])
+        return both.removeprefix(before)
+
+    @functools.cached_property
+    def _letter(self) -> int:
+        """A token that stands before a piece, because some tokenizers drop the space at a text's beginning."""
+        return self.encode("a")[-1]
 
     def pieces(self) -> tuple[str, str, str]:
         """What the template writes before the first user turn, from user to assistant, and back to the user."""

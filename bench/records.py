@@ -6,13 +6,16 @@ so that reports and comparisons can be made anywhere.
 Files of a run, all under its folder:
 
 - `run.json`      `Run`: configuration, provenance, methods with their knobs.
-- `turns.jsonl`   one `Turn` a line.
-- `summary.json`, `summary.csv`, `report.md`: derived from the two above by `bench.report`.
+- `turns.jsonl`   one `Turn` a line, appended question by question.
+- `pieces.json`   token id -> its text, of all ids in the answers: a report needs no tokenizer.
+- DERIVED         summary, tables, pages and plots: made of the above by `bench.report`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import tempfile
@@ -29,6 +32,8 @@ from bench.errors import UserError
 SCHEMA = 1
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
+PIECES_FILE = "pieces.json"
+DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.html", "plots")  # by bench.report
 
 
 @dataclass(slots=True)
@@ -38,9 +43,16 @@ class Step:
     emitted: list[int]  # token ids that the step adds to the answer, the target's own (the bonus) last; >= 1
     drafted: int = 0  # draft tokens proposed
     accepted: int = 0  # draft tokens kept
-    # Host seconds spent drafting; the rest of the step is verification and commit. On CUDA, work that drafting queued
-    # but did not wait for falls into the rest.
-    draft_s: float = 0.0
+    depth: int = 0  # drafts on the longest path of the step's tree; a chain's: as drafted
+    calls: int = 0  # runs of the draft model
+    rejected: list[int] = field(default_factory=list)  # drafts that lost to the bonus; none where EOS cut it off
+    accepted_confidence: list[float] = field(default_factory=list)  # of each accepted draft; empty: unknown
+    rejected_confidence: list[float] = field(default_factory=list)  # of each in `rejected`; empty: unknown
+    draft_s: float = 0.0  # drafting
+    verify_s: float = 0.0  # the target's pass and the choice of tokens; the rest of the step is bookkeeping
+    # When drafting began, when verification began and when it ended; `decode` turns them into the two times once the
+    # device has come to rest, so that no step waits for its own clock.
+    marks: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,16 @@ class Turn:
     per_step_drafted: list[int] = field(default_factory=list)  # as proposed; empty for a peer
     per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
     per_step_emitted: list[int] = field(default_factory=list)  # of the kept answer
+    per_step_depth: list[int] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
+    per_step_calls: list[int] = field(default_factory=list)  # runs of the draft model; empty: not recorded
+    per_step_rejected: list[list[int]] = field(default_factory=list)  # drafts that lost to a step's last token
+    accepted_confidence: list[float] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
+    rejected_confidence: list[float] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
     draft_s: float = 0.0  # sum over the steps, within decode_s
+    verify_s: float = 0.0  # likewise; what is left of decode_s is bookkeeping
+    # Probe, untimed: at each position of vanilla's answer, how many of `probe_windows` drafts in a row are right there.
+    windows: list[int] | None = None
+    text: str = ""  # the answer without special tokens, stripped, as a second turn's prompt shows it
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
 
@@ -87,6 +108,9 @@ class MethodInfo:
     extra_parameters: int  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
     notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
+    # What its passes cost, in vanilla steps, measured by themselves before the run: shallow, draft, verify by
+    # positions, rest (see bench.engine.costs). None: not known.
+    costs: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +146,12 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {folder}: {reason}; choose another folder with --out") from error
+
+
+def plots_of(run_dir: Path, run_id: str) -> Path:
+    """Where the plots of a run lie that was made earlier."""
+    by_id = Path("plots") / run_id
+    return by_id if by_id.is_dir() else run_dir / "plots"
 
 
 @contextmanager
@@ -160,7 +190,37 @@ def write_json(path: Path, value: Any) -> None:
 def write_turns(path: Path, turns: Iterable[Turn]) -> None:
     """Write one turn a line, atomically."""
     with atomic_writer(path) as file:
-        jsonlines.Writer(file, compact=True).write_all(dataclasses.asdict(turn) for turn in turns)
+        file.write(_lines(turns))
+
+
+def append_turns(path: Path, turns: Iterable[Turn]) -> None:
+    """Add one turn a line; they are on the disk when this returns.
+
+    Raises:
+        UserError: the disk is full or the folder gone; the file is then as it was before.
+
+    """
+    content = _lines(turns).encode()
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write {path}: {reason}; what was finished is kept: free space, then go on with "
+            f"--resume {path.parent}"
+        ) from error
+
+
+def _lines(turns: Iterable[Turn]) -> str:
+    text = io.StringIO()
+    jsonlines.Writer(text, compact=True).write_all(dataclasses.asdict(turn) for turn in turns)
+    return text.getvalue()
 
 
 def read_run(folder: Path) -> Run:
@@ -188,7 +248,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_turns(folder: Path) -> list[Turn]:
-    """The `turns.jsonl` of a run's folder.
+    """The `turns.jsonl` of a run's folder, without a last line that a killed run left half written.
 
     Raises:
         UserError: missing or malformed, with the line's number.
@@ -196,12 +256,18 @@ def read_turns(folder: Path) -> list[Turn]:
     """
     path = folder / TURNS_FILE
     try:
-        with path.open(encoding="utf-8") as file:
-            return [_turn(value, path, number) for number, value in enumerate(jsonlines.Reader(file), 1)]
-    except jsonlines.InvalidLineError as error:
-        raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        lines = whole.decode("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    with contextlib.suppress(ValueError):  # only the line's end may be missing
+        lines += [json.dumps(json.loads(torn))]
+    try:
+        return [_turn(value, path, number) for number, value in enumerate(jsonlines.Reader(lines), 1)]
+    except jsonlines.InvalidLineError as error:
+        raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
 
 
 def _turn(value: Any, path: Path, number: int) -> Turn:

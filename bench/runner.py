@@ -12,9 +12,8 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +21,33 @@ import torch
 from tqdm import tqdm
 
 import methods
-from bench import checkpoints, environment, questions
+from bench import checkpoints, environment, questions, resume
 from bench.audit import Auditor
 from bench.config import RunConfig
+from bench.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
 from bench.engine.decoder import Decoder, DecoderConfig
-from bench.engine.sampling import Sampler
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
-from bench.records import RUN_FILE, TURNS_FILE, MethodInfo, Run, Turn, check_writable, write_json, write_turns
-from methods.base import Answer, Method, Peer, decode
+from bench.records import (
+    DERIVED,
+    PIECES_FILE,
+    RUN_FILE,
+    TURNS_FILE,
+    MethodInfo,
+    Run,
+    Turn,
+    append_turns,
+    check_writable,
+    plots_of,
+    write_json,
+    write_turns,
+)
+from methods.base import Answer, Peer, decode, probe
 
 Log = Callable[[str], None]
 
-ALL = "all"  # in place of a method's name
-_WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
-_WARM_UP_TOKENS = 24
-_WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
-_STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
 _TEMPLATE_TOKENS = 64  # room for what a chat template adds to a turn
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class Contestant:
-    """A method or peer, ready to decode."""
-
-    label: str
-    runner: Method | Peer
-    prefill_tok_per_s: float = 0.0  # from the warm-up, for the estimate only
-    decode_tok_per_s: float = 0.0
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether it brings its own loop."""
-        return isinstance(self.runner, Peer)
-
-    def expected_s(self, prompt_tokens: int, new_tokens: int) -> float:
-        """Estimated seconds of one answer."""
-        return prompt_tokens / self.prefill_tok_per_s + new_tokens / self.decode_tok_per_s
 
 
 def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: int | None, log: Log) -> Decoder:
@@ -90,17 +78,25 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
 class Bench:
     """One run, from its settings to its records."""
 
-    def __init__(self, config: RunConfig, log: Log = print):
+    def __init__(self, config: RunConfig, log: Log = print, resumed: tuple[Path, Run] | None = None):
+        """`resumed`: folder and record of a run to go on with; `config` is then that run's."""
         self.config, self.log = config, log
+        self.resumed = resumed and resumed[1]
         # What can be wrong with the command is found before anything slow begins.
         self.questions = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
-        self.variants = _variants(config)
+        self.peer_ids = self._peer_questions()
+        self.variants = variants(config)
+        if self.resumed is not None:
+            self.variants = [resume.as_begun(variant, self.resumed) for variant in self.variants]
         environment.choose_device(config.device)
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
         self.run_dir = Path(config.out) if config.out else Path("results/runs") / self.run_id
         self.plots_dir = self.run_dir / "plots" if config.out else Path("plots") / self.run_id
+        if resumed is not None:
+            self.run_dir, self.run_id = resumed[0], resumed[1].run_id
+            self.plots_dir = plots_of(self.run_dir, self.run_id)
         check_writable(self.run_dir)
 
         self.checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
@@ -115,11 +111,7 @@ class Bench:
         self.context = min(context, own_context)
         self.target = load_target(config, self.checkpoint, self.context, log)
         self.contestants = [self._contestant(variant) for variant in self.variants]
-        self.sampler: Sampler | None = None
-        if config.temperature:
-            self.sampler = Sampler(config.temperature, config.top_p, config.top_k)
-            for contestant in self.contestants:
-                contestant.runner.sampler = self.sampler
+        self.sampler = set_sampler(self.contestants, config)
         self.auditor = Auditor(self.target, self._float32_reference)
         self.turns: list[Turn] = []
 
@@ -127,7 +119,8 @@ class Bench:
         with memory_errors(f"method {variant.label}"):
             if issubclass(variant.method, Peer):
                 return Contestant(variant.label, variant.method(self.target, variant.config, self.checkpoint))
-            return Contestant(variant.label, variant.method(self.target, variant.config))
+            runner = variant.method(self.target, variant.config)
+            return Contestant(variant.label, runner, prober(runner, self.config.probe_windows))
 
     def _float32_reference(self) -> Decoder:
         """For the audit of a lower precision: beside the target if it fits there, else on the CPU."""
@@ -142,37 +135,73 @@ class Bench:
             return load_target(config, self.checkpoint, self.target.max_len, self.log)
 
     def run(self) -> Run:
-        """Warm up, ask everything, and leave `run.json` and `turns.jsonl` in `run_dir`; interrupted, what was done."""
+        """Warm up, ask everything, and leave the records in `run_dir`; interrupted, what was done."""
         self._warm_up()
         record = self._record()
-        _set_aside_earlier_run(self.run_dir)
+        if self.resumed is None:
+            _set_aside_earlier_run(self.run_dir)
+        else:
+            resume.check_unchanged(self.resumed, record)
+            record = self._continued(self.resumed, record)
+        session = record.provenance["sessions"][-1]
+        before_s = record.wall_s
         write_json(self.run_dir / RUN_FILE, record)  # now, so that the records of a killed run can be reported
-        asked_in_order = list(enumerate(self.questions.questions))
-        plan = [(number, place, question) for number in range(self.config.rounds) for place, question in asked_in_order]
-        peer_ids = self._peer_questions()
-        total_s = sum(self._expected_s(question, peer_ids) for *_, question in plan)
-        asked = f"{len(self.questions.questions)} questions of {len(self.questions.tasks)} tasks"
-        self.log(f"{asked}, {self.config.rounds} round(s): about {_minutes(total_s)}")
+        if self.resumed is None:
+            write_turns(self.run_dir / TURNS_FILE, [])
+        todo = self._plan()
+        total_s = sum(self._expected_s(question) for _, _, question in todo)
+        self._announce(todo, total_s)
         begin_s = time.perf_counter()
         with _progress(total_s) as bar:
             try:
-                for number, place, question in plan:
+                for number, place, question in todo:
                     bar.set_postfix_str(f"{question.task} {question.question_id}")
-                    self._ask(question, number, backwards=(place + number) % 2 == 1, peer_ids=peer_ids)
-                    bar.update(self._expected_s(question, peer_ids))
-                    # Rewritten as a whole, so that what lies there is never half a record.
-                    write_turns(self.run_dir / TURNS_FILE, self.turns)
+                    self._ask(question, number, backwards=(place + number) % 2 == 1)
+                    bar.update(self._expected_s(question))
+                    session["wall_s"] = time.perf_counter() - begin_s
+                    record.wall_s = before_s + session["wall_s"]
+                    write_json(self.run_dir / RUN_FILE, record)
                 record.complete = True
             except KeyboardInterrupt:
-                self.log("interrupted: writing down what is finished")
-        record.wall_s = time.perf_counter() - begin_s
-        write_turns(self.run_dir / TURNS_FILE, self.turns)
+                self.log(f"interrupted: what is finished is kept; go on with --resume {self.run_dir}")
         write_json(self.run_dir / RUN_FILE, record)
+        write_json(self.run_dir / PIECES_FILE, self._pieces())
         return record
 
-    def _ask(self, question: Question, number: int, *, backwards: bool, peer_ids: set[int]) -> None:
+    def _plan(self) -> list[tuple[int, int, Question]]:
+        """Round, place and question of all that is to be asked; what a resumed run has finished is taken over."""
+        asked = list(enumerate(self.questions.questions))
+        if self.resumed is not None:
+            labels = {q.question_id: [c.label for c in self._taking_part(q)] for q in self.questions.questions}
+            self.turns = resume.finished_turns(
+                self.run_dir, self.questions.questions, lambda question: labels[question.question_id]
+            )
+        done = {(turn.round, turn.question_id) for turn in self.turns}
+        return [
+            (number, place, question)
+            for number in range(self.config.rounds)
+            for place, question in asked
+            if (number, question.question_id) not in done
+        ]
+
+    def _announce(self, todo: Sequence[tuple[int, int, Question]], total_s: float) -> None:
+        asked = f"{len(self.questions.questions)} questions of {len(self.questions.tasks)} tasks"
+        left = f", {len(todo)} left" if self.resumed is not None else ""
+        self.log(f"{asked}, {self.config.rounds} round(s){left}: about {_minutes(total_s)}")
+
+    def _taking_part(self, question: Question) -> list[Contestant]:
+        """Peers are slow: they may be asked less."""
+        return [c for c in self.contestants if not c.is_peer or question.question_id in self.peer_ids]
+
+    def _pieces(self) -> dict[str, str]:
+        """The text of every token in the answers, so that a report can show them without a tokenizer."""
+        ids = {token for turn in self.turns for token in turn.token_ids}
+        ids |= {token for turn in self.turns for step in turn.per_step_rejected for token in step}
+        return {str(token): self.chat.piece(token) for token in sorted(ids)}
+
+    def _ask(self, question: Question, number: int, *, backwards: bool) -> None:
         """All turns of a question, by everybody. The records are kept only when the question is through."""
-        taking_part = [c for c in self.contestants if not c.is_peer or question.question_id in peer_ids]
+        taking_part = self._taking_part(question)
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
@@ -185,10 +214,12 @@ class Bench:
             vanilla = turns[methods.BASELINE]
             if vanilla.error is None and self.sampler is None:  # samples differ from one method to the next
                 self._audit(turns, prompt)
+                self._probe(turns, prompt)
             records += [turns[contestant.label] for contestant in taking_part]
             if vanilla.error is not None:
                 break  # the next turn would need this answer
-            history.append((user, self.chat.answer_text(vanilla.token_ids)))
+            history.append((user, vanilla.text))
+        append_turns(self.run_dir / TURNS_FILE, records)
         self.turns += records
 
     def _answer(
@@ -214,6 +245,7 @@ class Bench:
             turn.error = f"{type(error).__name__}: {error}"
             return turn
         _fill(turn, answer, self.eos)
+        turn.text = self.chat.answer_text(turn.token_ids)
         return turn
 
     def _audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
@@ -226,36 +258,35 @@ class Bench:
                 with memory_errors("the audit's reference"):
                     turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
             except UserError as error:  # what was measured is worth more than this one verdict
-                warning = f"{turn.method}, question {turn.question_id}, is not audited: {error}"
-                self.warnings.append(warning)
-                self.log(f"WARNING: {warning}")
+                self._warn(f"{turn.method}, question {turn.question_id}, is not audited: {error}")
+
+    def _warn(self, warning: str) -> None:
+        self.warnings.append(warning)
+        self.log(f"WARNING: {warning}")
+
+    def _probe(self, turns: dict[str, Turn], prompt: list[int]) -> None:
+        """Forced drafts along vanilla's answer, where the run asks for them."""
+        answer = turns[methods.BASELINE].token_ids
+        for contestant in self.contestants:
+            if contestant.prober is not None and turns[contestant.label].error is None:
+                windows = self.config.probe_windows
+                try:
+                    turns[contestant.label].windows = probe(contestant.prober, prompt, answer, windows)
+                except Exception as error:  # as in `_answer`: the run goes on, and says so
+                    self._warn(f"the window probe of {contestant.label} failed: {type(error).__name__}: {error}")
 
     def _warm_up(self) -> None:
-        """Decode a prompt of no task until the time per token is stable; never counted. Gives the estimate's rates."""
-        prompt = self.chat.prompt([], _WARM_UP)
-        limit = min(_WARM_UP_TOKENS, self.context - len(prompt))
-        if limit < 2:
-            raise UserError(f"a context of {self.context} tokens is too short to warm up in: take another model")
+        """Everybody decodes a prompt of no task; gives the estimate's rates, too."""
         self.log(f"warming up {', '.join(c.label for c in self.contestants)}")
+        prompt = self.chat.prompt([], WARM_UP)
         for contestant in self.contestants:
-            last_s = float("inf")
-            for _ in range(_WARM_UP_MOST):
-                with memory_errors(f"method {contestant.label}"):
-                    answer = decode(contestant.runner, prompt, limit, frozenset())
-                per_token_s = answer.decode_s / (limit - 1)
-                stable = abs(per_token_s - last_s) <= _STABLE * last_s
-                last_s = per_token_s
-                if stable:
-                    break
-            contestant.prefill_tok_per_s = len(prompt) / answer.prefill_s
-            contestant.decode_tok_per_s = 1 / last_s
+            contestant.warm_up(prompt, self.context)
 
-    def _expected_s(self, question: Question, peer_ids: set[int]) -> float:
+    def _expected_s(self, question: Question) -> float:
         lengths = _prompt_lengths(question, self.chat, self.config.max_new_tokens)
         return sum(
             contestant.expected_s(length, self.config.max_new_tokens)
-            for contestant in self.contestants
-            if not contestant.is_peer or question.question_id in peer_ids
+            for contestant in self._taking_part(question)
             for length in lengths
             if length < self.context
         )
@@ -267,6 +298,9 @@ class Bench:
     def _record(self) -> Run:
         """The run as it begins: not complete."""
         checkpoint, target = self.checkpoint, self.target
+        software = environment.describe_software()
+        session = {key: software[key] for key in ("commit", "dirty", "load_1min")}
+        session |= {"started": _now(), "wall_s": 0.0, "warnings": list(self.warnings)}
         kinds = {c.label: "peer" if c.is_peer else "method" for c in self.contestants} | {methods.BASELINE: "vanilla"}
         return Run(
             run_id=self.run_id,
@@ -294,6 +328,7 @@ class Bench:
                     c.runner.extra_parameters,
                     dataclasses.asdict(c.runner.config),
                     c.runner.notes,
+                    self._costs(c),
                 )
                 for c in self.contestants
             },
@@ -304,31 +339,29 @@ class Bench:
             },
             provenance={
                 "started": self.started.isoformat(timespec="seconds"),
-                **environment.describe_software(),
+                **software,
                 "warnings": self.warnings,
+                "sessions": [session],
             },
             complete=False,
         )
 
+    def _costs(self, contestant: Contestant) -> dict[str, Any] | None:
+        """As recorded, or measured now."""
+        if self.resumed is not None:
+            return self.resumed.methods[contestant.label].costs
+        return pass_costs(contestant, self.contestants[0])
 
-def _variants(config: RunConfig) -> list[methods.Variant]:
-    """Vanilla, the methods and the peers, each once."""
-    peers = [name for name in config.peer if name != "none"]
-    labels = dict.fromkeys([methods.BASELINE, *_expanded(config.method), *peers])
-    variants = [methods.parse(label) for label in labels]
-    for variant in variants:
-        if variant.label in config.peer and not issubclass(variant.method, Peer):
-            raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
-    return sorted(variants, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
+    def _continued(self, begun: Run, now: Run) -> Run:
+        """The record of a run that goes on: as it was begun, with one more session."""
+        begun.provenance.setdefault("sessions", []).extend(now.provenance["sessions"])
+        warnings = [*begun.provenance.get("warnings", []), *now.provenance["warnings"]]
+        begun.provenance["warnings"] = self.warnings = list(dict.fromkeys(warnings))
+        return begun
 
 
-def _expanded(asked: Sequence[str]) -> Iterator[str]:
-    """The methods asked for; `all` stands for every built-in one."""
-    for label in asked:
-        if label == ALL:
-            yield from (name for name in methods.built_in() if issubclass(methods.load(name), Method))
-        else:
-            yield label
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
@@ -338,7 +371,17 @@ def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     turn.per_step_drafted = [step.drafted for step in answer.steps]
     turn.per_step_accepted = [step.accepted for step in answer.steps]
     turn.per_step_emitted = [len(step.emitted) for step in answer.steps]
+    turn.per_step_depth = [step.depth for step in answer.steps]
+    turn.per_step_calls = [step.calls for step in answer.steps]
+    turn.per_step_rejected = [step.rejected for step in answer.steps]
+    turn.accepted_confidence = _rounded(x for step in answer.steps for x in step.accepted_confidence)
+    turn.rejected_confidence = _rounded(x for step in answer.steps for x in step.rejected_confidence)
     turn.draft_s = sum(step.draft_s for step in answer.steps)
+    turn.verify_s = sum(step.verify_s for step in answer.steps)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 3) for value in values]
 
 
 def _prompt_lengths(question: Question, chat: ChatFormat, max_new_tokens: int) -> list[int]:
@@ -353,7 +396,7 @@ def _prompt_lengths(question: Question, chat: ChatFormat, max_new_tokens: int) -
 def _context_needed(asked: QuestionSet, chat: ChatFormat, max_new_tokens: int) -> int:
     """Positions that the longest conversation may take, the warm-up's included."""
     longest = max(_prompt_lengths(question, chat, max_new_tokens)[-1] for question in asked.questions)
-    longest = max(longest, len(chat.prompt([], _WARM_UP)))
+    longest = max(longest, len(chat.prompt([], WARM_UP)))
     return longest + max_new_tokens + _TEMPLATE_TOKENS
 
 
@@ -375,27 +418,11 @@ def _set_aside_earlier_run(folder: Path) -> None:
         if (folder / RUN_FILE).is_file():
             earlier = folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
             earlier.mkdir()
-            for name in (RUN_FILE, TURNS_FILE, "summary.json", "summary.csv", "report.md", "plots"):
+            for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED):
                 if (folder / name).exists():
                     (folder / name).rename(earlier / name)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot use {folder} for results: {error}; choose another folder with --out") from error
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Out of memory becomes a sentence."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        remedy = (
-            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
-        )
-        raise UserError(f"not enough memory for {what} ({str(error).splitlines()[0]}): {remedy}") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise UserError(f"not enough memory for {what}: take a smaller model or --dtype bfloat16") from error
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import methods
-from bench import runner
+from bench import resume, runner
 from bench.config import KangarooTraining, MedusaTraining, RunConfig, TrainConfig
+from bench.contestants import WARM_UP, Contestant
 from bench.errors import UserError, did_you_mean
-from bench.records import check_writable, write_json
+from bench.records import RUN_FILE, Run, check_writable, read_run, write_json
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
 from bench.train.training import CARD, train
@@ -170,12 +171,13 @@ def run(
     shared = {"model": config.model, "revision": config.revision, "device": config.device, "threads": config.threads}
     axes, planned = plan(config.method[0], grids, folder, shared | training)
     sweep = Sweep(config.method[0], axes, [Variant(p.label, p.values, _told(p.training)) for p in planned], {})
-    _check_folder(folder, sweep)
+    earlier = _earlier(folder, sweep)
     log(
         f"{len(planned)} variants, in {folder}; interrupted, the sweep goes on with the same command and --out {folder}"
     )
     _train_all(planned, sweep, log)
-    bench = _prepared(dataclasses.replace(config, out=str(folder)), sweep, log)
+    config = dataclasses.replace(config, out=str(folder))
+    bench = _going_on(config, earlier, sweep, log) or _prepared(config, sweep, log)
     _keep(folder, sweep)  # now, so that what a killed run leaves can be drawn
     bench.run()
     _keep(folder, sweep)
@@ -194,13 +196,21 @@ def _told(training: TrainConfig | None) -> dict[str, Any] | None:
     return dataclasses.asdict(training) if training else None
 
 
-def _check_folder(folder: Path, sweep: Sweep) -> None:
+def _earlier(folder: Path, sweep: Sweep) -> Sweep | None:
+    """The record of the same sweep in `folder`, if it was begun there.
+
+    Raises:
+        UserError: the folder cannot be written, or holds another sweep.
+
+    """
     check_writable(folder)
-    if (folder / SWEEP_FILE).is_file():
-        there = read_sweep(folder)
-        if (there.method, there.axes) != (sweep.method, sweep.axes):
-            axes = " ".join(f"--grid {axis.name}={','.join(axis.values)}" for axis in there.axes)
-            raise UserError(f"{folder} holds another sweep ({there.method} {axes}): choose another folder with --out")
+    if not (folder / SWEEP_FILE).is_file():
+        return None
+    there = read_sweep(folder)
+    if (there.method, there.axes) != (sweep.method, sweep.axes):
+        axes = " ".join(f"--grid {axis.name}={','.join(axis.values)}" for axis in there.axes)
+        raise UserError(f"{folder} holds another sweep ({there.method} {axes}): choose another folder with --out")
+    return there
 
 
 def _keep(folder: Path, sweep: Sweep) -> None:
@@ -302,11 +312,11 @@ class _VariantError(Exception):
 class SweepBench(runner.Bench):
     """A run that goes on without the variants that fail before its first question."""
 
-    def __init__(self, config: RunConfig, sweep: Sweep, log: Log):
+    def __init__(self, config: RunConfig, sweep: Sweep, log: Log, resumed: tuple[Path, Run] | None = None):
         self.sweep = sweep
-        super().__init__(config, log)
+        super().__init__(config, log, resumed)
 
-    def _contestant(self, variant: methods.Variant) -> runner.Contestant:
+    def _contestant(self, variant: methods.Variant) -> Contestant:
         try:
             return super()._contestant(variant)
         except Exception as error:
@@ -315,26 +325,52 @@ class SweepBench(runner.Bench):
             raise _VariantError(variant.label, _reason(error)) from error
 
     def _warm_up(self) -> None:
-        """One contestant after the other, so that one that fails can be left out."""
-        alive, everyone = [], self.contestants
-        for contestant in everyone:
-            self.contestants = [contestant]
+        """As a run does; who fails is left out."""
+        self.log(f"warming up vanilla and {len(self.config.method)} variants")
+        prompt = self.chat.prompt([], WARM_UP)
+        alive = []
+        for contestant in self.contestants:
             try:
-                super()._warm_up()
+                contestant.warm_up(prompt, self.context)
             except Exception as error:
-                if contestant.label not in self.config.method:
+                if contestant.label not in self.config.method or self.resumed is not None:
                     raise
                 _fail(self.sweep, contestant.label, _reason(error), self.log)
             else:
                 alive.append(contestant)
         self.contestants = alive
         if len(self.config.method) > MANY:
-            asked = self.questions.questions
-            total_s = self.config.rounds * sum(self._expected_s(question, set()) for question in asked)
+            total_s = self.config.rounds * sum(map(self._expected_s, self.questions.questions))
             self.log(
                 f"WARNING: {len(self.config.method)} variants take long, about {total_s / 60:.0f} min: fewer values, "
                 "--limit or --tasks make it shorter"
             )
+
+
+def _going_on(config: RunConfig, earlier: Sweep | None, sweep: Sweep, log: Log) -> SweepBench | None:
+    """The runner of the sweep's interrupted run, with the variants that it has; None: there is none to go on with.
+
+    Raises:
+        UserError: one of its variants fails now.
+
+    """
+    folder = Path(str(config.out))
+    if earlier is None or not (folder / RUN_FILE).is_file() or (run := read_run(folder)).complete:
+        return None
+    try:
+        resume.settings(run, {k: v for k, v in dataclasses.asdict(config).items() if k != "method"})
+    except UserError as error:
+        log(f"{error}: begun anew, the earlier run is set aside")
+        return None
+    log(f"going on with run {run.run_id}")
+    labels = tuple(variant.label for variant in sweep.variants if variant.label in run.methods)
+    for variant in sweep.variants:
+        if variant.label not in labels:
+            sweep.failed[variant.label] = earlier.failed.get(variant.label, "was not in the run that was gone on with")
+    try:
+        return SweepBench(dataclasses.replace(config, method=labels), sweep, log, (folder, run))
+    except _VariantError as error:
+        raise UserError(f"cannot go on with run {run.run_id}: {error.label} fails now: {error}") from error
 
 
 def _prepared(config: RunConfig, sweep: Sweep, log: Log) -> SweepBench:

@@ -8,20 +8,21 @@ complete example.
 from __future__ import annotations
 
 import functools
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bench.checkpoints import Checkpoint
+from bench.engine import costs
+from bench.engine.costs import Costs
 from bench.engine.decoder import Decoder
-from bench.engine.execute import now_s
+from bench.engine.execute import between_s, mark, now_s
 from bench.engine.sampling import Sampler
-from bench.engine.tree import Tree, chain_of, tree_of
+from bench.engine.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.verify import accept_greedy, accept_sampled, accept_typical
 from bench.records import Step
 
@@ -77,7 +78,11 @@ class Peer(ABC):
     sampler: Sampler | None = None
     lossless: bool = True
     extra_parameters: int = 0
-    notes: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `run.json` should say of the peer besides its knobs."""
+        return {}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         self.target = target  # for its dtype and device
@@ -109,7 +114,10 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     The only place where EOS and the limit are applied, for vanilla as for every method.
     """
     if isinstance(method, Peer):
-        return method.generate(prompt, limit, eos)
+        answer = method.generate(prompt, limit, eos)
+        assert 1 <= len(answer.token_ids) <= limit, f"{type(method).__name__} gave {len(answer.token_ids)} tokens"
+        assert not eos & set(answer.token_ids[:-1]), f"{type(method).__name__} went on after the end"
+        return answer
     device = method.target.device
     start_s = now_s(device)
     tokens = [method.prefill(prompt)]
@@ -121,6 +129,10 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
         steps.append(cut_at_eos(step, eos))
         tokens += steps[-1].emitted
     end_s = now_s(device)
+    for step in steps:
+        if step.marks:
+            drafting, verifying, verified = step.marks
+            step.draft_s, step.verify_s = between_s(drafting, verifying), between_s(verifying, verified)
     assert len(tokens) <= limit, f"{type(method).__name__} emitted {len(tokens)} tokens with room for {limit}"
     return Answer(tokens, prefilled_s - start_s, end_s - prefilled_s, steps)
 
@@ -130,7 +142,15 @@ def cut_at_eos(step: Step, eos: frozenset[int]) -> Step:
     for i, token in enumerate(step.emitted[:-1]):
         if token in eos:
             # The bonus, always last, is gone; all that is kept was drafted.
-            return Step(step.emitted[: i + 1], step.drafted, min(step.accepted, i + 1), step.draft_s)
+            accepted = min(step.accepted, i + 1)
+            return replace(
+                step,
+                emitted=step.emitted[: i + 1],
+                accepted=accepted,
+                accepted_confidence=step.accepted_confidence[:accepted],
+                rejected=[],
+                rejected_confidence=[],
+            )
     return step
 
 
@@ -151,6 +171,8 @@ class Draft:
     drawn: Sequence[Tensor] | None = None
     states: Tensor | None = None  # [1, n + 1, d]: outputs of the layers below `resume_layer`, newest token first
     resume_layer: int = 0
+    confidences: Sequence[float] | None = None  # of each draft, the draft model's probability; for the records only
+    calls: int | None = None  # runs of the draft model that it took; None: one, for any drafts
 
     @functools.cached_property
     def tree(self) -> Tree:
@@ -206,9 +228,10 @@ class SpeculativeMethod(Method):
     @torch.inference_mode()
     def step(self, room: int) -> Step:
         """Draft, verify all drafts in one pass over the remaining layers, keep the accepted ones and the bonus."""
-        start_s = time.perf_counter()
+        device = self.target.device
+        drafting = mark(device)
         draft = self.propose(room - 1)
-        draft_s = time.perf_counter() - start_s
+        verifying = mark(device)
         tree = draft.tree
         assert tree.depth < room, f"{tree.depth} drafts in a row proposed with room for {room - 1}"
         states = draft.states
@@ -217,12 +240,53 @@ class SpeculativeMethod(Method):
         states = self.target.run_layers(states, self.length, self.cache, draft.resume_layer, tree=tree)
         final_states = self.target.final_norm(states)
         accepted, bonus = self._verify(draft, self.target.project(final_states[0]))
+        verified = mark(device)
         self.cache.keep_path(self.length, accepted)
         emitted = [*(draft.tokens[i] for i in accepted), bonus]
         self.context += emitted
         self.length += len(emitted)
         self.commit(accepted, final_states[:, [0, *(i + 1 for i in accepted)]])
-        return Step(emitted, len(draft.tokens), len(accepted), draft_s)
+        return _recorded(draft, accepted, emitted, (drafting, verifying, verified))
+
+    @torch.inference_mode()
+    def follow(self, token: int, room: int) -> list[int]:
+        """Draft, then go on with `token` whatever the target says (for probes); the drafts of the first path."""
+        draft = self.propose(room)
+        states = draft.states
+        states = self.target.embed([self.context[-1]]) if states is None else states[:, :1]
+        states = self.target.run_layers(states, self.length, self.cache, draft.resume_layer)
+        self.cache.keep_path(self.length, [])
+        self.context.append(token)
+        self.length += 1
+        self.commit([], self.target.final_norm(states))
+        path: list[int] = []
+        node = ROOT
+        while children := draft.tree.children.get(node, ()):
+            node = children[0]
+            path.append(draft.tokens[node])
+        return path
+
+    def probing(self, windows: int) -> Any:
+        """The configuration that drafts `windows` tokens in a row whatever the chances, if there is one."""
+        return self.config
+
+    def draft_calls(self) -> Sequence[Callable[[], object]]:
+        """Runs of the draft model, to be timed by themselves before a run (see `Costs.draft`); none: not known."""
+        return []
+
+    def draft_cost(self, measured: Costs) -> float:
+        """A run of the draft model as it is used, by the measured costs."""
+        return measured.draft[0]
+
+    @property
+    def widest(self) -> int:
+        """Positions of its widest verification, as far as it is known."""
+        return 1
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        """What its passes cost on this device, measured when first asked for."""
+        return costs.measure(self.target, self.exit_layer, self.draft_calls(), self.widest)
 
     def _verify(self, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         """The accepted drafts and the bonus, from the target's logits [n + 1, V]."""
@@ -235,3 +299,37 @@ class SpeculativeMethod(Method):
             return accept_sampled(draft.tokens, draft.tree, target, draft.drawn, self.sampler)
         accepted = accept_typical(draft.tokens, draft.tree, target, *self.typical)
         return accepted, self.sampler.draw(target[accepted[-1] + 1 if accepted else 0])
+
+
+def _recorded(draft: Draft, accepted: list[int], emitted: list[int], marks: tuple[Any, ...]) -> Step:
+    """The step as records tell it."""
+    children = draft.tree.children.get(accepted[-1] if accepted else ROOT, ())
+    rejected = [node for node in children if draft.tokens[node] != emitted[-1]]
+    said = draft.confidences
+    return Step(
+        emitted,
+        drafted=len(draft.tokens),
+        accepted=len(accepted),
+        depth=draft.tree.depth,
+        calls=int(bool(draft.tokens)) if draft.calls is None else draft.calls,
+        rejected=[draft.tokens[node] for node in rejected],
+        accepted_confidence=[] if said is None else [said[node] for node in accepted],
+        rejected_confidence=[] if said is None else [said[node] for node in rejected],
+        marks=marks,
+    )
+
+
+def probe(method: SpeculativeMethod, prompt: Sequence[int], answer: Sequence[int], windows: int) -> list[int]:
+    """At each position of `answer` but its first token: how many of at most `windows` drafts in a row are right.
+
+    Teacher-forced: every draft starts from the answer's own tokens. Of a tree, the first path counts.
+    """
+    method.prefill(prompt)
+    method.context[-1] = answer[0]
+    right = []
+    for position in range(1, len(answer)):
+        wanted = answer[position : position + windows]
+        drafts = method.follow(answer[position], windows)
+        hits = [draft == token for draft, token in zip(drafts, wanted, strict=False)]
+        right.append(hits.index(False) if False in hits else len(hits))
+    return right

@@ -10,7 +10,7 @@ expected gain (see `bench.engine.stopping`); `kangaroo:paper` has none of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from bench.engine.costs import Costs
-from bench.engine.costs import measure as costs_of
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.engine.kv_cache import KVCache
 from bench.engine.stopping import Candidate, GainRule, ThresholdRule
@@ -140,16 +139,17 @@ class Kangaroo(SpeculativeMethod):
         else:
             self.draft_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
         self.rule: ThresholdRule | GainRule = ThresholdRule(config.threshold)
-        costs = ""
+        self.config = replace(config, exit_layer=self.exit_layer)
         if config.stop == "gain":
             if stored.calibration is None:
                 raise UserError(
                     f"the adapter in {folder} has no calibration, which stop=gain needs: take stop=threshold"
                 )
-            self.rule = GainRule(stored.calibration, self._costs(config))
-            costs = str(self.rule.costs)
-        # Records show what ran, not what was left open.
-        self.config = replace(config, exit_layer=self.exit_layer, costs=costs)
+            if config.costs:
+                self.costs = Costs.parse(config.costs)
+            self.rule = GainRule(stored.calibration, self.costs)
+            # Records show what ran, not what was left open.
+            self.config = replace(self.config, costs=str(self.costs))
         # Rows that the adapter has yet to read: exit states and, with feedback, the states one position before.
         self.unread: Tensor  # [1, m, d]
         self.unread_before: Tensor  # [1, m, d]
@@ -157,17 +157,19 @@ class Kangaroo(SpeculativeMethod):
         self.step_states: Tensor  # [1, n + 1, d]: exit states of the step under way
         self.read = 0  # levels of it that the adapter has read, the newest token being the first
 
-    def _costs(self, config: KangarooConfig) -> Costs:
-        """As asked, else measured on this device."""
-        if config.costs:
-            return Costs.parse(config.costs)
-        most = 1 + (config.gamma if config.beam == 1 else config.nodes)
+    def draft_calls(self) -> Sequence[Callable[[], object]]:
+        """The adapter and the choice of candidates, over one position."""
         state = self.target.embed([0])
+        return [lambda: self._candidates(self.adapter(state, 0, self.adapter_cache, state), [ROOT])]
 
-        def draft() -> None:
-            self._candidates(self.adapter(state, 0, self.adapter_cache, state), [ROOT])
+    @property
+    def widest(self) -> int:
+        """A chain of gamma, or all nodes."""
+        return 1 + (self.config.gamma if self.config.beam == 1 else self.config.nodes)
 
-        return costs_of(self.target, self.exit_layer, most, [draft])
+    def probing(self, windows: int) -> KangarooConfig:
+        """A chain that nothing stops."""
+        return replace(self.config, gamma=windows, beam=1, drafts="", stop="threshold", threshold=0.0, costs="")
 
     @property
     def extra_parameters(self) -> int:
@@ -188,6 +190,7 @@ class Kangaroo(SpeculativeMethod):
         tokens: list[int] = []
         parents: list[int] = []
         drawn: list[Tensor] = []
+        confidences: list[float] = []
         level = [ROOT]
         states = [self._shallow([self.context[-1]], chain_of(0), 0)]
         outputs: Tensor | None = None
@@ -204,10 +207,11 @@ class Kangaroo(SpeculativeMethod):
             tokens += [candidate.token for candidate in kept]
             parents += [candidate.parent for candidate in kept]
             drawn += [candidate.drawn for candidate in kept if candidate.drawn is not None]
+            confidences += [candidate.confidence for candidate in kept]
             level = list(range(first, len(tokens)))
             states.append(self._shallow(tokens[first:], tree_of(parents), first + 1))
         self.step_states = torch.cat(states, dim=1)
-        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer)
+        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer, confidences, self.read)
 
     def _shallow(self, tokens: Sequence[int], tree: Tree, row: int) -> Tensor:
         """Exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.engine.costs import Costs
-from bench.engine.costs import measure as costs_of
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.engine.execute import Linear
 from bench.engine.tree import tree_from_paths, tree_of
@@ -186,57 +185,78 @@ class Medusa(SpeculativeMethod):
         def fast(heads: int) -> FastHeads:
             return FastHeads(self.heads, heads, lm_head, packed=target.packed)
 
-        self.widest = min(_COSTS_AT_RANKS, size)
-        tree, costs = self._choose(config, [fast(heads) for heads in range(1, count + 1)], record, folder)
+        self.parents: list[int] = []
+        self.most_ranks = min(_COSTS_AT_RANKS, size)
+        self.by_count = [fast(heads) for heads in range(1, count + 1)]
+        if config.costs:
+            self.costs = Costs.parse(config.costs)
+        tree = self._choose(config, record, folder)
         tree = [path for path in tree if max(path) < size]
         self.parents, self.ranks = tree_from_paths(tree)
         self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
         if self.depths and max(self.depths) >= count:
             raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but there are {count} heads")
         self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not ask are not run
-        self.widest = max(self.ranks, default=0) + 1
+        self.most_ranks = max(self.ranks, default=0) + 1
         self.node_depths, self.node_ranks = (
             torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
         )
         sampled = "sampled" if tree_of(self.parents).is_chain and self.typical is None else "top"
         self.config = replace(
-            config, heads=count, tree=_spell(tree), draft_vocab=vocab, drafts=config.drafts or sampled, costs=costs
+            config,
+            heads=count,
+            tree=_spell(tree),
+            draft_vocab=vocab,
+            drafts=config.drafts or sampled,
+            costs=str(self.costs) if self._predicted else config.costs,
         )
 
-    def _choose(
-        self, config: MedusaConfig, heads: Sequence[FastHeads], record: RankRecord | None, folder: Path
-    ) -> tuple[list[RankPath], str]:
-        """The tree's rank paths, and the costs that it was chosen by, if it was."""
-        count = len(heads)
+    def _choose(self, config: MedusaConfig, record: RankRecord | None, folder: Path) -> list[RankPath]:
+        """The tree's rank paths."""
+        count = len(self.by_count)
         asked = config.tree or ("auto" if record is not None else PUBLISHED)
-        chains = [[(0,) * depth for depth in range(1, n + 1)] for n in range(1, count + 1)]
+        chains = [_chain(n) for n in range(1, count + 1)]
         if asked == "chain" and (config.heads or record is None):
-            return chains[-1], config.costs
+            return chains[-1]
         if asked not in ("auto", "chain"):
-            return _read_tree(asked, count), config.costs
+            return _read_tree(asked, count)
         if record is None:
             raise UserError(
                 f"tree=auto needs to know how often each rank is right, which {folder} does not say: name a tree "
                 f"(tree={PUBLISHED}) or train heads with this project"
             )
-        costs = Costs.parse(config.costs) if config.costs else self._costs(heads)
+        costs = self.costs
         if len(costs.draft) < count:
             raise UserError(f"costs={config.costs} are of drafting by {len(costs.draft)} heads, but {count} are used")
         options = [predict(record, paths, costs) for paths in chains if len(paths) < costs.most]
         chain = max(options, key=lambda option: option.speedup)
         choice = chain if asked == "chain" else choose_tree(record, count, costs, MAX_DRAFTS)
         self._predicted = {"tree": choice.prediction(), "chain": chain.prediction()}
-        return choice.paths, str(costs)
+        return choice.paths
 
-    def _costs(self, heads: Sequence[FastHeads]) -> Costs:
-        """Measured on this device, drafting by 1, 2, .. heads."""
+    def draft_calls(self) -> Sequence[Callable[[], object]]:
+        """Drafting by one head, by two, .."""
         state = self.target.final_norm(self.target.embed([0])[0])
         first = torch.zeros(1, dtype=torch.long, device=self.target.device)
 
         def draft(fast: FastHeads) -> Callable[[], object]:
-            return lambda: self._draft_tokens(fast(self._input(state, 0)), first, first)
+            return lambda: self._most_probable(fast(self._input(state, 0)), first, first)
 
-        return costs_of(self.target, 0, MAX_DRAFTS + 1, [draft(fast) for fast in heads])
+        return [draft(fast) for fast in self.by_count]
+
+    def draft_cost(self, measured: Costs) -> float:
+        """Of as many heads as the tree is deep."""
+        return measured.draft[min(self.fast.count, len(measured.draft)) - 1]
+
+    @property
+    def widest(self) -> int:
+        """The whole tree."""
+        return 1 + len(self.parents)
+
+    def probing(self, windows: int) -> MedusaConfig:
+        """A chain of as many heads as there are."""
+        made = self.heads.config.heads
+        return replace(self.config, heads=made, tree=_spell(_chain(min(windows, made))), drafts="", costs="")
 
     @property
     def extra_parameters(self) -> int:
@@ -265,9 +285,10 @@ class Medusa(SpeculativeMethod):
         depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
         if self.sampler is None or self.config.drafts == "top":
-            return Draft(self._draft_tokens(logits, depths, ranks), parents)
+            tokens, confidences = self._most_probable(logits, depths, ranks)
+            return Draft(tokens, parents, confidences=confidences)
         probabilities = self.sampler.probabilities(logits)
-        chosen = self.sampler.draw_distinct(probabilities, self.widest)[depths, ranks]
+        chosen = self.sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
         if self.draft_ids is not None:
             chosen = self.draft_ids[chosen]
             whole = probabilities.new_zeros(len(probabilities), self.target.config.vocab)
@@ -280,11 +301,15 @@ class Medusa(SpeculativeMethod):
             return state
         return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
 
-    def _draft_tokens(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> list[int]:
-        """Token ids of nodes, given by their head and their rank in it."""
-        best = logits.topk(self.widest, dim=-1).indices[depths, ranks]
-        ids: list[int] = (best if self.draft_ids is None else self.draft_ids[best]).tolist()
-        return ids
+    def _most_probable(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> tuple[list[int], list[float]]:
+        """Token ids of nodes, given by their head and their rank in it, and their probabilities."""
+        best = logits.topk(self.most_ranks, dim=-1)
+        chosen = best.indices[depths, ranks]
+        confidences = (best.values[depths, ranks] - logits.logsumexp(-1)[depths]).exp()
+        ids = chosen if self.draft_ids is None else self.draft_ids[chosen]
+        # One transfer for both; float64 holds every token id.
+        rows = torch.stack((ids.double(), confidences.double())).tolist()
+        return [int(token) for token in rows[0]], rows[1]
 
 
 def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, RankRecord | None]:
@@ -382,6 +407,11 @@ def _read_tree(asked: str, heads: int) -> list[RankPath]:
     if len(paths) > MAX_DRAFTS:
         raise UserError(f"tree={asked} has {len(paths)} drafts, more than the {MAX_DRAFTS} that a pass takes")
     return paths
+
+
+def _chain(length: int) -> list[RankPath]:
+    """The first choices of so many heads in a row."""
+    return [(0,) * depth for depth in range(1, length + 1)]
 
 
 def _spell(paths: Sequence[RankPath]) -> str:

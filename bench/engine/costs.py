@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -68,39 +69,90 @@ class Costs:
         """Verification of so many positions; between the measured ones, linear; beyond them, infinite."""
         return self._table[positions] if positions <= self.most else math.inf
 
+    def step(self, calls: float, depth: float, positions: int) -> float:
+        """A step of so many draft runs and levels of drafts that verifies so many positions, its bookkeeping left out.
+
+        For a method with one kind of draft run, `draft` having one entry.
+        """
+        return self.draft[0] * calls + self.shallow * (depth + 1) + self.verifying(positions)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Verification by itself: positions -> vanilla steps, and the widths up to the first that is too dear."""
+
+    shallow: float
+    verify: dict[int, float]
+
+
+# One table for all methods of a run that share an exit layer: quicker, and their choices are made on the same figures.
+_measured: WeakKeyDictionary[Decoder, dict[int, _Passes]] = WeakKeyDictionary()
+
 
 @torch.inference_mode()
-def measure(target: Decoder, exit_layer: int, most: int, drafts: Sequence[Callable[[], object]]) -> Costs:
-    """Time the passes of a method on `target`: `drafts` as given, and verification over up to `most` positions.
+def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], object]], widest: int = 1) -> Costs:
+    """Times of a method's passes on `target`: `drafts` as given, verification from `exit_layer` on.
 
-    The table ends early where a pass costs more than any drafts in it could be worth.
+    The table of verifications ends where a pass costs more than any drafts in it could be worth, but has `widest`.
     """
-    cache = target.new_cache()
-    cache.data.zero_()  # in memory of its own, as a text's keys and values are
-    position = max(0, target.max_len // 2 - most)  # an ordinary place: attention costs more from further on
-    widths = [*(n for n in _WIDTHS if n < most), most]
-    x = target.embed([0] * most)
+    tables = _measured.setdefault(target, {})
+    if exit_layer not in tables:
+        tables[exit_layer] = _measure_passes(target, exit_layer)
+    passes = tables[exit_layer]
+    bench = _Bench(target, exit_layer)
+    widest = min(widest, target.max_len - 1)
+    if widest > max(passes.verify):
+        single_s, wide_s = _times([bench.vanilla, bench.verify(widest)], _FEWER, target.device)
+        passes.verify[widest] = wide_s / single_s
+    # The unit is timed again beside the drafts: a shared machine is not as fast now as it was then.
+    step_s, *draft_s = _times([bench.vanilla, *drafts], _REPEATS if drafts else 1, target.device)
+    # As read back from a record, so that a run repeated with it decides the very same.
+    draft = tuple(cost_s / step_s for cost_s in draft_s) or (0.0,)
+    return Costs.parse(str(Costs(passes.shallow, draft, tuple(sorted(passes.verify.items())))))
 
-    def shallow() -> object:
-        return target.run_layers(x[:, :1], position, cache, 0, exit_layer) if exit_layer else None
 
-    def verify(n: int) -> Callable[[], object]:
-        tree = tree_of([-1] * (n - 1))
+class _Bench:
+    """The passes of a method, to be called and timed."""
+
+    def __init__(self, target: Decoder, exit_layer: int):
+        self.target, self.exit_layer = target, exit_layer
+        self.cache = target.new_cache()
+        self.cache.data.zero_()  # in memory of its own, as a text's keys and values are
+        most = _WIDTHS[-1]
+        self.position = max(0, target.max_len // 2 - most)  # an ordinary place: attention costs more from further on
+        self.x = target.embed([0] * most)
+
+    def shallow(self) -> object:
+        """The layers below the exit, over one position."""
+        x, layer = self.x[:, :1], self.exit_layer
+        return self.target.run_layers(x, self.position, self.cache, 0, layer) if layer else None
+
+    def verify(self, n: int) -> Callable[[], object]:
+        """The layers above it and the choice of tokens, over n positions."""
+        target, layer, tree = self.target, self.exit_layer, tree_of([-1] * (n - 1))
         return lambda: (
-            target.logits(target.run_layers(x[:, :n], position, cache, exit_layer, tree=tree)[0]).argmax(-1).tolist()
+            target.logits(target.run_layers(self.x[:, :n], self.position, self.cache, layer, tree=tree)[0])
+            .argmax(-1)
+            .tolist()
         )
 
-    widths = _affordable(widths, verify, target.device)
-    narrow = [verify(n) for n in widths if n <= _ALWAYS]
-    shallow_s, *rest_s = _times([shallow, *drafts, *narrow], _REPEATS, target.device)
-    draft_s, verify_s = rest_s[: len(drafts)], rest_s[len(drafts) :]
-    verify_s += _times([verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
+    def vanilla(self) -> None:
+        """A vanilla step."""
+        self.shallow()
+        self.verify(1)()
+
+
+def _measure_passes(target: Decoder, exit_layer: int) -> _Passes:
+    bench = _Bench(target, exit_layer)
+    widths = _affordable([n for n in _WIDTHS if n < target.max_len], bench.verify, target.device)
+    narrow = [bench.verify(n) for n in widths if n <= _ALWAYS]
+    shallow_s, *verify_s = _times([bench.shallow, *narrow], _REPEATS, target.device)
+    verify_s += _times([bench.verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
     step_s = shallow_s + verify_s[0]
     # More positions never cost less: what looks so is noise, and would make a draft seem to earn by being verified.
     rising = np.maximum.accumulate(verify_s)
-    pairs = tuple((n, float(cost_s) / step_s) for n, cost_s in zip(widths, rising, strict=True))
-    # As read back from a record, so that a run repeated with it decides the very same.
-    return Costs.parse(str(Costs(shallow_s / step_s, tuple(cost_s / step_s for cost_s in draft_s), pairs)))
+    verify = {n: float(cost_s) / step_s for n, cost_s in zip(widths, rising, strict=True)}
+    return _Passes(shallow_s / step_s, verify)
 
 
 def _affordable(

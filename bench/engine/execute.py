@@ -94,6 +94,27 @@ def _time_s(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """This moment in the device's own time, without waiting for the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between_s(first: Mark, second: Mark) -> float:
+    """Seconds from one mark to another; on CUDA only once the device has reached both."""
+    if isinstance(first, float) and isinstance(second, float):
+        return second - first
+    assert isinstance(first, torch.cuda.Event)
+    assert isinstance(second, torch.cuda.Event)
+    return float(first.elapsed_time(second)) / 1000
+
+
 def now_s(device: torch.device) -> float:
     """The host's clock once the device has done all it was asked to."""
     if device.type == "cuda":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import runner
+from bench import contestants, runner
 from bench.records import Step
 from methods import names
 from methods.vanilla import Vanilla
@@ -46,6 +46,7 @@ def calls(monkeypatch):
         return decode(method, prompt, limit, eos)
 
     monkeypatch.setattr(runner, "decode", spy)
+    monkeypatch.setattr(contestants, "decode", spy)
     return made
 
 
@@ -56,7 +57,7 @@ def test_run_leaves_records_report_and_a_table(setting, capsys):
     flags = ["--method", setting.kangaroo, "--peer", "hf-generate", "--peer-limit", "0"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     files = {path.name for path in setting.out.iterdir()}
-    assert files == {"run.json", "turns.jsonl", "summary.json", "summary.csv", "report.md"}
+    assert files == {"run.json", "turns.jsonl", "pieces.json", "summary.json", "summary.csv", "report.md"}
     assert setting.drawn == [setting.out / "plots"]
     printed = capsys.readouterr()
     assert "Question answering" in printed.out
@@ -287,5 +288,5 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
     from bench.config import RunConfig
 
     monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
-    labels = [variant.label for variant in runner._variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
+    labels = [variant.label for variant in contestants.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
     assert labels == ["vanilla", "kangaroo", "medusa", "kangaroo:gamma=2", "hf-generate"]

@@ -228,39 +228,40 @@ def test_records_are_replaced_whole_or_not_at_all(tmp_path, error):
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("free_writes", [0, 1, 2])
-def test_full_disk_ends_the_run_with_one_sentence_and_keeps_what_was_written(setting, monkeypatch, capsys, free_writes):
-    """Free are the run's file, then the records after each question."""
-    make, made = tempfile.mkstemp, []
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_full_disk_ends_the_run_with_one_sentence_and_keeps_what_was_written(setting, monkeypatch, capsys, free):
+    """So many questions fit on the disk."""
+    sync, synced = os.fsync, []
 
-    def mkstemp(*args, **options):
-        made.append(options)
-        if len(made) > free_writes:
+    def fsync(handle):
+        synced.append(handle)
+        if len(synced) > free:
             raise FULL
-        return make(*args, **options)
+        sync(handle)
 
-    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr(os, "fsync", fsync)
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith(f"error: cannot write {setting.out}")
     assert "No space left on device" in said.splitlines()[-1]
-    assert "choose another --out" in said.splitlines()[-1]
-    names = {path.name for path in setting.out.iterdir()}
-    assert names == set(["run.json", "turns.jsonl"][:free_writes])
-    if free_writes == 2:
-        assert {t.question_id for t in read_turns(setting.out)} == {11}
+    assert f"--resume {setting.out}" in said.splitlines()[-1]
+    assert [t.question_id for t in read_turns(setting.out)] == [11, 11, 12][: free + (free > 0)]  # 11 has two turns
+    monkeypatch.undo()
+    assert main(["--resume", str(setting.out)]) == 0
+    assert [t.question_id for t in read_turns(setting.out)] == [11, 11, 12, 13]
 
 
-def test_full_disk_found_while_writing_leaves_no_half_file(setting, monkeypatch, capsys):
-    class Full:
-        def write_all(self, values):
-            raise FULL
+def test_full_disk_before_the_first_question_leaves_no_half_file(setting, monkeypatch, capsys):
+    def mkstemp(*args, **options):
+        raise FULL
 
-    monkeypatch.setattr("bench.records.jsonlines.Writer", lambda *args, **options: Full())
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
-    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
-    assert [path.name for path in setting.out.iterdir()] == ["run.json"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in last
+    assert "choose another --out" in last
+    assert list(setting.out.iterdir()) == []
 
 
 def test_folder_that_cannot_be_made_is_told_before_the_model_is_read(setting, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@ that stops drafting where it no longer pays."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -272,7 +273,7 @@ def test_measured_costs_are_recorded_and_repeat_a_run(scene, random_ids):
     method = Kangaroo(decoder, KangarooConfig(weights=str(folder), gamma=3, stop="gain"))
     first = decode(method, prompt, LIMIT, frozenset()).steps
     costs = Costs.parse(method.config.costs)
-    assert [positions for positions, _ in costs.verify] == [1, 2, 3, 4]
+    assert [positions for positions, _ in costs.verify][:8] == list(range(1, 9))
     assert costs.shallow + costs.verify[0][1] == pytest.approx(1, abs=2e-3)
     assert [cost for _, cost in costs.verify] == sorted(cost for _, cost in costs.verify)
     again = steps_of(decoder, folder, prompt, gamma=3, stop="gain", costs=method.config.costs)
@@ -349,10 +350,30 @@ def test_knobs_stored_with_the_weights_are_used_until_others_are_asked_for(scene
 def test_measure_gives_one_cost_a_width_and_one_a_draft(scene):
     decoder, *_ = scene
     calls = []
-    for most, widths in ((1, [1]), (3, [1, 2, 3]), (11, [*range(1, 9), 10, 11])):
-        costs = measure(decoder, EXIT, most, [lambda: calls.append("one"), lambda: calls.append("two")])
-        found = [positions for positions, _ in costs.verify]
-        assert found == widths[: len(found)]
-        assert costs.most >= min(most, 8)  # dear passes end the table, but not before
-        assert len(costs.draft) == 2
+    costs = measure(decoder, EXIT, [lambda: calls.append("one"), lambda: calls.append("two")])
+    assert [positions for positions, _ in costs.verify][:8] == list(range(1, 9))  # dear passes end the table after 8
+    assert len(costs.draft) == 2
     assert set(calls) == {"one", "two"}
+
+
+def test_passes_are_measured_once_for_all_methods_that_leave_at_one_layer(scene, monkeypatch):
+    decoder, *_ = scene
+    first = measure(decoder, EXIT, [lambda: None])
+    monkeypatch.setattr("bench.engine.costs._measure_passes", None)
+    again = measure(decoder, EXIT, [lambda: None, lambda: None])
+    assert (again.shallow, again.verify) == (first.shallow, first.verify)
+    assert measure(decoder, EXIT, []).draft == (0.0,)
+
+
+def test_widest_pass_of_a_method_is_measured_however_dear(scene, monkeypatch):
+    decoder, *_ = scene
+    monkeypatch.setattr("bench.engine.costs._affordable", lambda widths, *_: widths[:3])
+    fresh = copy.copy(decoder)  # nothing is measured of it yet
+    assert measure(fresh, EXIT, []).most == 3
+    assert measure(fresh, EXIT, [], widest=64).verify[-1][0] == 64
+
+
+def test_cost_of_a_step_is_the_sum_of_its_passes():
+    costs = Costs.parse("0.1/0.05/1:0.9/3:1.1")
+    assert costs.step(calls=2, depth=2, positions=3) == pytest.approx(2 * 0.05 + 3 * 0.1 + 1.1)
+    assert costs.step(calls=0, depth=0, positions=1) == pytest.approx(1.0)

@@ -1,0 +1,103 @@
+"""What the peers of transformers share: one loaded model for all of them, and the timed call of its `generate`."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.checkpoints import Checkpoint
+from bench.engine.decoder import Decoder
+from bench.quiet import quiet
+from methods.base import Answer, Peer, now_s
+
+# A peer holds its model; with the last peer the model goes.
+_loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+
+
+class HFPeer(Peer):
+    """`AutoModelForCausalLM.generate` on the target's checkpoint, in its dtype, on its device."""
+
+    def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
+        super().__init__(target, config, checkpoint)
+        self.model = shared_model(checkpoint, target.dtype, target.device)
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What `generate` is told beyond prompt, limit, end tokens and sampling."""
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
+        """At most `limit` tokens; the time to the first is taken from the library's streaming hook.
+
+        Where the library's first pass verifies drafts beside the prompt, tokens that come with the first one cost no
+        decode time: there end-to-end is the figure to compare.
+        """
+        device = self.target.device
+        ids = torch.tensor([list(prompt)], device=device)
+        clock = FirstTokens(device)
+        start_s = now_s(device)
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=limit,
+            eos_token_id=sorted(eos),
+            pad_token_id=min(eos, default=0),
+            streamer=clock,
+            **self._sampling(),
+            **self.options,
+        )
+        end_s = now_s(device)
+        tokens = kept(out[0, len(prompt) :].tolist(), limit, eos)
+        return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s)
+
+    def _sampling(self) -> dict[str, Any]:
+        if (sampler := self.sampler) is None:
+            return {"do_sample": False}
+        torch.manual_seed(sampler.number)
+        chances = {"temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": sampler.top_k}
+        return {"do_sample": True, **chances}
+
+
+def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
+    """Transformers' model of a checkpoint, the same one for all peers that ask while one of them lives."""
+    key = (checkpoint.folder, checkpoint.sha256, dtype, str(device))
+    if (model := _loaded.get(key)) is None:
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+        model = _loaded[key] = loaded.to(device).eval()
+        # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
+        model.generation_config = GenerationConfig()
+    return model
+
+
+def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
+    """The tokens that count: at most `limit`, none behind the first in `eos`.
+
+    Assisted generation may accept drafts beyond both; later versions of transformers cut them themselves.
+    """
+    end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
+    return tokens[: min(end, limit)]
+
+
+class FirstTokens:
+    """A streamer that only notes when the first new tokens came: it is handed the prompt, then what each pass gave."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.calls, self.first_s = device, 0, 0.0
+
+    def put(self, value: Tensor) -> None:
+        """One or several tokens; the library's name."""
+        self.calls += 1
+        if self.calls == 2:
+            self.first_s = now_s(self.device)
+
+    def end(self) -> None:
+        """The answer is complete."""

