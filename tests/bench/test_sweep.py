@@ -9,10 +9,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from bench import sweep
+from bench import runner, sweep
 from bench.cli import main
 from bench.errors import UserError
 from bench.metrics import OVERALL
@@ -257,6 +258,67 @@ def test_many_variants_are_told_to_take_long_with_the_estimate(setting, add_meth
     monkeypatch.setattr(sweep, "MANY", 2)
     assert run_sweep(setting, *flags, method="fragile") == 0
     assert "WARNING: 3 variants take long, about " in capsys.readouterr().err
+
+
+class Halting(Vanilla):
+    """Vanilla, but interrupted at a prompt that a test names; its knob changes nothing."""
+
+    Config = FragileConfig
+    asked: ClassVar[list[list[int]]] = []
+    halt_at: ClassVar[int] = -1  # number of prompts, over all variants
+
+    def prefill(self, prompt):
+        self.asked.append(list(prompt))
+        if len(self.asked) == self.halt_at:
+            raise KeyboardInterrupt
+        return super().prefill(prompt)
+
+
+@pytest.fixture
+def halting(add_method, monkeypatch):
+    """A sweep over two values that is interrupted in the second of its three questions."""
+    monkeypatch.setattr(Halting, "asked", [])
+    add_method("halting", Halting)
+
+    def halt_in_run(setting) -> int:
+        plan = runner.Bench._plan
+
+        def counted(self):
+            # After the warm-up, both variants answer the two turns of the first question.
+            Halting.halt_at = len(Halting.asked) + 2 * 2 + 1
+            return plan(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runner.Bench, "_plan", counted)
+            status = run_sweep(setting, "--grid", "kind=a,b", method="halting")
+        Halting.halt_at = -1
+        Halting.asked.clear()
+        return status
+
+    return halt_in_run
+
+
+def test_an_interrupted_run_goes_on_where_it_was(halting, setting, capsys):
+    assert halting(setting) == 130
+    before = read_turns(setting.out)
+    assert {turn.question_id for turn in before} == {11}
+    assert "the figures are of the questions finished until then" in capsys.readouterr().err
+    assert run_sweep(setting, "--grid", "kind=a,b", method="halting") == 0
+    assert "going on with run" in capsys.readouterr().err
+    turns = read_turns(setting.out)
+    assert turns[: len(before)] == before
+    assert {turn.question_id for turn in turns} == {11, 12, 13}
+    assert len(read_run(setting.out).provenance["sessions"]) == 2
+    assert [row["audited"] for row in rows_of(setting.out)] == ["4"] * 2
+
+
+def test_a_run_of_other_settings_is_begun_anew(halting, setting, capsys):
+    assert halting(setting) == 130
+    first = read_run(setting.out).run_id
+    assert run_sweep(setting, "--grid", "kind=a,b", "--tasks", "qa", method="halting") == 0
+    assert "begun anew, the earlier run is set aside" in capsys.readouterr().err
+    assert {turn.question_id for turn in read_turns(setting.out)} == {12}
+    assert (setting.out / first / "turns.jsonl").is_file()
 
 
 # --- training --------------------------------------------------------------------------------------------------------
