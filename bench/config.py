@@ -97,8 +97,8 @@ class TrainConfig:
     draft_vocab: int = _setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
     tokens: int = _setting(
         0,
-        "tokens of self-made answers to train on, at least; 0: those that come with the project for the model, "
-        "else a million",
+        "tokens of self-made answers to train on, at least, drawn from those that come with the project for the model "
+        "where these suffice; 0: all of those, else a million",
         metavar="N",
     )
     epochs: int = _setting(3, "passes over them", metavar="N")
@@ -121,16 +121,27 @@ class TrainConfig:
         _check_least(self, least)
 
 
+# What each training of a sweep takes unless asked: a laptop's minutes.
+SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
+
+
 @dataclass(frozen=True)
 class KangarooTraining(TrainConfig):
     """How to train a Kangaroo adapter."""
 
     architecture: str = _setting(
         "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published",
-        choices=("feedback", "paper"),
+        "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
+        "alone; the others of the paper's Table 2: attention with an LM head of its own, a whole transformer layer, "
+        "two matrices without attention with an LM head of their own",
+        choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
     )
-    ffn: int = _setting(0, "width of a feed-forward block after the adapter's attention; 0: none", metavar="N")
+    ffn: int = _setting(
+        0,
+        "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
+        "without attention that of the states",
+        metavar="N",
+    )
     unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
     teach: str = _setting(
         "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_NOT_METHODS = {"__init__", "base", "hf_peer", "trained"}
+_NOT_METHODS = {"__init__", "base", "hf_peer", "kangaroo_adapter", "trained"}
 
 
 @dataclass(frozen=True)

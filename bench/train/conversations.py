@@ -78,6 +78,13 @@ class Conversations:
             self.tokens[inside], self.chosen[inside], self.lengths[rows], self.kinds[rows], self.templates[rows]
         )
 
+    def drawn(self, tokens: int, seed: int) -> Conversations:
+        """Some conversations of at least so many answer tokens (all, if they have fewer), in their order here."""
+        order = torch.randperm(len(self.lengths), generator=torch.Generator().manual_seed(seed))
+        answers = torch.stack([row.sum() for row in self.chosen.split(self.lengths.tolist())])
+        count = 1 + int((answers[order].cumsum(0) < tokens).sum())
+        return self.keep(torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[:count], True).tolist())
+
     def digest(self) -> str:
         """Names the very tokens, and which of them were chosen."""
         return hashlib.sha256(b"".join(column.numpy().tobytes() for column in vars(self).values())).hexdigest()

@@ -20,7 +20,7 @@ from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
-from methods.kangaroo import Adapter, AdapterConfig, Stored, one_before, save_adapter
+from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
 
 POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's
@@ -45,27 +45,26 @@ class AdapterTrainer(Trainer):
         self, target: Decoder, config: KangarooTraining, found: Features, made: Conversations, ranking: Tensor
     ):
         super().__init__(target, config, found, made, ranking)
-        c = target.config
-        feedback = config.architecture == "feedback"
-        dimensions = AdapterConfig(
-            c.hidden, c.heads, c.norm_eps, config.exit_layer, self.draft_vocab, feedback, config.ffn
-        )
+        dimensions = _dimensions(target, config, self.draft_vocab)
         self.module = self.adapter = Adapter(dimensions).to(self.device)
         # Unrolled drafts differ from the first one only where they are fed back.
-        self.unroll = config.unroll if feedback else 1
+        self.unroll = config.unroll if dimensions.feedback else 1
         self.adapter.prepare(int(found.lengths.max()), self.device)
         self._initialise(target.norm)
 
     def _initialise(self, norm: Tensor) -> None:
-        """Start as the logit lens: under the target's final norm, attention and FFN adding nothing yet.
+        """Start as the logit lens: under the target's final norm and LM head, attention and FFN adding nothing yet.
 
         With feedback, the projection starts as the best linear guess of the target's final state (ridge regression),
         which alone agrees with the target on a quarter of its choices.
         """
-        torch.nn.init.zeros_(self.adapter.o.weight)
+        if self.adapter.config.attention:
+            torch.nn.init.zeros_(self.adapter.o.weight)
         if self.adapter.config.ffn:
             torch.nn.init.zeros_(self.adapter.down.weight)
         self.adapter.output_norm.data.copy_(norm)
+        if self.adapter.head is not None:
+            self.adapter.head.weight.data.copy_(self.head)
         if self.adapter.input is not None:
             self.adapter.input.weight.data.copy_(self._regression(norm))
 
@@ -116,9 +115,10 @@ class AdapterTrainer(Trainer):
         that acceptance can be read off the target's answers without drafting.
         """
         expected = self.places[batch.tokens.roll(-1, 1)]
+        head = self.head if self.adapter.head is None else self.adapter.head.weight
         live = start
         for states in self.adapter.unrolled(batch.exit_states, batch.final_states, depth):
-            logits = states[live] @ self.head.T
+            logits = states[live] @ head.T
             hit = logits.detach().argmax(-1) == expected[live]
             yield _Chain(logits, live, hit)
             reached = torch.zeros_like(live).masked_scatter(live, hit)
@@ -168,6 +168,24 @@ class AdapterTrainer(Trainer):
                 right.append(chain.hit.float().cpu())
                 last = torch.zeros_like(last).masked_scatter(chain.live, confidence)
         return Calibration(_monotone(confident, right), _monotone(before, following))
+
+
+def _dimensions(target: Decoder, config: KangarooTraining, draft_vocab: int) -> AdapterConfig:
+    """The architectures by name: ours, and those of the paper's Table 2."""
+    c, name = target.config, config.architecture
+    own_width = {"paper-layer": target.layers[0].down.in_features, "paper-mlp": c.hidden}
+    return AdapterConfig(
+        c.hidden,
+        c.heads,
+        c.norm_eps,
+        config.exit_layer,
+        draft_vocab,
+        feedback=name == "feedback",
+        ffn=config.ffn or own_width.get(name, 0),
+        attention=name != "paper-mlp",
+        gated=name != "paper-mlp",
+        own_head=(draft_vocab or c.vocab) if name in ("paper-own-head", "paper-mlp") else 0,
+    )
 
 
 @dataclasses.dataclass

@@ -7,7 +7,7 @@ The target runs once over every conversation; what a head or adapter sees (exit 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
-from bench.train.pieces import load_or_make
+from bench.train.pieces import keep, load_or_make
 
 _FEATURE_BATCH = 16  # conversations in a pass of the target
 
@@ -88,10 +88,12 @@ def features(
     exit_layer: int,
     folder: Path,
     progress: Callable[[int], None] = lambda count: None,
+    others: Mapping[int, Path] | None = None,
 ) -> Features:
     """The features of all conversations, computed in pieces that are cached in `folder`.
 
-    `progress` is told how many tokens were added.
+    `progress` is told how many tokens were added. `others`: further exit layers with their folders, whose missing
+    pieces the same passes of the target fill, for trainings to come.
     """
     d = target.config.hidden
     rows = conversations.tokens.long().split(conversations.lengths.tolist())
@@ -104,12 +106,19 @@ def features(
         def is_whole(stored: dict[str, Tensor], shape: tuple[int, int] = shape) -> bool:
             return {name: tensor.shape for name, tensor in stored.items()} == {"exit": shape, "final": shape}
 
-        def compute(here: Sequence[Tensor] = here) -> dict[str, Tensor]:
-            exit_states, final_states = _states(target, here, exit_layer)
-            return {"exit": _half(exit_states), "final": _half(final_states)}
+        name = f"{start:06d}-{start + len(here):06d}.safetensors"
+        missing = {layer: path / name for layer, path in (others or {}).items() if not (path / name).is_file()}
+        missing.pop(exit_layer, None)
 
-        path = folder / f"{start:06d}-{start + len(here):06d}.safetensors"
-        stored, _ = load_or_make(path, is_whole, compute)
+        def compute(here: Sequence[Tensor] = here, missing: dict[int, Path] = missing) -> dict[str, Tensor]:
+            exits, final_states = _states(target, here, [exit_layer, *missing])
+            final = _half(final_states)
+            made = {layer: {"exit": _half(states), "final": final} for layer, states in exits.items()}
+            for layer, path in missing.items():
+                keep(path, made[layer])
+            return made[exit_layer]
+
+        stored, _ = load_or_make(folder / name, is_whole, compute)
         exits.append(stored["exit"])
         finals.append(stored["final"])
         progress(shape[0])
@@ -119,14 +128,18 @@ def features(
     )
 
 
-def _states(target: Decoder, rows: Sequence[Tensor], exit_layer: int) -> tuple[Tensor, Tensor]:
-    """Exit states and post-norm final states [sum of lengths, d] of some conversations, on the CPU."""
+def _states(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
+    """States after each exit layer, and post-norm final ones [sum of lengths, d] of some conversations, on the CPU."""
     tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # what follows the end does not reach back
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
-    exit_states = target.run_layers(target.embed(tokens), 0, cache, 0, exit_layer)
-    final_states = target.final_norm(target.run_layers(exit_states, 0, cache, exit_layer))
     inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return exit_states.cpu()[inside], final_states.cpu()[inside]
+    states, below = target.embed(tokens), 0
+    exits: dict[int, Tensor] = {}
+    for layer in sorted(exit_layers):
+        states = target.run_layers(states, 0, cache, below, layer)
+        exits[layer], below = states.cpu()[inside], layer
+    final_states = target.final_norm(target.run_layers(states, 0, cache, below))
+    return exits, final_states.cpu()[inside]
 
 
 def _half(states: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def load_or_make(
 
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     with contextlib.suppress(SafetensorError, OSError):  # absent, or cut short by a crash
         cached = load_file(path)
@@ -32,12 +32,24 @@ def load_or_make(
             return cached, True
     made = make()
     assert is_whole(made)
+    keep(path, made)
+    return made, False
+
+
+def keep(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to `path`, where they appear only when completely written.
+
+    Raises:
+        UserError: the disk is full or the cache cannot be written.
+
+    """
+    from safetensors.torch import save_file
+
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         try:
-            save_file(made, temporary)
+            save_file(tensors, temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return made, False

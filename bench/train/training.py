@@ -109,9 +109,14 @@ class Trainer(ABC):
 
 @memory_errors("training")
 def train(
-    of: type[Trainer], config: KangarooTraining | MedusaTraining, log: Callable[[str], None] = print
+    of: type[Trainer],
+    config: KangarooTraining | MedusaTraining,
+    log: Callable[[str], None] = print,
+    exit_layers: Sequence[int] = (),
 ) -> list[Path]:
     """Train a method's weights as `config` says; returns the files written.
+
+    `exit_layers`: those of trainings to come, whose features the same passes of the target may as well give.
 
     Raises:
         UserError: unknown model, no room for the exit layer, unwritable output or cache, no usable conversations.
@@ -119,21 +124,19 @@ def train(
     """
     begin_s = time.perf_counter()
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    paper = config.architecture == "paper" or (isinstance(config, MedusaTraining) and config.own_lm_heads)
-    out = Path(config.out) if config.out else trained.default_folder(of.method, checkpoint.name, paper=paper)
+    out = Path(config.out) if config.out else _default_folder(of, config, checkpoint.name)
     _check_writable(out)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
     target = _load_target(config, checkpoint, log)
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
-    made = _conversations(config, target, chat, checkpoint, log)
+    made = _packaged(config, checkpoint, log) or _conversations(config, target, chat, checkpoint, log)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
-    name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}-{config.exit_layer}"
-    folder = checkpoints.cache_root() / "features" / name
+    layers = {config.exit_layer, *(layer for layer in exit_layers if 0 < layer < target.config.layers)}
+    folders = _feature_folders(checkpoint, made, layers)
     with _bar(len(made.tokens), "features, tokens") as bar:
-        # Features belong to the very tokens, which differ from one data set or decontamination to the next.
-        found = loop.features(target, made, config.exit_layer, folder / made.digest()[:12], bar.update)
+        found = loop.features(target, made, config.exit_layer, folders.pop(config.exit_layer), bar.update, folders)
 
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
     trainer = of(target, config, found, made, ranking)
@@ -159,9 +162,42 @@ def keep_conversations(config: TrainConfig, log: Callable[[str], None] = print) 
     return [conversations.save_packaged(made, checkpoint)]
 
 
+def _default_folder(of: type[Trainer], config: KangarooTraining | MedusaTraining, model: str) -> Path:
+    """Where runs look, for the architectures that they ask for by name; others beside these."""
+    published = isinstance(config, MedusaTraining) and config.own_lm_heads
+    folder = trained.default_folder(of.method, model, paper=published or config.architecture == "paper")
+    another = config.architecture.startswith("paper-")
+    return folder.with_name(f"{of.method}-{config.architecture}") if another else folder
+
+
+def _feature_folders(
+    checkpoint: checkpoints.Checkpoint, made: Conversations, exit_layers: Iterable[int]
+) -> dict[int, Path]:
+    """Where features are kept, by exit layer.
+
+    They belong to the very tokens, which differ from one data set or decontamination to the next.
+    """
+    root, digest = checkpoints.cache_root() / "features", made.digest()[:12]
+    name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}"
+    return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
+
+
 def _load_target(config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
     run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
     return load_target(run, checkpoint, Recipe.length, log)
+
+
+def _packaged(
+    config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]
+) -> Conversations | None:
+    """Those that come with the project for this model, or some of them, drawn; None where they do not suffice."""
+    packaged = conversations.load_packaged(checkpoint)
+    if packaged is None or packaged.answer_tokens < config.tokens:
+        return None
+    found = packaged.drawn(config.tokens, config.seed) if config.tokens else packaged
+    of = f" of the {packaged.answer_tokens:,}" if config.tokens else ""
+    log(f"{found.answer_tokens:,}{of} answer tokens that come with the project")
+    return found
 
 
 def _conversations(
@@ -171,12 +207,7 @@ def _conversations(
     checkpoint: checkpoints.Checkpoint,
     log: Callable[[str], None],
 ) -> Conversations:
-    """Those that come with the project for this model, or as many as asked for, made now or taken from the cache."""
-    if not config.tokens:
-        packaged = conversations.load_packaged(checkpoint)
-        if packaged is not None:
-            log(f"{packaged.answer_tokens:,} answer tokens that come with the project")
-            return packaged
+    """As many as asked for, made now or taken from the cache."""
     recipe = Recipe(tokens=config.tokens or _TOKENS, seed=config.seed)
     eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
     with _bar(recipe.tokens, "conversations, answer tokens") as bar:

@@ -15,7 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 
 from bench.engine.kv_cache import KVCache
 from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig, load_adapter
+from methods.kangaroo import Kangaroo, KangarooConfig
+from methods.kangaroo_adapter import load_adapter
 
 LIMIT = 30
 UNSURE = 0.15  # some drafts of these models are more probable than this, others less
@@ -186,7 +187,7 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
 
 
 def test_an_adapter_for_vicuna_7b_has_67_million_parameters():
-    from methods.kangaroo import Adapter, AdapterConfig
+    from methods.kangaroo_adapter import Adapter, AdapterConfig
 
     method = Kangaroo.__new__(Kangaroo)
     with torch.device("meta"):

@@ -19,7 +19,8 @@ from bench.engine.costs import Costs, measure
 from bench.engine.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig, load_adapter
+from methods.kangaroo import Kangaroo, KangarooConfig
+from methods.kangaroo_adapter import load_adapter
 
 LIMIT = 30
 D, FFN, EXIT = 48, 40, 2

@@ -12,7 +12,8 @@ from bench.engine.decoder import Decoder
 from bench.engine.stopping import Calibration
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig, Stored, load_adapter, save_adapter
+from methods.kangaroo import Kangaroo, KangarooConfig
+from methods.kangaroo_adapter import Stored, load_adapter, save_adapter
 
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 

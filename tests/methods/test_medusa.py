@@ -14,7 +14,7 @@ from bench.engine.sampling import Sampler
 from bench.engine.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.base import decode
-from methods.kangaroo import Adapter, AdapterConfig
+from methods.kangaroo_adapter import Adapter, AdapterConfig
 from methods.medusa import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
 
 NEVER = frozenset()

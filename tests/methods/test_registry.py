@@ -48,7 +48,8 @@ def refused(text: str) -> str:
 def test_every_file_is_a_method():
     assert {"vanilla", "kangaroo", "hf-generate"} <= set(methods.names())
     assert methods.names() == sorted(methods.names())
-    assert not {"base", "hf_peer", "trained", "__init__", "weights", "trees"} & set(methods.names())
+    helpers = {"base", "hf_peer", "kangaroo_adapter", "trained", "__init__", "weights", "trees"}
+    assert not helpers & {*methods.names(), *(name.replace("-", "_") for name in methods.names())}
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -206,8 +207,10 @@ def test_methods_do_not_know_each_other():
     files = [path for path in (ROOT / "methods").rglob("*.py") if path.name != "__init__.py"]
     assert len(files) >= 5
     for path in files:
-        # What methods share knows none of them, and of each other only the contract.
-        allowed = shared[:1] if f"methods.{path.stem}" in shared[1:] else () if path.stem == "base" else shared
+        # What methods share knows none of them, and of each other only the contract; a method's own parts are named
+        # after it.
+        parts = tuple(f"methods.{part.stem}" for part in files if part.stem.startswith(f"{path.stem}_"))
+        allowed = shared[:1] if f"methods.{path.stem}" in shared[1:] else () if path.stem == "base" else shared + parts
         known = {name for name in imports(path) if name.startswith("methods.")}
         assert not [name for name in known if not f"{name}.".startswith(tuple(f"{own}." for own in allowed))], path
 

@@ -265,6 +265,20 @@ def test_some_conversations_are_kept_whole(three_rows):
     assert (three_rows.answer_tokens, kept.answer_tokens) == (4, 2)
 
 
+def test_no_more_conversations_are_drawn_than_it_takes(made):
+    made = made.found
+    rows, drawn = rows_of(made), {}
+    for tokens in (1, 100, 300):
+        found = made.drawn(tokens, seed=1)
+        drawn[tokens] = rows_of(found)
+        assert tokens <= found.answer_tokens < tokens + 2 * RECIPE.answer_tokens
+        places = [rows.index(row) for row in drawn[tokens]]
+        assert places == sorted(places)
+        assert all(row in rows_of(made.drawn(400, seed=1)) for row in drawn[tokens])  # more extend them
+    assert drawn[100] != rows_of(made.drawn(100, seed=2))
+    assert rows_of(made.drawn(made.answer_tokens + 1, seed=1)) == rows
+
+
 def test_parts_are_joined_in_their_order(three_rows):
     parts = [three_rows.keep([place == i for place in range(3)]) for i in range(3)]
     assert same(Conversations.joined(parts), three_rows)

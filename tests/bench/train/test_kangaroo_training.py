@@ -21,7 +21,7 @@ from bench.train import conversations, loop, prompts, training
 from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations, Recipe
 from bench.train.kangaroo import AdapterTrainer
-from methods.kangaroo import Adapter, AdapterConfig, Stored, load_adapter
+from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, load_adapter
 from tests.tiny import records, run_bench
 
 EXIT = 1
@@ -68,14 +68,26 @@ def last_error(capsys) -> str:
 # --- from the command to a run ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("architecture", "parameters"), [("feedback", 6 * 48**2 + 96), ("paper", 4 * 48**2 + 96)])
+# Table 2's, for a target of 48 channels, 80 in its feed-forward blocks, 272 tokens; by architecture.
+PAPERS = ("paper", "paper-own-head", "paper-layer", "paper-mlp")
+PARAMETERS = {
+    "feedback": 6 * 48**2 + 96,
+    "paper": 4 * 48**2 + 96,
+    "paper-own-head": 4 * 48**2 + 96 + 272 * 48,
+    "paper-layer": 4 * 48**2 + 96 + 3 * 48 * 80 + 48,
+    "paper-mlp": 2 * 48**2 + 96 + 272 * 48,
+}
+
+
+@pytest.mark.parametrize(("architecture", "parameters"), PARAMETERS.items())
 def test_trained_weights_run_losslessly_and_draft_well(train, setting, capsys, architecture, parameters):
     assert train("--epochs", "4", "--architecture", architecture) == 0
     assert sorted(path.name for path in train.out.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
     assert str(train.out / "adapter.safetensors") in capsys.readouterr().out
     config = json.loads((train.out / "config.json").read_text())
     assert (config["hidden_size"], config["exit_layer"], config["draft_vocab"]) == (48, EXIT, 0)
-    assert (config["feedback"], config["ffn"]) == (architecture == "feedback", 0)
+    ffn = {"paper-layer": 80, "paper-mlp": 48}.get(architecture, 0)
+    assert (config["feedback"], config["ffn"]) == (architecture == "feedback", ffn)
     assert ("knobs" in config) == (architecture == "feedback")
     label = f"kangaroo:weights={train.out},stop=threshold,threshold=0"
     assert run_bench(setting.model, setting.questions, setting.out, "--method", label) == 0
@@ -143,6 +155,17 @@ def test_conversations_may_be_kept_with_the_project_and_are_then_used(train, set
     assert train("--tokens", "0") == 0
     assert f"{made.answer_tokens:,} answer tokens that come with the project" in capsys.readouterr().err
     assert f"{len(made.lengths)} conversations of {len(made.tokens):,} tokens" in (train.out / "README.md").read_text()
+    assert train("--tokens", "150") == 0  # some of them
+    some = int(re.search(r"(\d+) of the \d+ answer tokens that come", capsys.readouterr().err)[1])
+    assert 150 <= some < made.answer_tokens
+    assert f"of which the target chose {some:,} " in (train.out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["paper-own-head", "paper-mlp"])
+def test_other_architectures_do_not_replace_the_weights_that_runs_take(train, setting, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("methods.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    assert main(["train", "kangaroo", "--model", str(setting.model), *FLAGS, "--architecture", name]) == 0
+    assert [path.name for path in (tmp_path / "weights").glob("*/*")] == [f"kangaroo-{name}"]
 
 
 def test_notes_written_by_hand_are_joined_to_the_card(train):
@@ -271,13 +294,15 @@ def test_final_states_under_the_head_prefer_the_tokens_that_follow(material):
     assert logits.std() > 0.5
 
 
-@pytest.mark.parametrize("ffn", [0, 20])
-def test_paper_adapter_begins_as_the_logit_lens(material, ffn):
+@pytest.mark.parametrize(("architecture", "ffn"), [("paper", 20), *((name, 0) for name in PAPERS)])
+@pytest.mark.parametrize("draft_vocab", [0, 40])
+def test_paper_adapters_begin_as_the_logit_lens(material, architecture, ffn, draft_vocab):
     target, _, found = material
     batch = found.batch([3])
-    (chain,) = trainer_of(material, architecture="paper", ffn=ffn)._chains(batch, batch.taught, 1)
+    trainer = trainer_of(material, architecture=architecture, ffn=ffn, draft_vocab=draft_vocab)
+    (chain,) = trainer._chains(batch, batch.taught, 1)
     exits, _, _, taught = row(found, 3)
-    torch.testing.assert_close(chain.logits, target.logits(exits)[taught])
+    torch.testing.assert_close(chain.logits, target.logits(exits)[taught][:, trainer.draft_ids])
 
 
 @pytest.mark.parametrize("most", [512, 9])
@@ -302,15 +327,19 @@ def test_feedback_adapter_begins_as_the_best_linear_guess(material, monkeypatch,
     torch.testing.assert_close(chain.logits, target.logits(guess)[taught], rtol=1e-3, atol=1e-3)
 
 
-def entropy(state: torch.Tensor, final: torch.Tensor, head: torch.Tensor) -> float:
-    p, log_q = (head @ final).softmax(-1), (head @ state).log_softmax(-1)
+def entropy(
+    state: torch.Tensor, final: torch.Tensor, head: torch.Tensor, draft_head: torch.Tensor | None = None
+) -> float:
+    q = (head if draft_head is None else draft_head) @ state
+    p, log_q = (head @ final).softmax(-1), q.log_softmax(-1)
     return -float((p @ log_q).detach())
 
 
 @pytest.mark.parametrize(("draft_vocab", "teach"), [(0, "answers"), (40, "answers"), (40, "all")])
 @pytest.mark.parametrize(
     ("architecture", "ffn", "unroll"),
-    [("paper", 0, 1), ("paper", 20, 3), ("feedback", 0, 1), ("feedback", 20, 1)],  # the paper's is not unrolled
+    # The paper's are not unrolled.
+    [("paper", 20, 3), ("feedback", 0, 1), ("feedback", 20, 1), *((name, 0, 1) for name in PAPERS)],
 )
 def test_loss_is_the_soft_cross_entropy_over_the_draft_vocabulary(
     material, draft_vocab, teach, architecture, ffn, unroll
@@ -320,13 +349,15 @@ def test_loss_is_the_soft_cross_entropy_over_the_draft_vocabulary(
     trainer = shaken(trainer_of(material, draft_vocab=draft_vocab, **settings))
     assert sorted(trainer.draft_ids.tolist()) == sorted(trainer.ranking[: draft_vocab or None].tolist())
     head = target.head_weight[trainer.draft_ids]
+    own = trainer.adapter.head
+    assert (own is not None) == (architecture in ("paper-own-head", "paper-mlp"))
     losses = []
     for i in (4, 0):
         exits, finals, _, taught = row(found, i)
         before = earlier(finals)[None] if architecture == "feedback" else None
         states = trainer.adapter(exits[None], before=before)[0]
         positions = range(len(taught) - 1) if teach == "all" else taught.nonzero()[:, 0]
-        losses += [entropy(states[t], finals[t], head) for t in positions]
+        losses += [entropy(states[t], finals[t], head, head if own is None else own.weight) for t in positions]
     assert float(trainer.loss([4, 0]).detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
@@ -466,7 +497,9 @@ def test_calibration_of_nothing_expects_nothing():
 
 
 @pytest.mark.parametrize("draft_vocab", [0, 40])
-@pytest.mark.parametrize(("architecture", "unroll"), [("feedback", 1), ("feedback", 3), ("paper", 1)])
+@pytest.mark.parametrize(
+    ("architecture", "unroll"), [("feedback", 1), ("feedback", 3), *((name, 1) for name in PAPERS)]
+)
 def test_training_lowers_the_loss(material, architecture, unroll, draft_vocab):
     settings = {"architecture": architecture, "unroll": unroll, "learning_rate": 5e-3, "epochs": 12}
     trainer = trainer_of(material, draft_vocab=draft_vocab, **settings)
@@ -510,7 +543,7 @@ def test_training_is_the_seeds(material):
     assert not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize(("architecture", "ffn"), [("paper", 0), ("feedback", 20)])
+@pytest.mark.parametrize(("architecture", "ffn"), [("feedback", 20), *((name, 0) for name in PAPERS)])
 def test_saved_adapter_gives_the_trained_states(material, tmp_path, architecture, ffn):
     target, _, found = material
     trainer = shaken(trainer_of(material, draft_vocab=40, architecture=architecture, ffn=ffn))
@@ -519,9 +552,19 @@ def test_saved_adapter_gives_the_trained_states(material, tmp_path, architecture
     loaded, again = load_adapter(tmp_path, target)
     assert torch.equal(again.ranking.long(), stored.ranking)
     assert (again.calibration, again.knobs) == (stored.calibration, stored.knobs)
-    assert loaded.config == AdapterConfig(48, 6, target.config.norm_eps, EXIT, 40, architecture == "feedback", ffn)
+    assert loaded.config == trainer.adapter.config
+    form = {"exit_layer": EXIT, "draft_vocab": 40, "feedback": architecture == "feedback"}
+    form |= {
+        "feedback": {"ffn": ffn},
+        "paper": {},
+        "paper-own-head": {"own_head": 40},
+        "paper-layer": {"ffn": 80},
+        "paper-mlp": {"attention": False, "ffn": 48, "gated": False, "own_head": 40},
+    }[architecture]
+    assert loaded.config == AdapterConfig(48, 6, target.config.norm_eps, **form)
     assert isinstance(loaded, Adapter)
     exits, finals, _, _ = row(found, 2)
     loaded.prepare(len(exits), target.device)
     states = [module(exits[None], before=earlier(finals)[None]) for module in (loaded, trainer.adapter)]
     torch.testing.assert_close(states[0], states[1].detach())
+    assert (loaded.head is None) or torch.equal(loaded.head.weight, trainer.adapter.head.weight)

@@ -102,6 +102,31 @@ def test_features_are_computed_once(target, made, tmp_path, passes):
     assert passes == [16, 3]
 
 
+def test_one_pass_serves_several_exit_layers(target, made, tmp_path, passes):
+    folders = {layer: tmp_path / "together" / str(layer) for layer in (1, 2, 3)}
+    together = {2: features(target, made, 2, folders[2], others=folders)}
+    for layer in (1, 3):
+        together[layer] = features(target, made, layer, folders[layer], others=folders)
+    assert passes == [16, 3]
+    for layer, found in together.items():
+        alone = features(target, made, layer, tmp_path / "alone" / str(layer))
+        torch.testing.assert_close(found.exit_states, alone.exit_states)
+        torch.testing.assert_close(found.final_states, alone.final_states)
+    assert not torch.equal(together[1].exit_states, together[3].exit_states)
+
+
+def test_pieces_that_other_exit_layers_have_stay(target, made, tmp_path, passes):
+    folders = {layer: tmp_path / str(layer) for layer in (1, 2)}
+    features(target, first(made, 16), 1, folders[1])
+    (kept,) = folders[1].iterdir()
+    before = kept.stat().st_mtime_ns
+    features(target, made, 2, folders[2], others=folders)
+    assert kept.stat().st_mtime_ns == before
+    assert passes == [16, 16, 3]
+    features(target, made, 1, folders[1])
+    assert passes == [16, 16, 3]
+
+
 def test_more_conversations_reuse_the_whole_pieces(target, made, tmp_path, passes):
     features(target, first(made, 17), EXIT, tmp_path)
     features(target, made, EXIT, tmp_path)

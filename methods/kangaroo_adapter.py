@@ -1,0 +1,313 @@
+"""Kangaroo's adapter: the network between exit layer and LM head, and its files. Not a method of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.engine.decoder import Decoder, additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
+from bench.engine.execute import Linear
+from bench.engine.kv_cache import KVCache
+from bench.engine.stopping import Calibration
+from bench.engine.tree import Tree
+from bench.errors import UserError
+from methods import trained
+
+ADAPTER_FILE = "adapter.safetensors"
+FILES = (ADAPTER_FILE, "pytorch_model.bin")  # ours, the authors'
+_WHAT = "Kangaroo adapter"
+_ROPE_BASE = 10000.0  # of the authors' adapter, whatever the target's
+# The authors' names of our parameters (and in their manner, of those they have not); both formats use them.
+_NAMES = {
+    "q.weight": "layers.0.self_attn.q_proj.weight",
+    "k.weight": "layers.0.self_attn.k_proj.weight",
+    "v.weight": "layers.0.self_attn.v_proj.weight",
+    "o.weight": "layers.0.self_attn.o_proj.weight",
+    "gate.weight": "layers.0.mlp.gate_proj.weight",
+    "up.weight": "layers.0.mlp.up_proj.weight",
+    "down.weight": "layers.0.mlp.down_proj.weight",
+    "input.weight": "input_proj.weight",
+    "input_norm": "layers.0.input_layernorm.weight",
+    "ffn_norm": "layers.0.post_attention_layernorm.weight",
+    "output_norm": "norm.weight",
+    "head.weight": "lm_head.weight",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What comes with an adapter besides its weights: token ids by falling frequency, calibration, default knobs."""
+
+    ranking: Tensor | None = None
+    calibration: Calibration | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Dimensions of an adapter, and what it was made for: exit layer (0: unknown) and draft vocabulary (0: whole)."""
+
+    hidden_size: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    exit_layer: int = 0
+    draft_vocab: int = 0
+    feedback: bool = False
+    ffn: int = 0  # width of a feed-forward block; 0: none
+    attention: bool = True
+    gated: bool = True  # the block has three matrices, as the target's do; else two
+    own_head: int = 0  # tokens of an LM head of its own; 0: it shares the target's
+
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % (2 * heads):
+            raise ValueError(
+                f"num_attention_heads={heads} does not split hidden_size={self.hidden_size} into even parts"
+            )
+        if min(self.ffn, self.own_head) < 0:
+            raise ValueError(f"ffn={self.ffn} and own_head={self.own_head} must not be negative")
+        if not self.attention and (self.feedback or not self.ffn):
+            raise ValueError("an adapter without attention needs an ffn and cannot have feedback")
+
+
+class Adapter(nn.Module):
+    """What stands between exit layer and LM head (paper, section 3.1): h -> RMSNorm(h + Attention(RMSNorm(h))).
+
+    Multi-head, no biases, no FFN, own RoPE (base 10000): 4 d^2 + 2 d parameters, 67M for Vicuna-7B.
+
+    The paper's other adapters (Table 2): with `ffn`, a feed-forward block of that width follows the attention, or
+    stands alone (`attention` false); with `own_head`, the LM head is a copy of the target's that is trained as well.
+
+    Beyond the paper: with `feedback` the input is a projection of the exit state and of the target's final state one
+    position before (while drafting ahead: the adapter's own output there, as in EAGLE, arXiv 2401.15077), which
+    verification computed anyway.
+    """
+
+    def __init__(self, config: AdapterConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.config = config
+        self.input = nn.Linear(2 * d, d, bias=False) if config.feedback else None
+        if config.attention:
+            self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False) for _ in range(4))
+            self.input_norm = nn.Parameter(torch.ones(d))
+        if config.ffn:
+            self.ffn_norm = nn.Parameter(torch.ones(d))
+            if config.gated:
+                self.gate = nn.Linear(d, config.ffn, bias=False)
+            self.up = nn.Linear(d, config.ffn, bias=False)
+            self.down = nn.Linear(config.ffn, d, bias=False)
+        self.output_norm = nn.Parameter(torch.ones(d))
+        self.head = nn.Linear(d, config.own_head, bias=False) if config.own_head else None
+        self._packed: dict[str, Linear] = {}
+        self.cos: Tensor  # [positions, D]
+        self.sin: Tensor
+
+    def prepare(self, max_len: int, device: torch.device) -> None:
+        """Make the RoPE table for `max_len` positions."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        inverse = _ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        angles = torch.arange(max_len)[:, None] * inverse.repeat(2)
+        dtype = self.output_norm.dtype
+        cos, sin = rotation(angles.cos(), angles.sin())
+        self.cos, self.sin = cos.to(device, dtype), sin.to(device, dtype)
+
+    def pack(self, packed: bool) -> None:
+        """Fuse and pack the matrices for inference as the target's are; training no longer reaches them."""
+        c = self.config
+        groups: dict[str, list[nn.Linear]] = {}
+        if c.attention:
+            groups = {"qkv": [self.q, self.k, self.v], "o": [self.o]}
+        if self.input is not None:
+            groups["input"] = [self.input]
+        if c.ffn:
+            groups |= {"up": [self.gate, self.up] if c.gated else [self.up], "down": [self.down]}
+        self._packed = {
+            name: Linear(torch.cat([part.weight for part in parts]).detach(), packed=packed)
+            for name, parts in groups.items()
+        }
+
+    def forward(
+        self,
+        h: Tensor,
+        start: int = 0,
+        cache: KVCache | None = None,
+        before: Tensor | None = None,
+        tree: Tree | None = None,
+        row: int = 0,
+    ) -> Tensor:
+        """Exit states h [B, n, d] at positions start..start+n -> states for the LM head [B, n, d].
+
+        `before` [B, n, d] (feedback only): post-norm final states one position before each. Without a cache the n
+        positions are all there is (training). `tree`, `row`: as for `Decoder.run_layers`.
+        """
+        x = self.join(h, before)
+        if not self.config.attention:  # every position on its own
+            return self.finish(x, None)
+        heads, n = self.config.num_attention_heads, h.shape[1]
+        places: Tensor | slice = slice(start, start + n)
+        mask = None
+        if tree is not None:
+            places, seen = tree_places(tree, row, n, n, start, h.device)
+            mask = additive(seen, h.dtype)
+        elif n > 1 and start > 0:
+            rows = torch.arange(start, start + n, device=h.device)[:, None]
+            mask = additive(rows >= torch.arange(start + n, device=h.device), h.dtype)
+        qkv = self.qkv(x, places)
+        if cache is not None:
+            k, v = cache.update(0, start + row, qkv[:, :, heads:])
+        else:
+            k, v = qkv[:, :, heads:].transpose(1, 2).chunk(2, dim=1)
+        return self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
+
+    def join(self, h: Tensor, before: Tensor | None) -> Tensor:
+        """What attention starts from: the exit states, with feedback projected together with the states before."""
+        if self.input is None:
+            return h
+        assert before is not None
+        x = torch.cat((h, before), dim=-1)
+        return self._packed["input"](x) if self._packed else self.input(x)
+
+    def qkv(self, x: Tensor, places: Tensor | slice) -> Tensor:
+        """Rotated queries and keys, and values of x [B, n, d] at positions `places`: [B, n, 3 * H, D]."""
+        c, (batch, n, _) = self.config, x.shape
+        normed = rms_norm(x, self.input_norm, c.rms_norm_eps)
+        if self._packed:
+            qkv = self._packed["qkv"](normed)
+        else:
+            qkv = torch.cat((self.q(normed), self.k(normed), self.v(normed)), dim=-1)
+        heads = c.num_attention_heads
+        rope = fused_rope(self.cos[places], self.sin[places], 2 * heads, heads)
+        return apply_rope(qkv.view(batch, n, 3 * heads, -1), *rope)
+
+    def finish(self, x: Tensor, attended: Tensor | None) -> Tensor:
+        """What follows attention (None: there is none), [B, n, d] -> [B, n, d]."""
+        c = self.config
+        if attended is not None:
+            x = self._packed["o"].plus(x, attended) if self._packed else x + self.o(attended)
+        if c.ffn:
+            inner = self._inner(rms_norm(x, self.ffn_norm, c.rms_norm_eps))
+            x = self._packed["down"].plus(x, inner) if self._packed else x + self.down(inner)
+        return rms_norm(x, self.output_norm, c.rms_norm_eps)
+
+    def _inner(self, normed: Tensor) -> Tensor:
+        """The feed-forward block's inner states, [B, n, d] -> [B, n, ffn]."""
+        if not self.config.gated:
+            return F.silu(self._packed["up"](normed) if self._packed else self.up(normed))
+        if self._packed:
+            gate, up = self._packed["up"](normed).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate(normed), self.up(normed)
+        return F.silu(gate) * up
+
+    def unrolled(self, h: Tensor, final_states: Tensor, depth: int) -> Iterator[Tensor]:
+        """States [B, n, d] of the 1st, 2nd, .. draft of chains that begin at every position (training and scores).
+
+        The w-th states at position t belong to the chain begun at t - w + 1: up to there the target's final states
+        are known, after it the adapter has its own. h, final_states (post-norm) [B, n, d] of whole conversations.
+        """
+        if self.input is None:  # nothing is fed back: all drafts of a position are the same
+            yield from itertools.repeat(self(h), depth)
+            return
+        n, heads = h.shape[1], self.config.num_attention_heads
+        ago = torch.arange(n, device=h.device)[:, None] - torch.arange(n, device=h.device)  # query - key position
+        keys: list[Tensor] = []
+        states = final_states
+        for w in range(1, depth + 1):
+            x = self.join(h, one_before(states))
+            qkv = self.qkv(x, slice(0, n))
+            keys.append(qkv[:, :, heads:].transpose(1, 2))
+            # Keys of the chain's own drafts come from the pass that made them, all earlier ones from the first.
+            mask = torch.cat([ago >= w - 1, *(ago == w - made for made in range(2, w + 1))], dim=1)
+            k, v = torch.cat(keys, dim=2).chunk(2, dim=1)
+            states = self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
+            yield states
+
+
+def one_before(states: Tensor) -> Tensor:
+    """[B, n, d], each position's row taken from the position before it; the first is zero."""
+    return F.pad(states, (0, 0, 1, 0))[:, :-1]
+
+
+def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
+    """An adapter for `target` from our format or the authors', and what was stored with it.
+
+    Raises:
+        UserError: not an adapter's folder, an unreadable file, or an adapter for another target.
+
+    """
+
+    def build(value: dict[str, Any]) -> tuple[AdapterConfig, Calibration | None, dict[str, Any]]:
+        config = AdapterConfig(
+            hidden_size=value["hidden_size"],
+            num_attention_heads=value["num_attention_heads"],
+            rms_norm_eps=value["rms_norm_eps"],
+            exit_layer=value.get("exit_layer", 0),
+            draft_vocab=value.get("draft_vocab", 0),
+            feedback=value.get("feedback", False),
+            ffn=value.get("ffn", 0),
+            attention=value.get("attention", True),
+            gated=value.get("gated", True),
+            own_head=value.get("own_head", 0),
+        )
+        curves = value.get("calibration")
+        calibration = curves and Calibration(tuple(curves["accepted"]), tuple(curves["following"]))
+        return config, calibration, dict(value.get("knobs", {}))
+
+    config, calibration, knobs = trained.read_config(folder, _WHAT, build)
+    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
+    tokens = config.draft_vocab or target.config.vocab
+    if config.own_head not in (0, tokens):
+        raise UserError(
+            f"the {_WHAT} in {folder} has an LM head of {config.own_head} tokens, but is for {tokens} of {target.name}"
+        )
+    weights = trained.read_tensors(folder, _WHAT, FILES)
+    adapter = Adapter(config)
+    trained.fill(adapter, weights, _NAMES, folder, _WHAT)
+    stored = Stored(weights.get("token_ranking"), calibration, knobs)
+    return adapter.to(target.device, target.dtype).requires_grad_(False), stored
+
+
+def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
+    """Write `adapter` and what belongs to it in our format (two files in an existing folder)."""
+    from safetensors.torch import save_file
+
+    tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
+    if stored.ranking is not None:
+        tensors["token_ranking"] = stored.ranking.to(torch.int32)
+    save_file(tensors, folder / ADAPTER_FILE)
+    value = asdict(adapter.config)
+    if stored.calibration is not None:
+        value["calibration"] = asdict(stored.calibration)
+    if stored.knobs:
+        value["knobs"] = stored.knobs
+    (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, target: Decoder, folder: Path) -> Linear:
+    """The adapter's own LM head for the tokens `ids` (rising; None: all); other rows are dropped for good.
+
+    Raises:
+        UserError: it was not made for all of these tokens.
+
+    """
+    assert adapter.head is not None
+    made = trained.draft_ids(adapter.config.draft_vocab, ranking, target, folder)
+    if made is not None and (ids is None or len(ids) > len(made)):
+        asked = target.config.vocab if ids is None else len(ids)
+        raise UserError(
+            f"draft_vocab={asked} is more than the {len(made)} tokens that the own LM head in {folder} was trained "
+            f"for: take draft_vocab={len(made)} or less"
+        )
+    if ids is not None:
+        rows = ids if made is None else torch.searchsorted(made, ids)
+        adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
+    return Linear(adapter.head.weight.detach(), packed=target.packed)
