@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.records import atomic_writer
-from bench.report.figures import DPI, FORMATS, GREY, MARKERS, PALETTE
+from bench.report.canvas import DPI, GREY, MARKERS, PALETTE
+from bench.report.figures import FORMATS
+from bench.report.formats import sampling_text, shortened
 from bench.report.sweep_page import Axis, Point, Sweep
-from bench.report.tables import sampling_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 KEYS = {"speedup_decode": "decode speedup", "compression_rate": "CR (tokens per step)"}
+VANILLA = "vanilla"
 _PUBLISHED_KEYS = ("speedup", "compression_rate")
 _PUBLISHED_NAMES = {"architecture": "adapter"}  # what the paper calls a setting of ours
 _WIDTH_INCHES, _ROW_INCHES = 9.0, 4.0
 _LEGEND_ROW_INCHES = 0.2
+_LEGEND_CHARS = 108  # what fits beside each other under the panels
+_NAME_CHARS = 36  # of the method, in a title or legend
 _PANEL_CHARS = 50  # of the labels under a panel that shares its row with another
 _DODGE = 0.012  # between the lines of a panel, so that their intervals do not hide each other; share of the axis
 
@@ -175,15 +179,14 @@ def _lines(
     """Ours in the upper row, one line a value of the second axis; what was published below, on axes of its own."""
     from matplotlib.figure import Figure
 
-    entries = len(sweep.axes[second].values) if second is not None else 0
-    heights = [_ROW_INCHES + _LEGEND_ROW_INCHES * (1 + entries // 6)]
+    heights = [_ROW_INCHES + _LEGEND_ROW_INCHES * _rows([*_names_of(sweep, second).values(), VANILLA])]
     if curves:
-        heights.append(_ROW_INCHES - 0.2 + _LEGEND_ROW_INCHES * (len(curves) / 2 + 3))
+        heights.append(_ROW_INCHES + _LEGEND_ROW_INCHES * (1 + _rows([curve.label for curve in curves])))
     figure = Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axis = sweep.axes[first]
     over = f" by {sweep.axes[second].name}" if second is not None else ""
-    _title(rows[0], f"{sweep.method}: speedup and CR over {axis.name}{over}", subtitle)
+    _title(rows[0], f"{shortened(sweep.method, _NAME_CHARS)}: speedup and CR over {axis.name}{over}", subtitle)
     _our_row(rows[0], sweep, points, first, second)
     if curves:
         text = "not measured here: another model, device and harness, so compare shapes and not heights"
@@ -199,23 +202,29 @@ def _title(part: SubFigure, title: str, subtitle: str, *, bold: bool = True) -> 
     part.text(0.01, 0.985, "\n" + subtitle, va="top", fontsize=9, color=GREY, linespacing=1.5, parse_math=False)
 
 
+def _names_of(sweep: Sweep, second: int | None) -> dict[str, str]:
+    """What each line is called, by the second axis' value; without one, a single line."""
+    if second is None:
+        return {"": shortened(sweep.method, _NAME_CHARS)}
+    return {value: f"{sweep.axes[second].name}={value}" for value in sweep.axes[second].values}
+
+
 def _our_row(part: SubFigure, sweep: Sweep, points: Sequence[Point], first: int, second: int | None) -> None:
     axis = sweep.axes[first]
-    lines = [*sweep.axes[second].values] if second is not None else [""]
+    lines = _names_of(sweep, second)
     at = dict(zip(axis.values, places(axis.values), strict=True))
     width = max(at.values()) - min(at.values())
     for axes, (key, label) in zip(part.subplots(1, 2), KEYS.items(), strict=True):
-        for rank, value in enumerate(lines):
+        for rank, (value, name) in enumerate(lines.items()):
             mine = {p.variant.values[first]: p for p in points if second is None or p.variant.values[second] == value}
             shift = _DODGE * width * (rank - (len(lines) - 1) / 2)
             # A point that failed is a gap in the line.
             row = [(x + shift, mine[v].value(key), mine[v].interval(key)) for v, x in at.items() if v in mine]
-            name = f"{sweep.axes[second].name}={value}" if second is not None else sweep.method
             _line(axes, sorted(row, key=lambda cell: cell[0]), rank, name, joined=_numeric(axis.values))
         _knob_axis(axes, axis.name, at, _PANEL_CHARS)
         axes.set_ylabel(label)
-        axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle=":", label="vanilla", zorder=1)
-    _legend(part, axes, 6)
+        axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle=":", label=VANILLA, zorder=1)
+    _legend(part, axes)
 
 
 def _line(
@@ -259,7 +268,7 @@ def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
         _knob_axis(axes, knob.removeprefix("train."), at, _PANEL_CHARS * (2 - rates))
         axes.set_ylabel(label)
         axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
-    _legend(part, axes, 2, "; ".join(dict.fromkeys(curve.source for curve in curves)))
+    _legend(part, axes, "; ".join(dict.fromkeys(curve.source for curve in curves)))
 
 
 def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], room: int) -> None:
@@ -273,9 +282,18 @@ def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], room: int) -> Non
     axes.set_axisbelow(True)
 
 
-def _legend(part: SubFigure, axes: Axes, columns: int, title: str | None = None) -> None:
+def _columns(names: Sequence[str]) -> int:
+    """How many names fit beside each other in a legend."""
+    return max(1, min(len(names), _LEGEND_CHARS // (max(map(len, names)) + 6)))
+
+
+def _rows(names: Sequence[str]) -> int:
+    return math.ceil(len(names) / _columns(names))
+
+
+def _legend(part: SubFigure, axes: Axes, title: str | None = None) -> None:
     handles, names = axes.get_legend_handles_labels()
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(names)), "title": title}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": _columns(names), "title": title}
     made = part.legend(handles, names, frameon=False, fontsize=9, title_fontsize=9, **place)
     for text in made.get_texts():
         text.set_parse_math(False)
@@ -289,7 +307,8 @@ def _heat_maps(sweep: Sweep, points: Sequence[Point], first: int, second: int, s
     height = 2.1 + 0.42 * len(down.values)
     figure = Figure(figsize=(_WIDTH_INCHES, max(3.2, height)), layout="constrained")
     (part,) = figure.subfigures(1, 1, squeeze=False)[0]
-    _title(part, f"{sweep.method}: speedup and CR over {across.name} and {down.name}", subtitle)
+    title = f"{shortened(sweep.method, _NAME_CHARS)}: speedup and CR over {across.name} and {down.name}"
+    _title(part, title, subtitle)
     for axes, (key, label) in zip(part.subplots(1, 2), KEYS.items(), strict=True):
         cells = {(p.variant.values[second], p.variant.values[first]): p.value(key) for p in points}
         _heat_map(part, axes, [[cells.get((y, x)) for x in across.values] for y in down.values], label)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from bench.errors import UserError
 from bench.metrics import OVERALL, Cell, failed_throughout, summarize
 from bench.records import Run, Turn, atomic_writer, read_run, read_turns
-from bench.report.tables import lossless_text, markdown_table, number, times
+from bench.report.formats import lossless_text, markdown_table, number, times
 
 SCHEMA = 1
 SWEEP_FILE = "sweep.json"
