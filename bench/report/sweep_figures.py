@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UserError
 from bench.records import atomic_writer
 from bench.report.canvas import DPI, GREY, MARKERS, PALETTE
 from bench.report.figures import FORMATS
 from bench.report.formats import sampling_text, shortened
+from bench.report.published import PUBLISHED, read_published
 from bench.report.sweep_page import Axis, Point, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 KEYS = {"speedup_decode": "decode speedup", "compression_rate": "CR (tokens per step)"}
 VANILLA = "vanilla"
 _PUBLISHED_KEYS = ("speedup", "compression_rate")
@@ -59,15 +57,11 @@ def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Cu
     name = knob.removeprefix("train.")
     name = _PUBLISHED_NAMES.get(name, name)
     curves: list[Curve] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            hardware = {result["model"]: result["hardware"] for result in value["results"]}
-            for ablation in value["ablations"]:
-                if ablation["method"] == method and any(name in point for point in ablation["points"]):
-                    curves += _curves(value["source"], hardware.get(ablation["model"], ""), ablation, name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no file of published figures ({error!r}): mend or remove it") from error
+    for source in read_published(folder):
+        hardware = {result.model: result.hardware for result in source.results}
+        for ablation in source.ablations:
+            if ablation["method"] == method and any(name in point for point in ablation["points"]):
+                curves += _curves(source.source, hardware.get(ablation["model"], ""), ablation, name)
     return curves or None
 
 

@@ -504,14 +504,17 @@ def test_interrupted_run_is_told_on_the_page(setting):
 
 def publish(folder: Path, *ablations: dict) -> Path:
     folder.mkdir()
-    results = [{"model": "Vicuna-7B", "hardware": "a V100"}]
-    value = {"source": "Some paper", "results": results, "ablations": list(ablations)}
+    result = {"method": "kangaroo", "label": "Kangaroo", "model": "Vicuna-7B", "hardware": "a V100", "settings": ""}
+    result |= {"speedup": {}, "compression_rate": {}, "ctar": {}}
+    value = {"schema": 1, "source": "Some paper", "citation": "X: Y", "url": "https://example.org", "benchmark": "Z"}
+    value |= {"definitions": {}, "results": [result], "ablations": list(ablations), "notes": []}
     (folder / "some.json").write_text(json.dumps(value))
     return folder
 
 
 def gammas(*points: dict) -> dict:
-    return {"method": "kangaroo", "model": "Vicuna-7B", "read_off_a_figure": True, "points": list(points)}
+    ablation = {"method": "kangaroo", "model": "Vicuna-7B", "what": "gamma", "read_off_a_figure": True}
+    return ablation | {"points": list(points)}
 
 
 GRID = gammas(
@@ -546,11 +549,12 @@ def test_published_adapters_are_one_curve_whatever_their_size(tmp_path):
     assert curve.label == "Vicuna-7B, a V100"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"results": []}', '{"results": [], "ablations": [{}]}'])
-def test_a_malformed_file_of_published_figures_is_told(content, tmp_path):
-    (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(UserError, match=r"bad\.json is no file of published figures"):
-        published_curve("kangaroo", "gamma", tmp_path)
+def test_what_the_paper_says_is_found():
+    curves = published_curve("kangaroo", "train.exit_layer")
+    assert {curve.where.split(",")[0] for curve in curves} == {"Vicuna-7B-v1.3", "Vicuna-13B-v1.3"}
+    assert (2, 1.5, 2.02) in curves[0].points
+    assert len(published_curve("kangaroo", "threshold")) == 3
+    assert len(published_curve("kangaroo", "train.architecture")) == 1
 
 
 def figures(published: Path, *axes: Axis, method: str = "kangaroo", **options):
