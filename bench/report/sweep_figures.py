@@ -266,10 +266,14 @@ def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
 
 
 def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], room: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     width = max(6, room // len(at))  # characters of a label
     labels = [textwrap.fill(str(value), width) for value in at]
     axes.set_xticks(list(at.values()), labels, fontsize=8 if any("\n" in label for label in labels) else 9)
     axes.set_xlabel(name)
+    # As many ticks whatever the height, or the layout would make room for other labels than are drawn.
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.margins(x=0.08, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
