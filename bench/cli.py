@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
     paths = write_report(bench_run.run_dir, bench_run.plots_dir)
     summary = json.loads((bench_run.run_dir / "summary.json").read_text(encoding="utf-8"))
     print(terminal_table(summary))
-    print("written:", *paths, sep="\n  ")
+    _tell_written(paths)
     if not record.complete:
         print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)
         print(f"go on with: python run_bench.py --resume {bench_run.run_dir}", file=sys.stderr)
@@ -130,8 +131,18 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report_parser() -> _Made:
-    parser = _parser("report", "Redraw tables and plots of a run from its records. Needs no model and no torch.")
-    parser.add_argument("run_dir", type=Path, help="folder with run.json and turns.jsonl, like results/runs/<run id>")
+    parser = _parser(
+        "report",
+        "Redraw tables, pages and plots of a run from its records; or table answer files in Spec-Bench's format, the\n"
+        "baseline's first, of any harness (`export` writes ours). Needs no model and no torch.",
+    )
+    parser.add_argument(
+        "run_dir",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR | FILE",
+        help="folder with run.json and turns.jsonl, like results/runs/<run id>; or two answer files or more",
+    )
     parser.add_argument("--plots", type=Path, default=None, metavar="DIR", help="folder for the plots")
     return parser, _report
 
@@ -140,11 +151,42 @@ def _report(options: argparse.Namespace) -> int:
     from bench.records import plots_of, read_run
     from bench.report import terminal_table, write_report
 
-    run_dir: Path = options.run_dir
+    run_dir: Path = options.run_dir[0]
+    if run_dir.is_file():
+        return _report_answers(options.run_dir)
+    if len(options.run_dir) > 1:
+        raise UserError(f"report takes one run, not {len(options.run_dir)}: give one folder, or answer files")
     paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
     print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
-    print("written:", *paths, sep="\n  ")
+    _tell_written(paths)
     return 0
+
+
+def _report_answers(files: Sequence[Path]) -> int:
+    """Answer files of any harness, the baseline's first."""
+    from bench.foreign import foreign_summary
+    from bench.report import terminal_table
+
+    if len(files) < 2:
+        raise UserError(f"{files[0]} alone cannot be compared: give the baseline's answer file first, then a method's")
+    summary = foreign_summary(files[0], files[1:])
+    print(terminal_table(summary))
+    for name, entry in summary["methods"].items():
+        equal = entry["tasks"]["overall"]["text_equal"]
+        if entry["kind"] != "vanilla":
+            print(
+                f"\n{name}: the text is the baseline's in {equal['equal']} of {sum(equal.values())} questions", end=""
+            )
+    print("\n\n" + "\n".join(f"- {sentence}" for sentence in summary["limits"]))
+    return 0
+
+
+def _tell_written(paths: Sequence[Path]) -> None:
+    """The files by name, plots by their folder."""
+    plots = [path for path in paths if path.suffix in (".png", ".svg")]
+    print("written:", *(path for path in paths if path not in plots), sep="\n  ")
+    if plots:
+        print(f"  {plots[0].parent}{os.sep}  ({len(plots)} plots: {', '.join(dict.fromkeys(p.stem for p in plots))})")
 
 
 _SWEEPS = """\
