@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from bench.report.latex import escape, report_tex
-from tests.bench.report.rich import SIX, rich_summary
+from tests.bench.report.full_summary import SIX, rich_summary
 
 HOSTILE = r"medusa:weights=C:\dir_1/50%&#{x}$y^2~,note=ünïcode…模"
 

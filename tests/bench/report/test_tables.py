@@ -10,7 +10,7 @@ from bench.records import MethodInfo
 from bench.report import tables, terminal_table, write_report
 from bench.report.page import headline
 from tests.bench.report.helpers import LONG, make_run, make_summary, make_turns, sampled, save
-from tests.bench.report.rich import estimate, rich_summary
+from tests.bench.report.full_summary import estimate, rich_summary
 
 
 def test_the_csv_has_a_row_a_method_and_task(tmp_path):
