@@ -1,0 +1,35 @@
+"""export: a run as Spec-Bench's answer files."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from bench.commands import new_parser, say
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    made = new_parser("export", "Write a run as answer files that Spec-Bench's speed.py and equal.py read.")
+    made.add_argument("run_dir", type=Path, help="folder with run.json and turns.jsonl, like results/runs/<run id>")
+    made.add_argument("--out", type=Path, default=None, metavar="DIR", help="default: spec-bench/ in the run's folder")
+    made.add_argument("--model", default=None, metavar="NAME", help="decode the text anew with this model's tokenizer")
+    return made
+
+
+def run(options: Namespace) -> int:
+    """Carry it out; the exit status."""
+    from bench import checkpoints, exchange
+
+    decode = None
+    if options.model is not None:
+        from bench.questions import ChatFormat
+
+        checkpoint = checkpoints.resolve(options.model, log=say)
+        decode = ChatFormat(checkpoints.load_tokenizer(checkpoint)).answer_text
+    exported = exchange.export(options.run_dir, options.out or options.run_dir / "spec-bench", decode)
+    if exported.inexact:
+        print(f"{exported.inexact} texts hold parts of characters: --model makes them exact", file=sys.stderr)
+    print("written:", *exported.paths, sep="\n  ")
+    return 0
