@@ -39,6 +39,7 @@ from bench.records import (
     append_turns,
     check_writable,
     plots_of,
+    read_pieces,
     write_json,
     write_turns,
 )
@@ -114,6 +115,7 @@ class Bench:
         self.sampler = set_sampler(self.contestants, config)
         self.auditor = Auditor(self.target, self._float32_reference)
         self.turns: list[Turn] = []
+        self.pieces = {} if resumed is None else read_pieces(self.run_dir)
 
     def _contestant(self, variant: methods.Variant) -> Contestant:
         with memory_errors(f"method {variant.label}"):
@@ -165,7 +167,6 @@ class Bench:
             except KeyboardInterrupt:
                 self.log(f"interrupted: what is finished is kept; go on with --resume {self.run_dir}")
         write_json(self.run_dir / RUN_FILE, record)
-        write_json(self.run_dir / PIECES_FILE, self._pieces())
         return record
 
     def _plan(self) -> list[tuple[int, int, Question]]:
@@ -193,11 +194,15 @@ class Bench:
         """Peers are slow: they may be asked less."""
         return [c for c in self.contestants if not c.is_peer or question.question_id in self.peer_ids]
 
-    def _pieces(self) -> dict[str, str]:
-        """The text of every token in the answers, so that a report can show them without a tokenizer."""
-        ids = {token for turn in self.turns for token in turn.token_ids}
-        ids |= {token for turn in self.turns for step in turn.per_step_rejected for token in step}
-        return {str(token): self.chat.piece(token) for token in sorted(ids)}
+    def _keep(self, turns: list[Turn]) -> None:
+        """A question's records, and the text of every token in them: a report needs no tokenizer to show answers."""
+        append_turns(self.run_dir / TURNS_FILE, turns)
+        self.turns += turns
+        ids = {token for turn in turns for token in turn.token_ids}
+        ids |= {token for turn in turns for step in turn.per_step_rejected for token in step}
+        if new := {str(token) for token in ids} - self.pieces.keys():
+            self.pieces |= {token: self.chat.piece(int(token)) for token in sorted(new, key=int)}
+            write_json(self.run_dir / PIECES_FILE, self.pieces)
 
     def _ask(self, question: Question, number: int, *, backwards: bool) -> None:
         """All turns of a question, by everybody. The records are kept only when the question is through."""
@@ -219,8 +224,7 @@ class Bench:
             if vanilla.error is not None:
                 break  # the next turn would need this answer
             history.append((user, vanilla.text))
-        append_turns(self.run_dir / TURNS_FILE, records)
-        self.turns += records
+        self._keep(records)
 
     def _answer(
         self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int], limit: int
