@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,26 @@ def busy_warning() -> str | None:
     if busy < _BUSY_PERCENT:
         return None
     return f"other programs use {busy:.0f}% of this machine's processors: the figures of this run will be far off"
+
+
+class OthersMeter:
+    """How much of this machine's processors others than this process have used since it was made."""
+
+    def __init__(self) -> None:
+        self._busy_s, self._own_s, self._start_s = _busy_s(), time.process_time(), time.monotonic()
+
+    def share(self) -> float:
+        """0..1, time stolen by a hypervisor included."""
+        others_s = _busy_s() - self._busy_s - (time.process_time() - self._own_s)
+        there_s = (time.monotonic() - self._start_s) * (psutil.cpu_count() or 1)
+        return min(1.0, max(0.0, others_s / there_s)) if there_s > 0 else 0.0
+
+
+def _busy_s() -> float:
+    """Seconds that the processors were not idle since the machine started."""
+    times = psutil.cpu_times()
+    # What guests use is counted among user's and nice's already.
+    return float(sum(times) - sum(getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice")))
 
 
 def has_nvidia_gpu() -> bool:

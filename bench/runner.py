@@ -153,7 +153,7 @@ class Bench:
         todo = self._plan()
         total_s = sum(self._expected_s(question) for _, _, question in todo)
         self._announce(todo, total_s)
-        begin_s = time.perf_counter()
+        begin_s, others = time.perf_counter(), environment.OthersMeter()
         with _progress(total_s) as bar:
             try:
                 for number, place, question in todo:
@@ -161,6 +161,7 @@ class Bench:
                     self._ask(question, number, backwards=(place + number) % 2 == 1)
                     bar.update(self._expected_s(question))
                     session["wall_s"] = time.perf_counter() - begin_s
+                    session["others_share"] = round(others.share(), 4)
                     record.wall_s = before_s + session["wall_s"]
                     write_json(self.run_dir / RUN_FILE, record)
                 record.complete = True

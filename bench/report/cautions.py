@@ -13,8 +13,8 @@ FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
 MUCH_REPETITION = 0.3
 WIDE_INTERVAL = 0.05  # half the interval over the value
 PREDICTION_OFF = 0.07
+BUSY_SHARE = 0.1  # of the processors, used by others during a session
 NUMERICAL_FLOAT32 = 1 / 500  # above it, a run in float32 has a finding to explain
-BUSY_LOAD = 0.5  # a processor's share of others' work before the run started
 _NAMED = 6  # of several places with the same trouble
 
 
@@ -49,13 +49,13 @@ def _recorded(run: Run) -> list[str]:
 
 
 def _busy(run: Run) -> Iterable[str]:
-    cores = run.device.get("cores")
-    loads = [session.get("load_1min") for session in sessions(run)]
-    high = [load for load in loads if load is not None and cores and load / cores > BUSY_LOAD]
-    if high:
+    """By what others used while the run went on; a load average before it would count what had just ended."""
+    shares = [session.get("others_share") or 0 for session in sessions(run)]
+    if max(shares) > BUSY_SHARE:
+        listed = ", ".join(f"{share:.0%}" for share in shares)
         yield (
-            f"**Busy machine**: a load of {', '.join(f'{load:.1f}' for load in high)} on {cores} cores in the minute "
-            "before the start; other programs may have slowed both sides."
+            f"**Busy machine**: other programs used {listed} of the processors while the run went on; they slow some "
+            "turns and not others."
         )
 
 

@@ -376,10 +376,10 @@ def test_many_numerical_turns_are_a_finding_in_float32_only(calm):
 
 
 def test_a_busy_machine_is_warned_of(calm):
-    device = {"type": "cpu", "name": "a CPU", "cores": 2}
-    assert warned(calm, device=device, provenance={"load_1min": 0.9}) == []
-    (text,) = warned(calm, device=device, provenance={"load_1min": 1.4})
-    assert text.startswith("**Busy machine**: a load of 1.4 on 2 cores")
+    assert warned(calm, provenance={"sessions": [SESSIONS[0] | {"others_share": 0.09}]}) == []
+    busy = [SESSIONS[0] | {"others_share": 0.02}, SESSIONS[0] | {"others_share": 0.31}]
+    (text,) = warned(calm, provenance={"sessions": busy})
+    assert text.startswith("**Busy machine**: other programs used 2%, 31% of the processors")
 
 
 SESSIONS = [
