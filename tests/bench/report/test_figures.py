@@ -8,8 +8,8 @@ import pytest
 
 from bench.metrics import TASKS, summarize
 from bench.report import canvas, figures
-from tests.bench.report.helpers import LONG, OLD_PLOTS, make_run, make_summary, make_turns
 from tests.bench.report.full_summary import SIX, rich_summary
+from tests.bench.report.helpers import LONG, OLD_PLOTS, make_run, make_summary, make_turns
 
 
 def test_bars_show_the_summarys_figures_and_vanillas_line():

@@ -10,8 +10,8 @@ from bench.metrics import summarize
 from bench.records import Audit, MethodInfo
 from bench.report import cautions, figures, terminal_table
 from bench.report.page import report_page, sections
-from tests.bench.report.helpers import make_run, make_turns, page_of, rows, sampled, section
 from tests.bench.report.full_summary import SIX, rich_summary
+from tests.bench.report.helpers import make_run, make_turns, page_of, rows, sampled, section
 
 KNOBS = {"heads": 3, "draft_vocab": 0}
 CHAIN = "0/0-0/0-0-0"

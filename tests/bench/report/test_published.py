@@ -11,8 +11,8 @@ import pytest
 from bench.errors import UserError
 from bench.metrics import TASKS
 from bench.report import figures, published
-from tests.bench.report.helpers import rows, section
 from tests.bench.report.full_summary import rich_summary
+from tests.bench.report.helpers import rows, section
 
 RESULT = {
     "method": "kangaroo",

@@ -9,8 +9,8 @@ from bench.metrics import summarize
 from bench.records import MethodInfo
 from bench.report import tables, terminal_table, write_report
 from bench.report.page import headline
-from tests.bench.report.helpers import LONG, make_run, make_summary, make_turns, sampled, save
 from tests.bench.report.full_summary import estimate, rich_summary
+from tests.bench.report.helpers import LONG, make_run, make_summary, make_turns, sampled, save
 
 
 def test_the_csv_has_a_row_a_method_and_task(tmp_path):
