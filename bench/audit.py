@@ -29,6 +29,7 @@ class Auditor:
         self.target = target
         self._make_reference = reference
         self._reference = target if target.dtype == torch.float32 else None
+        self._failure: Exception | None = None  # why there is no reference: it is not tried again for every answer
 
     def compare(self, prompt: Sequence[int], answer: Sequence[int], vanilla: Sequence[int]) -> Audit:
         """The verdict on `answer`, given vanilla's answer to the same prompt."""
@@ -54,8 +55,14 @@ class Auditor:
         Reference: one float32 pass over the whole context. Against it: the target's prefill up to the last positions,
         then these token by token, and again as one block.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._reference is None:
-            self._reference = self._make_reference()
+            try:
+                self._reference = self._make_reference()
+            except Exception as error:
+                self._failure = error
+                raise
         last = min(_ERROR_POSITIONS, len(context))
         start = len(context) - last
         expected = _last_logits(self._reference, context)

@@ -93,12 +93,12 @@ def confidence(turns: Sequence[Turn]) -> dict[str, list[Any]] | None:
     return {"edges": list(CONFIDENCE_EDGES), "accepted": _by_confidence(accepted), "rejected": _by_confidence(rejected)}
 
 
-def window_ctar(turns: Iterable[Turn], windows: int) -> list[float | None] | None:
+def window_ctar(turns: Iterable[Turn], windows: int, reach: int) -> list[float | None] | None:
     """At w = 1..windows: share of the positions of vanilla's answer at which w forced drafts in a row are right.
 
     Only positions count that have w tokens of the answer behind them. Drafting is forced and the answer vanilla's,
     so that drafters are compared on the same positions (Kangaroo's CTAR, arXiv 2404.18911, as its definition
-    reads). None: not probed.
+    reads). None: not probed; undefined beyond the `reach` of what a method can be made to draft.
     """
     probed = [turn.windows for turn in turns if turn.windows is not None]
     if not windows or not probed:
@@ -106,7 +106,7 @@ def window_ctar(turns: Iterable[Turn], windows: int) -> list[float | None] | Non
     rates = []
     for w in range(1, windows + 1):
         right = [count >= w for counts in probed for count in counts[: max(0, len(counts) - w + 1)]]
-        rates.append(ratio(sum(right), len(right)))
+        rates.append(ratio(sum(right), len(right)) if w <= reach else None)
     return rates
 
 
@@ -140,7 +140,7 @@ def _context(turn: Turn) -> float:
 
 def _ms_per_token(turns: Sequence[Turn]) -> float | None:
     """Of decoding: a turn's first token comes from the prefill."""
-    return ratio(1000 * sum(turn.decode_s for turn in turns), sum(len(turn.token_ids) - 1 for turn in turns))
+    return ratio(1000 * sum(turn.decode_s for turn in turns), sum(turn.decode_tokens for turn in turns))
 
 
 def _by_confidence(values: Sequence[float]) -> list[int]:

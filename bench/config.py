@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from bench.checkpoints import DEFAULT_MODEL
 from bench.errors import UserError
 
+MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -74,6 +75,8 @@ class RunConfig:
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
         if self.temperature and self.probe_windows:
             raise UserError("--probe-windows is for greedy decoding: leave --temperature out")
+        if self.probe_windows > MOST_WINDOWS:
+            raise UserError(f"--probe-windows {self.probe_windows} is too many: at most {MOST_WINDOWS}")
 
 
 # What a preset sets; flags given beside it win.

@@ -13,6 +13,7 @@ import methods
 from bench.config import RunConfig
 from bench.engine.sampling import Sampler
 from bench.errors import UserError
+from bench.files import first_line
 from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
 
 ALL = "all"  # in place of a method's name
@@ -29,6 +30,7 @@ class Contestant:
     label: str
     runner: Method | Peer
     prober: SpeculativeMethod | None = None  # the same method as it drafts for the window probe
+    windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
     warm_prompt: int = 0  # tokens of its prompt
 
@@ -82,11 +84,12 @@ def _expanded(asked: Sequence[str]) -> Iterator[str]:
             yield label
 
 
-def prober(runner: Method | Peer, windows: int) -> SpeculativeMethod | None:
-    """`runner` made once more to draft `windows` tokens in a row; None for what has no drafts."""
-    if not windows or not isinstance(runner, SpeculativeMethod) or type(runner) is methods.load(methods.BASELINE):
-        return None
-    return type(runner)(runner.target, runner.probing(windows))
+def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | None, int]:
+    """`runner` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
+    if not windows or not isinstance(runner, SpeculativeMethod):
+        return None, 0
+    forced, reach = runner.probing(windows)
+    return (type(runner)(runner.target, forced), reach) if reach else (None, 0)
 
 
 def set_sampler(contestants: Sequence[Contestant], config: RunConfig) -> Sampler | None:
@@ -106,8 +109,8 @@ def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | 
     for one, come from the warm-up. Predictions are made of these, never of the run itself.
     """
     runner = contestant.runner
-    if not isinstance(runner, SpeculativeMethod):
-        return None
+    if not isinstance(runner, SpeculativeMethod) or runner.sampler is not None:
+        return None  # nothing that is timed here samples
     warm, base = _per_step(contestant), _per_step(vanilla)
     passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
     rest = warm["rest"] / base["total"]
@@ -140,7 +143,7 @@ def memory_errors(what: str) -> Iterator[None]:
         remedy = (
             "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
         )
-        raise UserError(f"not enough memory for {what} ({str(error).splitlines()[0]}): {remedy}") from error
+        raise UserError(f"not enough memory for {what} ({first_line(error)}): {remedy}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise

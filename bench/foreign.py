@@ -93,7 +93,9 @@ def foreign_summary(
         "rounds": 1,
         "excluded_questions": sorted(excluded),
         "failed": failed,
+        "failed_methods": {},
         "divergences": [],
+        "against": {},
         "statistics": None,
         "limits": limits(retokenized=retokenize is not None),
         "baseline_tokens": "new_tokens" if retokenize is None else "retokenized",
@@ -105,6 +107,7 @@ def foreign_summary(
                 "lossless": True,  # taken on trust, so that tables say "not checked" and not "not lossless"
                 "extra_parameters": 0,
                 "notes": {},
+                "answered": {"questions": len(paired[name]), "of": len(paired[name])},
                 "tasks": _by_task(paired[name], count if name == vanilla else _new_tokens, count),
             }
             for name in files

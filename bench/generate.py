@@ -35,7 +35,7 @@ WIDE = 100  # columns from which two answers fit beside each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
 _WARM_UP_TOKENS = 6
 _WARM_UP_PROMPT = 64  # tokens of the prompt's end that the warm-up reads
-_TEMPLATE_TOKENS = 64  # room beyond the answer for a tree's drafts
+_SPARE_POSITIONS = 64  # beyond the answer, for a tree's drafts
 # Control characters would let an answer command the terminal: shown as pictures, tabs and line ends left.
 _PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -251,7 +251,7 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     if limit < config.max_new_tokens:
         log(f"the context of {context} tokens leaves room for {limit} new tokens")
     log(f"loading {checkpoint.name}")
-    target = load_target(config, checkpoint, min(context, len(prompt) + limit + _TEMPLATE_TOKENS), log)
+    target = load_target(config, checkpoint, min(context, len(prompt) + limit + _SPARE_POSITIONS), log)
     sides = []
     for one in (methods.parse(methods.BASELINE), variant):
         with memory_errors(f"method {one.label}"):

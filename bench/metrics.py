@@ -12,6 +12,7 @@ Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -66,16 +67,21 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
         UserError: the run has no vanilla, so nothing can be compared.
 
     """
-    vanilla = _vanilla_name(run)
+    vanilla = vanilla_name(run)
     failed = [turn for turn in turns if turn.error is not None]
-    excluded = {turn.question_id for turn in failed}
-    kept = [turn for turn in turns if turn.question_id not in excluded]
+    dead = {name: error for name, error in _failed_throughout(run, turns).items() if name != vanilla}
+    excluded = {turn.question_id for turn in failed if turn.method not in dead}
+    kept = [turn for turn in turns if turn.question_id not in excluded and turn.method not in dead]
     paired = {name: pairs(kept, name, vanilla) for name in run.methods}
+    asked = {turn.question_id for turn, _ in paired[vanilla]}
     return {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "model": run.model.get("name"),
-        "dataset": {key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
+        "dataset": {
+            **{key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
+            "max_new_tokens": run.config.get("max_new_tokens"),
+        },
         "device": dict(run.device),
         "dtype": run.dtype,
         "sampling": _sampling(run),
@@ -83,6 +89,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
         "rounds": len({turn.round for turn in turns}),
         "statistics": dict(stats.STATISTICS),
         "excluded_questions": sorted(excluded),
+        "failed_methods": dead,
         "failed": [_failure(turn) for turn in failed],
         "divergences": [_divergence(turn) for name in run.methods for turn, _ in paired[name] if _diverged(turn)],
         "methods": {
@@ -91,10 +98,13 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
                 "lossless": info.lossless,
                 "extra_parameters": info.extra_parameters,
                 "notes": info.notes,
+                # A peer may be asked less than the others: its figures are then of other questions than theirs.
+                "answered": {"questions": len({turn.question_id for turn, _ in paired[name]}), "of": len(asked)},
                 "tasks": _by_task(paired[name], info, run.config.get("probe_windows") or 0),
             }
             for name, info in run.methods.items()
         },
+        "against": _against(run, paired),
     }
 
 
@@ -111,9 +121,9 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
 
 
 def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ decode tokens / Σ decode seconds. A turn's first token belongs to the prefill: it is not counted."""
+    """Σ decode tokens / Σ decode seconds. What came with the prefill, a turn's first token, is not counted."""
     turns = list(turns)
-    return ratio(sum(len(turn.token_ids) - 1 for turn in turns), sum(turn.decode_s for turn in turns))
+    return ratio(sum(turn.decode_tokens for turn in turns), sum(turn.decode_s for turn in turns))
 
 
 def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
@@ -190,9 +200,30 @@ def ordered_tasks(tasks: Iterable[str]) -> list[str]:
 
 def failed_throughout(record: Run, turns: Sequence[Turn]) -> dict[str, str]:
     """Methods of ours (vanilla too) that answered nothing at all, with their first error: exit status 1."""
-    errors = {label: [t.error for t in turns if t.method == label] for label in record.methods}
-    ours = [label for label, info in record.methods.items() if info.kind != "peer"]
-    return {label: str(errors[label][0]) for label in ours if errors[label] and None not in errors[label]}
+    dead = _failed_throughout(record, turns)
+    return {label: error for label, error in dead.items() if record.methods[label].kind != "peer"}
+
+
+def _failed_throughout(run: Run, turns: Sequence[Turn]) -> dict[str, str]:
+    """Whoever answered nothing at all, with the first error: it must not take the questions from all others."""
+    errors = {label: [turn.error for turn in turns if turn.method == label] for label in run.methods}
+    return {label: str(said[0]) for label, said in errors.items() if said and None not in said}
+
+
+def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, stats.Estimate]]:
+    """Decode speed of each method over each other one's, on the questions that both answered: overall, with interval.
+
+    Two methods' own intervals say little of their difference, because both hold the same questions' variation.
+    """
+    names = [name for name, info in run.methods.items() if info.kind == "method" and paired[name]]
+    found: dict[str, dict[str, stats.Estimate]] = {name: {} for name in names}
+    for name, other in itertools.permutations(names, 2):
+        turns = [turn for turn, _ in paired[name]]
+        both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
+        tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
+        sums = [_question_sums(task, prefilled=False) for task in tasks if task]
+        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
+    return found if len(names) > 1 else {}
 
 
 def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
@@ -209,7 +240,13 @@ def _sampling(run: Run) -> dict[str, Any] | None:
     return {key: run.config.get(key, unset.get(key)) for key in ("temperature", "top_p", "top_k")}
 
 
-def _vanilla_name(run: Run) -> str:
+def vanilla_name(run: Run) -> str:
+    """The baseline among a run's methods.
+
+    Raises:
+        UserError: it has none.
+
+    """
     for name, info in run.methods.items():
         if info.kind == "vanilla":
             return name
@@ -240,7 +277,7 @@ def _windows(turns: Iterable[Turn]) -> int:
 def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int) -> Cell:
     """One method on one task: every figure over its pairs."""
     turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
-    speedups = _speedups([paired])
+    speedups = _speedups([paired], peer=info.kind == "peer")
     cell = {
         "questions": len({turn.question_id for turn in turns}),
         "turns": len(turns),
@@ -255,7 +292,7 @@ def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int
         "repetition": repetition(turns),
         "ctar": ctar(turns, windows),
         "conditional_acceptance": conditional_acceptance(turns, windows),
-        "window_ctar": breakdown.window_ctar(turns, probe_windows),
+        "window_ctar": breakdown.window_ctar(turns, probe_windows, info.notes.get("probe_windows", probe_windows)),
         "emitted_histogram": breakdown.emitted_histogram(turns, windows + 1),
         "confidence": breakdown.confidence(turns),
         "step_time": breakdown.step_time(turns, baseline),
@@ -277,7 +314,7 @@ def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Ce
     """
     cell = {
         **{key: sum(cell[key] or 0 for cell in cells) for key in _COUNTS},
-        **_speedups(tasks),
+        **_speedups(tasks, peer=info.kind == "peer"),
         **{key: mean(cell[key] for cell in cells) for key in _MEANS},
         **{key: breakdown.mean_by_position(cell[key] for cell in cells) for key in ("ctar", "conditional_acceptance")},
         "window_ctar": breakdown.mean_by_position(cell["window_ctar"] for cell in cells) or None,
@@ -298,24 +335,31 @@ def _without_steps(info: MethodInfo) -> Cell:
     return dict.fromkeys(_OF_STEPS) if info.kind == "peer" else {}
 
 
-def _speedups(tasks: list[list[Pair]]) -> dict[str, stats.Estimate]:
+def _speedups(tasks: list[list[Pair]], *, peer: bool) -> dict[str, stats.Estimate]:
     """All three estimators of the decode and of the end-to-end speedup, over one task or several."""
     found = {}
     for key, prefilled in (("speedup_decode", 0), ("speedup_total", 1)):
-        estimates = stats.estimates([_question_sums(paired, bool(prefilled)) for paired in tasks])
+        sums = [_question_sums(paired, bool(prefilled)) for paired in tasks]
+        estimates = stats.estimates(sums)
         found[key] = estimates["ratio_of_sums"]
         found |= {f"{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
+        if peer:  # what vanilla is worth beside it; overall the mean of the tasks' own, and no inverse of a mean
+            found[key.replace("speedup", "worth")] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])[
+                "ratio_of_sums"
+            ]
     return found
 
 
 def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
     """Tokens and seconds of the method, then of vanilla, summed over each question's turns and rounds [questions, 4].
 
-    With the prefill: all tokens and seconds. Without: a turn's first token is not counted.
+    With the prefill: all tokens and seconds. Without: what came with it is not counted.
     """
     sums = {question: np.zeros(4) for question in sorted({turn.question_id for turn, _ in paired})}
     for pair in paired:
-        row = [(len(t.token_ids) - 1 + prefilled, t.decode_s + prefilled * t.prefill_s) for t in pair]
+        row = [
+            (len(t.token_ids), t.prefill_s + t.decode_s) if prefilled else (t.decode_tokens, t.decode_s) for t in pair
+        ]
         sums[pair[0].question_id] += np.array(row).ravel()
     return np.array(list(sums.values())).reshape(-1, 4)
 

@@ -161,6 +161,8 @@ def _question(value: Any) -> Question:
         raise ValueError(f"question_id {identifier!r} is not an integer")
     if not isinstance(category, str) or not category:
         raise ValueError(f"category {category!r} is not a name")
+    if category == "overall":
+        raise ValueError("category 'overall' is what tables call the mean of all tasks: name it otherwise")
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise ValueError("turns must be a list of texts, at least one")
     return Question(identifier, category, tuple(turns))

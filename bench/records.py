@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jsonlines
+from filelock import FileLock, Timeout
 
 from bench.errors import UserError
 
@@ -33,6 +34,9 @@ SCHEMA = 1
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
 PIECES_FILE = "pieces.json"
+SWEEP_FILE = "sweep.json"  # of a sweep, beside the records of its run
+EXPORTED = "spec-bench"  # folder of `export`'s files
+RUNS = Path("results/runs")  # where runs lie by their id unless --out says otherwise
 DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.html", "plots")  # by bench.report
 
 
@@ -80,7 +84,7 @@ class Turn:
     prompt_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)  # the answer, EOS included where it was emitted
     prefill_s: float = 0.0  # prompt in, first token out
-    decode_s: float = 0.0  # everything after the first token
+    decode_s: float = 0.0  # everything after that
     finish: str = ""  # "eos" | "length"
     per_step_drafted: list[int] = field(default_factory=list)  # as proposed; empty for a peer
     per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
@@ -94,7 +98,14 @@ class Turn:
     verify_s: float = 0.0  # likewise; what is left of decode_s is bookkeeping
     # Probe, untimed: at each position of vanilla's answer, how many of `probe_windows` drafts in a row are right there.
     windows: list[int] | None = None
+    first_tokens: int = 1  # tokens that came with the prefill: a peer that drafts may get several from its first pass
     text: str = ""  # the answer without special tokens, stripped, as a second turn's prompt shows it
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens that `decode_s` was spent on."""
+        return len(self.token_ids) - self.first_tokens
+
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
 
@@ -108,8 +119,8 @@ class MethodInfo:
     extra_parameters: int  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
     notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
-    # What its passes cost, in vanilla steps, measured by themselves before the run: shallow, draft, verify by
-    # positions, rest (see bench.engine.costs). None: not known.
+    # What its passes cost, measured before the run, in vanilla steps with their bookkeeping (a knob `costs` is in steps
+    # without it): shallow, draft, verify by positions, rest (see bench.contestants). None: not known.
     costs: dict[str, Any] | None = None
 
 
@@ -149,9 +160,8 @@ def check_writable(folder: Path) -> None:
 
 
 def plots_of(run_dir: Path, run_id: str) -> Path:
-    """Where the plots of a run lie that was made earlier."""
-    by_id = Path("plots") / run_id
-    return by_id if by_id.is_dir() else run_dir / "plots"
+    """Where the plots of a run belong: beside those of others if the run lies beside others, else with it."""
+    return Path("plots") / run_id if run_dir.absolute() == (RUNS / run_id).absolute() else run_dir / "plots"
 
 
 @contextmanager
@@ -169,6 +179,8 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
         # mkstemp makes files private; a result is for everybody whom the folder lets in.
         temporary.chmod(0o644)
         temporary.replace(path)
@@ -178,6 +190,34 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two processes would mix or double its records. A killed process lets go by itself.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was written
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -193,11 +233,11 @@ def write_turns(path: Path, turns: Iterable[Turn]) -> None:
         file.write(_lines(turns))
 
 
-def append_turns(path: Path, turns: Iterable[Turn]) -> None:
+def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
     """Add one turn a line; they are on the disk when this returns.
 
     Raises:
-        UserError: the disk is full or the folder gone; the file is then as it was before.
+        UserError: the disk is full or the folder gone; the file is then as it was before. It tells how to `go_on`.
 
     """
     content = _lines(turns).encode()
@@ -212,8 +252,7 @@ def append_turns(path: Path, turns: Iterable[Turn]) -> None:
             os.truncate(path, before)
         reason = error.strerror or error
         raise UserError(
-            f"cannot write {path}: {reason}; what was finished is kept: free space, then go on with "
-            f"--resume {path.parent}"
+            f"cannot write {path}: {reason}; what was finished is kept: free space, then go on with {go_on}"
         ) from error
 
 
@@ -257,7 +296,8 @@ def read_turns(folder: Path) -> list[Turn]:
     path = folder / TURNS_FILE
     try:
         whole, _, torn = path.read_bytes().rpartition(b"\n")
-        lines = whole.decode("utf-8").splitlines()
+        # By this one byte alone: an answer may hold other characters that end lines, which JSON leaves as they are.
+        lines = [line.decode("utf-8") for line in whole.split(b"\n")] if whole else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -271,7 +311,7 @@ def read_turns(folder: Path) -> list[Turn]:
 
 
 def read_pieces(folder: Path) -> dict[str, str]:
-    """The `pieces.json` of a run's folder; empty where there is none, as in older runs and in killed ones.
+    """The `pieces.json` of a run's folder; empty where there is none, as in older runs.
 
     Raises:
         UserError: malformed.

@@ -14,17 +14,23 @@ from bench.errors import UserError
 from bench.questions import Question
 from bench.records import TURNS_FILE, Run, Turn, read_run, read_turns, write_turns
 
-_PLACES = {"out"}  # a folder may have been moved
 # What a run's figures depend on beside its settings. A commit may change without touching any of it: that is recorded.
 _FIXED: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.get("sha256"),
     "questions": lambda run: run.dataset.get("sha256"),
     "number of questions": lambda run: run.dataset.get("questions"),
-    "dtype": lambda run: run.dtype,
     "device": lambda run: run.device.get("name"),
-    "threads": lambda run: run.device.get("threads"),
     "torch": lambda run: run.provenance.get("packages", {}).get("torch"),
     "transformers": lambda run: run.provenance.get("packages", {}).get("transformers"),
+    "dtype": lambda run: run.dtype,
+    "threads": lambda run: run.device.get("threads"),
+    "engine's weights": lambda run: run.engine.get("weights"),
+    "methods": lambda run: list(run.methods),
+    "weights of methods": lambda run: {
+        label: digests
+        for label, info in run.methods.items()
+        if (digests := {key: value for key, value in info.notes.items() if key.endswith("sha256")})
+    },
 }
 
 
@@ -49,9 +55,10 @@ def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
 
     """
     known = {item.name for item in dataclasses.fields(RunConfig)}
-    recorded: dict[str, Any] = {key: _frozen(value) for key, value in run.config.items() if key in known}
-    config = RunConfig(**recorded)
-    asked = {key: _frozen(value) for key, value in given.items() if key not in _PLACES}
+    if unknown := run.config.keys() - known:
+        raise UserError(f"cannot resume run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
+    config = RunConfig(**{key: _frozen(value) for key, value in run.config.items()})
+    asked = {key: _frozen(value) for key, value in given.items()}
     changed = {
         f"--{key.replace('_', '-')}": (getattr(config, key), value)
         for key, value in asked.items()
@@ -65,14 +72,20 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_unchanged(run: Run, now: Run) -> None:
-    """Refuse to go on where the run's figures would be of two things.
+def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
+    """Refuse to go on where the run's figures would be of two things; `now` by the names of what must not change.
 
     Raises:
-        UserError: model, questions, device or library are others, with both values.
+        UserError: model, questions, device, a library or weights are others, with both values.
 
     """
-    _refuse(run, {what: (of(run), of(now)) for what, of in _FIXED.items() if of(run) != of(now)})
+    changed = {what: (_FIXED[what](run), value) for what, value in now.items() if _FIXED[what](run) != value}
+    _refuse(run, changed)
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """All that must not change, of a run's record."""
+    return {what: of(run) for what, of in _FIXED.items()}
 
 
 def _refuse(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:

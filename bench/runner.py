@@ -30,12 +30,16 @@ from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.records import (
     DERIVED,
+    EXPORTED,
     PIECES_FILE,
     RUN_FILE,
+    RUNS,
+    SWEEP_FILE,
     TURNS_FILE,
     MethodInfo,
     Run,
     Turn,
+    alone_in,
     append_turns,
     check_writable,
     plots_of,
@@ -79,6 +83,8 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
 class Bench:
     """One run, from its settings to its records."""
 
+    other_records: tuple[str, ...] = (SWEEP_FILE,)  # of other kinds of run, whose folders are not for this one
+
     def __init__(self, config: RunConfig, log: Log = print, resumed: tuple[Path, Run] | None = None):
         """`resumed`: folder and record of a run to go on with; `config` is then that run's."""
         self.config, self.log = config, log
@@ -93,14 +99,18 @@ class Bench:
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
-        self.run_dir = Path(config.out) if config.out else Path("results/runs") / self.run_id
+        self.run_dir = Path(config.out) if config.out else RUNS / self.run_id
         self.plots_dir = self.run_dir / "plots" if config.out else Path("plots") / self.run_id
         if resumed is not None:
             self.run_dir, self.run_id = resumed[0], resumed[1].run_id
             self.plots_dir = plots_of(self.run_dir, self.run_id)
         check_writable(self.run_dir)
+        if resumed is None and (other := next((n for n in self.other_records if (self.run_dir / n).exists()), None)):
+            raise UserError(f"{self.run_dir} holds a sweep ({other}): choose another folder with --out")
 
         self.checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+        if self.resumed is not None:
+            resume.check_unchanged(self.resumed, self._known_early())
         self.chat = ChatFormat(checkpoints.load_tokenizer(self.checkpoint))
         self.eos = questions.eos_ids(self.chat.tokenizer, generation_config(self.checkpoint))
         self.warnings = list(filter(None, [environment.busy_warning()]))
@@ -111,6 +121,8 @@ class Bench:
         own_context = DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
         self.context = min(context, own_context)
         self.target = load_target(config, self.checkpoint, self.context, log)
+        if self.resumed is not None:  # measured anew, they might be others
+            self.target.widths = {int(n): width for n, width in self.resumed.engine.get("pass_widths", {}).items()}
         self.contestants = [self._contestant(variant) for variant in self.variants]
         self.sampler = set_sampler(self.contestants, config)
         self.auditor = Auditor(self.target, self._float32_reference)
@@ -122,7 +134,8 @@ class Bench:
             if issubclass(variant.method, Peer):
                 return Contestant(variant.label, variant.method(self.target, variant.config, self.checkpoint))
             runner = variant.method(self.target, variant.config)
-            return Contestant(variant.label, runner, prober(runner, self.config.probe_windows))
+            forced, windows = prober(runner, self.config.probe_windows)
+            return Contestant(variant.label, runner, forced, windows)
 
     def _float32_reference(self) -> Decoder:
         """For the audit of a lower precision: beside the target if it fits there, else on the CPU."""
@@ -137,13 +150,22 @@ class Bench:
             return load_target(config, self.checkpoint, self.target.max_len, self.log)
 
     def run(self) -> Run:
-        """Warm up, ask everything, and leave the records in `run_dir`; interrupted, what was done."""
+        """Warm up, ask everything, and leave the records in `run_dir`; interrupted, what was done.
+
+        Raises:
+            UserError: another process is at work in that folder, or it cannot be written.
+
+        """
+        with alone_in(self.run_dir):
+            return self._run()
+
+    def _run(self) -> Run:
         self._warm_up()
         record = self._record()
         if self.resumed is None:
             _set_aside_earlier_run(self.run_dir)
         else:
-            resume.check_unchanged(self.resumed, record)
+            resume.check_unchanged(self.resumed, resume.facts(record))
             record = self._continued(self.resumed, record)
         session = record.provenance["sessions"][-1]
         before_s = record.wall_s
@@ -166,7 +188,7 @@ class Bench:
                     write_json(self.run_dir / RUN_FILE, record)
                 record.complete = True
             except KeyboardInterrupt:
-                self.log(f"interrupted: what is finished is kept; go on with --resume {self.run_dir}")
+                self.log(f"interrupted: what is finished is kept; go on with {self.go_on}")
         write_json(self.run_dir / RUN_FILE, record)
         return record
 
@@ -178,6 +200,7 @@ class Bench:
             self.turns = resume.finished_turns(
                 self.run_dir, self.questions.questions, lambda question: labels[question.question_id]
             )
+            self._spell(self.turns)  # a kill may have come between a question's records and their spelling
         done = {(turn.round, turn.question_id) for turn in self.turns}
         return [
             (number, place, question)
@@ -195,10 +218,18 @@ class Bench:
         """Peers are slow: they may be asked less."""
         return [c for c in self.contestants if not c.is_peer or question.question_id in self.peer_ids]
 
+    @property
+    def go_on(self) -> str:
+        """How to go on with the run if it is interrupted."""
+        return f"--resume {self.run_dir}"
+
     def _keep(self, turns: list[Turn]) -> None:
         """A question's records, and the text of every token in them: a report needs no tokenizer to show answers."""
-        append_turns(self.run_dir / TURNS_FILE, turns)
+        append_turns(self.run_dir / TURNS_FILE, turns, self.go_on)
         self.turns += turns
+        self._spell(turns)
+
+    def _spell(self, turns: Sequence[Turn]) -> None:
         ids = {token for turn in turns for token in turn.token_ids}
         ids |= {token for turn in turns for step in turn.per_step_rejected for token in step}
         if new := {str(token) for token in ids} - self.pieces.keys():
@@ -220,7 +251,8 @@ class Bench:
             vanilla = turns[methods.BASELINE]
             if vanilla.error is None and self.sampler is None:  # samples differ from one method to the next
                 self._audit(turns, prompt)
-                self._probe(turns, prompt)
+                if number == 0:  # greedy drafts are the same in every round
+                    self._probe(turns, prompt)
             records += [turns[contestant.label] for contestant in taking_part]
             if vanilla.error is not None:
                 break  # the next turn would need this answer
@@ -263,20 +295,20 @@ class Bench:
                 with memory_errors("the audit's reference"):
                     turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
             except UserError as error:  # what was measured is worth more than this one verdict
-                self._warn(f"{turn.method}, question {turn.question_id}, is not audited: {error}")
+                self._warn(f"some answers of {turn.method} are not audited: {error}")
 
     def _warn(self, warning: str) -> None:
-        self.warnings.append(warning)
-        self.log(f"WARNING: {warning}")
+        if warning not in self.warnings:  # once for a cause, however many turns it meets
+            self.warnings.append(warning)
+            self.log(f"WARNING: {warning}")
 
     def _probe(self, turns: dict[str, Turn], prompt: list[int]) -> None:
         """Forced drafts along vanilla's answer, where the run asks for them."""
         answer = turns[methods.BASELINE].token_ids
         for contestant in self.contestants:
             if contestant.prober is not None and turns[contestant.label].error is None:
-                windows = self.config.probe_windows
                 try:
-                    turns[contestant.label].windows = probe(contestant.prober, prompt, answer, windows)
+                    turns[contestant.label].windows = probe(contestant.prober, prompt, answer, contestant.windows)
                 except Exception as error:  # as in `_answer`: the run goes on, and says so
                     self._warn(f"the window probe of {contestant.label} failed: {type(error).__name__}: {error}")
 
@@ -290,7 +322,7 @@ class Bench:
     def _expected_s(self, question: Question) -> float:
         lengths = _prompt_lengths(question, self.chat, self.config.max_new_tokens)
         return sum(
-            contestant.expected_s(length, self.config.max_new_tokens)
+            contestant.expected_s(length, self.config.max_new_tokens) * (1 + 2 * (contestant.prober is not None))
             for contestant in self._taking_part(question)
             for length in lengths
             if length < self.context
@@ -332,7 +364,7 @@ class Bench:
                     c.runner.lossless,
                     c.runner.extra_parameters,
                     dataclasses.asdict(c.runner.config),
-                    c.runner.notes,
+                    c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
                     self._costs(c),
                 )
                 for c in self.contestants
@@ -353,9 +385,22 @@ class Bench:
 
     def _costs(self, contestant: Contestant) -> dict[str, Any] | None:
         """As recorded, or measured now."""
-        if self.resumed is not None:
+        if self.resumed is not None and contestant.label in self.resumed.methods:
             return self.resumed.methods[contestant.label].costs
-        return pass_costs(contestant, self.contestants[0])
+        with memory_errors(f"the costs of {contestant.label}"):
+            return pass_costs(contestant, self.contestants[0])
+
+    def _known_early(self) -> dict[str, Any]:
+        """What must not have changed since a run was begun, as far as it is known before the model is read."""
+        software = environment.describe_software()["packages"]
+        return {
+            "model": self.checkpoint.sha256,
+            "questions": self.questions.sha256,
+            "number of questions": len(self.questions.questions),
+            "device": environment.describe_device(environment.choose_device(self.config.device)).get("name"),
+            "torch": software["torch"],
+            "transformers": software["transformers"],
+        }
 
     def _continued(self, begun: Run, now: Run) -> Run:
         """The record of a run that goes on: as it was begun, with one more session."""
@@ -371,7 +416,7 @@ def _now() -> str:
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     turn.token_ids = list(answer.token_ids)
-    turn.prefill_s, turn.decode_s = answer.prefill_s, answer.decode_s
+    turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
     turn.finish = answer.finish(eos)
     turn.per_step_drafted = [step.drafted for step in answer.steps]
     turn.per_step_accepted = [step.accepted for step in answer.steps]
@@ -423,7 +468,7 @@ def _set_aside_earlier_run(folder: Path) -> None:
         if (folder / RUN_FILE).is_file():
             earlier = folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
             earlier.mkdir()
-            for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED):
+            for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED):
                 if (folder / name).exists():
                     (folder / name).rename(earlier / name)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -113,7 +113,7 @@ def _stretch(name: str, questions: Sequence[int], actual: Sequence[Array], drawn
     runs (the ratio of sums least, as it leans on the longest questions); percentiles in 92-94, 88-91, 80-84%; BCa's
     in less for the ratio of sums, since its acceleration is itself estimated from few outliers.
     Stretching, unlike taking percentiles further out, works where few different draws exist. On the log scale,
-    since times are skewed, and so that vanilla over method has the same interval turned over.
+    since times are skewed, and so that a task's vanilla over method has the same interval turned over.
     """
     spread = np.zeros(len(questions))
     for stratum in range(len(questions)):

@@ -312,9 +312,16 @@ class _VariantError(Exception):
 class SweepBench(runner.Bench):
     """A run that goes on without the variants that fail before its first question."""
 
+    other_records = ()
+
     def __init__(self, config: RunConfig, sweep: Sweep, log: Log, resumed: tuple[Path, Run] | None = None):
         self.sweep = sweep
         super().__init__(config, log, resumed)
+
+    @property
+    def go_on(self) -> str:
+        """By the sweep's own command."""
+        return f"the same command and --out {self.run_dir}"
 
     def _contestant(self, variant: methods.Variant) -> Contestant:
         try:
@@ -333,8 +340,12 @@ class SweepBench(runner.Bench):
             try:
                 contestant.warm_up(prompt, self.context)
             except Exception as error:
-                if contestant.label not in self.config.method or self.resumed is not None:
+                if contestant.label not in self.config.method:
                     raise
+                if self.resumed is not None:
+                    raise UserError(
+                        f"cannot go on with run {self.run_id}: {contestant.label} fails now: {_reason(error)}"
+                    ) from error
                 _fail(self.sweep, contestant.label, _reason(error), self.log)
             else:
                 alive.append(contestant)
@@ -364,6 +375,12 @@ def _going_on(config: RunConfig, earlier: Sweep | None, sweep: Sweep, log: Log) 
         return None
     log(f"going on with run {run.run_id}")
     labels = tuple(variant.label for variant in sweep.variants if variant.label in run.methods)
+    known = [label for label, info in run.methods.items() if info.kind == "method"]
+    if sorted(labels) != sorted(known):
+        raise UserError(
+            f"cannot go on with run {run.run_id}: its variants are spelled otherwise ({known[0]}), as after a move of "
+            f"the folder: sweep into another folder with --out"
+        )
     for variant in sweep.variants:
         if variant.label not in labels:
             sweep.failed[variant.label] = earlier.failed.get(variant.label, "was not in the run that was gone on with")

@@ -102,6 +102,7 @@ class Answer:
     prefill_s: float
     decode_s: float
     steps: list[Step] = field(default_factory=list)  # as kept: the tail after EOS is cut off
+    first_tokens: int = 1  # that came with the prefill
 
     def finish(self, eos: frozenset[int]) -> str:
         """Why it ended: "eos" or "length"."""
@@ -111,7 +112,8 @@ class Answer:
 def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
     """The answer of `method` to `prompt`: at most `limit` tokens (>= 1), ending with the first one in `eos`.
 
-    The only place where EOS and the limit are applied, for vanilla as for every method.
+    The only place where EOS and the limit are applied, for vanilla as for every method; peers, which bring their own
+    loop, are held to the same.
     """
     if isinstance(method, Peer):
         answer = method.generate(prompt, limit, eos)
@@ -266,9 +268,12 @@ class SpeculativeMethod(Method):
             path.append(draft.tokens[node])
         return path
 
-    def probing(self, windows: int) -> Any:
-        """The configuration that drafts `windows` tokens in a row whatever the chances, if there is one."""
-        return self.config
+    def probing(self, windows: int) -> tuple[Any, int]:
+        """The configuration that drafts in a row whatever the chances, and how many of `windows` it can so.
+
+        What `--probe-windows` asks; a method that says 0 is not probed.
+        """
+        return self.config, 0
 
     def draft_calls(self) -> Sequence[Callable[[], object]]:
         """Runs of the draft model, to be timed by themselves before a run (see `Costs.draft`); none: not known."""

@@ -54,7 +54,8 @@ class HFPeer(Peer):
         )
         end_s = now_s(device)
         tokens = kept(out[0, len(prompt) :].tolist(), limit, eos)
-        return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s)
+        first = min(clock.first, len(tokens))
+        return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s, first_tokens=first)
 
     def _sampling(self) -> dict[str, Any]:
         if (sampler := self.sampler) is None:
@@ -88,16 +89,19 @@ def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
 
 
 class FirstTokens:
-    """A streamer that only notes when the first new tokens came: it is handed the prompt, then what each pass gave."""
+    """A streamer that only notes when the first new tokens came, and how many at once.
+
+    It is handed the prompt, then what each pass gave.
+    """
 
     def __init__(self, device: torch.device):
-        self.device, self.calls, self.first_s = device, 0, 0.0
+        self.device, self.calls, self.first_s, self.first = device, 0, 0.0, 1
 
     def put(self, value: Tensor) -> None:
         """One or several tokens; the library's name."""
         self.calls += 1
         if self.calls == 2:
-            self.first_s = now_s(self.device)
+            self.first_s, self.first = now_s(self.device), value.numel()
 
     def end(self) -> None:
         """The answer is complete."""

@@ -118,6 +118,7 @@ class Kangaroo(SpeculativeMethod):
         super().__init__(target, config)
         folder = trained.find_folder("kangaroo", config.weights, target.name, FILES)
         self.adapter, stored = load_adapter(folder, target)
+        self.digest = trained.digest(folder, FILES)
         made = self.adapter.config
         self.feedback = made.feedback
         config = _completed(config, made, stored.knobs)
@@ -167,9 +168,15 @@ class Kangaroo(SpeculativeMethod):
         """A chain of gamma, or all nodes."""
         return 1 + (self.config.gamma if self.config.beam == 1 else self.config.nodes)
 
-    def probing(self, windows: int) -> KangarooConfig:
+    def probing(self, windows: int) -> tuple[KangarooConfig, int]:
         """A chain that nothing stops."""
-        return replace(self.config, gamma=windows, beam=1, drafts="", stop="threshold", threshold=0.0, costs="")
+        chain = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": ""}
+        return replace(self.config, **chain, stop="threshold", threshold=0.0, costs=""), windows
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Which weights it ran with."""
+        return {"weights_sha256": self.digest}
 
     @property
     def extra_parameters(self) -> int:
@@ -211,7 +218,9 @@ class Kangaroo(SpeculativeMethod):
             level = list(range(first, len(tokens)))
             states.append(self._shallow(tokens[first:], tree_of(parents), first + 1))
         self.step_states = torch.cat(states, dim=1)
-        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer, confidences, self.read)
+        # What was drawn is not what the rule was sure of.
+        said = None if drawn else confidences
+        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer, said, self.read)
 
     def _shallow(self, tokens: Sequence[int], tree: Tree, row: int) -> Tensor:
         """Exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""

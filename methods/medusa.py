@@ -164,6 +164,7 @@ class Medusa(SpeculativeMethod):
         super().__init__(target, config)
         folder = trained.find_folder("medusa", config.weights, target.name, FILES)
         self.heads, ranking, record = load_heads(folder, target)
+        self.digest = trained.digest(folder, FILES)
         made = self.heads.config
         count = config.heads or made.heads
         if count > made.heads:
@@ -253,10 +254,11 @@ class Medusa(SpeculativeMethod):
         """The whole tree."""
         return 1 + len(self.parents)
 
-    def probing(self, windows: int) -> MedusaConfig:
+    def probing(self, windows: int) -> tuple[MedusaConfig, int]:
         """A chain of as many heads as there are."""
-        made = self.heads.config.heads
-        return replace(self.config, heads=made, tree=_spell(_chain(min(windows, made))), drafts="", costs="")
+        reach = min(windows, self.heads.config.heads)
+        chain = _spell(_chain(reach))
+        return replace(self.config, heads=self.heads.config.heads, tree=chain, drafts="", costs=""), reach
 
     @property
     def extra_parameters(self) -> int:
@@ -265,8 +267,8 @@ class Medusa(SpeculativeMethod):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What was predicted of the tree and of others, under greedy decoding."""
-        return {"predicted": self._predicted} if self._predicted else {}
+        """Which weights it ran with, and what was predicted of the tree and of others, under greedy decoding."""
+        return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
 
     def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
         """Keep the last state."""

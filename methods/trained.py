@@ -15,6 +15,7 @@ from bench import checkpoints
 from bench.engine.costs import Costs
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
+from bench.files import sha256
 
 CONFIG_FILE = "config.json"
 WEIGHTS_ROOT = Path(__file__).parent / "weights"
@@ -85,6 +86,11 @@ def read_config(folder: Path, what: str, build: Callable[[dict[str, Any]], Any])
         return build(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no {what}: {CONFIG_FILE} is missing or malformed ({error})") from error
+
+
+def digest(folder: Path, files: Sequence[str]) -> str:
+    """The sha256 of the weights in a folder: records tell them from others of the same name."""
+    return sha256(next(folder / name for name in files if (folder / name).is_file()))
 
 
 def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Tensor]:

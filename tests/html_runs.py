@@ -49,7 +49,7 @@ def run(**more: Any) -> Run:
                 {
                     "started": "2026-01-01",
                     "wall_s": 61.0,
-                    "load_1min": 0.5,
+                    "others_share": 0.01,
                     "commit": "a1",
                     "dirty": False,
                     "warnings": [],
@@ -57,7 +57,7 @@ def run(**more: Any) -> Run:
                 {
                     "started": "2026-01-02",
                     "wall_s": 12.0,
-                    "load_1min": 3.5,
+                    "others_share": 0.25,
                     "commit": "b2",
                     "dirty": True,
                     "warnings": ["hot"],
@@ -116,13 +116,6 @@ def turns() -> list[Turn]:
 def summary(record: Run, records: list[Turn]) -> dict[str, Any]:
     """As `summarize` makes it, with every figure that it may hold: round ones, to be found again in the page."""
     made = copy.deepcopy(summarize(record, records))
-    made["statistics"] = {
-        "interval": 0.95,
-        "resamples": 2000,
-        "method": "percentile bootstrap",
-        "cluster": "question",
-        "strata": "task",
-    }
     for entry in made["methods"].values():
         for task, cell in entry["tasks"].items():
             cell.update(_figures(cell, entry["kind"], task))

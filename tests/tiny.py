@@ -61,3 +61,8 @@ class Watched(Vanilla):
     def prefill(self, prompt):
         type(self).seen(list(prompt))
         return super().prefill(prompt)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of a folder's files, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

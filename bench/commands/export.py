@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bench.commands import new_parser, say
+from bench.errors import UserError
 
 
 def parser() -> ArgumentParser:
@@ -21,14 +22,18 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench import checkpoints, exchange
+    from bench.records import EXPORTED, read_run
 
     decode = None
     if options.model is not None:
         from bench.questions import ChatFormat
 
         checkpoint = checkpoints.resolve(options.model, log=say)
+        run = read_run(options.run_dir)
+        if checkpoint.sha256 != run.model.get("sha256"):
+            raise UserError(f"--model {options.model} is not the model of run {run.run_id}, {run.model.get('name')}")
         decode = ChatFormat(checkpoints.load_tokenizer(checkpoint)).answer_text
-    exported = exchange.export(options.run_dir, options.out or options.run_dir / "spec-bench", decode)
+    exported = exchange.export(options.run_dir, options.out or options.run_dir / EXPORTED, decode)
     if exported.inexact:
         print(f"{exported.inexact} texts hold parts of characters: --model makes them exact", file=sys.stderr)
     print("written:", *exported.paths, sep="\n  ")

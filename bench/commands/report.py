@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.commands import new_parser, tell_written
+from bench.commands import new_parser, say, tell_written
 from bench.errors import UserError
 
 
@@ -26,6 +26,12 @@ def parser() -> ArgumentParser:
         help="folder with run.json and turns.jsonl, like results/runs/<run id>; or two answer files or more",
     )
     made.add_argument("--plots", type=Path, default=None, metavar="DIR", help="folder for the plots")
+    made.add_argument(
+        "--tokenizer",
+        default=None,
+        metavar="MODEL",
+        help="for answer files: count the baseline's tokens by tokenising its text anew, as Spec-Bench's speed.py does",
+    )
     return made
 
 
@@ -36,7 +42,11 @@ def run(options: Namespace) -> int:
 
     run_dir: Path = options.run_dir[0]
     if run_dir.is_file():
-        return _report_answers(options.run_dir)
+        if options.plots is not None:
+            raise UserError(f"--plots {options.plots}: answer files are tabled, not drawn")
+        return _report_answers(options.run_dir, options.tokenizer)
+    if options.tokenizer is not None:
+        raise UserError(f"--tokenizer {options.tokenizer} is for answer files: a run counts token ids")
     if len(options.run_dir) > 1:
         raise UserError(f"report takes one run, not {len(options.run_dir)}: give one folder, or answer files")
     paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
@@ -45,14 +55,24 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _report_answers(files: Sequence[Path]) -> int:
+def _report_answers(files: Sequence[Path], tokenizer: str | None) -> int:
     """Answer files of any harness, the baseline's first."""
+    from bench.exchange import is_answer_file
     from bench.foreign import foreign_summary
     from bench.report import terminal_table
 
     if len(files) < 2:
         raise UserError(f"{files[0]} alone cannot be compared: give the baseline's answer file first, then a method's")
-    summary = foreign_summary(files[0], files[1:])
+    for path in files:
+        if not is_answer_file(path):
+            raise UserError(f"{path} is neither a run's folder nor an answer file in Spec-Bench's format")
+    retokenize = None
+    if tokenizer is not None:
+        from bench import checkpoints
+
+        encode = checkpoints.load_tokenizer(checkpoints.resolve(tokenizer, log=say)).encode
+        retokenize = lambda text: len(encode(text, add_special_tokens=False))  # noqa: E731
+    summary = foreign_summary(files[0], files[1:], retokenize)
     print(terminal_table(summary))
     for name, entry in summary["methods"].items():
         equal = entry["tasks"]["overall"]["text_equal"]

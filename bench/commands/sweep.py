@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
         made.add_argument(f"--train-{name}", type=int, default=default, metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
         made.add_argument(flag, **(options | ({"help": "the method to sweep"} if flag == "--method" else {})))
-    made.add_argument("--preset", choices=list(config.PRESETS), default="laptop", help="settings by name, as for run")
+    made.add_argument("--preset", choices=list(config.PRESETS), default=None, help="settings by name, as for run")
     return made
 
 
@@ -48,10 +48,11 @@ def run(options: Namespace) -> int:
     run_dir, grids, preset = given.pop("run_dir"), given.pop("grid"), given.pop("preset")
     training = {name: given.pop(f"train_{name}") for name in config.SWEEP_TRAINING}
     if run_dir is not None:
-        if grids:
-            raise UserError(f"{run_dir} is redrawn without --grid; to sweep into a folder, name it with --out")
+        if grids or any(value is not None for value in given.values()):
+            raise UserError(f"{run_dir} is redrawn without further flags; to sweep into a folder, name it with --out")
         return _redraw_sweep(run_dir)
-    settings = config.from_flags({"peer": ("none",)} | {k: v for k, v in given.items() if v is not None}, preset)
+    asked = {name: value for name, value in given.items() if value is not None}
+    settings = config.from_flags({"peer": ("none",)} | asked, preset or "laptop")
     from bench import sweep
 
     bench_run, paths = sweep.run(settings, grids or [], training, log=say)

@@ -69,13 +69,6 @@ class Costs:
         """Verification of so many positions; between the measured ones, linear; beyond them, infinite."""
         return self._table[positions] if positions <= self.most else math.inf
 
-    def step(self, calls: float, depth: float, positions: int) -> float:
-        """A step of so many draft runs and levels of drafts that verifies so many positions, its bookkeeping left out.
-
-        For a method with one kind of draft run, `draft` having one entry.
-        """
-        return self.draft[0] * calls + self.shallow * (depth + 1) + self.verifying(positions)
-
 
 @dataclass(frozen=True)
 class _Passes:

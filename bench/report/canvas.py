@@ -108,9 +108,8 @@ def error_bars(estimates: Sequence[dict[str, Any] | None]) -> list[list[float]]:
     for estimate in estimates:
         interval = bounds(estimate)
         value = estimate["value"] if estimate else None
-        # A bootstrap interval need not hold the value, though it nearly always does.
-        below.append(max(0.0, value - interval[0]) if interval and value is not None else 0.0)
-        above.append(max(0.0, interval[1] - value) if interval and value is not None else 0.0)
+        below.append(value - interval[0] if interval and value is not None else 0.0)
+        above.append(interval[1] - value if interval and value is not None else 0.0)
     return [below, above]
 
 

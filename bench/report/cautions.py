@@ -25,6 +25,7 @@ def cautions(run: Run, summary: dict[str, Any]) -> list[str]:
         *_busy(run),
         *_interrupted(summary),
         *_commits(run),
+        *_dead(summary),
         *_failures(summary),
         *_divergences(summary),
         *_numerical(summary),
@@ -71,6 +72,11 @@ def _commits(run: Run) -> Iterable[str]:
             "**Sessions on different commits**: the run was resumed with other code than it began with; see "
             "[Provenance](#provenance)."
         )
+
+
+def _dead(summary: dict[str, Any]) -> Iterable[str]:
+    for name, error in summary.get("failed_methods", {}).items():
+        yield f"**{name} failed in every question** and is left out, first with: `{error.replace('`', chr(39))}`."
 
 
 def _failures(summary: dict[str, Any]) -> Iterable[str]:
@@ -140,7 +146,7 @@ def _wide_intervals(summary: dict[str, Any]) -> Iterable[str]:
         more = f"; and {len(wide) - _NAMED} more" if len(wide) > _NAMED else ""
         yield (
             f"**Wide intervals** (half of the 95% interval above {WIDE_INTERVAL:.0%} of the decode speedup): {shown}"
-            f"{more}. Differences smaller than that are noise."
+            f"{more}. They are of one method over vanilla; the difference of two methods has its own, narrower or not."
         )
 
 

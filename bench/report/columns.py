@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.metrics import OVERALL, Cell
+from bench.metrics import OVERALL
 from bench.report.formats import (
     UNDEFINED,
     count,
     identical_text,
-    inverse,
     number,
     overall,
     percent,
@@ -54,14 +53,11 @@ def method_columns(windows: int | None, verdict: Callable[[dict[str, int] | None
 
 def peer_columns(verdict: Callable[[dict[str, int] | None], str]) -> list[Column]:
     """What vanilla is worth in units of a peer, by task."""
-
-    def worth_between(key: str) -> Callable[[Cell], str]:
-        return lambda cell: times_between(inverse(cell[key]))
-
+    decode, total = (lambda cell, key=key: times_between(cell.get(key)) for key in ("worth_decode", "worth_total"))
     return [
         Column("turns", lambda cell: f"{cell['turns']}"),
-        Column("decode", worth_between("speedup_decode"), "vanilla is", full="vanilla is, decode"),
-        Column("total", worth_between("speedup_total"), "vanilla is", full="vanilla is, end-to-end"),
+        Column("decode", decode, "vanilla is", full="vanilla is, decode"),
+        Column("total", total, "vanilla is", full="vanilla is, end-to-end"),
         Column("peer", lambda cell: number(cell["tok_per_s"], 1), "tok/s", full="peer tok/s"),
         Column("vanilla", lambda cell: number(cell["tok_per_s_vanilla"], 1), "tok/s", full="vanilla tok/s"),
         Column("identical", lambda cell: verdict(cell["lossless"]), "output", full="lossless"),

@@ -22,15 +22,15 @@ DEFINITIONS = """\
   >= w - 1 (a tree's depth is its longest path's; records without it count a tree's nodes, and say little).
 - **Window CTAR(w)**: at every position of vanilla's answer the method is made to draft w tokens; the share of
   positions, among those with w tokens of answer left, at which all of them are right. It compares drafters
-  whatever their rule for stopping.
+  whatever their rule for stopping, as far as each can draft (Medusa: a draft a head).
 - **Draft share** = accepted draft tokens / generated tokens.
 - **Time drafting**: share of the decode time; the rest is verification and bookkeeping.
 - **Where the time goes**: mean time of a step over the mean time of a vanilla step of the same turns. *Draft*:
-  making drafts. *Verify*: the target's pass and the choice of tokens. *Rest*: everything else. CR over the total
-  is the speedup.
-- **Predicted** cost of a step: its parts, measured alone before the run (a draft, a pass over so many tokens, the
-  rest), put together for the drafts that each step made. Predicted speedup: CR over that. *Error*: predicted over
-  measured, less 1.
+  making drafts. *Verify*: the target's pass and the choice of tokens. *Rest*: everything else. A task's CR over its
+  total is its speedup.
+- **Predicted** cost of a step: its parts, measured before the run, put together for the drafts that each step made: a
+  draft and a pass over so many tokens by themselves, the rest (and drafts that cannot be called alone) in the warm-up.
+  Predicted speedup: CR over that. *Error*: predicted over measured, less 1. Sampling is in no prediction.
 - **Confidence**: the draft model's own probability of a token; *accepted* drafts against drafts *rejected* where
   verification ended.
 - **Time by context**: turns in bins of prompt length plus half the answer; decode time per token in each.

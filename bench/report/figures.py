@@ -109,7 +109,7 @@ def _bars(
         at = [(centres[task] + offset, item) for task, item in values[name].items() if item["value"] is not None]
         _bar_row(axes, at, width, (many, len(names)), summary, name)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", label="vanilla", zorder=2.5)
-    axes.set_xticks(list(centres.values()), [canvas.wrapped(task) for task in tasks])
+    axes.set_xticks(list(centres.values()), [canvas.wrapped(task) for task in tasks], parse_math=False)
     axes.tick_params(axis="x", length=0)
     last = centres[tasks[-1]]
     margin = max(0.6, (2.4 - last) / 2)  # one task alone is no reason for a bar as wide as the plot

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.report import canvas
 from bench.report.canvas import GREY, PALETTE
 from bench.report.formats import of_kind, overall, shown_name
-from bench.report.published import Result, Source, comparable, same_method, variants
+from bench.report.published import Result, Source, comparable, places_of, same_method, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def _dots_of_ours(axes: Axes, summary: dict[str, Any], base: str, key: str, task
     ours = variants(summary, base)
     for index, (name, entry) in enumerate(ours.items()):
         shift = _spread(index, len(ours) + others)
-        cells = [(place + shift, entry["tasks"][task]) for place, task in enumerate(tasks) if task in entry["tasks"]]
+        cells = [(place + shift, entry["tasks"][task]) for place, task in enumerate(tasks) if task in places_of(entry)]
         known = [(x, cell[key]) for x, cell in cells if cell[key]["value"] is not None]
         bars = canvas.error_bars([item for _, item in known])
         marker = canvas.MARKERS[canvas.rank(summary, name) % len(canvas.MARKERS)]
@@ -121,7 +121,7 @@ def _by_task(axes: Axes, tasks: list[str]) -> None:
     for edge in range(1, len(tasks)):
         axes.axvline(edge - 0.5, color=canvas.LIGHT, linewidth=0.8, zorder=1)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", zorder=1.5)
-    axes.set_xticks(range(len(tasks)), [canvas.wrapped(task) for task in tasks])
+    axes.set_xticks(range(len(tasks)), [canvas.wrapped(task) for task in tasks], parse_math=False)
     axes.set_xlim(-0.5, len(tasks) - 0.5)
     axes.tick_params(axis="x", length=0)
     axes.margins(y=0.1)

@@ -46,11 +46,11 @@ def _with(summary: dict[str, Any], key: str, *kinds: str) -> dict[str, dict[str,
 
 
 def _time_per_step(summary: dict[str, Any]) -> Figure | None:
-    """A bar a method; a method is faster than vanilla where its CR lies beyond the bar's end."""
+    """A bar a method; a task's CR over its total is its speedup, and of the tasks' means nearly so."""
     entries = {name: e for name, e in _with(summary, "step_time", "vanilla", "method").items() if timed(e)}
     if all(entry["kind"] == "vanilla" for entry in entries.values()):
         return None
-    note = "overall; a method beats vanilla where its CR lies beyond the end of its bar: speedup = CR / total"
+    note = "overall; a method beats vanilla where its CR lies beyond the end of its bar (exactly so by task)"
     height = 1.9 + 0.52 * len(entries)
     figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"], height=height, note=note)
     cells = [overall(entry) for entry in entries.values()]

@@ -19,6 +19,7 @@ TASK_NAMES = {
 UNDEFINED = "-"
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
+NO_INTERVALS = "no intervals: they need two questions a task"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
 
 
@@ -67,12 +68,12 @@ def times_between(estimate: dict[str, Any] | None) -> str:
 
 
 def interval_text(summary: dict[str, Any], *, full: bool = False) -> str:
-    """What the brackets behind a figure are, as the summary itself says; nothing for one without intervals.
+    """What the brackets behind a figure are, as the summary itself says; nothing where no figure has any.
 
     In full it tells the method too, which is a sentence by itself.
     """
     statistics = summary.get("statistics")
-    if not statistics:
+    if not statistics or not has_intervals(summary):
         return ""
     method = f"{statistics['method']}; " if full else ""
     return (
@@ -81,10 +82,16 @@ def interval_text(summary: dict[str, Any], *, full: bool = False) -> str:
     )
 
 
+def has_intervals(summary: dict[str, Any]) -> bool:
+    """Whether any speedup has one: with one question a task there is none."""
+    cells = [cell for entry in summary["methods"].values() for cell in entry["tasks"].values()]
+    return any(bounds(cell.get(key)) for cell in cells for key in ("speedup_decode", "speedup_total_mean_rates"))
+
+
 def shown_is(summary: dict[str, Any], estimator: str = RATIO_OF_SUMS) -> str:
     """The sentence under a table of speedups: which estimator it shows and what the interval is."""
     interval = interval_text(summary)
-    return f"Speedups: {estimator}; {interval or 'no intervals: the summary has none'}."
+    return f"Speedups: {estimator}; {interval or NO_INTERVALS}."
 
 
 def window_list(values: Sequence[float | None] | None, limit: int | None = None) -> str:
@@ -98,8 +105,22 @@ def count(value: int) -> str:
 
 
 def shown_name(name: str, entry: dict[str, Any]) -> str:
-    """A method's name where figures stand beside it: those of a lossy one must never pass for a lossless one's."""
-    return name if entry["lossless"] else f"{name} (not lossless)"
+    """A method's name where figures stand beside it, with what keeps them from being compared with the others'."""
+    answered = entry.get("answered") or {"questions": 0, "of": 0}
+    fewer = answered["questions"] < answered["of"] and f"{answered['questions']} of {answered['of']} questions"
+    notes = [note for note in ("" if entry["lossless"] else "not lossless", fewer) if note]
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def where(turn: dict[str, Any]) -> str:
+    """A turn as people count: the first turn and round are 1."""
+    place = f"question {turn['question_id']} ({task_name(turn['task'])})"
+    return f"{turn['method']}, {place}, turn {turn['turn'] + 1}, round {turn['round'] + 1}"
+
+
+def device_name(device: dict[str, Any]) -> str:
+    """A device as it calls itself."""
+    return str(device.get("name") or device.get("type"))
 
 
 def shortened(text: str, limit: int) -> str:
@@ -154,18 +175,6 @@ def overall(entry: dict[str, Any]) -> Cell:
 def timed(entry: dict[str, Any]) -> bool:
     """Whether a method's steps have a time: not a peer's, nor those of an older summary or of an empty run."""
     return (overall(entry).get("step_time") or {}).get("total") is not None
-
-
-def inverse(estimate: dict[str, Any]) -> dict[str, float | None]:
-    """What vanilla is worth in units of a peer: the inverse of the peer's speedup, its interval turned round."""
-    value, interval = estimate["value"], bounds(estimate)
-    low, high = (1 / interval[1], 1 / interval[0]) if interval and min(interval) > 0 else (None, None)
-    return {"value": 1 / value if value else None, "low": low, "high": high}
-
-
-def worth(cell: Cell, key: str) -> float | None:
-    """The value alone of `inverse`."""
-    return inverse(cell[key])["value"]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool] = ()) -> str:

@@ -15,21 +15,21 @@ from markupsafe import Markup, escape
 
 from bench.metrics import OVERALL
 from bench.records import Run, Turn
+from bench.report.formats import UNDEFINED, lossless_text, number, shown_name, times, where
 from bench.report.html_tables import (
     Item,
     Row,
     Table,
+    against_table,
     detail_tables,
     headline_table,
     interval,
     millions,
-    output_text,
+    percent,
     published_tables,
-    shown,
     shown_tasks,
 )
 from bench.report.reader import SHADES, SHOWN_DIVERGENCES, answers, piece
-from bench.report.tables import UNDEFINED, number, task_name, times
 
 TEMPLATES = Path(__file__).parent / "templates"
 MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -60,7 +60,7 @@ CAPTIONS = {
     "speedup_by_task": "Tokens per second over vanilla's on the same prompts; the line at 1 is vanilla.",
     "three_estimators": "Three ways to average the same measurements. Where they part, few questions weigh much.",
     "published": "Published values come from other models on other hardware: compare their order, not their height.",
-    "time_per_step": "A step of each method in units of a vanilla step: CR over the bar's length is the speedup.",
+    "time_per_step": "A step of each method in units of a vanilla step: CR over its length is, by task, the speedup.",
     "time_per_token_by_context": "A longer context makes every pass dearer, and prefill is not in it.",
     "compression_rate_by_task": "Tokens per verification step: the speedup if drafts and wide passes were free.",
     "emitted_per_step": "How many tokens the steps added; one means that no draft was accepted.",
@@ -105,6 +105,7 @@ def report_html(
         title=_title(run, summary),
         cards=_cards(summary),
         headline=headline_table(summary),
+        against=against_table(summary),
         warnings=[marked_up(text) for text in warnings],
         published=published_tables(summary, published),
         figure_groups=_figure_groups(figures),
@@ -173,7 +174,7 @@ def _method_card(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> d
     span = f"; {times(min(values))} to {times(max(values))} by task" if len(values) > 1 else ""
     sampled = summary["sampling"] is not None
     return {
-        "name": shown(name, entry),
+        "name": shown_name(name, entry),
         "value": times(overall["speedup_decode"]["value"]),
         "interval": interval(overall["speedup_decode"]),
         "what": f"vanilla's decode speed{span}" if values else "no turn was finished beside vanilla's",
@@ -181,7 +182,7 @@ def _method_card(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> d
             ("end-to-end", times(overall["speedup_total"]["value"])),
             ("tokens per step (CR)", number(overall["compression_rate"])),
             ("extra parameters", millions(entry["extra_parameters"])),
-            ("output", output_text(overall["lossless"], sampled=sampled)),
+            ("output", lossless_text(overall["lossless"], sampled=sampled)),
         ],
         "peer": False,
     }
@@ -190,10 +191,11 @@ def _method_card(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> d
 def _peer_card(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     overall = entry["tasks"][OVERALL]
     value = overall["speedup_decode"]["value"]
-    what = f"vanilla's decode speed; vanilla is {times(1 / value)} the peer" if value else "nothing was measured"
+    worth = times((overall.get("worth_decode") or {}).get("value"))
+    what = f"vanilla's decode speed; vanilla is {worth} the peer" if value else "nothing was measured"
     turns = ("turns", f"{overall['turns']:,}")
     return {
-        "name": f"{name} (a peer)",
+        "name": f"{shown_name(name, entry)} (a peer)",
         "value": times(value),
         "interval": interval(overall["speedup_decode"]),
         "what": what,
@@ -236,7 +238,7 @@ def _details(summary: dict[str, Any]) -> list[dict[str, Any]]:
     sampled = summary["sampling"] is not None
     return [
         {
-            "name": shown(name, entry),
+            "name": shown_name(name, entry),
             "value": "the baseline" if entry["kind"] == "vanilla" else _short(entry["tasks"][OVERALL]),
             "tables": detail_tables(entry, sampled=sampled),
             "notes": [(key.replace("_", " "), _text(value)) for key, value in entry["notes"].items()],
@@ -252,7 +254,7 @@ def _short(overall: dict[str, Any]) -> str:
 
 def _failures(summary: dict[str, Any]) -> Table | None:
     failed = summary["failed"]
-    rows = [Row(_where(turn), [Item(turn["error"], kind="code")]) for turn in failed[:LISTED]]
+    rows = [Row(where(turn), [Item(turn["error"], kind="code")]) for turn in failed[:LISTED]]
     note = f"The first {LISTED} of {len(failed)}." if len(failed) > LISTED else ""
     return Table("Turns that failed", "where", ["error"], rows, note, frozenset({0})) if failed else None
 
@@ -267,7 +269,7 @@ def _divergences(summary: dict[str, Any], pieces: Mapping[Any, str]) -> Table | 
 
     rows = [
         Row(
-            _where(turn),
+            where(turn),
             [
                 Item(turn["verdict"], kind="text"),
                 Item(number(turn["position"], 0)),
@@ -281,11 +283,6 @@ def _divergences(summary: dict[str, Any], pieces: Mapping[Any, str]) -> Table | 
     columns = ["verdict", "position", "token", "vanilla's token", "logit gap", "tolerance"]
     note = "Positions count from 0. " + (f"The first {LISTED} of {len(found)}." if len(found) > LISTED else "")
     return Table("First differing tokens", "where", columns, rows, note, frozenset({0, 2, 3})) if found else None
-
-
-def _where(turn: dict[str, Any]) -> str:
-    where = f"question {turn['question_id']} ({task_name(turn['task'])})"
-    return f"{turn['method']}, {where}, turn {turn['turn'] + 1}, round {turn['round'] + 1}"
 
 
 def _knobs(run: Run) -> Table:
@@ -333,7 +330,7 @@ def _sessions(run: Run) -> Table | None:
             str(one.get("started", "unknown")),
             [
                 Item(number(one.get("wall_s"), 0)),
-                Item(number(one.get("load_1min"))),
+                Item(percent(one.get("others_share"), 1)),
                 Item(
                     f"{one.get('commit') or 'unknown'}{', uncommitted changes' if one.get('dirty') else ''}",
                     kind="code",
@@ -343,7 +340,7 @@ def _sessions(run: Run) -> Table | None:
         )
         for one in run.provenance.get("sessions") or []
     ]
-    columns = ["wall time, s", "load at start", "commit", "warnings"]
+    columns = ["wall time, s", "used by others", "commit", "warnings"]
     return Table("Sessions", "started", columns, rows, text=frozenset({2, 3})) if rows else None
 
 

@@ -11,8 +11,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bench.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
-from bench.report.tables import UNDEFINED, number, task_name, times
+from bench.metrics import OVERALL, Cell, ordered_tasks
+from bench.report.formats import (
+    NO_INTERVALS,
+    UNDEFINED,
+    device_name,
+    interval_text,
+    lossless_text,
+    number,
+    shown_name,
+    task_name,
+    times,
+)
+from bench.report.published import our_setting, places_of
 
 PERCENT = 100
 ESTIMATORS = (  # key of the summary, heading
@@ -77,18 +88,6 @@ def millions(count: int) -> str:
     return UNDEFINED if not count else f"{count / 1e6:,.1f}M"
 
 
-def output_text(counts: dict[str, int] | None, *, sampled: bool) -> str:
-    """The audit in a word or two; None: the method does not claim to be lossless."""
-    if counts is None:
-        return "not lossless"
-    audited = sum(counts.values())
-    if not audited:
-        return "sampled" if sampled else "not checked"
-    if counts["identical"] == audited:
-        return f"{audited}/{audited} identical"
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-
-
 def shown_tasks(summary: dict[str, Any]) -> list[str]:
     """Every task that any method has, without `overall`."""
     tasks = itertools.chain.from_iterable(entry["tasks"] for entry in summary["methods"].values())
@@ -97,14 +96,8 @@ def shown_tasks(summary: dict[str, Any]) -> list[str]:
 
 def interval_note(summary: dict[str, Any]) -> str:
     """What the brackets are."""
-    statistics = summary.get("statistics")
-    if not statistics:
-        return "This run's summary holds no intervals."
-    return (
-        f"In brackets: {PERCENT * statistics['interval']:.0f}% interval ({statistics['method']}, "
-        f"{statistics['resamples']:,} resamples, clustered by {statistics['cluster']}, within each "
-        f"{statistics['strata']})."
-    )
+    text = interval_text(summary, full=True) or NO_INTERVALS
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def headline_table(summary: dict[str, Any]) -> Table:
@@ -125,6 +118,21 @@ def headline_table(summary: dict[str, Any]) -> Table:
     )
 
 
+def against_table(summary: dict[str, Any]) -> Table | None:
+    """Each method's decode speed over each other one's; None for fewer than two."""
+    found = summary.get("against")
+    if not found:
+        return None
+    names = {name: shown_name(name, summary["methods"][name]) for name in found}
+    rows = [
+        Row(names[name], [speed(row[other]) if other in row else Item(UNDEFINED) for other in found])
+        for name, row in found.items()
+    ]
+    columns = [f"over {name}" for name in names.values()]
+    note = "On the questions that both answered; ratio of sums, overall. " + interval_note(summary)
+    return Table("Method against method: decode speed", "method", columns, rows, note)
+
+
 def _row(summary: dict[str, Any], name: str, tasks: Sequence[str]) -> Row:
     entry = summary["methods"][name]
     peer = entry["kind"] == "peer"
@@ -135,9 +143,10 @@ def _row(summary: dict[str, Any], name: str, tasks: Sequence[str]) -> Row:
         speed(overall["speedup_total"]),
         Item(number(overall["compression_rate"])),
         Item(millions(entry["extra_parameters"])),
-        Item(output_text(overall["lossless"], sampled=summary["sampling"] is not None)),
+        Item(lossless_text(overall["lossless"], sampled=summary["sampling"] is not None)),
     ]
-    return Row(f"{name} (a peer)" if peer else shown(name, entry), items, "aside" if peer else "")
+    shown = shown_name(name, entry)
+    return Row(f"{shown} (a peer)" if peer else shown, items, "aside" if peer else "")
 
 
 def _vanilla_row(name: str, entry: dict[str, Any], tasks: Sequence[str]) -> Row:
@@ -145,11 +154,6 @@ def _vanilla_row(name: str, entry: dict[str, Any], tasks: Sequence[str]) -> Row:
     items = [Item(number(cell.get("tok_per_s"), 1), "tok/s") for cell in cells]
     items += [Item(UNDEFINED), Item(number(entry["tasks"][OVERALL]["compression_rate"]))]
     return Row(name, [*items, Item(UNDEFINED), Item("the baseline")], "aside")
-
-
-def shown(name: str, entry: dict[str, Any]) -> str:
-    """A lossy method's figures must never pass for a lossless one's."""
-    return name if entry["lossless"] else f"{name} (not lossless)"
 
 
 def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
@@ -165,7 +169,7 @@ def detail_tables(entry: dict[str, Any], *, sampled: bool) -> list[Table]:
         ),
         _histogram(cells),
         _context(cells),
-        _counts(cells, (lambda _: "the baseline") if vanilla else partial(output_text, sampled=sampled)),
+        _counts(cells, (lambda _: "the baseline") if vanilla else partial(lossless_text, sampled=sampled)),
     ]
     return [table for table in found if table is not None]
 
@@ -199,8 +203,8 @@ def _time(cells: dict[str, Cell]) -> Table | None:
 
     columns = [*parts, "predicted step", "predicted speedup", "measured", "error"]
     note = (
-        "Per step, in units of one vanilla step of the same turns. Predictions come from microbenchmarks made before "
-        "the run."
+        "Per step, in units of one vanilla step of the same turns. Predictions come from microbenchmarks and the "
+        "warm-up, made before the run."
     )
     return Table("Where the time goes", "task", columns, _by_task(cells, items), note)
 
@@ -310,15 +314,15 @@ def _published_table(
     theirs: Callable[[float], str],
 ) -> Table:
     tasks = [*shown_tasks(summary), OVERALL]
-    device = str(summary["device"].get("name") or summary["device"].get("type"))
+    device = device_name(summary["device"])
     bases = {row["method"] for row in published}
     rows = []
     for name, entry in summary["methods"].items():
         if entry["kind"] == "method" and name.partition(":")[0] in bases:
             cells = entry["tasks"]
-            about = [Item(text, kind="text") for text in ("this run", str(summary["model"]), device)]
-            values = [ours(cells[task]) if task in cells else Item(UNDEFINED) for task in tasks]
-            rows.append(Row(shown(name, entry), [*about, *values]))
+            about = [Item(text, kind="text") for text in ("this run", our_setting(summary), device)]
+            values = [ours(cells[task]) if task in places_of(entry) else Item(UNDEFINED) for task in tasks]
+            rows.append(Row(shown_name(name, entry), [*about, *values]))
     for row in published:
         about = [Item(str(row["source"]), kind="text", link=str(row.get("url") or ""))]
         about += [

@@ -8,11 +8,11 @@ from typing import Any
 
 from bench.metrics import OVERALL, Cell
 from bench.records import MethodInfo, Run
-from bench.report import tables
+from bench.report import formats, tables
 from bench.report.cautions import cautions, sessions
 from bench.report.definitions import SPEC_BENCH, definitions
 from bench.report.figures import PLOTS
-from bench.report.formats import inverse
+from bench.report.formats import NO_INTERVALS, where
 from bench.report.published import published_markdown, read_published
 
 _LISTED = 20  # divergences and failures that the page spells out
@@ -24,9 +24,9 @@ PREDICTED = (
 )
 TIMES = (
     "Parts of a step in units of a vanilla step of the same turns, over all tasks (their unweighted mean). CR / "
-    "total is the speedup, but for the mean over tasks. Predictions come from microbenchmarks made before the run "
-    "(what a draft, a pass over so many tokens and the rest cost alone), put together for the steps that the run "
-    "took; the error is predicted over measured speedup, less 1."
+    "total is the speedup, but for the mean over tasks. Predictions come from microbenchmarks and the warm-up, made "
+    "before the run (what a draft and a pass over so many tokens cost alone, and the rest), put together for the steps "
+    "that the run took; the error is predicted over measured speedup, less 1."
 )
 THREE_WAYS = (
     "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean "
@@ -47,24 +47,25 @@ def report_page(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, st
 def sections(run: Run, summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> list[Section]:
     """The page in its order; the first section's heading is the page's title. Sections without content are left out."""
     sampled = summary["sampling"] is not None
-    setting = [summary["dtype"], *([tables.sampling_text(summary["sampling"])] if sampled else [])]
+    setting = [summary["dtype"], *([formats.sampling_text(summary["sampling"])] if sampled else [])]
     title = f"{summary['model']} on {_device_name(run)}, {', '.join(setting)}"
     found = [(title, _top(summary, plots)), ("Warnings", "\n".join(f"- {text}" for text in cautions(run, summary)))]
     if len(summary["methods"]) > 2:
-        found.append(("Overview", f"{tables.overview_markdown(summary)}\n\n{tables.shown_is(summary)}"))
+        found.append(("Overview", f"{tables.overview_markdown(summary)}\n\n{formats.shown_is(summary)}"))
     found += [
         ("Three ways to average", _three_ways(summary)),
         ("Where the time goes", _times(summary)),
         ("Published figures of the same method", published_markdown(summary, read_published())),
-        *(_method(run, summary, name) for name in tables.of_kind(summary, "method")),
+        *(_method(run, summary, name) for name in formats.of_kind(summary, "method")),
+        ("Method against method", _against(summary)),
         ("Is the baseline strong?", _peers(summary)),
-        *((name, tables.vanilla_markdown(entry)) for name, entry in tables.of_kind(summary, "vanilla").items()),
+        *((name, tables.vanilla_markdown(entry)) for name, entry in formats.of_kind(summary, "vanilla").items()),
         ("Plots", _images([plot for plot in plots if plot[0] != _FIRST_PLOT])),
         ("Failures", _failure_list(summary)),
         ("Divergences", _divergence_list(summary)),
         ("Numerical rate", _numerical_rate(summary)),
         ("What the figures mean", definitions(summary)),
-        ("Beside Spec-Bench's script", SPEC_BENCH if tables.of_kind(summary, "method") else ""),
+        ("Beside Spec-Bench's script", SPEC_BENCH if formats.of_kind(summary, "method") else ""),
         ("Knobs", _knobs(run)),
         ("Provenance", _provenance(run)),
     ]
@@ -78,25 +79,25 @@ def headline(name: str, entry: dict[str, Any], *, sampled: bool = False) -> str:
     if overall["speedup_decode"]["value"] is None:
         return f"**{name}**: no turn was finished beside vanilla's; nothing can be said."
     if entry["kind"] == "peer":
-        value = tables.times_between(inverse(overall["speedup_decode"]))
+        value = formats.times_between(overall.get("worth_decode"))
         return f"vanilla is {value} **{name}** (decode, {_mean_of(by_task)})."
     values = [cell["speedup_decode"]["value"] for cell in by_task]
     values = [value for value in values if value is not None]
-    span = f", {tables.times(min(values))}-{tables.times(max(values))} by task" if len(values) > 1 else ""
-    speed = tables.times_between(overall["speedup_decode"])
+    span = f", {formats.times(min(values))}-{formats.times(max(values))} by task" if len(values) > 1 else ""
+    speed = formats.times_between(overall["speedup_decode"])
     return f"**{name}** decodes {speed} as fast as vanilla ({_mean_of(by_task)}{span}), {_output(overall, sampled)}."
 
 
 def _top(summary: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     """The sentences, the headline tables with what they show, the first plot."""
-    methods = {**tables.of_kind(summary, "method"), **tables.of_kind(summary, "peer")}
+    methods = {**formats.of_kind(summary, "method"), **formats.of_kind(summary, "peer")}
     image = _images([plot for plot in plots if plot[0] == _FIRST_PLOT])
     if not methods:
         return "\n\n".join(["Only vanilla was run: there is nothing to compare.", *([image] if image else [])])
     sampled = summary["sampling"] is not None
     sentences = "\n".join(f"- {headline(name, entry, sampled=sampled)}" for name, entry in methods.items())
     parts = [sentences, tables.as_markdown(tables.headline_rows(summary))]
-    parts += [tables.as_markdown(tables.overall_rows(summary)), tables.shown_is(summary), image]
+    parts += [tables.as_markdown(tables.overall_rows(summary)), formats.shown_is(summary), image]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -106,35 +107,47 @@ def _images(plots: Sequence[tuple[str, str]]) -> str:
 
 def _three_ways(summary: dict[str, Any]) -> str:
     parts = []
-    for name, entry in tables.of_kind(summary, "method").items():
+    for name, entry in formats.of_kind(summary, "method").items():
         table = tables.estimator_rows(entry)
         if table is not None:
-            parts.append(f"### {tables.shown_name(name, entry)}: three ways\n\n{tables.as_markdown(table)}")
-    interval = tables.interval_text(summary) or "no intervals: the summary has none"
+            parts.append(f"### {formats.shown_name(name, entry)}: three ways\n\n{tables.as_markdown(table)}")
+    interval = formats.interval_text(summary) or NO_INTERVALS
     return "\n\n".join([f"{THREE_WAYS} {interval[:1].upper()}{interval[1:]}.", *parts]) if parts else ""
+
+
+def _against(summary: dict[str, Any]) -> str:
+    table = tables.against_rows(summary)
+    if table is None:
+        return ""
+    interval = formats.interval_text(summary) or NO_INTERVALS
+    return (
+        "On the questions that both answered (ratio of sums, overall the tasks' unweighted mean). Two methods' own "
+        f"intervals over vanilla do not tell whether one is faster than the other; these do. {interval[:1].upper()}"
+        f"{interval[1:]}.\n\n{formats.markdown_table(*table)}"
+    )
 
 
 def _times(summary: dict[str, Any]) -> str:
     table = tables.time_rows(summary)
-    if table is None or not any(tables.timed(entry) for entry in tables.of_kind(summary, "method").values()):
+    if table is None or not any(formats.timed(entry) for entry in formats.of_kind(summary, "method").values()):
         return ""
-    return f"{TIMES}\n\n{tables.markdown_table(*table)}"
+    return f"{TIMES}\n\n{formats.markdown_table(*table)}"
 
 
 def _method(run: Run, summary: dict[str, Any], name: str) -> Section:
     """A method's tables, and what it predicted of itself."""
     entry = summary["methods"][name]
     table = tables.method_markdown(entry, sampled=summary["sampling"] is not None)
-    parts = [table, tables.shown_is(summary), tables.detail_markdown(entry), _predictions(run, summary, name)]
-    return tables.shown_name(name, entry), "\n\n".join(part for part in parts if part)
+    parts = [table, formats.shown_is(summary), tables.detail_markdown(entry), _predictions(run, summary, name)]
+    return formats.shown_name(name, entry), "\n\n".join(part for part in parts if part)
 
 
 def _peers(summary: dict[str, Any]) -> str:
-    peers = tables.of_kind(summary, "peer")
-    parts = [f"What vanilla is worth in units of a library's own loop. {tables.shown_is(summary)}"]
+    peers = formats.of_kind(summary, "peer")
+    parts = [f"What vanilla is worth in units of a library's own loop. {formats.shown_is(summary)}"]
     for name, entry in peers.items():
         table = tables.peer_markdown(entry, sampled=summary["sampling"] is not None)
-        parts.append(f"### vanilla against {tables.shown_name(name, entry)}\n\n{table}")
+        parts.append(f"### vanilla against {formats.shown_name(name, entry)}\n\n{table}")
     return "\n\n".join(parts) if peers else ""
 
 
@@ -154,7 +167,7 @@ def _output(overall: Cell, sampled: bool) -> str:
         return "output sampled, not compared token by token" if sampled else "output not checked"
     if counts["identical"] == audited:
         return f"output identical in {audited}/{audited} turns"
-    return f"output of {audited} turns: {tables.lossless_text(counts)}"
+    return f"output of {audited} turns: {formats.lossless_text(counts)}"
 
 
 def _predictions(run: Run, summary: dict[str, Any], name: str) -> str:
@@ -165,17 +178,17 @@ def _predictions(run: Run, summary: dict[str, Any], name: str) -> str:
         case _:
             return ""
     rows = [
-        ["CR", tables.number(tree.get("compression_rate")), tables.number(measured["compression_rate"])],
-        ["decode speedup", tables.times(tree.get("speedup")), tables.times(measured["speedup"])],
+        ["CR", formats.number(tree.get("compression_rate")), formats.number(measured["compression_rate"])],
+        ["decode speedup", formats.times(tree.get("speedup")), formats.times(measured["speedup"])],
     ]
     sentence = PREDICTED
     if other is not None:
         beside = _measured(summary, other)
         for what, key in (("CR", "compression_rate"), ("decode speedup", "speedup")):
             gains = _gain(tree.get(key), chain.get(key)), _gain(measured[key], beside[key])
-            rows.append([f"{what}, tree over chain", *map(tables.times, gains)])
+            rows.append([f"{what}, tree over chain", *map(formats.times, gains)])
         sentence += f" The chain is {other}."
-    table = tables.markdown_table(["overall", "predicted", "measured"], rows)
+    table = formats.markdown_table(["overall", "predicted", "measured"], rows)
     return f"### Predicted and measured\n\n{sentence}\n\n{table}"
 
 
@@ -205,8 +218,8 @@ def _gain(above: float | None, below: float | None) -> float | None:
 
 def _failure_list(summary: dict[str, Any]) -> str:
     failed = summary["failed"]
-    rows = [[_where(turn), f"`{_one_line(turn['error'])}`"] for turn in failed[:_LISTED]]
-    table = tables.markdown_table(["where", "error"], rows, [True, True])
+    rows = [[where(turn), f"`{_one_line(turn['error'])}`"] for turn in failed[:_LISTED]]
+    table = formats.markdown_table(["where", "error"], rows, [True, True])
     return f"{_first(failed)}{table}" if failed else ""
 
 
@@ -215,7 +228,7 @@ def _divergence_list(summary: dict[str, Any]) -> str:
     found = sorted(summary["divergences"], key=lambda turn: turn["verdict"] != "different")
     rows = [
         [
-            _where(turn),
+            where(turn),
             turn["verdict"],
             *(_known(turn[key], "d") for key in ("position", "token", "vanilla_token")),
             *(_known(turn[key], ".3g") for key in ("gap", "tolerance")),
@@ -223,7 +236,7 @@ def _divergence_list(summary: dict[str, Any]) -> str:
         for turn in found[:_LISTED]
     ]
     header = ["where", "verdict", "position", "token", "vanilla's token", "logit gap", "tolerance"]
-    table = tables.markdown_table(header, rows, [True, True] + [False] * 5)
+    table = formats.markdown_table(header, rows, [True, True] + [False] * 5)
     return f"{_first(found)}{table}" if found else ""
 
 
@@ -231,16 +244,16 @@ def _numerical_rate(summary: dict[str, Any]) -> str:
     """In a coarse dtype ties are common: how often one fell the other way, by task."""
     if summary["dtype"] == "float32":
         return ""
-    entries = {**tables.of_kind(summary, "method"), **tables.of_kind(summary, "peer")}
-    entries = {name: e for name, e in entries.items() if tables.overall(e).get("numerical_rate") is not None}
+    entries = {**formats.of_kind(summary, "method"), **formats.of_kind(summary, "peer")}
+    entries = {name: e for name, e in entries.items() if formats.overall(e).get("numerical_rate") is not None}
     if not entries:
         return ""
     rows = []
     for name, entry in entries.items():
-        counts = tables.overall(entry)["lossless"]
-        rate = tables.overall(entry)["numerical_rate"]
-        rows.append([tables.shown_name(name, entry), f"{rate:.1%}", tables.lossless_text(counts)])
-    table = tables.markdown_table(["method", "numerical rate", "output"], rows, [True, False, True])
+        counts = formats.overall(entry)["lossless"]
+        rate = formats.overall(entry)["numerical_rate"]
+        rows.append([formats.shown_name(name, entry), f"{rate:.1%}", formats.lossless_text(counts)])
+    table = formats.markdown_table(["method", "numerical rate", "output"], rows, [True, False, True])
     sentence = (
         f"In {summary['dtype']} a tie between two tokens may fall either way when a pass has another width. The "
         "answer is then as good as vanilla's, but another one from there on. Share of such turns among those audited:"
@@ -253,14 +266,14 @@ def _knobs(run: Run) -> str:
         [
             name,
             info.kind,
-            "yes" if info.lossless else tables.NOT_LOSSLESS,
+            "yes" if info.lossless else formats.NOT_LOSSLESS,
             f"{info.extra_parameters:,}",
-            ", ".join(f"`{knob}={_text(value)}`" for knob, value in info.config.items()) or tables.UNDEFINED,
+            ", ".join(f"`{knob}={_text(value)}`" for knob, value in info.config.items()) or formats.UNDEFINED,
         ]
         for name, info in run.methods.items()
     ]
     header = ["method", "kind", "lossless", "extra parameters", "knobs"]
-    return tables.markdown_table(header, rows, [True, True, True, False, True])
+    return formats.markdown_table(header, rows, [True, True, True, False, True])
 
 
 def _provenance(run: Run) -> str:
@@ -284,34 +297,33 @@ def _provenance(run: Run) -> str:
         *([key.replace("_", " "), _text(value)] for key, value in provenance.items()),
         ["wall time", f"{run.wall_s:,.0f} s"],
     ]
-    table = tables.markdown_table(["what", "value"], rows, [True, True])
+    table = formats.markdown_table(["what", "value"], rows, [True, True])
     return f"{table}\n\n{_sessions(run)}" if several else table
 
 
 def _sessions(run: Run) -> str:
-    """A run that was resumed has several; each may have met another machine's load and another commit."""
+    """A run that was resumed has several; each may have met a busier machine and another commit."""
     rows = [
         [
             str(place),
-            str(session.get("started") or tables.UNDEFINED),
+            str(session.get("started") or formats.UNDEFINED),
             "-" if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
-            tables.number(session.get("load_1min"), 1),
+            _percent(session.get("others_share")),
             _commit(session.get("commit"), bool(session.get("dirty"))),
-            "; ".join(session.get("warnings") or []) or tables.UNDEFINED,
+            "; ".join(session.get("warnings") or []) or formats.UNDEFINED,
         ]
         for place, session in enumerate(sessions(run), 1)
     ]
-    header = ["session", "started", "wall time", "load before", "commit", "warnings"]
-    return "### Sessions\n\n" + tables.markdown_table(header, rows, [True, True, False, False, True, True])
+    header = ["session", "started", "wall time", "used by others", "commit", "warnings"]
+    return "### Sessions\n\n" + formats.markdown_table(header, rows, [True, True, False, False, True, True])
 
 
 def _commit(commit: str | None, dirty: bool) -> str:
     return f"{commit}{' with uncommitted changes' if dirty else ''}" if commit else "unknown"
 
 
-def _where(turn: dict[str, Any]) -> str:
-    where = f"question {turn['question_id']} ({tables.task_name(turn['task'])})"
-    return f"{turn['method']}, {where}, turn {turn['turn']}, round {turn['round']}"
+def _percent(share: float | None) -> str:
+    return formats.UNDEFINED if share is None else f"{share:.1%}"
 
 
 def _first(found: Sequence[Any]) -> str:
@@ -319,7 +331,7 @@ def _first(found: Sequence[Any]) -> str:
 
 
 def _known(value: float | None, form: str) -> str:
-    return tables.UNDEFINED if value is None else format(value, form)
+    return formats.UNDEFINED if value is None else format(value, form)
 
 
 def _one_line(error: str) -> str:

@@ -17,6 +17,7 @@ from bench.metrics import OVERALL, TASKS
 from bench.report.formats import (
     Table,
     count,
+    device_name,
     markdown_table,
     number,
     of_kind,
@@ -31,8 +32,10 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 SCHEMA = 1
 THIS_RUN = "**this run**"
 DIFFERENCE = (
-    "Not measured here, and not comparable one to one: model, device and harness differ. The rows show what the method "
-    "reached elsewhere; they say nothing of how it would do on this device, and this run nothing of theirs."
+    "Not measured here, and not comparable one to one: model, device, harness, answers' length and, unless this run is "
+    "of Spec-Bench's official questions, the questions differ. The rows show what the method reached elsewhere; they "
+    "say nothing of how it would do on this device, and this run nothing of theirs. Their overall is the mean of the "
+    "six tasks (Kangaroo's paper) or the leaderboard's own; ours pools the questions, where all six tasks were asked."
 )
 _PLACES = (*TASKS, OVERALL)
 
@@ -190,13 +193,24 @@ def _ctar(summary: dict[str, Any], base: str, found: list[tuple[Source, Result]]
 
 
 def _ours(summary: dict[str, Any], base: str, show: Any) -> list[list[str]]:
-    model = f"{summary['model']} ({summary['dtype']})"
-    device = str(summary["device"].get("name") or summary["device"].get("type"))
     return [
-        [THIS_RUN, shown_name(name, entry), model, device]
-        + [show(entry["tasks"][task]) if task in entry["tasks"] else "-" for task in _PLACES]
+        [THIS_RUN, shown_name(name, entry), our_setting(summary), device_name(summary["device"])]
+        + [show(entry["tasks"][task]) if task in places_of(entry) else "-" for task in _PLACES]
         for name, entry in variants(summary, base).items()
     ]
+
+
+def our_setting(summary: dict[str, Any]) -> str:
+    """What stands in the place of the sources' models: ours, and what it was asked."""
+    dataset = summary["dataset"]
+    limit = dataset.get("max_new_tokens")
+    asked = f"{dataset['name']} questions" + (f", {limit} new tokens" if limit else "")
+    return f"{summary['model']} ({summary['dtype']}), {asked}"
+
+
+def places_of(entry: dict[str, Any]) -> list[str]:
+    """The tasks that a method was asked; overall too where these are all six, as in what is published."""
+    return [task for task in entry["tasks"] if task != OVERALL or all(task in entry["tasks"] for task in TASKS)]
 
 
 def _where(source: Source, result: Result) -> list[str]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from bench.metrics import compression_rate, decode_tok_per_s, ordered_tasks
 from bench.records import Turn
-from bench.report.tables import number, task_name, times
+from bench.report.formats import number, task_name, times
 
 SHOWN_TOKENS = 600  # of one answer; what follows is counted, not shown
 SHOWN_DIVERGENCES = 20

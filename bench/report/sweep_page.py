@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from bench import metrics
 from bench.errors import UserError
 from bench.metrics import OVERALL, Cell, failed_throughout, summarize
-from bench.records import Run, Turn, atomic_writer, read_run, read_turns
+from bench.records import SWEEP_FILE, Run, Turn, atomic_writer, read_run, read_turns
+from bench.report.cautions import cautions
 from bench.report.formats import lossless_text, markdown_table, number, times
 
 SCHEMA = 1
-SWEEP_FILE = "sweep.json"
 SWEEP_CSV = "sweep.csv"
 SWEEP_PAGE = "sweep.md"
 _FIGURES = ("speedup_total", "compression_rate", "draft_time_share")  # beside the decode speedup
@@ -97,16 +97,12 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def measured(sweep: Sweep, run: Run, turns: Sequence[Turn]) -> tuple[dict[str, Any], list[Point]]:
-    """The summary of the variants that answered anything, and all points in the sweep's order.
-
-    A variant that failed in every question would take all questions out of the others' figures: it is left out.
-    """
-    dead = failed_throughout(run, turns)
-    failed = sweep.failed | {label: f"failed in every question, first with {error}" for label, error in dead.items()}
-    alive = dataclasses.replace(run, methods={label: info for label, info in run.methods.items() if label not in dead})
-    if not any(info.kind == "vanilla" for info in alive.methods.values()):
+    """The run's summary, and all points in the sweep's order."""
+    summary = summarize(run, turns)
+    if metrics.vanilla_name(run) in failed_throughout(run, turns):
         raise UserError(f"vanilla failed in every question of {run.run_id}: there is nothing to compare with")
-    summary = summarize(alive, [turn for turn in turns if turn.method not in dead])
+    dead = summary["failed_methods"]
+    failed = sweep.failed | {label: f"failed in every question, first with {error}" for label, error in dead.items()}
     points = []
     for variant in sweep.variants:
         entry = summary["methods"].get(variant.label)
@@ -172,7 +168,8 @@ def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> st
         shown = times(speed)
         row = [
             *point.variant.values,
-            f"**{shown}**" if speed is not None and speed == max(speeds) and len(points) > 1 else shown,
+            # Without intervals the fastest of many may well be the luckiest.
+            f"**{shown}**" if interval and speed == max(speeds) and len(points) > 1 else shown,
             f"{number(interval[0])}-{number(interval[1])}" if interval else "-",
             times(point.value("speedup_total")),
             number(point.value("compression_rate")),
@@ -192,8 +189,7 @@ def page(sweep: Sweep, run: Run, summary: dict[str, Any], points: Sequence[Point
 
     axes = " and ".join(f"`{axis.name}`" for axis in sweep.axes)
     warnings = [f"- `{point.variant.label}` {point.failure}." for point in points if point.failure]
-    if not summary["complete"]:
-        warnings.insert(0, "- **The run was interrupted**: the figures are of the questions finished until then.")
+    warnings = [f"- {text}" for text in cautions(run, summary)] + warnings
     parts = [
         f"# {sweep.method} over {axes}",
         f"{provenance(summary)}. All variants and vanilla answered every question of one run back to back, by",

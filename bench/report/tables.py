@@ -1,7 +1,4 @@
-"""The tables of a summary: for `report.md`, and flat for `summary.csv`; each also as rows (`Table`) for other pages.
-
-Words and numbers are written by `formats`; what other modules need of these is exported here too.
-"""
+"""The tables of a summary: for `report.md`, and flat for `summary.csv`. Words and numbers are written by `formats`."""
 
 from __future__ import annotations
 
@@ -19,44 +16,22 @@ from bench.report.columns import (
     vanilla_columns,
 )
 from bench.report.formats import (
-    NOT_LOSSLESS,
-    SAMPLED,
-    TASK_NAMES,
     UNDEFINED,
     Table,
-    bounds,
-    count,
-    interval_text,
     lossless_text,
     markdown_table,
     number,
     of_kind,
     overall,
-    percent,
-    sampling_text,
-    shortened,
-    shown_is,
     shown_name,
     task_name,
     timed,
-    times,
     times_between,
     window_list,
-    worth,
 )
-from bench.report.terminal import TERMINAL_COLUMNS, terminal_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = [
-    "NOT_LOSSLESS", "SAMPLED", "TASK_NAMES", "TERMINAL_COLUMNS", "UNDEFINED", "Table", "as_markdown", "bounds",
-    "count", "csv_frame", "detail_markdown", "detail_rows", "estimator_rows", "headline_rows", "interval_text",
-    "lossless_text", "markdown_table", "method_markdown", "method_rows", "number", "of_kind", "overall",
-    "overall_rows", "overview_markdown", "overview_rows", "peer_markdown", "peer_rows", "percent", "sampling_text",
-    "shortened", "shown_is", "shown_name", "task_name", "terminal_table", "time_rows", "timed", "times",
-    "times_between", "vanilla_markdown", "vanilla_rows", "window_list", "worth",
-]  # fmt: skip
 
 ESTIMATORS = {  # by the ending of their keys in a summary
     "": "ratio of sums",
@@ -102,6 +77,19 @@ def overview_rows(summary: dict[str, Any]) -> list[Table]:
 def overview_markdown(summary: dict[str, Any]) -> str:
     """`overview_rows` as Markdown."""
     return "\n\n".join(as_markdown(table) for table in overview_rows(summary))
+
+
+def against_rows(summary: dict[str, Any]) -> Table | None:
+    """Decode speed of each method (rows) over each other one's (columns); None for fewer than two."""
+    found = summary.get("against")
+    if not found:
+        return None
+    shown = {name: shown_name(name, summary["methods"][name]) for name in found}
+    rows = [
+        [shown[name], *(times_between(row[other]) if other in row else UNDEFINED for other in found)]
+        for name, row in found.items()
+    ]
+    return Table(["decode speed of", *(f"over {name}" for name in shown.values())], rows, [])
 
 
 def method_rows(entry: dict[str, Any], *, sampled: bool = False) -> Table:

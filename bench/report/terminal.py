@@ -18,8 +18,8 @@ from bench.report.columns import (
 )
 from bench.report.formats import (
     NOT_LOSSLESS,
+    has_intervals,
     identical_text,
-    inverse,
     lossless_text,
     of_kind,
     overall,
@@ -48,7 +48,7 @@ def terminal_table(summary: dict[str, Any]) -> str:
         blocks.append(_times(steps))
     for name, entry in peers.items():
         lines = _align(entry, peer_columns(identical_text))
-        value = times_between(inverse(overall(entry)["speedup_decode"]))
+        value = times_between(overall(entry).get("worth_decode"))
         blocks.append(f"vanilla is {value} {shown_name(name, entry)} (decode, overall)\n" + "\n".join(lines))
     if not methods and not peers:
         for name, entry in of_kind(summary, "vanilla").items():
@@ -63,7 +63,7 @@ def _notes(summary: dict[str, Any], methods: bool) -> str:
     output = "identical: turns whose token ids equal vanilla's."
     if summary["sampling"]:
         output = "sampled answers are not compared token by token."
-    more = " (its intervals: report.md)" if summary.get("statistics") and methods else ""
+    more = " (its intervals: report.md)" if has_intervals(summary) and methods else ""
     words = f"decode: tokens/s after the first token; total: prefill included{more}; "
     words += "CTAR: share of steps that added more than w tokens; " if methods else ""
     return "\n".join(textwrap.wrap(f"{shown_is(summary)} {words}{output}", TERMINAL_COLUMNS))
@@ -103,8 +103,8 @@ def _without(columns: Sequence[Column], dropped: Sequence[str]) -> list[Column]:
 def _times(entries: dict[str, dict[str, Any]]) -> str:
     lines = _by_method(entries, time_columns())
     note = (
-        "in vanilla steps, all tasks (their unweighted mean); predictions come from microbenchmarks made before "
-        "the run, over the steps that it took; error: predicted over measured speedup, less one"
+        "in vanilla steps, all tasks (their unweighted mean); predictions come from microbenchmarks and the "
+        "warm-up, made before the run, over the steps that it took; error: predicted over measured speedup, less one"
     )
     return "\n".join(["where the time goes", *lines, *textwrap.wrap(note, TERMINAL_COLUMNS)])
 

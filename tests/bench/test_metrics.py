@@ -354,20 +354,23 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "rounds",
         "statistics",
         "excluded_questions",
+        "failed_methods",
+        "against",
         "failed",
         "divergences",
         "methods",
     }
     assert summary["schema"] == 1
     assert summary["model"] == "tiny"
-    assert summary["dataset"] == {"name": "mini", "sha256": "cd", "questions": 3}
+    assert summary["dataset"] == {"name": "mini", "sha256": "cd", "questions": 3, "max_new_tokens": None}
     assert summary["device"] == {"type": "cpu", "name": "a CPU", "threads": 2}
     assert summary["complete"] is False
     assert set(summary["statistics"]) == {"interval", "resamples", "method", "cluster", "strata"}
     assert (summary["statistics"]["interval"], summary["statistics"]["resamples"] >= 2000) == (0.95, True)
     assert (summary["statistics"]["cluster"], summary["statistics"]["strata"]) == ("question", "task")
     entry = summary["methods"]["kangaroo"]
-    assert set(entry) == {"kind", "lossless", "extra_parameters", "notes", "tasks"}
+    assert set(entry) == {"kind", "lossless", "extra_parameters", "notes", "answered", "tasks"}
+    assert entry["answered"] == {"questions": 3, "of": 3}
     assert (entry["kind"], entry["lossless"], entry["extra_parameters"]) == ("method", True, 7)
     assert list(entry["tasks"]) == ["translation", "qa", "overall"]
     for name in summary["methods"]:
@@ -642,3 +645,71 @@ def test_a_summary_of_everything_recorded_is_json(turns):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     for figures in summary["methods"]["kangaroo"]["tasks"].values():
         assert None not in [figures[key] for key in ("confidence", "predicted", "window_ctar", "step_time")]
+
+
+def test_a_method_that_failed_everywhere_takes_no_question_from_the_others(turns):
+    """A peer too: asked one question, it would otherwise cost everybody that question."""
+    dead = [
+        make_turn("dead", question, 0, 0.0, task=task, error="boom")
+        for question, task in ((1, "qa"), (3, "translation"))
+    ]
+    peer = make_turn("peer", 2, 0, 0.0, error="bang")
+    run = make_run(kangaroo="method", dead="method", peer="peer")
+    summary = metrics.summarize(run, [*turns, *dead, peer])
+    assert summary["failed_methods"] == {"dead": "boom", "peer": "bang"}
+    assert summary["excluded_questions"] == []
+    assert len(summary["failed"]) == 3
+    alone = metrics.summarize(make_run(kangaroo="method"), turns)
+    assert summary["methods"]["kangaroo"] == alone["methods"]["kangaroo"]
+    assert summary["methods"]["dead"]["tasks"]["overall"]["speedup_decode"]["value"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_what_vanilla_is_worth_beside_a_peer_is_the_mean_of_the_tasks_own(turns):
+    peers = [
+        make_turn("peer", 1, 9, 2.0),  # vanilla: 8 tokens in 4 s
+        make_turn("peer", 3, 3, 2.0, task="translation"),  # vanilla: 2 tokens in 0.5 s
+    ]
+    tasks = metrics.summarize(make_run(peer="peer"), [*turns, *peers])["methods"]["peer"]["tasks"]
+    assert tasks["qa"]["worth_decode"]["value"] == pytest.approx(2 / 4)
+    assert tasks["translation"]["worth_decode"]["value"] == pytest.approx(2 / 0.5)
+    assert tasks["overall"]["worth_decode"]["value"] == pytest.approx((0.5 + 4) / 2)
+    assert tasks["overall"]["speedup_decode"]["value"] == pytest.approx((2 + 0.25) / 2)
+
+
+def test_a_peer_that_was_asked_less_says_so(turns):
+    summary = metrics.summarize(make_run(peer="peer"), [*turns, make_turn("peer", 1, 9, 2.0)])
+    assert summary["methods"]["peer"]["answered"] == {"questions": 1, "of": 3}
+    assert summary["methods"]["vanilla"]["answered"] == {"questions": 3, "of": 3}
+
+
+def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded():
+    turns = [make_turn("vanilla", 1, 9, 4.0, steps=plain(9)), make_turn("peer", 1, 9, 2.0, first_tokens=5)]
+    cell = metrics.summarize(make_run(peer="peer"), turns)["methods"]["peer"]["tasks"]["qa"]
+    assert cell["tok_per_s"] == pytest.approx(4 / 2.0)
+    assert cell["speedup_decode"]["value"] == pytest.approx((4 / 2.0) / (8 / 4.0))
+    assert cell["speedup_total"]["value"] == pytest.approx((9 / 3.0) / (9 / 5.0))
+
+
+def test_methods_are_compared_with_each_other_on_the_questions_that_both_answered(turns):
+    other = [
+        make_turn("other", 1, 9, 8.0, steps=plain(9)),
+        make_turn("other", 3, 3, 1.0, task="translation", steps=plain(3)),
+    ]
+    against = metrics.summarize(make_run(kangaroo="method", other="method"), [*turns, *other])["against"]
+    ours = {t.question_id: t for t in turns if t.method == "kangaroo"}
+    qa, translation = 8.0 / ours[1].decode_s, 1.0 / ours[3].decode_s  # equal tokens: times alone
+    assert against["kangaroo"]["other"]["value"] == pytest.approx((qa + translation) / 2)
+    assert against["other"]["kangaroo"]["value"] == pytest.approx((1 / qa + 1 / translation) / 2)
+    assert metrics.summarize(make_run(kangaroo="method"), turns)["against"] == {}
+
+
+def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turns):
+    run = make_run(kangaroo="method")
+    run.config["probe_windows"] = 3
+    run.methods["kangaroo"].notes["probe_windows"] = 2
+    for turn in turns:
+        if turn.method == "kangaroo":
+            turn.windows = [2, 2, 1, 0]
+    cell = metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"]["qa"]
+    assert cell["window_ctar"] == [pytest.approx(3 / 4), pytest.approx(2 / 3), None]

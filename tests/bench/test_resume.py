@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+import methods
 from bench.cli import main
-from bench.records import append_turns, read_turns
-from tests.tiny import records, run_bench, write_questions
+from bench.engine.costs import Costs
+from bench.records import Turn, alone_in, append_turns, read_turns
+from tests.tiny import files_of, records, run_bench, write_questions
 
 ROOT = Path(__file__).parents[2]
+LOAD = methods.load
 # Kills its own process with SIGKILL once the next question is written down.
 KILLED = """
 import os, signal, sys
@@ -22,8 +26,8 @@ from bench.cli import main
 
 append = records.append_turns
 
-def last_words(path, turns):
-    append(path, turns)
+def last_words(path, turns, go_on):
+    append(path, turns, go_on)
     os.kill(os.getpid(), signal.SIGKILL)
 
 runner.append_turns = last_words
@@ -83,6 +87,9 @@ def test_killed_twice_and_resumed_nothing_is_lost_or_doubled(setting, whole, tmp
     assert sorted(keys(turns)) == sorted(keys(expected))
     assert tokens(turns) == tokens(expected)
     assert len(run.provenance["sessions"]) == 3
+    pieces = json.loads((out / "pieces.json").read_text())
+    lists = [ids for t in turns for ids in (t.token_ids, *t.per_step_rejected)]
+    assert pieces.keys() == {str(token) for ids in lists for token in ids}
     assert run.wall_s == pytest.approx(sum(session["wall_s"] for session in run.provenance["sessions"]))
 
 
@@ -107,7 +114,8 @@ def test_finished_questions_are_not_asked_again(setting, whole, tmp_path, monkey
     before = read_turns(out)
     written = []
     monkeypatch.setattr(
-        "bench.runner.append_turns", lambda path, turns: (append_turns(path, turns), written.append(turns))
+        "bench.runner.append_turns",
+        lambda path, turns, go_on: (append_turns(path, turns, go_on), written.append(turns)),
     )
     assert main(["--resume", str(out)]) == 0
     assert read_turns(out)[: len(before)] == before
@@ -180,16 +188,102 @@ def test_changed_questions_are_refused(setting, whole, tmp_path, capsys):
     assert "questions was" in capsys.readouterr().err
 
 
-def test_knobs_that_were_measured_at_the_start_are_kept(setting, tmp_path, monkeypatch):
+CURVE = [0.5] * 21
+
+
+@pytest.fixture
+def gain(setting, tiny_adapter):
+    """Kangaroo with an adapter whose default is to stop by gain, by costs that are measured at the start."""
+    changes = {"calibration": {"accepted": CURVE, "following": CURVE}, "knobs": {"stop": "gain"}}
+    return f"kangaroo:weights={tiny_adapter(setting.hf, changes=changes)}"
+
+
+def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path, monkeypatch):
     """Costs measured anew would decide otherwise half-way through."""
-    label = setting.kangaroo.replace("threshold=0", "stop=threshold")
     out = tmp_path / "out"
-    assert run_bench(setting.model, setting.questions, out, "--method", label) == 0
+    assert run_bench(setting.model, setting.questions, out, "--method", gain) == 0
     cut_after(out, 4)
     before = json.loads((out / "run.json").read_text())["methods"]
+    assert before[gain]["config"]["costs"]
+    made = []
+    kangaroo = methods.load("kangaroo")
+
+    class Watched(kangaroo):
+        def __init__(self, target, config):
+            super().__init__(target, config)
+            made.append((config.costs, self.rule.costs, target.widths))
+
+    monkeypatch.setattr(methods, "load", lambda name: Watched if name == "kangaroo" else LOAD(name))
     monkeypatch.setattr("bench.engine.costs.measure", None)
     assert main(["--resume", str(out)]) == 0
+    costs = before[gain]["config"]["costs"]
+    widths = json.loads((out / "run.json").read_text())["engine"]["pass_widths"]
+    assert made == [(costs, Costs.parse(costs), {int(n): width for n, width in widths.items()})]
     assert json.loads((out / "run.json").read_text())["methods"] == before
+
+
+def test_knob_that_is_no_more_is_told(setting, whole, tmp_path, capsys):
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    record = json.loads((out / "run.json").read_text())
+    record["methods"][setting.kangaroo]["config"]["whiskers"] = 3
+    (out / "run.json").write_text(json.dumps(record))
+    assert main(["--resume", str(out)]) == 2
+    assert "does not take its knobs" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_same_name_are_refused(setting, whole, tmp_path, capsys):
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    before = (out / "turns.jsonl").read_bytes()
+    file = Path(setting.kangaroo.partition("weights=")[2].partition(",")[0]) / "adapter.safetensors"
+    tensors = load_file(file)
+    tensors["norm.weight"] = tensors["norm.weight"] * 1.5
+    save_file(tensors, file)
+    assert main(["--resume", str(out)]) == 2
+    assert "weights of methods was" in capsys.readouterr().err
+    assert (out / "turns.jsonl").read_bytes() == before
+
+
+def test_method_that_is_no_more_part_of_all_costs_no_record(setting, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(methods, "built_in", lambda: ["vanilla", "one", "two"])
+    monkeypatch.setattr(methods, "load", lambda name: LOAD("vanilla") if name in ("one", "two") else LOAD(name))
+    assert run_bench(setting.model, setting.questions, out, "--method", "all") == 0
+    cut_after(out, 4)
+    before = (out / "turns.jsonl").read_bytes()
+    monkeypatch.setattr(methods, "built_in", lambda: ["vanilla", "one"])
+    assert main(["--resume", str(out)]) == 2
+    assert "methods was" in capsys.readouterr().err
+    assert (out / "turns.jsonl").read_bytes() == before
+
+
+def test_setting_of_another_version_is_refused(whole, tmp_path, capsys):
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    record = json.loads((out / "run.json").read_text())
+    record["config"]["moonlight"] = True
+    (out / "run.json").write_text(json.dumps(record))
+    assert main(["--resume", str(out)]) == 2
+    assert "does not know its moonlight" in capsys.readouterr().err
+
+
+def test_folder_in_which_another_process_is_at_work_is_left_alone(setting, whole, tmp_path, capsys):
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    before = files_of(out)
+    with alone_in(out):
+        assert main(["--resume", str(out)]) == 2
+        assert "another process is at work" in capsys.readouterr().err
+        assert run_bench(setting.model, setting.questions, out, "--method", "vanilla") == 2
+    assert files_of(out) == before
+
+
+def test_answers_keep_characters_that_end_lines_elsewhere(tmp_path):
+    """JSON leaves them as they are, and a reader that split there would lose the run."""
+    turn = Turn("vanilla", 1, "qa", "qa", 0, 0, token_ids=[1], text="one\u2028two\x85three\u2029\x0bfour")
+    append_turns(tmp_path / "turns.jsonl", [turn, turn], "again")
+    assert read_turns(tmp_path) == [turn, turn]
 
 
 def test_damage_before_the_last_line_is_told_and_not_repaired(whole, tmp_path, capsys):

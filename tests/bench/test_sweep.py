@@ -103,12 +103,14 @@ def test_mistakes_in_the_command_are_told_before_any_work(setting, capsys):
         ([], "needs at least one --grid"),
         (["--method", "vanilla", "--method", "kangaroo", "--grid", "gamma=2"], "a sweep is of one method, not 2"),
         (["--grid", "gamma=2,x"], "gamma='x' is not of type int"),
-        ([str(setting.out), "--grid", "gamma=2"], "is redrawn without --grid"),
-        ([str(setting.out)], "is no sweep: it has no sweep.json"),
+        ([str(setting.out), "--grid", "gamma=2"], "is redrawn without further flags"),
+        ([str(setting.out)], "is redrawn without further flags"),
         (["--grid", "train.ffn=1,2", "--out", "a,b"], "cannot have a comma"),
     ]:
         assert main([*base, *flags]) == 2
         assert told in capsys.readouterr().err
+    assert main(["sweep", str(setting.out)]) == 2
+    assert "is no sweep: it has no sweep.json" in capsys.readouterr().err
     assert not setting.out.exists()
 
 

@@ -371,9 +371,3 @@ def test_widest_pass_of_a_method_is_measured_however_dear(scene, monkeypatch):
     fresh = copy.copy(decoder)  # nothing is measured of it yet
     assert measure(fresh, EXIT, []).most == 3
     assert measure(fresh, EXIT, [], widest=64).verify[-1][0] == 64
-
-
-def test_cost_of_a_step_is_the_sum_of_its_passes():
-    costs = Costs.parse("0.1/0.05/1:0.9/3:1.1")
-    assert costs.step(calls=2, depth=2, positions=3) == pytest.approx(2 * 0.05 + 3 * 0.1 + 1.1)
-    assert costs.step(calls=0, depth=0, positions=1) == pytest.approx(1.0)

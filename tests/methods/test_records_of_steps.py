@@ -139,7 +139,9 @@ def test_probing_drafts_as_many_as_asked_whatever_the_chances(name, tiny_model, 
     timid = {"kangaroo": {"threshold": 0.999}, "medusa": {"tree": "0"}}[name]
     asked = method.Config(weights=str(folder), **timid)
     made = method(tiny_decoder(config, model), asked)
-    forced = method(made.target, made.probing(3))
+    probing, reach = made.probing(3)
+    assert reach == 3
+    forced = method(made.target, probing)
     forced.prefill([1, 2, 3])
     assert len(forced.propose(10).tokens) == 3
     made.prefill([1, 2, 3])

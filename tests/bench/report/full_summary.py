@@ -6,9 +6,9 @@ import math
 import random
 from typing import Any
 
+from bench import stats
 from bench.metrics import OVERALL, TASKS
 
-STATISTICS = {"interval": 0.95, "resamples": 2000, "method": "BCa bootstrap", "cluster": "question", "strata": "task"}
 EDGES = [i / 20 for i in range(21)]
 SIX = (
     "kangaroo",
@@ -37,7 +37,7 @@ def rich_summary(names: tuple[str, ...] = SIX, tasks: tuple[str, ...] = TASKS, *
         "schema": 1,
         "run_id": "rich",
         "model": "SmolLM2-135M-Instruct",
-        "dataset": {"name": "official", "sha256": "cd" * 32, "questions": 60},
+        "dataset": {"name": "official", "sha256": "cd" * 32, "questions": 60, "max_new_tokens": 64},
         "device": {"type": "cpu", "name": "AMD EPYC 9B14", "cores": 2},
         "dtype": "float32",
         "sampling": None,
@@ -46,8 +46,18 @@ def rich_summary(names: tuple[str, ...] = SIX, tasks: tuple[str, ...] = TASKS, *
         "excluded_questions": [],
         "failed": [],
         "divergences": [],
-        "statistics": STATISTICS,
+        "statistics": dict(stats.STATISTICS),
+        "failed_methods": {},
+        "against": _against([name for name, entry in methods.items() if entry["kind"] == "method"]),
         "methods": methods,
+    }
+
+
+def _against(names: list[str]) -> dict[str, dict[str, Any]]:
+    if len(names) < 2:
+        return {}
+    return {
+        a: {b: estimate((1 + i) / (1 + j), 0.05) for j, b in enumerate(names) if b != a} for i, a in enumerate(names)
     }
 
 
@@ -93,6 +103,8 @@ def _cell(kind: str, rate: float, cost: float, numbers: random.Random, half: flo
         for ending, shift in (("", 0.0), ("_mean_rates", 0.012), ("_geometric", -0.009)):
             shift = 0.0 if vanilla else shift
             cell[f"speedup_{part}{ending}"] = estimate(value + shift, half)
+    if peer:
+        cell |= {f"worth_{what}": estimate(1 / speedup, 0.05) for what in ("decode", "total")}
     return cell | _steps(kind, rate, cost, numbers) | {"emitted_histogram": None if peer else emitted}
 
 

@@ -32,11 +32,11 @@ def test_the_page_lists_what_speaks_against_its_figures():
     page = page_of(run, turns)
     assert "- **The run was interrupted**" in page
     assert "- **Failed questions: 1**" in page
-    assert r"| vanilla, question 0 (Multi-turn conversation), turn 0, round 0 | `RuntimeError: cache \| " in page
+    assert r"| vanilla, question 0 (Multi-turn conversation), turn 1, round 1 | `RuntimeError: cache \| " in page
     assert "overflow at 'row' 3` |" in page
     assert "- **Not lossless**: 1 answers of kangaroo differ" in page
-    assert "question 1 (Translation), turn 0, round 0 | different | 5 | 11 | 13 | 0.25 | 0.0001 |" in page
-    assert "question 2 (Summarization), turn 0, round 0 | numerical | 6 | - | 17 | 0 | 0.0001 |" in page
+    assert "question 1 (Translation), turn 1, round 1 | different | 5 | 11 | 13 | 0.25 | 0.0001 |" in page
+    assert "question 2 (Summarization), turn 1, round 1 | numerical | 6 | - | 17 | 0 | 0.0001 |" in page
     assert "- **Few questions** (Translation 1, Summarization 1," in page
     # Twenty equal tokens: 13 8-grams, one different.
     assert "vanilla 0.92 in Question answering; kangaroo 0.92 in Question answering." in page
@@ -126,6 +126,9 @@ def test_a_lossy_method_is_marked_wherever_the_page_shows_it():
     assert (knobs["kangaroo"], knobs["typical"]) == ("yes", "NOT lossless")
 
 
+PEER = "hf-generate (1 of 2 questions)"
+
+
 def test_the_pages_overview_has_a_column_a_method():
     methods = {"kangaroo": "method", "medusa": "method", "hf-generate": "peer"}
     run, turns = make_run(methods), make_turns(methods, ("qa", "rag"))
@@ -140,7 +143,7 @@ def test_the_pages_overview_has_a_column_a_method():
     page = page_of(run, turns)
     overall = ["extra parameters", "speedup decode", "speedup end-to-end", "CR", "draft share", "time drafting"]
     assert rows(page.split("\n## ")[0]) == [
-        ["decode speedup", "kangaroo", "medusa", "hf-generate"],
+        ["decode speedup", "kangaroo", "medusa", PEER],
         ["Question answering", "3.00x", "1.50x", "3.00x"],
         ["RAG", "2.00x", "1.00x", "-"],
         ["**Overall**", "**2.50x**", "**1.25x**", "**3.00x**"],
@@ -148,10 +151,10 @@ def test_the_pages_overview_has_a_column_a_method():
         # 7 tokens in 3 or 4 s against 7 in 7 s: 2.33 and 1.75; medusa's 5 and 7 s: 1.4 and 1.
         ["kangaroo", "1,000,000", "2.50x", "2.04x", "3.00", "0.71", "0.00", "2/2"],
         ["medusa", "-", "1.25x", "1.20x", "1.50", "0.43", "0.50", "2/2"],
-        ["hf-generate", "1,000,000", "3.00x", "2.33x", "-", "-", "-", "1/1"],
+        [PEER, "1,000,000", "3.00x", "2.33x", "-", "-", "-", "1/1"],
     ]
     assert rows(section(page, "## Overview")) == [
-        ["end-to-end speedup", "kangaroo", "medusa", "hf-generate"],
+        ["end-to-end speedup", "kangaroo", "medusa", PEER],
         ["Question answering", "2.33x", "1.40x", "2.33x"],
         ["RAG", "1.75x", "1.00x", "-"],
         ["**Overall**", "**2.04x**", "**1.20x**", "**2.33x**"],
@@ -271,7 +274,7 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
     assert f"**kangaroo** decodes {shown} as fast as vanilla" in head
     assert (
         "Speedups: ratio of sums (overall: the tasks' unweighted mean); in brackets the 95% bootstrap interval "
-        "(2,000 resamples, clustered by question, stratified by task)."
+        "(5,000 resamples, clustered by question, stratified by task)."
     ) in head
 
 
@@ -305,7 +308,7 @@ def test_where_the_time_goes_sets_prediction_beside_measurement():
     assert table[0][1:6] == ["draft", "verify", "rest", "total", "total, predicted"]
     assert table[1][:6] == ["vanilla", "0.00", "0.97", "0.03", "1.00", "-"]
     assert table[2] == ["kangaroo", "0.20", "0.90", "0.05", "1.15", "1.20", "1.30", "1.16x", "1.08x", "-4.2%"]
-    assert "microbenchmarks made before the run" in " ".join(text.split())
+    assert "microbenchmarks and the warm-up, made before the run" in " ".join(text.split())
 
 
 def test_parts_that_a_summary_lacks_are_left_out():
@@ -318,7 +321,7 @@ def test_parts_that_a_summary_lacks_are_left_out():
     page = rich_page(summary)
     for heading in ("Three ways to average", "Where the time goes", "Published figures", "Numerical rate"):
         assert f"## {heading}" not in page
-    assert "no intervals: the summary has none" in page
+    assert "no intervals: they need two questions a task" in page
 
 
 def test_every_section_has_a_heading_of_its_own_and_a_text():
@@ -383,8 +386,15 @@ def test_a_busy_machine_is_warned_of(calm):
 
 
 SESSIONS = [
-    {"started": "2026-11-01T10:00", "wall_s": 61, "load_1min": 0.1, "commit": "aaa", "dirty": False, "warnings": []},
-    {"started": "2026-11-02T11:00", "wall_s": 5, "load_1min": 0.2, "commit": "aaa", "dirty": True, "warnings": ["hot"]},
+    {
+        "started": "2026-11-01T10:00",
+        "wall_s": 61,
+        "others_share": 0.01,
+        "commit": "aaa",
+        "dirty": False,
+        "warnings": [],
+    },
+    {"started": "2026-11-02T11:00", "wall_s": 5, "commit": "aaa", "dirty": True, "warnings": ["hot"]},
 ]
 
 
@@ -395,8 +405,8 @@ def test_sessions_on_other_code_are_warned_of_and_listed(calm):
     assert warned(calm, provenance={"sessions": alike}) == []
     table = rows(section(rich_page(calm, provenance={"sessions": SESSIONS}), "### Sessions"))
     assert table[1:] == [
-        ["1", "2026-11-01T10:00", "61 s", "0.1", "aaa", "-"],
-        ["2", "2026-11-02T11:00", "5 s", "0.2", "aaa with uncommitted changes", "hot"],
+        ["1", "2026-11-01T10:00", "61 s", "1.0%", "aaa", "-"],
+        ["2", "2026-11-02T11:00", "5 s", "-", "aaa with uncommitted changes", "hot"],
     ]
 
 
