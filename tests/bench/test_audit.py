@@ -152,3 +152,20 @@ def test_one_stale_row_in_a_cache_is_found(scene, tiny_decoder):
     assert audit.verdict == "different"
     assert 6 <= audit.position < LIMIT
     assert abs(audit.gap) > 100 * audit.tolerance
+
+
+def test_a_reference_that_cannot_be_had_is_tried_for_once(scene, tiny_decoder):
+    """Loading a model for every answer that differs would take longer than the run."""
+    config, model, prompt, answer = scene
+    tried = []
+
+    def reference():
+        tried.append(1)
+        raise MemoryError("no room")
+
+    auditor = Auditor(tiny_decoder(config, model, dtype=torch.bfloat16), reference)
+    changed = [*answer[:3], (answer[3] + 1) % 272, *answer[4:]]
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="no room"):
+            auditor.compare(prompt, changed, answer)
+    assert tried == [1]

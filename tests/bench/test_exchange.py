@@ -239,3 +239,34 @@ def test_neither_reading_nor_writing_needs_torch():
     code = "import sys, bench.exchange, bench.foreign; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_export_with_another_models_tokenizer_is_refused(setting, tiny_checkpoint, capsys):
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 0
+    assert main(["export", str(setting.out), "--model", str(tiny_checkpoint("llama3").folder)]) == 2
+    assert "is not the model of run" in capsys.readouterr().err
+    assert not (setting.out / "spec-bench").exists()
+
+
+def test_answer_files_are_tabled_on_the_command_line(setting, tmp_path, capsys):
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    assert main(["export", str(setting.out)]) == 0
+    files = sorted((setting.out / "spec-bench").iterdir(), key=lambda path: path.name != "vanilla.jsonl")
+    capsys.readouterr()
+    assert main(["report", *map(str, files)]) == 0
+    printed = capsys.readouterr().out
+    assert "text equal to the baseline's in 3 of 3 questions" in printed
+    assert "- Speedups are end-to-end" in printed
+    assert main(["report", *map(str, files), "--tokenizer", str(setting.model)]) == 0
+    assert "tokenised anew, as Spec-Bench's speed.py counts them" in capsys.readouterr().out
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text("{}\n")
+    for flags, told in [
+        ([files[0]], "alone cannot be compared"),
+        ([files[0], odd], "is neither a run's folder nor an answer file"),
+        ([*files, "--plots", tmp_path], "answer files are tabled, not drawn"),
+        ([setting.out, "--tokenizer", setting.model], "is for answer files"),
+        ([setting.out, setting.out], "takes one run, not 2"),
+    ]:
+        assert main(["report", *map(str, flags)]) == 2
+        assert told in capsys.readouterr().err

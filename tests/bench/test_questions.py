@@ -89,6 +89,7 @@ GOOD = json.dumps({"question_id": 1, "category": "qa", "turns": ["Why?"]})
         ('{"question_id": "2", "category": "qa", "turns": ["x"]}', "'2' is not an integer"),
         ('{"question_id": true, "category": "qa", "turns": ["x"]}', "True is not an integer"),
         ('{"question_id": 2, "category": "", "turns": ["x"]}', "'' is not a name"),
+        ('{"question_id": 2, "category": "overall", "turns": ["x"]}', "the mean of all tasks"),
         ('{"question_id": 2, "category": 7, "turns": ["x"]}', "7 is not a name"),
         ('{"question_id": 2, "category": "qa", "turns": []}', "at least one"),
         ('{"question_id": 2, "category": "qa", "turns": "x"}', "list of texts"),
