@@ -12,7 +12,7 @@ import torch
 import methods
 from bench.config import RunConfig
 from bench.engine.sampling import Sampler
-from bench.errors import UserError
+from bench.errors import UserError, told
 from bench.files import first_line
 from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
 
@@ -52,8 +52,13 @@ class Contestant:
             raise UserError(f"a context of {room} tokens is too short to warm up in: take another model")
         last_s = 0.0  # of no repetition: the first is never stable
         for _ in range(_WARM_UP_MOST):
-            with memory_errors(f"method {self.label}"):
-                self.warm = decode(self.runner, prompt, limit, frozenset())
+            try:
+                with memory_errors(f"method {self.label}"):
+                    self.warm = decode(self.runner, prompt, limit, frozenset())
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"{self.label} fails at its first answer, in the warm-up: {told(error)}") from error
             per_token_s = self.warm.decode_s / (limit - 1)
             stable = abs(per_token_s - last_s) <= _STABLE * last_s
             last_s = per_token_s

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +13,13 @@ class UserError(Exception):
 
     Caught once, in `bench.cli`, which prints it without a traceback and exits with status 2.
     """
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody's method in a line: its kind, what it says, and where it arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def did_you_mean(word: str, possible: Iterable[str]) -> str:

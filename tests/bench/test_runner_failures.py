@@ -155,6 +155,15 @@ def test_run_interrupted_before_the_first_question_is_through_has_nothing_to_rep
     assert "nothing to report" in capsys.readouterr().err
 
 
+def test_method_that_fails_in_the_warm_up_is_told_with_its_place_and_leaves_nothing(setting, watched, capsys):
+    watched.seen = raising(ValueError("lost the thread"), setting, "summer")
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "watched") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: watched fails at its first answer, in the warm-up: ValueError: lost the thread (")
+    assert line.endswith(")")
+    assert not setting.out.exists()
+
+
 def test_run_interrupted_in_the_warm_up_leaves_no_folder(setting, watched):
     watched.seen = raising(KeyboardInterrupt(), setting, "summer")
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "watched") == 130

@@ -228,7 +228,7 @@ def test_failing_variants_are_told_and_the_others_go_on(setting, add_method, cap
     said = capsys.readouterr()
     rows = {row["kind"]: row for row in rows_of(setting.out)}
     assert rows["built"]["failure"] == "OSError: no weights"
-    assert rows["warm"]["failure"] == "ValueError: out of order"
+    assert "in the warm-up: ValueError: out of order (test_sweep.py, line" in rows["warm"]["failure"]
     assert rows["asked"]["failure"].startswith("failed in every question, first with ValueError: out of order")
     for kind in ("built", "warm", "asked"):
         assert rows[kind]["speedup_decode"] == ""
@@ -238,7 +238,7 @@ def test_failing_variants_are_told_and_the_others_go_on(setting, add_method, cap
         assert (rows[kind]["failure"], rows[kind]["audited"]) == ("", "4")
     page = (setting.out / "sweep.md").read_text()
     assert page.count("**failed**") == 3
-    assert "- `fragile:kind=warm` ValueError: out of order." in page
+    assert "- `fragile:kind=warm` fragile:kind=warm fails at its first answer, in the warm-up: ValueError" in page
     assert main(["sweep", str(setting.out)]) == 1
 
 
