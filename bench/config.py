@@ -175,6 +175,13 @@ class MedusaTraining(TrainConfig):
         _check_least(self, {"heads": 1})
 
 
+# Methods whose weights can be trained here.
+TRAININGS: dict[str, type[KangarooTraining | MedusaTraining]] = {
+    "kangaroo": KangarooTraining,
+    "medusa": MedusaTraining,
+}
+
+
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
     """Defaults, then the preset, then the flags that were given (those not None)."""
     asked = {name: value for name, value in given.items() if value is not None}

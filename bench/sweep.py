@@ -17,12 +17,13 @@ from typing import Any, get_type_hints
 
 import methods
 from bench import resume, runner
-from bench.config import KangarooTraining, MedusaTraining, RunConfig, TrainConfig
+from bench.config import TRAININGS, RunConfig, TrainConfig
 from bench.contestants import WARM_UP, Contestant
 from bench.errors import UserError, did_you_mean
 from bench.records import RUN_FILE, Run, check_writable, read_run, write_json
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
+from bench.train.trainers import trainer_of
 from bench.train.training import CARD, train
 from methods.base import Peer
 
@@ -32,10 +33,6 @@ MANY = 24  # variants from which on a sweep is said to take long
 TRAIN = "train."  # begins the name of an axis of training
 WEIGHTS = "weights"
 TRAINED_FILE = "trained.json"  # the settings of weights that are finished
-_TRAININGS: dict[str, type[KangarooTraining | MedusaTraining]] = {
-    "kangaroo": KangarooTraining,
-    "medusa": MedusaTraining,
-}
 _NO_AXES = ("model", "revision", "device", "threads", "out", "decontaminate")  # the run's, or not one value
 
 
@@ -97,9 +94,9 @@ def _check_method(method: str, axes: Sequence[Axis]) -> None:
         raise UserError(f"{method!r} is a peer: a sweep is of a method of ours")
     name, _, knobs = method.partition(":")
     trained = [axis.name for axis in axes if axis.name.startswith(TRAIN)]
-    if trained and name not in _TRAININGS:
+    if trained and name not in TRAININGS:
         raise UserError(
-            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(_TRAININGS)}"
+            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(TRAININGS)}"
         )
     if trained and any(knob.startswith(f"{WEIGHTS}=") for knob in [*knobs.split(","), *(f"{a.name}=" for a in axes)]):
         raise UserError(f"--grid {trained[0]} trains the weights: leave out weights=...")
@@ -131,7 +128,7 @@ def _planned(
 
 def _training(method: str, settings: dict[str, str], fixed: dict[str, Any]) -> TrainConfig:
     """The method's training with some settings as spelled, others as they are."""
-    kind = _TRAININGS[method]
+    kind = TRAININGS[method]
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -271,18 +268,8 @@ def _train(method: str, training: TrainConfig, layers: Sequence[int], number: st
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(_trainer(method), training, log, layers)  # type: ignore[arg-type]
+    train(trainer_of(method), training, log, layers)  # type: ignore[arg-type]
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
-
-
-def _trainer(method: str) -> Any:
-    if method == "kangaroo":
-        from bench.train.kangaroo import AdapterTrainer
-
-        return AdapterTrainer
-    from bench.train.medusa import HeadsTrainer
-
-    return HeadsTrainer
 
 
 def agreement_on(folder: Path) -> float | None:
