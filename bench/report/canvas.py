@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import OVERALL, ordered_tasks
-from bench.report.formats import bounds, of_kind, sampling_text, shortened, task_name
+from bench.records import atomic_writer
+from bench.report.formats import bounds, device_name, of_kind, sampling_text, shortened, task_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
+FORMATS = ("png", "svg")
 SIZE_INCHES = (9.0, 4.6)
 # Okabe and Ito's palette, told apart by colour-blind readers too; without the yellow, which white swallows.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -45,7 +48,7 @@ def canvas(
 
     figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
-    text = _provenance(summary) + (f"\n{textwrap.fill(note, 118)}" if note else "")
+    text = textwrap.fill(provenance(summary), 118) + (f"\n{textwrap.fill(note, 118)}" if note else "")
     # Placed by the figure's corner and not by the axes': long labels beside an axis would push them off the page.
     place = {"xycoords": "figure fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
     lines = panels[0].annotate(text, (0, 1), xytext=(9, -27), fontsize=9, color=GREY, parse_math=False, **place)
@@ -167,17 +170,37 @@ def _reserve(figure: Figure, lines: int) -> None:
     engine.set(rect=(0.006, 0, 0.988, 1 - share))  # type: ignore[call-arg]
 
 
-def _provenance(summary: dict[str, Any]) -> str:
+def provenance(summary: Mapping[str, Any]) -> str:
     """Figures of different models, devices or questions must never be taken for each other."""
-    device, dataset = summary["device"], summary["dataset"]
+    dataset = summary["dataset"]
     parts = [
         str(summary["model"]),
-        str(device.get("name") or device.get("type")),
+        device_name(summary["device"]),
         summary["dtype"],
         f"{dataset['name']} questions ({dataset['questions']})",
+        sampling_text(summary["sampling"]),
+        "" if summary["complete"] else "interrupted run",
     ]
-    if summary["sampling"]:
-        parts.append(sampling_text(summary["sampling"]))
-    if not summary["complete"]:
-        parts.append("interrupted run")
-    return textwrap.fill(" · ".join(parts), 118)
+    return " · ".join(filter(None, parts))
+
+
+def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Figures by name as PNG and SVG; each file appears under its name only when completely written.
+
+    Raises:
+        UserError: the folder cannot be written.
+
+    """
+    import matplotlib
+
+    paths = []
+    # The salt replaces random ids, and dates are left out: the same figures give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "roobench"}):
+        for name, figure in figures.items():
+            for suffix in FORMATS:
+                path = folder / f"{name}.{suffix}"
+                with atomic_writer(path) as file:
+                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+                    figure.savefig(file.buffer, format=suffix, dpi=DPI, metadata=metadata)
+                paths.append(path)
+    return paths

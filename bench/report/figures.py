@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import OVERALL, Cell
-from bench.records import atomic_writer
 from bench.report import canvas, figures_averages, figures_steps
-from bench.report.canvas import DPI, GREY
+from bench.report.canvas import GREY
 from bench.report.formats import bounds, of_kind, overall, shown_name, task_name
 from bench.report.published import Source, read_published
 
@@ -23,7 +22,6 @@ PLOTS = {
     **figures_steps.PLOTS,
     **figures_averages.PLOTS,
 }
-FORMATS = ("png", "svg")
 
 
 def draw(summary: dict[str, Any], sources: Sequence[Source] | None = None) -> dict[str, Figure]:
@@ -48,19 +46,7 @@ def write_figures(summary: dict[str, Any], folder: Path) -> list[Path]:
         UserError: the folder cannot be written, or a file of published figures is malformed.
 
     """
-    import matplotlib
-
-    paths = []
-    # The salt replaces random ids, and dates are left out: the same figures give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "roobench"}):
-        for name, figure in draw(summary).items():
-            for suffix in FORMATS:
-                path = folder / f"{name}.{suffix}"
-                with atomic_writer(path) as file:
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                    figure.savefig(file.buffer, format=suffix, dpi=DPI, metadata=metadata)
-                paths.append(path)
-    return paths
+    return canvas.save(draw(summary), folder)
 
 
 def _speedup_by_task(summary: dict[str, Any]) -> Figure:

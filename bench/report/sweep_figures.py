@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records import atomic_writer
-from bench.report.canvas import DPI, GREY, MARKERS, PALETTE
-from bench.report.figures import FORMATS
-from bench.report.formats import sampling_text, shortened
+from bench.report import canvas
+from bench.report.canvas import GREY, MARKERS, PALETTE
+from bench.report.formats import shortened
 from bench.report.published import PUBLISHED, read_published
 from bench.report.sweep_page import Axis, Point, Sweep
 
@@ -79,20 +78,6 @@ def _curves(source: str, hardware: str, ablation: Mapping[str, Any], name: str) 
     return [Curve(source + off, where, others, found) for others, found in groups.items() if len(found) > 1]
 
 
-def provenance(summary: Mapping[str, Any]) -> str:
-    """Model, device and questions: figures of different ones must never be taken for each other."""
-    device, dataset = summary["device"], summary["dataset"]
-    parts = [
-        str(summary["model"]),
-        str(device.get("name") or device.get("type")),
-        summary["dtype"],
-        f"{dataset['name']} questions ({dataset['questions']})",
-        sampling_text(summary["sampling"]),
-        "" if summary["complete"] else "interrupted run",
-    ]
-    return " · ".join(filter(None, parts))
-
-
 def write_sweep_figures(
     sweep: Sweep, summary: Mapping[str, Any], points: Sequence[Point], folder: Path, published: Path = PUBLISHED
 ) -> list[Path]:
@@ -102,18 +87,7 @@ def write_sweep_figures(
         UserError: the folder cannot be written, or a file of published figures is malformed.
 
     """
-    import matplotlib
-
-    paths = []
-    with matplotlib.rc_context({"svg.hashsalt": "roobench"}):
-        for name, figure in draw(sweep, summary, points, published).items():
-            for suffix in FORMATS:
-                path = folder / f"{name}.{suffix}"
-                with atomic_writer(path) as file:
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                    figure.savefig(file.buffer, format=suffix, dpi=DPI, metadata=metadata)
-                paths.append(path)
-    return paths
+    return canvas.save(draw(sweep, summary, points, published), folder)
 
 
 def draw(
@@ -124,7 +98,7 @@ def draw(
         return {}
     varied = [i for i, axis in enumerate(sweep.axes) if len(axis.values) > 1]
     shown, fixed = _slice(sweep, points, varied[2:])
-    subtitle = textwrap.fill(provenance(summary) + (f" · at {fixed}, the fastest" if fixed else ""), 125)
+    subtitle = textwrap.fill(canvas.provenance(summary) + (f" · at {fixed}, the fastest" if fixed else ""), 125)
     over = varied[:2]
     base = sweep.method.partition(":")[0]
     figures = {}

@@ -185,7 +185,7 @@ def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> st
 
 def page(sweep: Sweep, run: Run, summary: dict[str, Any], points: Sequence[Point], images: Sequence[str]) -> str:
     """`sweep.md`: what was swept, on what, the table, what failed, the figures."""
-    from bench.report.sweep_figures import provenance
+    from bench.report.canvas import provenance
 
     axes = " and ".join(f"`{axis.name}`" for axis in sweep.axes)
     warnings = [f"- `{point.variant.label}` {point.failure}." for point in points if point.failure]
