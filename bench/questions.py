@@ -69,6 +69,18 @@ class QuestionSet:
         present = dict.fromkeys(question.task for question in self.questions)
         return [*(task for task in TASKS if task in present), *(task for task in present if task not in TASKS)]
 
+    def in_turns(self) -> list[tuple[int, Question]]:
+        """The questions as they are asked, the tasks taking turns, so that a slow minute hits all tasks alike.
+
+        Tasks of different sizes are spread evenly over the whole. With each question stands a number whose parity
+        changes from question to question and within each task: who answers first.
+        """
+        placed = []
+        for column, task in enumerate(self.tasks):
+            members = [question for question in self.questions if question.task == task]
+            placed += [((i + 0.5) / len(members), column, i, question) for i, question in enumerate(members)]
+        return [(i + column, question) for _, column, i, question in sorted(placed, key=lambda item: item[:2])]
+
     def select(self, tasks: str = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
         """The questions of some tasks (comma-separated, or all), at most `limit` of each, in the file's order.
 

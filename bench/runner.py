@@ -1,8 +1,8 @@
 """Runs methods over questions: rounds, pairing, warm-up, the clock and the records.
 
 For every turn of every question, vanilla and all methods decode the same prompt back to back on the same device, in an
-order that is reversed from one question and round to the next, so that a drifting machine hits all alike. The history
-of a second turn is vanilla's own first answer, for everybody.
+order that is reversed from one question and round to the next, and tasks take turns, so that a drifting machine hits
+all alike. The history of a second turn is vanilla's own first answer, for everybody.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Bench:
 
     def _plan(self) -> list[tuple[int, int, Question]]:
         """Round, place and question of all that is to be asked; what a resumed run has finished is taken over."""
-        asked = list(enumerate(self.questions.questions))
+        asked = self.questions.in_turns()
         if self.resumed is not None:
             labels = {q.question_id: [c.label for c in self._taking_part(q)] for q in self.questions.questions}
             self.turns = resume.finished_turns(

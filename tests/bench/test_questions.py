@@ -318,3 +318,23 @@ def test_pieces_of_the_template_join_to_its_prompts(tiny_tokenizer, vicuna):
 def test_every_end_token_of_tokenizer_and_generation_config_counts(tiny_tokenizer, listed, expected):
     assert eos_ids(tiny_tokenizer, listed) == expected
     assert eos_ids(SimpleNamespace(eos_token_id=None), listed) == expected - {258}
+
+
+def test_tasks_take_turns_and_those_of_other_sizes_are_spread_evenly():
+    sizes = {"qa": 4, "rag": 2, "support": 1}
+    asked = [Question(10 * column + i, task, ("?",)) for column, (task, n) in enumerate(sizes.items()) for i in range(n)]
+    order = QuestionSet("some", "0" * 64, tuple(asked)).in_turns()
+    assert [question.task for _, question in order] == ["qa", "rag", "qa", "support", "qa", "rag", "qa"]
+    assert {question.question_id for _, question in order} == {question.question_id for question in asked}
+    for task, count in sizes.items():
+        assert [number % 2 for number, question in order if question.task == task] == [
+            (column + i) % 2 for column in (list(sizes).index(task),) for i in range(count)
+        ]
+
+
+def test_of_equal_tasks_the_order_changes_within_each_and_from_question_to_question():
+    asked = [Question(10 * column + i, task, ("?",)) for column, task in enumerate("abcdef") for i in range(4)]
+    order = QuestionSet("some", "0" * 64, tuple(asked)).in_turns()
+    for task in "abcdef":
+        assert sum(number % 2 for number, question in order if question.task == task) == 2
+    assert [question.task for _, question in order] == list("abcdef" * 4)
