@@ -218,7 +218,7 @@ def failing(setting, add_method, clock, tmp_path):
 
 
 def test_failed_turn_does_not_record_the_previous_turns_time_again(failing):
-    before, failed, _ = turns_of(failing, "breaks")
+    *_, before, failed = turns_of(failing, "breaks")
     assert before.decode_s > 0
     assert failed.error == "RuntimeError: half-way"
     assert (failed.prefill_s, failed.decode_s, failed.draft_s) == (0, 0, 0)
