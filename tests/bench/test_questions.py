@@ -322,7 +322,8 @@ def test_every_end_token_of_tokenizer_and_generation_config_counts(tiny_tokenize
 
 def test_tasks_take_turns_and_those_of_other_sizes_are_spread_evenly():
     sizes = {"qa": 4, "rag": 2, "support": 1}
-    asked = [Question(10 * column + i, task, ("?",)) for column, (task, n) in enumerate(sizes.items()) for i in range(n)]
+    places = [(column, task, i) for column, (task, n) in enumerate(sizes.items()) for i in range(n)]
+    asked = [Question(10 * column + i, task, ("?",)) for column, task, i in places]
     order = QuestionSet("some", "0" * 64, tuple(asked)).in_turns()
     assert [question.task for _, question in order] == ["qa", "rag", "qa", "support", "qa", "rag", "qa"]
     assert {question.question_id for _, question in order} == {question.question_id for question in asked}
