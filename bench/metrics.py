@@ -84,7 +84,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
         },
         "device": dict(run.device),
         "dtype": run.dtype,
-        "sampling": _sampling(run),
+        "sampling": sampling(run),
         "complete": run.complete,
         "rounds": len({turn.round for turn in turns}),
         "statistics": dict(stats.STATISTICS),
@@ -130,6 +130,11 @@ def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
     """Σ all tokens / Σ (prefill + decode seconds): what a user waits for."""
     turns = list(turns)
     return ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
+
+
+def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
+    """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
+    return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
@@ -232,7 +237,7 @@ def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
 
 
-def _sampling(run: Run) -> dict[str, Any] | None:
+def sampling(run: Run) -> dict[str, Any] | None:
     """How tokens were drawn; None: greedy decoding, as in every run from before sampling."""
     if not run.config.get("temperature", 0):
         return None

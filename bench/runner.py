@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import sys
 import time
@@ -85,16 +86,26 @@ class Bench:
 
     other_records: tuple[str, ...] = (SWEEP_FILE,)  # of other kinds of run, whose folders are not for this one
 
-    def __init__(self, config: RunConfig, log: Log = print, resumed: tuple[Path, Run] | None = None):
-        """`resumed`: folder and record of a run to go on with; `config` is then that run's."""
+    def __init__(
+        self,
+        config: RunConfig,
+        log: Log = print,
+        resumed: tuple[Path, Run] | None = None,
+        adapt: Callable[[methods.Variant], methods.Variant] | None = None,
+    ):
+        """`resumed`: folder and record of a run to go on with; `config` is then that run's. `adapt`: sets knobs."""
         self.config, self.log = config, log
         self.resumed = resumed and resumed[1]
         # What can be wrong with the command is found before anything slow begins.
         self.questions = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
         self.peer_ids = self._peer_questions()
         self.variants = variants(config)
-        if self.resumed is not None:
-            self.variants = [resume.as_begun(variant, self.resumed) for variant in self.variants]
+        if (begun := self.resumed) is not None:
+            adapt = functools.partial(resume.as_begun, run=begun)
+        if adapt is not None:
+            self.variants = [
+                variant if variant.label == methods.BASELINE else adapt(variant) for variant in self.variants
+            ]
         environment.choose_device(config.device)
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
@@ -149,6 +160,11 @@ class Bench:
             config = dataclasses.replace(config, device="cpu")
             return load_target(config, self.checkpoint, self.target.max_len, self.log)
 
+    def prepare(self) -> Run:
+        """Warm up; the run as it begins."""
+        self._warm_up()
+        return self._record()
+
     def run(self) -> Run:
         """Warm up, ask everything, and leave the records in `run_dir`; interrupted, what was done.
 
@@ -160,8 +176,7 @@ class Bench:
             return self._run()
 
     def _run(self) -> Run:
-        self._warm_up()
-        record = self._record()
+        record = self.prepare()
         if self.resumed is None:
             _set_aside_earlier_run(self.run_dir)
         else:
@@ -243,14 +258,13 @@ class Bench:
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
             prompt = self.chat.prompt(history, user)
-            limit = min(self.config.max_new_tokens, self.context - len(prompt))
             turns = {
-                contestant.label: self._answer(contestant, question, index, number, prompt, limit)
+                contestant.label: self.answer(contestant, question, index, number, prompt)
                 for contestant in (reversed(taking_part) if backwards else taking_part)
             }
             vanilla = turns[methods.BASELINE]
             if vanilla.error is None and self.sampler is None:  # samples differ from one method to the next
-                self._audit(turns, prompt)
+                self.audit(turns, prompt)
                 if number == 0:  # greedy drafts are the same in every round
                     self._probe(turns, prompt)
             records += [turns[contestant.label] for contestant in taking_part]
@@ -259,9 +273,8 @@ class Bench:
             history.append((user, vanilla.text))
         self._keep(records)
 
-    def _answer(
-        self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int], limit: int
-    ) -> Turn:
+    def answer(self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int]) -> Turn:
+        """One contestant's answer to a prompt, or why it failed."""
         turn = Turn(
             method=contestant.label,
             question_id=question.question_id,
@@ -271,6 +284,7 @@ class Bench:
             round=number,
             prompt_tokens=len(prompt),
         )
+        limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:
             turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
             return turn
@@ -285,7 +299,8 @@ class Bench:
         turn.text = self.chat.answer_text(turn.token_ids)
         return turn
 
-    def _audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
+    def audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
+        """Give every answer that must be vanilla's its verdict."""
         vanilla = turns[methods.BASELINE]
         for contestant in self.contestants:
             turn = turns.get(contestant.label)
@@ -309,7 +324,7 @@ class Bench:
             if contestant.prober is not None and turns[contestant.label].error is None:
                 try:
                     turns[contestant.label].windows = probe(contestant.prober, prompt, answer, contestant.windows)
-                except Exception as error:  # as in `_answer`: the run goes on, and says so
+                except Exception as error:  # as in `answer`: the run goes on, and says so
                     self._warn(f"the window probe of {contestant.label} failed: {type(error).__name__}: {error}")
 
     def _warm_up(self) -> None:

@@ -1,0 +1,98 @@
+"""Speedup and CR over commits: runs of one model, device and question set in the order in which they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.compare import identity
+from bench.errors import UserError
+from bench.metrics import summarize
+from bench.records import Run, atomic_writer, read_run, read_turns
+from bench.report import canvas
+from bench.report.formats import markdown_table, number, of_kind, overall, times_between
+from bench.rules import IDENTITY
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COMMIT_CHARS = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in a history."""
+
+    commit: str
+    started: str
+    summary: dict[str, Any]
+
+
+def read_history(folders: Sequence[Path]) -> list[Point]:
+    """The runs in `folders`, oldest first.
+
+    Raises:
+        UserError: not a run, or runs that do not belong into one picture.
+
+    """
+    runs = sorted(((read_run(folder), folder) for folder in folders), key=lambda item: _started(item[0]))
+    for name in IDENTITY:
+        values = {str(identity(run)[name]) for run, _ in runs}
+        if len(values) > 1:
+            raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): a history is of one")
+    return [Point(_commit(run), _started(run), summarize(run, read_turns(folder))) for run, folder in runs]
+
+
+def _started(run: Run) -> str:
+    return str(run.provenance.get("started") or "")
+
+
+def _commit(run: Run) -> str:
+    commit = str(run.provenance.get("commit") or "unknown")[:_COMMIT_CHARS]
+    return f"{commit}+" if run.provenance.get("dirty") else commit
+
+
+def table(points: Sequence[Point]) -> str:
+    """One row a run and method, as Markdown."""
+    rows = [
+        [point.started[:10], point.commit, name, times_between(overall(entry)["speedup_decode"]),
+         number(overall(entry)["compression_rate"])]
+        for point in points
+        for name, entry in of_kind(point.summary, "method").items()
+    ]  # fmt: skip
+    return markdown_table(["date", "commit", "method", "decode speedup", "CR"], rows, [True, True, True, False, False])
+
+
+def write_history(points: Sequence[Point], out: Path) -> list[Path]:
+    """`history.md`, and its picture as PNG and SVG."""
+    paths = canvas.save({"history": _draw(points)}, out)
+    page = out / "history.md"
+    with atomic_writer(page) as file:
+        file.write(f"# Speedup and CR over commits\n\n![history](history.png)\n\n{table(points)}\n")
+    return [page, *paths]
+
+
+def _draw(points: Sequence[Point]) -> Figure:
+    """Decode speedup with intervals above, CR below, a line a method."""
+    newest = points[-1].summary
+    figure, (above, below) = canvas.canvas(newest, "Speedup and CR over commits", height=6.2, rows=2, sharex=True)
+    names = list(dict.fromkeys(name for point in points for name in of_kind(point.summary, "method")))
+    for index, name in enumerate(names):
+        found = [(x, overall(p.summary["methods"][name])) for x, p in enumerate(points) if name in p.summary["methods"]]
+        known = [(x, cell) for x, cell in found if cell["speedup_decode"]["value"] is not None]
+        style: dict[str, Any] = {
+            "color": canvas.PALETTE[index % len(canvas.PALETTE)],
+            "marker": canvas.MARKERS[index % len(canvas.MARKERS)],
+        }
+        at = [x for x, _ in known]
+        speeds = [cell["speedup_decode"] for _, cell in known]
+        above.errorbar(at, [s["value"] for s in speeds], yerr=canvas.error_bars(speeds), label=name, **style)
+        below.plot(at, [cell["compression_rate"] for _, cell in known], **style)
+    above.axhline(1.0, color=canvas.GREY, linewidth=1.2, linestyle="--")
+    above.set_ylabel("decode speedup")
+    below.set_ylabel("CR")
+    below.set_xticks(range(len(points)), [point.commit for point in points], rotation=45, ha="right", parse_math=False)
+    canvas.legend(figure, *above.get_legend_handles_labels())
+    return figure
