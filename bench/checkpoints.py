@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_OTHERS = ("questions", "conversations", "features")  # what the questions and the training keep there
+_OTHERS = ("questions", "conversations", "features", "environments")  # what questions, training and gate keep there
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]

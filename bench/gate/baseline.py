@@ -1,0 +1,135 @@
+"""Counters against a committed baseline: what changes in them is the code's, on any day and machine.
+
+A baseline is a run of few questions with `floor.json` beside it: the overall decode speedup that each method must reach
+wherever the gate runs. Methods run with the costs and pass widths that the baseline measured, so that nothing is
+decided by how fast this machine is today; everything else is chosen by the code at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import environment, metrics, resume
+from bench.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.gate.measured import measured_by, use_widths, with_knobs
+from bench.metrics import OVERALL
+from bench.packaged_model import DEFAULT_MODEL
+from bench.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
+from bench.rules import Rules
+from bench.runner import Bench
+
+BASELINES = Path(__file__).parents[2] / "results" / "baselines"
+FLOOR_FILE = "floor.json"
+FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
+DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
+Log = Callable[[str], None]
+Records = tuple[Run, list[Turn]]
+
+
+def folder_of(given: dict[str, Any]) -> Path:
+    """Where the baseline of a model on this kind of device lies."""
+    kind = environment.choose_device(given.get("device", "auto")).type
+    model = given.get("model", DEFAULT_MODEL)
+    return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
+
+
+def check(folder: Path, given: dict[str, Any], rules: Rules, log: Log, *, counters_only: bool) -> dict[str, Any]:
+    """Run what the baseline ran; the comparison. Counters decide, and the floor unless `counters_only`.
+
+    Raises:
+        UserError: no baseline there, or other settings than its own are given.
+
+    """
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(
+            f"{folder} holds no baseline: make one with --update-baseline, or compare with a commit by --base"
+        )
+    before, floors = (read_run(folder), read_turns(folder)), _floors(folder)
+    now = _measure(_settings_of(before[0], given), log, measured_by(before[0]))
+    return _compared(before, now, floors, rules, counters_only=counters_only)
+
+
+def _settings_of(run: Run, given: dict[str, Any]) -> RunConfig:
+    try:
+        return resume.settings(run, given)
+    except UserError as error:
+        said = str(error).partition(": ")[2].rpartition(";")[0]
+        raise UserError(
+            f"the baseline was made with other settings ({said}): --update-baseline makes one anew"
+        ) from error
+
+
+def measure(given: dict[str, Any], log: Log) -> Records:
+    """What this checkout's baseline would be."""
+    return _measure(RunConfig(**(DEFAULTS | given)), log, {})
+
+
+def difference(folder: Path, now: Records, rules: Rules, log: Log) -> dict[str, Any] | None:
+    """How `now` differs from the baseline in a folder; None where there is none, or one of other things."""
+    if not (folder / RUN_FILE).is_file():
+        return None
+    try:
+        before = read_run(folder), read_turns(folder)
+        return _compared(before, now, _floors(folder), rules, counters_only=False)
+    except UserError as error:  # another model or other questions: that is why it is made anew
+        log(f"not compared with the baseline before: {error}")
+        return None
+
+
+def write(folder: Path, now: Records) -> None:
+    """Make it the baseline."""
+    run, turns = now
+    write_json(folder / RUN_FILE, run)
+    write_turns(folder / TURNS_FILE, turns)
+    write_json(folder / FLOOR_FILE, {name: round(FLOOR_SHARE * value, 2) for name, value in _speedups(now).items()})
+
+
+def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records:
+    with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
+        settings = dataclasses.replace(settings, out=scratch)
+        bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
+        use_widths(bench, measured)
+        run = bench.run()
+    if not run.complete:  # part of a run is no evidence
+        raise KeyboardInterrupt
+    run.config["out"] = None  # a folder that is gone
+    return run, bench.turns
+
+
+def _speedups(records: Records) -> dict[str, float]:
+    """Overall decode speedup of each method."""
+    entries = metrics.summarize(*records)["methods"]
+    found = {n: e["tasks"][OVERALL]["speedup_decode"]["value"] for n, e in entries.items() if e["kind"] == "method"}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _compared(
+    before: Records, now: Records, floors: dict[str, float], rules: Rules, *, counters_only: bool
+) -> dict[str, Any]:
+    """As `compare` has it, but speedups are held against the floor: the baseline's times are another day's."""
+    compared = compare(before, now, dataclasses.replace(rules, allowed=(*rules.allowed, "device")))
+    speedups = _speedups(now)
+    for label, entry in compared["methods"].items():
+        for task, cell in entry["tasks"].items():
+            cell["metrics"].pop(SPEEDUP, None)
+            floor, value = floors.get(label), speedups.get(label)
+            if task == OVERALL and floor is not None and value is not None:
+                verdict = WORSE if value < floor else SAME
+                cell["metrics"][FLOOR] = new_metric(floor, value, verdict=verdict, counts=not counters_only)
+    settle(compared)
+    return compared
+
+
+def _floors(folder: Path) -> dict[str, float]:
+    path = folder / FLOOR_FILE
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): make the baseline anew with --update-baseline") from error

@@ -1,0 +1,33 @@
+"""Work that slows a method down in proportion, so that the gate can be shown to see it."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.engine.execute import now_s
+from bench.records import Step
+from methods.base import Method
+
+
+def slow_down(method: Method, share: float) -> None:
+    """Let every step take `share` longer: real passes through the target's first layer, until that much time is used.
+
+    What a step's passes use up too much or too little is carried over to the next one.
+    """
+    step, target = method.step, method.target
+    scratch = target.new_cache()
+    debt_s = 0.0
+
+    @torch.inference_mode()
+    def slowed(room: int) -> Step:
+        nonlocal debt_s
+        start_s = now_s(target.device)
+        made = step(room)
+        debt_s += share * (now_s(target.device) - start_s)
+        while debt_s > 0:
+            start_s = now_s(target.device)
+            target.run_layers(target.embed([0]), 0, scratch, 0, 1)
+            debt_s -= now_s(target.device) - start_s
+        return made
+
+    method.step = slowed  # type: ignore[method-assign]

@@ -1,0 +1,98 @@
+"""One side of a gate from within: a run of its own code that answers when it is asked to. See `protocol`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from typing import Any, TextIO
+
+import bench
+import methods
+from bench.config import RunConfig
+from bench.contestants import Contestant
+from bench.errors import UserError
+from bench.gate.measured import use_widths, with_knobs
+from bench.gate.protocol import PROTOCOL
+from bench.gate.slow_down import slow_down
+from bench.records import Run, Turn
+from bench.runner import Bench
+from methods.base import Method
+
+
+class Worker:
+    """A bench that is told what to answer."""
+
+    def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
+        """`measured`: what the other side measured when it began, to be used here too."""
+        self.bench = Bench(config, _tell, adapt=lambda variant: with_knobs(variant, measured))
+        use_widths(self.bench, measured)
+        self.questions = {question.question_id: question for question in self.bench.questions.questions}
+        self.contestants = {contestant.label: contestant for contestant in self.bench.contestants}
+        _slow_down(self.contestants, slower)
+        self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
+        self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
+        self.record: Run = self.bench.prepare()
+
+    def handle(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one line."""
+        match asked["do"]:
+            case "hello":
+                return {
+                    "protocol": PROTOCOL,
+                    "files": {"bench": bench.__file__}
+                    | {variant.label: inspect.getfile(variant.method) for variant in self.bench.variants},
+                    "run": dataclasses.asdict(self.record),
+                    "questions": [
+                        {"id": q.question_id, "task": q.task, "turns": len(q.turns)} for q in self.questions.values()
+                    ],
+                }
+            case "answer":
+                self._answer(asked)
+                return {}
+            case "close":
+                return {"turns": self._close(asked)}
+        raise UserError(f"the gate's worker was asked to {asked['do']!r}: base and new speak different protocols")
+
+    def _answer(self, asked: dict[str, Any]) -> None:
+        question, index = self.questions[asked["question"]], asked["turn"]
+        turn = self.bench.answer(self.contestants[asked["label"]], question, index, asked["round"], self._prompt(asked))
+        self.open[turn.method] = turn
+
+    def _close(self, asked: dict[str, Any]) -> list[dict[str, Any]]:
+        """Everybody has answered the turn: audit, and go on with vanilla's answer."""
+        vanilla, question = self.open[methods.BASELINE], self.questions[asked["question"]]
+        if vanilla.error is None:
+            self.bench.audit(self.open, self._prompt(asked))
+            self._said(asked).append((question.turns[asked["turn"]], vanilla.text))
+        turns = [dataclasses.asdict(turn) for turn in self.open.values()]
+        self.open = {}
+        return turns
+
+    def _said(self, asked: dict[str, Any]) -> list[tuple[str, str]]:
+        return self.history.setdefault((asked["question"], asked["round"]), [])
+
+    def _prompt(self, asked: dict[str, Any]) -> list[int]:
+        text = self.questions[asked["question"]].turns[asked["turn"]]
+        return self.bench.chat.prompt(self._said(asked)[: asked["turn"]], text)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _slow_down(contestants: dict[str, Contestant], slower: dict[str, float]) -> None:
+    """Make methods do more work in each step, in proportion, so that the gate itself can be tested."""
+    for label, share in slower.items():
+        contestant = contestants.get(label)
+        if contestant is None or not isinstance(contestant.runner, Method):
+            raise UserError(f"--slow-down {label}: the gate has no such method of ours")
+        slow_down(contestant.runner, share)
+
+
+def serve(worker: Worker, lines: TextIO, out: TextIO) -> None:
+    """Answer lines until they end."""
+    for line in lines:
+        out.write(json.dumps(worker.handle(json.loads(line))) + "\n")
+        out.flush()

@@ -1,0 +1,148 @@
+"""A side of the gate, from within and as a process: it answers as a run would, with what it was told was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import pytest
+
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.gate import side as side_module
+from bench.gate import slow_down, worker
+from bench.gate.checkout import Checkout, here
+from bench.gate.measured import measured_by
+from bench.gate.protocol import PROTOCOL
+from bench.gate.side import Side, first_line
+from tests.tiny import records, run_bench
+
+
+@pytest.fixture
+def config(setting):
+    return RunConfig(
+        model=str(setting.model),
+        questions=setting.questions,
+        method=(setting.kangaroo,),
+        peer=("none",),
+        max_new_tokens=8,
+        out=str(setting.out),
+    )
+
+
+def course(questions, labels):
+    """The lines of one round."""
+    for question in questions:
+        for turn in range(question["turns"]):
+            where = {"question": question["id"], "turn": turn, "round": 0}
+            yield from ({"do": "answer", "label": label, **where} for label in labels)
+            yield {"do": "close", **where}
+
+
+def test_a_worker_answers_as_a_run_does(config, setting):
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    _, expected = records(setting.out)
+    out = io.StringIO()
+    made = worker.Worker(config, {}, {})
+    hello = made.handle({"do": "hello"})
+    lines = course(hello["questions"], ["vanilla", setting.kangaroo])
+    worker.serve(made, io.StringIO("".join(json.dumps(line) + "\n" for line in lines)), out)
+    turns = [turn for line in out.getvalue().splitlines() for turn in json.loads(line).get("turns", [])]
+
+    def told(turn):
+        keys = ("method", "question_id", "turn", "token_ids", "per_step_drafted", "per_step_emitted", "audit")
+        return [turn[key] for key in keys]
+
+    whole = sorted(map(told, map(dataclasses.asdict, expected)), key=str)
+    assert sorted(map(told, turns), key=str) == whole
+    assert hello["protocol"] == PROTOCOL
+    assert hello["questions"][0] == {"id": 11, "task": "mt_bench", "turns": 2}
+
+
+def test_what_the_other_side_measured_is_used(config, setting):
+    costs = "0.100/0.100/1:1.000/2:1.100"
+    measured = {"knobs": {setting.kangaroo: {"gamma": 1, "costs": costs}}, "widths": {"3": 7}}
+    made = worker.Worker(config, measured, {})
+    info = made.record.methods[setting.kangaroo]
+    assert made.bench.target.widths[3] == 7
+    assert info.config["gamma"] != 1  # a knob that is set, not measured: each side's own
+    assert info.config["costs"] == costs
+    knobs = {"vanilla": {}, setting.kangaroo: {"costs": costs}}
+    assert measured_by(made.record) == {"knobs": knobs, "widths": {"3": 7}}
+
+
+def test_only_what_differs_from_the_defaults_is_told(config):
+    told = first_line(config, {}, {})["config"]
+    assert set(told) == {"model", "questions", "method", "peer", "max_new_tokens", "out", "dtype", "temperature"}
+    assert RunConfig(**told) == config
+
+
+@pytest.mark.parametrize(("share", "passes"), [(1.0, 10), (0.5, 5), (0.0, 0)])
+def test_a_slowed_method_does_a_share_more_and_answers_the_same(config, monkeypatch, share, passes):
+    """With a clock that ticks once a look: a step takes one tick, and so does a pass."""
+    made = worker.Worker(config, {}, {})
+    method = made.contestants["vanilla"].runner
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(slow_down, "now_s", lambda device: next(ticks))
+    done = []
+    run_layers = method.target.run_layers
+    monkeypatch.setattr(method.target, "run_layers", lambda *a, **k: done.append(a) or run_layers(*a, **k))
+    method.prefill([1, 2, 3])
+    expected = [method.step(9).emitted for _ in range(10)]
+    without = len(done)
+    slow_down.slow_down(method, share)
+    method.prefill([1, 2, 3])
+    assert [method.step(9).emitted for _ in range(10)] == expected
+    assert len(done) - 2 * without == passes
+
+
+def test_only_our_own_methods_can_be_slowed_down(config):
+    with pytest.raises(UserError, match="--slow-down nobody"):
+        worker.Worker(config, {}, {"nobody": 0.1})
+
+
+def test_a_process_answers_and_ends(config, setting, tmp_path):
+    side = Side("new", here(None), first_line(config, {}, {}), tmp_path / "new.log")
+    where = {"question": 12, "turn": 0, "round": 0}
+    for label in side.run.methods:
+        side.answer(label, where)
+    turns = side.audited(where)
+    assert [turn.method for turn in turns] == ["vanilla", setting.kangaroo]
+    assert turns[0].token_ids == turns[1].token_ids
+    assert turns[1].audit.verdict == "identical"
+    assert side.run.methods[setting.kangaroo].config["exit_layer"] == 1
+    side.process.kill()
+    side.process.wait()
+    with pytest.raises(UserError, match=r"new ended before the gate did .*new\.log"):
+        side.answer("vanilla", where)
+    side.close()
+
+
+def test_a_side_that_cannot_start_tells_why(config, tmp_path):
+    wrong = dataclasses.replace(config, method=("kangaro",))
+    with pytest.raises(UserError, match=r"base ended before the gate did \(unknown method 'kangaro'"):
+        Side("base", here(None), first_line(wrong, {}, {}), tmp_path / "base.log")
+
+
+def test_other_code_than_the_checkouts_is_refused(config, tmp_path):
+    """An empty folder: the bench that runs is found elsewhere."""
+    elsewhere = Checkout(str(tmp_path), here(None).python, paths=(here(None).folder,))
+    with pytest.raises(UserError, match=r"base takes the bench from .*, not from .*pip install -e"):
+        Side("base", elsewhere, first_line(config, {}, {}), tmp_path / "base.log")
+
+
+def test_a_side_that_says_nothing_is_given_up(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(side_module, "_ANSWER_S", 0.2)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()
+    (tmp_path / "bench" / "__main__.py").write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(UserError, match="no answer within"):
+        Side("base", Checkout(str(tmp_path), here(None).python), first_line(config, {}, {}), tmp_path / "base.log")
+
+
+def test_code_from_before_the_gate_is_told(config, tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").touch()
+    with pytest.raises(UserError, match=r"base ended before the gate did .*base\.log"):
+        Side("base", Checkout(str(tmp_path), here(None).python), first_line(config, {}, {}), tmp_path / "base.log")
