@@ -6,12 +6,16 @@ import sys
 from collections.abc import Sequence
 
 import bench
-from bench.commands import cache, export, generate, listing, report, run, sweep, train
+from bench.commands import cache, compare, export, gate, generate, history, listing, report, run, serve, sweep, train
 from bench.errors import UserError
 
 COMMANDS = {
     "run": run,
     "report": report,
+    "compare": compare,
+    "gate": gate,
+    "history": history,
+    "serve": serve,
     "sweep": sweep,
     "generate": generate,
     "export": export,

@@ -19,6 +19,9 @@ other commands (each has its own --help):
   list               methods with their knobs, tasks, models
   generate PROMPT    vanilla and a method side by side on your own prompt, streamed
   export RUN_DIR     a run as answer files in Spec-Bench's format
+  compare BASE NEW   what got better or worse between runs of the same questions
+  gate --base REV    did this checkout get slower than another commit?
+  history RUN_DIR..  speedup and CR over commits
   cache list|clean   what was downloaded, and how to be rid of it
 
 examples:

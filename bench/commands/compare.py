@@ -1,0 +1,119 @@
+"""compare: a run against others of the same questions."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from bench.commands import new_parser
+from bench.errors import UserError
+from bench.rules import ALLOWED, Rules
+
+_EPILOG = """\
+exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
+
+examples:
+  python run_bench.py compare results/runs/BASE results/runs/NEW
+  python run_bench.py compare BASE NEW --markdown pr.md --junit junit.xml"""
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    made = new_parser(
+        "compare",
+        "Tell what got better or worse between runs of the same questions, or between two answer files of one method\n"
+        "in Spec-Bench's format. No model, no torch.",
+        _EPILOG,
+    )
+    made.add_argument("base", type=Path, help="folder of the run to compare with, or an answer file")
+    made.add_argument(
+        "new", type=Path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
+    )
+    add_rules(made)
+    return made
+
+
+def add_rules(made: ArgumentParser) -> None:
+    """What `gate` takes as well."""
+    made.add_argument(
+        "--effect",
+        type=float,
+        default=Rules.effect,
+        metavar="X",
+        help="relative change of time or speedup that matters (default: %(default)s)",
+    )
+    made.add_argument(
+        "--prefill-effect",
+        type=float,
+        default=Rules.prefill_effect,
+        metavar="X",
+        help="relative change of the prefill's time that matters (default: %(default)s)",
+    )
+    made.add_argument(
+        "--tolerance",
+        type=float,
+        default=Rules.tolerance,
+        metavar="X",
+        help="relative change of CR and other counters that another machine may make (default: %(default)s)",
+    )
+    made.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help=f"compare in spite of a difference in {', '.join(ALLOWED)}; may be repeated",
+    )
+    made.add_argument("--strict", action="store_true", help="exit with 1 where nobody can tell")
+    for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
+        made.add_argument(
+            f"--{kind}", type=Path, default=None, metavar="FILE", help=f"also write the comparison {what}"
+        )
+
+
+def rules_of(options: Namespace) -> Rules:
+    """The rules that were asked for."""
+    return Rules(options.effect, options.prefill_effect, options.tolerance, tuple(options.allow))
+
+
+def run(options: Namespace) -> int:
+    """Carry it out; the exit status."""
+    from bench.compare import compare
+    from bench.compare_answers import compare_answers
+    from bench.records import read_run, read_turns
+
+    rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
+    if any(files) and not all(files):
+        raise UserError("a run cannot be compared with an answer file: give two runs, or answer files (`export`)")
+    if all(files):
+        found = [compare_answers(options.base, new, rules) for new in options.new]
+    else:
+        base = read_run(options.base), read_turns(options.base)
+        found = [compare(base, (read_run(new), read_turns(new)), rules) for new in options.new]
+    return max(show(compared, options, number) for number, compared in enumerate(found))
+
+
+def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
+    """Print and write a comparison; the exit status that it asks for."""
+    from bench.compare import UNKNOWN, WORSE
+    from bench.records import atomic_writer, write_json
+    from bench.report import compare_page
+
+    print(compare_page.terminal(compared))
+    texts = {"markdown": compare_page.markdown, "junit": compare_page.junit}
+    for kind in ("markdown", "json", "junit"):
+        path: Path | None = getattr(options, kind)
+        if path is None:
+            continue
+        if number:  # several runs are judged: a file each
+            path = path.with_stem(f"{path.stem}-{number + 1}")
+        if kind == "json":
+            write_json(path, compared)
+        else:
+            with atomic_writer(path) as file:
+                file.write(texts[kind](compared))
+        print(f"written: {path}")
+    if compared["verdict"] == UNKNOWN:
+        print("WARNING: for some methods nobody can tell: more questions, or a quieter machine", file=sys.stderr)
+        return int(options.strict)
+    return int(compared["verdict"] == WORSE)

@@ -1,0 +1,26 @@
+"""history: speedup and CR over commits."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from bench.commands import new_parser, tell_written
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    made = new_parser("history", "Show speedup and CR of runs of the same questions over the commits that made them.")
+    made.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs")
+    made.add_argument("--out", type=Path, default=Path("plots/history"), metavar="DIR", help="(default: %(default)s)")
+    return made
+
+
+def run(options: Namespace) -> int:
+    """Carry it out; the exit status."""
+    from bench.report import history
+
+    points = history.read_history(options.run_dirs)
+    print(history.table(points))
+    tell_written(history.write_history(points, options.out))
+    return 0

@@ -1,0 +1,40 @@
+"""serve: one side of a gate, which starts it and speaks to it through its standard input and output."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from bench.commands import new_parser
+from bench.config import RunConfig
+from bench.errors import UserError
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    return new_parser("serve", "One side of a gate; started by `gate` and of no use by itself.")
+
+
+def run(options: Namespace) -> int:
+    """Carry it out; the exit status."""
+    # Whatever a library or a method prints, from C too, goes to the errors' stream: the output is for answers alone.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    from bench.gate import worker
+
+    first = sys.stdin.readline()
+    try:
+        given = json.loads(first)
+        config: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in given["config"].items()
+        }
+        settings = RunConfig(**config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"serve is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
+        ) from error
+    worker.serve(worker.Worker(settings, given.get("measured", {}), given.get("slower", {})), sys.stdin, out)
+    return 0
