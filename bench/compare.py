@@ -97,7 +97,7 @@ def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
     """
     sides = identity(base), identity(new)
     different = {name: (sides[0][name], sides[1][name]) for name in IDENTITY if sides[0][name] != sides[1][name]}
-    refused = {name: values for name, values in different.items() if name not in rules.allowed}
+    refused = {name: values for name, values in different.items() if name not in rules.allow}
     if refused:
         listed = "; ".join(f"{name}: {_short(a)} and {_short(b)}" for name, (a, b) in refused.items())
         allow = " ".join(f"--allow '{name}'" for name in refused)
@@ -273,7 +273,7 @@ class _Comparison:
         """Vanilla's answers that changed: audits are against vanilla, and would not see a fault that hits it too."""
         count = sum(pair[0].token_ids != pair[1].token_ids for task in tasks for pair in task)
         counts = (
-            self.exact(self.baseline) and metrics.sampling(self.base[0]) is None and ANSWERS not in self.rules.allowed
+            self.exact(self.baseline) and metrics.sampling(self.base[0]) is None and ANSWERS not in self.rules.allow
         )
         return new_metric(0, count, verdict=WORSE if count else SAME, counts=counts)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import types
+from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -17,7 +19,8 @@ MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def _setting(default: Any, help_text: str, **more: Any) -> Any:
+def setting(default: Any, help_text: str, **more: Any) -> Any:
+    """A field of settings that becomes a flag; `more` are arguments for argparse."""
     return field(default=default, metadata={"help": help_text, **more})
 
 
@@ -25,41 +28,41 @@ def _setting(default: Any, help_text: str, **more: Any) -> Any:
 class RunConfig:
     """What to run, on what, and how long."""
 
-    method: tuple[str, ...] = _setting(
+    method: tuple[str, ...] = setting(
         ("kangaroo",),
         "method to compare with vanilla, with its knobs if any, like kangaroo:gamma=4,threshold=0; may be repeated; "
         "all: every built-in method",
         metavar="NAME[:KEY=VALUE,...]",
     )
-    peer: tuple[str, ...] = _setting(
+    peer: tuple[str, ...] = setting(
         ("hf-generate",), "another library's decoding, run beside ours; may be repeated; none: without", metavar="NAME"
     )
-    model: str = _setting(
+    model: str = setting(
         DEFAULT_MODEL, "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), or a folder", metavar="NAME"
     )
-    revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
-    questions: str = _setting(
+    revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
+    questions: str = setting(
         "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
     )
-    tasks: str = _setting("all", "all, or some of the tasks, separated by commas (mt_bench,qa)", metavar="LIST")
-    limit: int | None = _setting(None, "at most N questions a task, drawn evenly over its categories", metavar="N")
-    peer_limit: int = _setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
-    max_new_tokens: int = _setting(48, "tokens of an answer at most", metavar="N")
-    rounds: int = _setting(1, "times that everything is repeated", metavar="N")
-    probe_windows: int = _setting(
+    tasks: str = setting("all", "all, or some of the tasks, separated by commas (mt_bench,qa)", metavar="LIST")
+    limit: int | None = setting(None, "at most N questions a task, drawn evenly over its categories", metavar="N")
+    peer_limit: int = setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
+    max_new_tokens: int = setting(48, "tokens of an answer at most", metavar="N")
+    rounds: int = setting(1, "times that everything is repeated", metavar="N")
+    probe_windows: int = setting(
         0,
         "also draft N tokens in a row at every position of vanilla's answers, untimed: shows drafters without their "
         "early stopping; 0: off",
         metavar="N",
     )
-    temperature: float = _setting(0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X")
-    top_p: float = _setting(1.0, "sample from the most probable tokens that make up this share", metavar="X")
-    top_k: int = _setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
-    seed: int = _setting(0, "draws the questions of --limit, and the samples", metavar="N")
-    dtype: str = _setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
-    device: str = _setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
-    threads: int = _setting(0, "CPU threads; 0: torch's choice", metavar="N")
-    out: str | None = _setting(
+    temperature: float = setting(0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X")
+    top_p: float = setting(1.0, "sample from the most probable tokens that make up this share", metavar="X")
+    top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
+    seed: int = setting(0, "draws the questions of --limit, and the samples", metavar="N")
+    dtype: str = setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )
 
@@ -90,32 +93,32 @@ PRESETS: dict[str, dict[str, Any]] = {
 class TrainConfig:
     """How to train a method's weights: what all methods share."""
 
-    model: str = _setting(
+    model: str = setting(
         DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
     )
-    revision: str | None = _setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
-    exit_layer: int = _setting(
+    revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
+    exit_layer: int = setting(
         2, "layers of the target whose states are kept beside its final ones; Kangaroo drafts from them", metavar="N"
     )
-    draft_vocab: int = _setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
-    tokens: int = _setting(
+    draft_vocab: int = setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
+    tokens: int = setting(
         0,
         "tokens of self-made answers to train on, at least, drawn from those that come with the project for the model "
         "where these suffice; 0: all of those, else a million",
         metavar="N",
     )
-    epochs: int = _setting(3, "passes over them", metavar="N")
-    batch: int = _setting(4, "conversations in an optimiser's step", metavar="N")
-    learning_rate: float = _setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
-    seed: int = _setting(0, "of conversations, initial weights and order", metavar="N")
-    decontaminate: tuple[str, ...] = _setting(
+    epochs: int = setting(3, "passes over them", metavar="N")
+    batch: int = setting(4, "conversations in an optimiser's step", metavar="N")
+    learning_rate: float = setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
+    seed: int = setting(0, "of conversations, initial weights and order", metavar="N")
+    decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
         "question sets that no conversation may share 13 words in a row with; may be repeated",
         metavar="NAME",
     )
-    device: str = _setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
-    threads: int = _setting(0, "CPU threads; 0: torch's choice", metavar="N")
-    out: str | None = _setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -132,21 +135,21 @@ SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
 class KangarooTraining(TrainConfig):
     """How to train a Kangaroo adapter."""
 
-    architecture: str = _setting(
+    architecture: str = setting(
         "feedback",
         "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
         "alone; the others of the paper's Table 2: attention with an LM head of its own, a whole transformer layer, "
         "two matrices without attention with an LM head of their own",
         choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
     )
-    ffn: int = _setting(
+    ffn: int = setting(
         0,
         "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
         "without attention that of the states",
         metavar="N",
     )
-    unroll: int = _setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
-    teach: str = _setting(
+    unroll: int = setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
+    teach: str = setting(
         "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
     )
 
@@ -159,14 +162,14 @@ class KangarooTraining(TrainConfig):
 class MedusaTraining(TrainConfig):
     """How to train Medusa heads."""
 
-    architecture: str = _setting(
+    architecture: str = setting(
         "newest",
         "newest: the heads also read the newest token; paper: the state alone, as published",
         choices=("newest", "paper"),
     )
-    epochs: int = _setting(2, "passes over them", metavar="N")
-    heads: int = _setting(4, "heads, each for a token further ahead", metavar="N")
-    own_lm_heads: bool = _setting(
+    epochs: int = setting(2, "passes over them", metavar="N")
+    heads: int = setting(4, "heads, each for a token further ahead", metavar="N")
+    own_lm_heads: bool = setting(
         False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
     )
 
@@ -188,10 +191,25 @@ def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
     return RunConfig(**(PRESETS[preset] | asked))
 
 
-def flags(of: type[RunConfig | TrainConfig]) -> list[tuple[str, dict[str, Any]]]:
-    """(flag, arguments for argparse) for every setting. Flags not given come out as None: the classes know defaults."""
+def flags(of: type[Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(flag, arguments for argparse) for every `setting`. Flags not given come out as None: classes know defaults."""
     hints = get_type_hints(of)
-    return [(f"--{item.name.replace('_', '-')}", _argument(item, hints[item.name])) for item in fields(of)]
+    return [
+        (f"--{item.name.replace('_', '-')}", _argument(item, hints[item.name]))
+        for item in fields(of)
+        if "help" in item.metadata
+    ]
+
+
+def given(options: Namespace, of: type[Any]) -> dict[str, Any]:
+    """The settings of a class that were given as flags."""
+    values = {item.name: getattr(options, item.name, None) for item in fields(of)}
+    return frozen({name: value for name, value in values.items() if value is not None})
+
+
+def frozen(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as their classes hold them: JSON and argparse give lists where they have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
@@ -199,7 +217,7 @@ def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     many = isinstance(item.default, tuple)
     options = {key: value for key, value in item.metadata.items() if key != "help"}
     shown = " ".join(item.default) if many else item.default
-    text = item.metadata["help"] + (f" (default: {shown})" if shown is not None else "")
+    text = item.metadata["help"] + (f" (default: {shown})" if shown not in (None, "") else "")
     kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)
     if kind is bool:  # a switch, off unless given
         return {"help": item.metadata["help"], "action": "store_const", "const": True, "default": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench.config import RunConfig
+from bench.config import RunConfig, frozen
 from bench.errors import UserError
 from bench.questions import Question
 from bench.records import TURNS_FILE, Run, Turn, read_run, read_turns, write_turns
@@ -57,8 +57,7 @@ def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
     known = {item.name for item in dataclasses.fields(RunConfig)}
     if unknown := run.config.keys() - known:
         raise UserError(f"cannot resume run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
-    config = RunConfig(**{key: _frozen(value) for key, value in run.config.items()})
-    asked = {key: _frozen(value) for key, value in given.items()}
+    config, asked = RunConfig(**frozen(run.config)), frozen(given)
     changed = {
         f"--{key.replace('_', '-')}": (getattr(config, key), value)
         for key, value in asked.items()
@@ -66,10 +65,6 @@ def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
     }
     _refuse(run, changed)
     return config
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from bench.config import setting
 from bench.errors import UserError
 
 # What must be alike before two runs can be compared.
@@ -17,10 +18,16 @@ ALLOWED = (*IDENTITY, ANSWERS)
 class Rules:
     """What counts as a change."""
 
-    effect: float = 0.02  # relative change of decoding time or speedup below which nothing is better or worse
-    prefill_effect: float = 0.1  # the same of the prefill, which is one pass an answer and noisier
-    tolerance: float = 0.02  # relative change of a counter that another machine may make
-    allowed: tuple[str, ...] = ()  # differences between the runs that were said to be meant, of ALLOWED
+    effect: float = setting(0.02, "relative change of decoding time or speedup that matters", metavar="X")
+    prefill_effect: float = setting(  # one pass an answer, and noisier
+        0.1, "relative change of the prefill's time that matters", metavar="X"
+    )
+    tolerance: float = setting(
+        0.02, "relative change of CR and other counters that another machine may make", metavar="X"
+    )
+    allow: tuple[str, ...] = setting(
+        (), f"compare in spite of a difference in {', '.join(ALLOWED)}; may be repeated", metavar="WHAT"
+    )
 
     def __post_init__(self) -> None:
         for flag, value in (("--effect", self.effect), ("--prefill-effect", self.prefill_effect)):
@@ -28,7 +35,7 @@ class Rules:
                 raise UserError(f"{flag} {value} must lie between 0 and 1 (0.02: two per cent)")
         if not 0 <= self.tolerance < 1:
             raise UserError(f"--tolerance {self.tolerance} must lie between 0 and 1")
-        for name in self.allowed:
+        for name in self.allow:
             if name not in ALLOWED:
                 raise UserError(f"--allow {name!r}: no such difference; there are {', '.join(ALLOWED)}")
 
@@ -37,8 +44,8 @@ class Rules:
 class GateSettings:
     """How a gate decides, beside the settings of the runs that it makes."""
 
-    budget_min: float = 10.0  # minutes of asking
-    alarm: float = 0.02  # chance that unchanged code is called worse, over all methods of a gate
+    budget_min: float = setting(10.0, "minutes of measuring at most", metavar="N")
+    alarm: float = setting(0.02, "chance that unchanged code is called worse, over all its methods", metavar="X")
     rules: Rules = field(default_factory=Rules)
     slower: tuple[tuple[str, float], ...] = ()  # new's methods made slower by a share, to test the gate
 

@@ -6,9 +6,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
-from bench.rules import ALLOWED, Rules
+from bench.rules import Rules
 
 _EPILOG = """\
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
@@ -36,34 +37,8 @@ def parser() -> ArgumentParser:
 
 def add_rules(made: ArgumentParser) -> None:
     """What `gate` takes as well."""
-    made.add_argument(
-        "--effect",
-        type=float,
-        default=Rules.effect,
-        metavar="X",
-        help="relative change of time or speedup that matters (default: %(default)s)",
-    )
-    made.add_argument(
-        "--prefill-effect",
-        type=float,
-        default=Rules.prefill_effect,
-        metavar="X",
-        help="relative change of the prefill's time that matters (default: %(default)s)",
-    )
-    made.add_argument(
-        "--tolerance",
-        type=float,
-        default=Rules.tolerance,
-        metavar="X",
-        help="relative change of CR and other counters that another machine may make (default: %(default)s)",
-    )
-    made.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help=f"compare in spite of a difference in {', '.join(ALLOWED)}; may be repeated",
-    )
+    for flag, settings in config.flags(Rules):
+        made.add_argument(flag, **settings)
     made.add_argument("--strict", action="store_true", help="exit with 1 where nobody can tell")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
         made.add_argument(
@@ -73,7 +48,7 @@ def add_rules(made: ArgumentParser) -> None:
 
 def rules_of(options: Namespace) -> Rules:
     """The rules that were asked for."""
-    return Rules(options.effect, options.prefill_effect, options.tolerance, tuple(options.allow))
+    return Rules(**config.given(options, Rules))
 
 
 def run(options: Namespace) -> int:

@@ -23,6 +23,8 @@ _EPILOG = """\
 With --base both commits answer the same questions in turns on this machine, block by block, until it is decided for
 every method whether it got slower, or the budget is used up; counters (tokens per step, drafts, losslessness) must not
 get worse either. Without --base counters are held against results/baselines, and speedups against the floor there.
+Flags of a run have defaults of their own here: --method all --limit 4 --max-new-tokens 32; without --base those of the
+baseline, or for a new one --limit 1.
 
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 it cannot be compared
 
@@ -60,20 +62,8 @@ def parser() -> ArgumentParser:
         metavar="DIR",
         help="with --base: gate the commits of this repository, which holds installed methods, not of the bench",
     )
-    made.add_argument(
-        "--budget-min",
-        type=float,
-        default=GateSettings.budget_min,
-        metavar="N",
-        help="minutes of measuring at most (default: %(default)s)",
-    )
-    made.add_argument(
-        "--alarm",
-        type=float,
-        default=GateSettings.alarm,
-        metavar="X",
-        help="chance that unchanged code is called worse (default: %(default)s)",
-    )
+    for flag, settings in config.flags(GateSettings):
+        made.add_argument(flag, **settings)
     made.add_argument(
         "--out",
         type=Path,
@@ -95,9 +85,9 @@ def parser() -> ArgumentParser:
         help="make a new baseline of this checkout, after showing the difference",
     )
     made.add_argument("--slow-down", action="append", default=[], metavar="METHOD=SHARE", help=argparse.SUPPRESS)
-    for flag, options in config.flags(config.RunConfig):
+    for flag, settings in config.flags(config.RunConfig):
         if flag in _RUN_FLAGS:
-            made.add_argument(flag, **options)
+            made.add_argument(flag, **settings)
     compare.add_rules(made)
     return made
 
@@ -145,7 +135,8 @@ def _against_commit(given: dict[str, Any], options: Namespace, rules: Rules) -> 
     out = (options.out or GATES / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}").absolute()
     fixed = {"questions": _questions_file(given.get("questions", "mini")), "out": str(out / "scratch")}
     settings = config.from_flags(DEFAULTS | given | fixed, "laptop")
-    asked = GateSettings(options.budget_min, options.alarm, rules, tuple(map(_share, options.slow_down)))
+    slower = tuple(map(_share, options.slow_down))
+    asked = GateSettings(**config.given(options, GateSettings), rules=rules, slower=slower)
     with checked_out(options.base, options.plugin, say) as base:
         compared = run_gate(settings, asked, base, here(options.plugin), out, say)
     write_json(out / GATE_FILE, compared)

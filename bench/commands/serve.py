@@ -6,10 +6,9 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from typing import Any
 
 from bench.commands import new_parser
-from bench.config import RunConfig
+from bench.config import RunConfig, frozen
 from bench.errors import UserError
 
 
@@ -28,11 +27,8 @@ def run(options: Namespace) -> int:
     first = sys.stdin.readline()
     try:
         given = json.loads(first)
-        config: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in given["config"].items()
-        }
-        settings = RunConfig(**config)
-    except (ValueError, KeyError, TypeError) as error:
+        settings = RunConfig(**frozen(given["config"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"serve is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
         ) from error

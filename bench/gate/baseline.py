@@ -114,7 +114,7 @@ def _compared(
     before: Records, now: Records, floors: dict[str, float], rules: Rules, *, counters_only: bool
 ) -> dict[str, Any]:
     """As `compare` has it, but speedups are held against the floor: the baseline's times are another day's."""
-    compared = compare(before, now, dataclasses.replace(rules, allowed=(*rules.allowed, "device")))
+    compared = compare(before, now, dataclasses.replace(rules, allow=(*rules.allow, "device")))
     speedups = _speedups(now)
     for label, entry in compared["methods"].items():
         for task, cell in entry["tasks"].items():

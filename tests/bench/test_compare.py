@@ -206,7 +206,7 @@ def test_other_answers_of_vanilla_are_worse_unless_allowed():
     assert metric(found, "answers unlike base's", "vanilla")["verdict"] == WORSE
     assert found["methods"]["vanilla"]["verdict"] == WORSE
     assert any("vanilla answers 12 questions otherwise" in text for text in found["warnings"])
-    allowed = compared(copies, rules=Rules(allowed=("answers",)))
+    allowed = compared(copies, rules=Rules(allow=("answers",)))
     assert allowed["methods"]["vanilla"]["verdict"] == SAME
 
 
@@ -239,7 +239,7 @@ def test_an_answer_that_is_not_vanillas_any_more_is_worse():
 def test_runs_of_different_things_are_refused_by_name_unless_that_is_meant(name, change):
     with pytest.raises(UserError, match=f"different things .*{name}.*--allow '{name}'"):
         compared(some_turns(2), new=a_run("new", **change))
-    found = compared(some_turns(2), new=a_run("new", **change), rules=Rules(allowed=(name,)))
+    found = compared(some_turns(2), new=a_run("new", **change), rules=Rules(allow=(name,)))
     assert any(name in warning for warning in found["warnings"])
 
 
