@@ -27,6 +27,7 @@ from bench.audit import Auditor
 from bench.config import RunConfig
 from bench.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
 from bench.engine.decoder import Decoder, DecoderConfig
+from bench.engine.pages import huge_mib, use_huge_pages
 from bench.errors import UserError
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.records import (
@@ -145,6 +146,8 @@ class Bench:
             if issubclass(variant.method, Peer):
                 return Contestant(variant.label, variant.method(self.target, variant.config, self.checkpoint))
             runner = variant.method(self.target, variant.config)
+            if self.target.device.type == "cpu":
+                use_huge_pages()  # not for peers, which come later: they run as they do elsewhere
             forced, windows = prober(runner, self.config.probe_windows)
             return Contestant(variant.label, runner, forced, windows)
 
@@ -388,6 +391,7 @@ class Bench:
                 "weights": "packed" if target.packed else "plain",
                 "pass_widths": {str(n): width for n, width in target.widths.items()},
                 "cache_positions": target.max_len,
+                "huge_pages_mib": huge_mib(),
             },
             provenance={
                 "started": self.started.isoformat(timespec="seconds"),

@@ -14,6 +14,7 @@ import torch
 
 from bench.engine.decoder import Decoder
 from bench.engine.execute import now_s
+from bench.engine.pages import use_huge_pages
 from bench.engine.tree import tree_of
 
 _REPEATS = 11
@@ -88,6 +89,8 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
 
     The table of verifications ends where a pass costs more than any drafts in it could be worth, but has `widest`.
     """
+    if target.device.type == "cpu":
+        use_huge_pages()  # for the method's own weights
     tables = _measured.setdefault(target, {})
     if exit_layer not in tables:
         tables[exit_layer] = _measure_passes(target, exit_layer)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.engine.execute import Linear, can_pack, measure_widths
 from bench.engine.kv_cache import KVCache
+from bench.engine.pages import use_huge_pages
 from bench.engine.tree import Tree
 from bench.errors import UserError
 
@@ -148,6 +149,8 @@ class Decoder:
         self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
         self.head = Linear(self.head_weight, packed=self.packed)
         self.cos, self.sin = rope_table(hf_config, self.max_len + _BLOCK, dtype, device)
+        if device.type == "cpu":
+            use_huge_pages()  # before anything is measured
         if pad and device.type == "cpu":
             some = self.layers[: max(1, min(config.layers, 8))]
             self.widths = measure_widths([lin for ly in some for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)], dtype)
