@@ -1,0 +1,132 @@
+"""The scripts that show what the gate is worth: they start, their faults can still be planted, and they count right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.errors import UserError
+from bench.gate.gate import PAIRS_FILE
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+trials = script("gate_trials")
+TRIALS = {trial.name: trial for trial in trials.TRIALS}
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A repository with the files that faults are planted in."""
+    made = tmp_path / "clone"
+    for name in {edit[0] for trial in trials.TRIALS for edit in trial.edits}:
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, made / name)
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "base"]):
+        subprocess.run(["git", "-C", made, *command], check=True)
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name, trial in TRIALS.items() if trial.edits])
+def test_a_fault_is_planted_as_one_commit_of_valid_code(name, clone):
+    trials.planted(clone, TRIALS[name])
+    assert trials.git(clone, "rev-list", "--count", "HEAD") == "2"
+    assert trials.git(clone, "status", "--porcelain") == ""
+    for file in trials.git(clone, "diff", "--name-only", "HEAD~1").splitlines():
+        compile((clone / file).read_text(encoding="utf-8"), file, "exec")
+
+
+def test_a_fault_that_no_longer_fits_the_code_is_refused(clone):
+    (clone / trials.KANGAROO).write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="stands 0 times"):
+        trials.planted(clone, TRIALS["one-token"])
+
+
+def compared(*worse: tuple[str, str]):
+    """A gate's comparison in which these metrics of these methods got worse."""
+    return {
+        "new": {"device": "a CPU"},
+        "methods": {
+            label: {
+                "tasks": {
+                    "overall": {
+                        "metrics": {
+                            name: {
+                                "base": 1.0, "new": 2.0, "counts": True, "sequential": {"value": 1.06},
+                                "change": dict.fromkeys(("value", "low", "high"), 2.0),
+                                "verdict": "worse" if (label, name) in worse else "same",
+                            }
+                            for name in ("time per token, ms", "CR")
+                        }
+                    }
+                }
+            }
+            for label in ("vanilla", "kangaroo")
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "worse", "status", "right"),
+    [
+        ("same-code", [], 0, True),
+        ("same-code", [("vanilla", "CR")], 1, False),
+        ("kangaroo-5", [("kangaroo", "time per token, ms")], 1, True),
+        ("kangaroo-5", [("vanilla", "time per token, ms")], 1, False),
+        ("kangaroo-5", [], 0, False),
+        ("one-token", [("kangaroo", "CR")], 1, True),
+    ],
+)
+def test_a_gate_is_right_where_it_names_what_was_planted(name, worse, status, right, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "markdown", lambda _: "said")
+    (tmp_path / "gate.json").write_text(json.dumps(compared(*worse)))
+    (tmp_path / PAIRS_FILE).write_text("{}")
+    made = {"commit": "c" * 40, "command": "gate", "status": status, "minutes": 5.0}
+    found = trials.taken_down(TRIALS[name], made, tmp_path, tmp_path / "out")
+    assert found["right"] is right
+    assert (tmp_path / "out" / PAIRS_FILE).exists() == (name == "same-code")
+    text = trials.summary([found])
+    assert f"1 real gates (a CPU), {int(not right)} of them wrong" in text
+    assert "vanilla +6.0%, kangaroo +6.0%" in text
+
+
+def test_simulated_gates_see_a_slow_down_and_no_ghost(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    metrics = ("time per token, ms", "prefill per prompt token, ms")
+    keys = [
+        (method, metric, task) for method in ("vanilla", "kangaroo") for metric in metrics for task in ("qa", "rag")
+    ]
+    blocks = [
+        {
+            "seconds": 30.0,
+            "logs": [
+                {"method": method, "metric": metric, "task": task, "logs": [float(rng.normal(0, 0.01))]}
+                for method, metric, task in keys
+            ],
+        }
+        for _ in range(9)
+    ]
+    pairs, out = tmp_path / PAIRS_FILE, tmp_path / "out.md"
+    pairs.write_text(json.dumps({"round_blocks": 4, "blocks": blocks}))
+    monkeypatch.setattr(sys, "argv", ["simulate_gate.py", str(pairs), "--gates", "40", "--out", str(out)])
+    script("simulate_gate").main()
+    rows = {
+        cells[1].strip(): cells[2].strip() for line in out.read_text().splitlines() if len(cells := line.split("|")) > 5
+    }
+    assert rows["same code"] == "0.0%"
+    assert rows["10% slower"] == "100.0%"
