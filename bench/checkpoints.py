@@ -27,14 +27,15 @@ from filelock import FileLock, Timeout
 
 from bench import packaged_model
 from bench.errors import UserError
-from bench.files import NO_SPACE, NO_WRITE, first_line, sha256, size_bytes, writing
+from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, writing
 from bench.packaged_model import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_OTHERS = ("questions", "conversations", "features", "environments")  # what questions, training and gate keep there
+# What questions, training, the gate and the engine keep there.
+_OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
@@ -65,11 +66,6 @@ class CacheEntry:
     bytes: int
     path: Path
     is_model: bool = True
-
-
-def cache_root() -> Path:
-    """The folder for everything downloaded: $ROOBENCH_CACHE or ~/.cache/roobench. It may not exist yet."""
-    return Path(os.environ.get("ROOBENCH_CACHE") or "~/.cache/roobench").expanduser().absolute()
 
 
 def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None] = print) -> Checkpoint:

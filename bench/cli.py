@@ -6,7 +6,21 @@ import sys
 from collections.abc import Sequence
 
 import bench
-from bench.commands import cache, compare, export, gate, generate, history, listing, report, run, serve, sweep, train
+from bench.commands import (
+    bench_engine,
+    cache,
+    compare,
+    export,
+    gate,
+    generate,
+    history,
+    listing,
+    report,
+    run,
+    serve,
+    sweep,
+    train,
+)
 from bench.errors import UserError
 
 COMMANDS = {
@@ -20,6 +34,7 @@ COMMANDS = {
     "generate": generate,
     "export": export,
     "train": train,
+    "bench-engine": bench_engine,
     "list": listing,
     "cache": cache,
 }

@@ -17,6 +17,11 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
+def cache_root() -> Path:
+    """The folder for everything downloaded or built: $ROOBENCH_CACHE or ~/.cache/roobench. It may not exist yet."""
+    return Path(os.environ.get("ROOBENCH_CACHE") or "~/.cache/roobench").expanduser().absolute()
+
+
 def sha256(path: Path) -> str:
     """The digest of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -21,8 +21,8 @@ from typing import Any
 
 import jsonlines
 
-from bench.checkpoints import cache_root
 from bench.errors import UserError, did_you_mean
+from bench.files import cache_root
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

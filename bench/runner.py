@@ -26,6 +26,7 @@ from bench import checkpoints, environment, questions, resume
 from bench.audit import Auditor
 from bench.config import RunConfig
 from bench.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
+from bench.engine import native
 from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.pages import huge_mib, use_huge_pages
 from bench.errors import UserError
@@ -57,6 +58,16 @@ _TEMPLATE_TOKENS = 64  # room for what a chat template adds to a turn
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def device_and_dtype(config: RunConfig, log: Log) -> tuple[torch.device, torch.dtype]:
+    """What a run computes on and in; sets its threads."""
+    device = environment.choose_device(config.device)
+    if warning := environment.unused_gpu_warning(device):
+        log(f"WARNING: {warning}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return device, DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
 def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: int | None, log: Log) -> Decoder:
     """The target on the run's device, in its dtype; `max_len` positions (None: the model's context).
 
@@ -64,12 +75,12 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
         UserError: unsupported model, or out of memory.
 
     """
-    device = environment.choose_device(config.device)
-    if warning := environment.unused_gpu_warning(device):
-        log(f"WARNING: {warning}")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    dtype = DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    device, dtype = device_and_dtype(config, log)
+    if device.type == "cpu" and dtype == torch.float32:
+        if not native.is_built():
+            log("building the engine's kernels for this processor: once, a few seconds")
+        if reason := native.why_not():
+            log(f"NOTE: {reason}; without the engine's own kernels a pass takes about twice as long")
     with memory_errors(f"model {checkpoint.name} in {dtype}"):
         return Decoder.from_weights(
             checkpoints.load_config(checkpoint),
@@ -80,6 +91,16 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
             max_len=max_len,
             pad=True,
         )
+
+
+def engine_facts(target: Decoder) -> dict[str, Any]:
+    """How the engine runs passes here."""
+    return {
+        "weights": target.layout,
+        "pass_widths": {str(n): width for n, width in target.widths.items()},
+        "cache_positions": target.max_len,
+        "huge_pages_mib": huge_mib(),
+    }
 
 
 class Bench:
@@ -387,12 +408,7 @@ class Bench:
                 )
                 for c in self.contestants
             },
-            engine={
-                "weights": "packed" if target.packed else "plain",
-                "pass_widths": {str(n): width for n, width in target.widths.items()},
-                "cache_positions": target.max_len,
-                "huge_pages_mib": huge_mib(),
-            },
+            engine=engine_facts(target),
             provenance={
                 "started": self.started.isoformat(timespec="seconds"),
                 **software,

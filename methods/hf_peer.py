@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.quiet import quiet
+from bench.shapes import RandomCheckpoint, hf_model
 from methods.base import Answer, Peer, now_s
 
 # A peer holds its model; with the last peer the model goes.
@@ -71,8 +72,12 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     if (model := _loaded.get(key)) is None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
+        loaded: Any
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+            if isinstance(checkpoint, RandomCheckpoint):
+                loaded = hf_model(checkpoint.name, dtype, device)
+            else:
+                loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
         model = _loaded[key] = loaded.to(device).eval()
         # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
         model.generation_config = GenerationConfig()

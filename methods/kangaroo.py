@@ -124,7 +124,7 @@ class Kangaroo(SpeculativeMethod):
         config = _completed(config, made, stored.knobs)
         self.exit_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
         self.adapter.prepare(self.cache.max_len, target.device)
-        self.adapter.pack(target.packed)
+        self.adapter.pack(target.layout)
         heads = self.adapter.config.num_attention_heads
         self.adapter_cache = KVCache(
             1,

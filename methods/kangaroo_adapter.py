@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder, additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
-from bench.engine.execute import Linear
+from bench.engine.execute import Layout, Linear
 from bench.engine.kv_cache import KVCache
 from bench.engine.stopping import Calibration
 from bench.engine.tree import Tree
@@ -120,8 +120,8 @@ class Adapter(nn.Module):
         cos, sin = rotation(angles.cos(), angles.sin())
         self.cos, self.sin = cos.to(device, dtype), sin.to(device, dtype)
 
-    def pack(self, packed: bool) -> None:
-        """Fuse and pack the matrices for inference as the target's are; training no longer reaches them."""
+    def pack(self, layout: Layout) -> None:
+        """Fuse the matrices and lay them out for inference as the target's are; training no longer reaches them."""
         c = self.config
         groups: dict[str, list[nn.Linear]] = {}
         if c.attention:
@@ -131,7 +131,7 @@ class Adapter(nn.Module):
         if c.ffn:
             groups |= {"up": [self.gate, self.up] if c.gated else [self.up], "down": [self.down]}
         self._packed = {
-            name: Linear(torch.cat([part.weight for part in parts]).detach(), packed=packed)
+            name: Linear(torch.cat([part.weight for part in parts]).detach(), layout=layout)
             for name, parts in groups.items()
         }
 
@@ -310,4 +310,4 @@ def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, targe
     if ids is not None:
         rows = ids if made is None else torch.searchsorted(made, ids)
         adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
-    return Linear(adapter.head.weight.detach(), packed=target.packed)
+    return Linear(adapter.head.weight.detach(), layout=target.layout)

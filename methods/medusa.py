@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.engine.costs import Costs
 from bench.engine.decoder import MAX_DRAFTS, Decoder
-from bench.engine.execute import Linear
+from bench.engine.execute import Layout, Linear
 from bench.engine.tree import tree_from_paths, tree_of
 from bench.engine.tree_choice import Path as RankPath
 from bench.engine.tree_choice import RankRecord, choose_tree, predict
@@ -130,11 +130,11 @@ class Heads(nn.Module):
 
 
 class FastHeads:
-    """The first heads on one state at once, packed for this device, with one shared LM head or their own [heads]."""
+    """The first heads on one state at once, laid out for this device, with one shared LM head or their own [heads]."""
 
-    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, packed: bool):
+    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout):
         def joined(stack: Tensor) -> Linear:
-            return Linear(stack[:count].detach().flatten(0, 1), packed=packed)
+            return Linear(stack[:count].detach().flatten(0, 1), layout=layout)
 
         self.count, self.hidden = count, heads.config.hidden_size
         self.input = None if heads.input is None else joined(heads.input)
@@ -175,7 +175,7 @@ class Medusa(SpeculativeMethod):
         self.draft_ids = trained.draft_ids(vocab, ranking, target, folder)
         lm_head: Linear | list[Linear]
         if self.heads.lm_heads is not None:
-            lm_head = [Linear(own, packed=target.packed) for own in self.heads.lm_heads[:count]]
+            lm_head = [Linear(own, layout=target.layout) for own in self.heads.lm_heads[:count]]
         else:
             lm_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
         self.typical = TYPICAL if config.accept == "typical" else None
@@ -184,7 +184,7 @@ class Medusa(SpeculativeMethod):
         size = vocab or target.config.vocab
 
         def fast(heads: int) -> FastHeads:
-            return FastHeads(self.heads, heads, lm_head, packed=target.packed)
+            return FastHeads(self.heads, heads, lm_head, layout=target.layout)
 
         self.parents: list[int] = []
         self.most_ranks = min(_COSTS_AT_RANKS, size)

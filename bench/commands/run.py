@@ -22,6 +22,7 @@ other commands (each has its own --help):
   compare BASE NEW   what got better or worse between runs of the same questions
   gate --base REV    did this checkout get slower than another commit?
   history RUN_DIR..  speedup and CR over commits
+  bench-engine       what passes cost on this device, and how close vanilla is to the memory's limit
   cache list|clean   what was downloaded, and how to be rid of it
 
 examples:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from bench.engine.decoder import Decoder
-from bench.engine.execute import now_s
 from bench.engine.pages import use_huge_pages
+from bench.engine.timing import interleaved, time_s
 from bench.engine.tree import tree_of
 
 _REPEATS = 11
@@ -72,7 +72,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class _Passes:
+class _Measured:
     """Verification by itself: positions -> vanilla steps, and the widths up to the first that is too dear."""
 
     shallow: float
@@ -80,7 +80,7 @@ class _Passes:
 
 
 # One table for all methods of a run that share an exit layer: quicker, and their choices are made on the same figures.
-_measured: WeakKeyDictionary[Decoder, dict[int, _Passes]] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[Decoder, dict[int, _Measured]] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
     if exit_layer not in tables:
         tables[exit_layer] = _measure_passes(target, exit_layer)
     passes = tables[exit_layer]
-    bench = _Bench(target, exit_layer)
+    bench = Passes(target, exit_layer)
     widest = min(widest, target.max_len - 1)
     if widest > max(passes.verify):
         single_s, wide_s = _times([bench.vanilla, bench.verify(widest)], _FEWER, target.device)
@@ -107,15 +107,16 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
     return Costs.parse(str(Costs(passes.shallow, draft, tuple(sorted(passes.verify.items())))))
 
 
-class _Bench:
+class Passes:
     """The passes of a method, to be called and timed."""
 
-    def __init__(self, target: Decoder, exit_layer: int):
+    def __init__(self, target: Decoder, exit_layer: int, position: int | None = None):
+        """Passes start at `position`; None: an ordinary place, as attention costs more from further on."""
         self.target, self.exit_layer = target, exit_layer
         self.cache = target.new_cache()
         self.cache.data.zero_()  # in memory of its own, as a text's keys and values are
         most = _WIDTHS[-1]
-        self.position = max(0, target.max_len // 2 - most)  # an ordinary place: attention costs more from further on
+        self.position = max(0, target.max_len // 2 - most) if position is None else position
         self.x = target.embed([0] * most)
 
     def shallow(self) -> object:
@@ -138,8 +139,8 @@ class _Bench:
         self.verify(1)()
 
 
-def _measure_passes(target: Decoder, exit_layer: int) -> _Passes:
-    bench = _Bench(target, exit_layer)
+def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
+    bench = Passes(target, exit_layer)
     widths = _affordable([n for n in _WIDTHS if n < target.max_len], bench.verify, target.device)
     narrow = [bench.verify(n) for n in widths if n <= _ALWAYS]
     shallow_s, *verify_s = _times([bench.shallow, *narrow], _REPEATS, target.device)
@@ -148,7 +149,7 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Passes:
     # More positions never cost less: what looks so is noise, and would make a draft seem to earn by being verified.
     rising = np.maximum.accumulate(verify_s)
     verify = {n: float(cost_s) / step_s for n, cost_s in zip(widths, rising, strict=True)}
-    return _Passes(shallow_s / step_s, verify)
+    return _Measured(shallow_s / step_s, verify)
 
 
 def _affordable(
@@ -156,25 +157,15 @@ def _affordable(
 ) -> list[int]:
     """The widths up to the first whose pass costs too much to be of use."""
     verify(1)()  # warms up
-    single_s = _time_s(verify(1), device)
+    single_s = time_s(verify(1), device)
     taken: list[int] = []
     for n in widths:
         taken.append(n)
-        if n >= _ALWAYS and _time_s(verify(n), device) > _DEAREST * single_s:
+        if n >= _ALWAYS and time_s(verify(n), device) > _DEAREST * single_s:
             break
     return taken
 
 
-def _time_s(call: Callable[[], object], device: torch.device) -> float:
-    start_s = now_s(device)
-    call()
-    return now_s(device) - start_s
-
-
 def _times(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Least seconds of each call: noise only adds. Interleaved, so that a slow moment hits none alone."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for call, own in zip(calls, times, strict=True):
-            own.append(_time_s(call, device))
-    return [min(own[1:]) for own in times]  # the first round warms up
+    """Least seconds of each call: noise only adds."""
+    return [min(own) for own in interleaved(calls, repeats, device)]

@@ -9,6 +9,7 @@ of keys and values, G = H / H_kv, D per head, d hidden, V tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.engine.execute import Linear, can_pack, measure_widths
+from bench.engine import native
+from bench.engine.execute import Layout, Linear, choose_layout, measure_widths
 from bench.engine.kv_cache import KVCache
 from bench.engine.pages import use_huge_pages
 from bench.engine.tree import Tree
@@ -105,13 +107,14 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         self.max_len = max_len
-        self.packed = can_pack(dtype, device)
+        self.layout: Layout = choose_layout(dtype, device)
         self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
         self.embedding: Tensor  # [V, d]
         self.norm: Tensor
         self.head_weight: Tensor  # [V, d], plain: for heads cut from it
         self.head: Linear
         self.layers: list[_Layer] = []
+        self.narrow: native.Layers | None = None
         self.cos: Tensor  # [max_len + padding, D]
         self.sin: Tensor
         self._mask = additive(_block_mask(config.heads // config.kv_heads, max_len, device), dtype)
@@ -147,17 +150,19 @@ class Decoder:
         self.layers = [self._build_layer(take, f"layers.{i}.") for i in range(config.layers)]
         self.norm = take("norm.weight", (d,))
         self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
-        self.head = Linear(self.head_weight, packed=self.packed)
+        self.head = Linear(self.head_weight, layout=self.layout)
         self.cos, self.sin = rope_table(hf_config, self.max_len + _BLOCK, dtype, device)
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
-        if pad and device.type == "cpu":
+        if self.layout == "native":
+            self.narrow = native.Layers(config, self.layers)
+        elif pad and device.type == "cpu":  # of the native kernels, no pass gets cheaper by getting wider
             some = self.layers[: max(1, min(config.layers, 8))]
             self.widths = measure_widths([lin for ly in some for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)], dtype)
         return self
 
     def _build_layer(self, take: _Taker, prefix: str) -> _Layer:
-        c, packed = self.config, self.packed
+        c, layout = self.config, self.layout
         d, q, kv = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
         attn, mlp = prefix + "self_attn.", prefix + "mlp."
         ffn = take.rows(mlp + "up_proj.weight")
@@ -166,21 +171,21 @@ class Decoder:
             qkv=Linear(
                 torch.cat([take(f"{attn}{n}_proj.weight", (o, d)) for n, o in (("q", q), ("k", kv), ("v", kv))]),
                 take.bias([(f"{attn}{n}_proj.bias", o) for n, o in (("q", q), ("k", kv), ("v", kv))]),
-                packed=packed,
+                layout=layout,
             ),
             q_norm=take(attn + "q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
             k_norm=take(attn + "k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
-            out=Linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)]), packed=packed),
+            out=Linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)]), layout=layout),
             post_norm=take(prefix + "post_attention_layernorm.weight", (d,)),
             gate_up=Linear(
                 torch.cat([take(f"{mlp}{n}_proj.weight", (ffn, d)) for n in ("gate", "up")]),
                 take.bias([(f"{mlp}{n}_proj.bias", ffn) for n in ("gate", "up")]),
-                packed=packed,
+                layout=layout,
             ),
             down=Linear(
                 take(mlp + "down_proj.weight", (d, ffn)),
                 take.bias([(mlp + "down_proj.bias", d)]),
-                packed=packed,
+                layout=layout,
             ),
         )
 
@@ -189,6 +194,12 @@ class Decoder:
         c = self.config
         length = (max_len or self.max_len) + _BLOCK
         return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, device=self.device)
+
+    def by_operations(self) -> Decoder:
+        """The same weights, run operation by operation: what our own kernels are held against."""
+        other = copy.copy(self)
+        other.narrow = None
+        return other
 
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Token ids [n] or [B, n] -> [B, n, d]."""
@@ -211,6 +222,9 @@ class Decoder:
         depth, seeing its ancestors; in the cache they lie row by row from `start` on, earlier rows being there.
         """
         n = x.shape[1]
+        last = self.config.layers if last is None else last
+        if self.narrow is not None and n <= native.MOST_POSITIONS and x.shape[0] == 1 and cache.data.is_contiguous():
+            return self._run_narrow(self.narrow, x, start, cache, (first, last), tree, row)
         # Measured for one sequence; a batch in lock-step is wide enough as it is.
         if x.shape[0] == 1 and (width := self.widths.get(n, n)) > n:
             x = F.pad(x, (0, 0, 0, width - n))
@@ -225,9 +239,27 @@ class Decoder:
             mask = additive(mask, self.dtype).expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
             start += row
         rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
-        for i in range(first, self.config.layers if last is None else last):
+        for i in range(first, last):
             x = self._run_layer(self.layers[i], i, x, start, cache, rope, mask)
         return x[:, :n]
+
+    def _run_narrow(
+        self,
+        narrow: native.Layers,
+        x: Tensor,
+        start: int,
+        cache: KVCache,
+        layers: tuple[int, int],
+        tree: Tree | None,
+        row: int,
+    ) -> Tensor:
+        n, mask = x.shape[1], None
+        if tree is None or tree.is_chain:
+            rope = self.cos[start + row : start + row + n], self.sin[start + row : start + row + n]
+        else:
+            places, seen = tree_places(tree, row, n, n, start, self.device)
+            rope, mask = (self.cos[places], self.sin[places]), additive(seen, self.dtype)
+        return narrow.run(x, start + row, cache, *layers, rope, mask)
 
     def _run_layer(
         self,
@@ -266,7 +298,7 @@ class Decoder:
 
     def cut_head(self, token_ids: Tensor) -> Linear:
         """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)]."""
-        return Linear(self.head_weight[token_ids], packed=self.packed)
+        return Linear(self.head_weight[token_ids], layout=self.layout)
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:
         """What `attend` adds to the scores, [G * n, start + n]: -inf where a query must not look; None: nothing."""
@@ -290,6 +322,12 @@ class Decoder:
         biases = [lin.bias for lin in linears if lin.bias is not None]
         matrices = sum(lin.out_features * lin.in_features for lin in linears)
         return matrices + sum(t.numel() for t in [self.embedding, self.norm, *norms, *biases])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a pass reads: all, but of an embedding that is no LM head only its tokens' rows."""
+        unread = 0 if self.config.tied else self.embedding.numel()
+        return (self.parameters - unread) * self.dtype.itemsize
 
 
 class _Taker:

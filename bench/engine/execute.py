@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bench.engine import native
 
 # What oneDNN lays the weights out for. Other row counts remain correct; 16 was best or equal for all of 1..64.
 _PACK_ROWS = 16
@@ -22,28 +25,52 @@ _WORTHWHILE = 0.95
 MAX_PADDED_WIDTH = 8
 
 
-class Linear:
-    """y = x W^T + b for x [..., n_in], with W packed where `packed` says so. Inference only."""
+Layout = Literal["plain", "packed", "native"]
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, packed: bool = False):
+
+class Linear:
+    """y = x W^T + b for x [..., n_in], by the weights' layout. Inference only.
+
+    plain: torch's product. packed: W in oneDNN's layout. native: narrow inputs by our own kernels (see `native`), which
+    read W as it is, wide ones by torch.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, layout: Layout = "plain"):
         self.out_features, self.in_features = weight.shape
         self.bias = bias
-        self.packed = packed
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS) if packed else weight
+        self.layout = layout
+        self.weight = weight.contiguous()
+        if layout == "packed":
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+        self._matrix = native.matrix(self) if layout == "native" else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [..., n_in] -> [..., n_out]."""
-        if self.packed:
+        if self.layout == "packed":
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return out
+        if self._matrix is not None and self._is_narrow(x):
+            return native.multiply_add(self._matrix, x, None)
         return F.linear(x, self.weight, self.bias)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual` + apply to x; packed, in one operation."""
-        if self.packed:
+        """`residual` + apply to x; but for plain, in one operation."""
+        if self.layout == "packed":
             out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return out
+        if self._matrix is not None and self._is_narrow(x):
+            return native.multiply_add(self._matrix, x, residual)
         return residual + F.linear(x, self.weight, self.bias)
+
+    def _is_narrow(self, x: Tensor) -> bool:
+        return x.numel() <= native.MOST_POSITIONS * self.in_features
+
+
+def choose_layout(dtype: torch.dtype, device: torch.device) -> Layout:
+    """The fastest layout that this machine has for `dtype`."""
+    if device.type == "cpu" and dtype == torch.float32 and native.kernels() is not None:
+        return "native"
+    return "packed" if can_pack(dtype, device) else "plain"
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -52,7 +79,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         return False
     weight = torch.eye(32, dtype=dtype)
     try:
-        packed = Linear(weight, packed=True)
+        packed = Linear(weight, layout="packed")
         out, doubled = packed(weight[:3]), packed.plus(weight[:3], weight[:3])
     except (RuntimeError, AttributeError, NotImplementedError):
         return False

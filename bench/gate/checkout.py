@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from bench.checkpoints import cache_root
 from bench.errors import UserError
+from bench.files import cache_root
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = "requirements.txt"

@@ -22,6 +22,7 @@ from bench import checkpoints, environment, questions
 from bench.config import KangarooTraining, MedusaTraining, RunConfig, TrainConfig
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
+from bench.files import cache_root
 from bench.questions import ChatFormat
 from bench.records import check_writable
 from bench.runner import generation_config, load_target, memory_errors
@@ -177,7 +178,7 @@ def _feature_folders(
 
     They belong to the very tokens, which differ from one data set or decontamination to the next.
     """
-    root, digest = checkpoints.cache_root() / "features", made.digest()[:12]
+    root, digest = cache_root() / "features", made.digest()[:12]
     name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}"
     return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
 
@@ -211,7 +212,7 @@ def _conversations(
     recipe = Recipe(tokens=config.tokens or _TOKENS, seed=config.seed)
     eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
     with _bar(recipe.tokens, "conversations, answer tokens") as bar:
-        return conversations.make(target, chat, eos, recipe, checkpoints.cache_root(), bar.update, checkpoint.sha256)
+        return conversations.make(target, chat, eos, recipe, cache_root(), bar.update, checkpoint.sha256)
 
 
 def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:

@@ -157,9 +157,9 @@ def test_the_adapter_is_the_papers_whatever_the_passes(scene, tiny_model, random
     states = torch.randn(1, 30, 48, generator=torch.Generator().manual_seed(5))
     expected = reference.adapter(states)
     adapter.prepare(64, torch.device("cpu"))
-    for packed in (None, False, decoder.packed):
-        if packed is not None:
-            adapter.pack(packed)
+    for layout in (None, "plain", decoder.layout):
+        if layout is not None:
+            adapter.pack(layout)
         cache = KVCache(1, 4, 12, 64)
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
@@ -182,6 +182,7 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
         return run_layer(layer, i, x, *rest)
 
     monkeypatch.setattr(decoder, "_run_layer", counting)
+    monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
     steps = found_steps(decoder, prompt, weights=str(folder), exit_layer=2, gamma=3, threshold=0.0)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4
 

@@ -148,15 +148,15 @@ def test_trees_are_lossless_too(scene, random_ids, hf_greedy, threshold):
     assert max(step.drafted for step in steps) > 3
 
 
-@pytest.mark.parametrize("packed", [None, False, True])
-def test_packing_does_not_change_the_states(scene, packed):
+@pytest.mark.parametrize("layout", [None, "plain", "the target's"])
+def test_the_layout_does_not_change_the_states(scene, layout):
     decoder, _, folder, _ = scene
     adapter, _ = load_adapter(folder, decoder)
     states = torch.randn(1, 12, D, generator=torch.Generator().manual_seed(5))
     adapter.prepare(16, torch.device("cpu"))
     plain = adapter(states)
-    if packed is not None:
-        adapter.pack(packed and decoder.packed)
+    if layout is not None:
+        adapter.pack("plain" if layout == "plain" else decoder.layout)
     torch.testing.assert_close(adapter(states), plain, rtol=0, atol=1e-5)
 
 

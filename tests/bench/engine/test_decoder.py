@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from bench.engine import native
 from bench.engine.decoder import MAX_DRAFTS, Decoder, DecoderConfig
 from bench.engine.execute import can_pack
 from bench.engine.tree import chain_of, tree_of
@@ -58,19 +59,21 @@ def assert_close(found, expected, tolerance: float = TOLERANCE) -> None:
     assert error <= tolerance, f"largest error {error}"
 
 
-@pytest.fixture(params=["plain", "packed"])
-def packing(request, monkeypatch):
-    """Both ways to hold the weights."""
+@pytest.fixture(params=["plain", "packed", "native"])
+def layout(request, monkeypatch):
+    """All ways to hold the weights."""
     if request.param == "packed" and not can_pack(torch.float32, CPU):
         pytest.skip("weights cannot be packed here")
-    monkeypatch.setattr("bench.engine.decoder.can_pack", lambda dtype, device: request.param == "packed")
+    if request.param == "native" and native.kernels() is None:
+        pytest.skip(f"no kernels here: {native.why_not()}")
+    monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda dtype, device: request.param)
     return request.param
 
 
-def test_every_split_gives_transformers_logits(kind, packing, tiny_model, tiny_decoder, hf_logits, random_ids):
+def test_every_split_gives_transformers_logits(kind, layout, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
-    assert decoder.packed == (packing == "packed")
+    assert decoder.layout == layout
     for name, split in SPLITS.items():
         ids = random_ids(sum(split), seed=len(name))
         expected = hf_logits(model, ids)
@@ -144,6 +147,7 @@ def test_padded_passes_give_the_same_logits(kind, widths, tiny_model, tiny_decod
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
     monkeypatch.setattr(decoder, "widths", widths)
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     for split in ([1] * 8, [2, 2, 1, 3, 1], [3, 5, 8, 1, 4], [20, 1, 3, 70, 2]):
         ids = random_ids(sum(split), seed=len(split))
         found = read(decoder, ids, fresh_cache(decoder), split=split)
@@ -153,6 +157,7 @@ def test_padded_passes_give_the_same_logits(kind, widths, tiny_model, tiny_decod
 def test_padding_reaches_the_layers(tiny_model, tiny_decoder, monkeypatch, random_ids):
     decoder = tiny_decoder(*tiny_model("tied"))
     monkeypatch.setattr(decoder, "widths", {3: 5})
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     cache = fresh_cache(decoder)
     out = decoder.run_layers(decoder.embed(random_ids(3)), 0, cache)
     assert out.shape == (1, 3, 48)
@@ -164,6 +169,7 @@ def test_padding_at_the_end_of_the_context_fits(tiny_model, tiny_decoder, hf_log
     config, model = tiny_model("tied")
     decoder = tiny_decoder(config, model, max_len=12)
     monkeypatch.setattr(decoder, "widths", {1: 8, 2: 8})
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     ids = random_ids(12)
     assert_close(read(decoder, ids, fresh_cache(decoder), split=[9, 2, 1]), hf_logits(model, ids))
 
@@ -193,7 +199,7 @@ def test_bfloat16_errs_no_more_than_transformers(kind, tiny_model, tiny_decoder,
     assert 0 < ours <= 1.5 * theirs
 
 
-def test_a_cut_head_gives_rows_of_the_whole_head(kind, packing, tiny_model, tiny_decoder, random_ids):
+def test_a_cut_head_gives_rows_of_the_whole_head(kind, layout, tiny_model, tiny_decoder, random_ids):
     decoder = tiny_decoder(*tiny_model(kind))
     states = decoder.final_norm(decoder.run_layers(decoder.embed(random_ids(6)), 0, decoder.new_cache()))
     chosen = torch.tensor([200, 3, 4, 271, 0])
@@ -202,13 +208,14 @@ def test_a_cut_head_gives_rows_of_the_whole_head(kind, packing, tiny_model, tiny
     torch.testing.assert_close(cut(states), decoder.head(states)[..., chosen], rtol=0, atol=1e-5)
 
 
-def test_parameters_are_transformers_count(kind, packing, tiny_model, tiny_decoder):
+def test_parameters_are_transformers_count(kind, layout, tiny_model, tiny_decoder):
     config, model = tiny_model(kind)
     assert tiny_decoder(config, model).parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_padding_measured_on_the_device_keeps_the_logits(tiny_model, tiny_decoder, hf_logits, random_ids):
+def test_padding_measured_on_the_device_keeps_the_logits(tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
     config, model = tiny_model("tied")
+    monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda *_: "plain")
     decoder = tiny_decoder(config, model, pad=True)
     assert set(decoder.widths) == set(range(1, 9))
     ids = random_ids(20)
@@ -291,6 +298,7 @@ def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(kind, name, tiny_
 def test_a_batch_in_lock_step_is_not_padded(tiny_model, tiny_decoder, monkeypatch):
     decoder = tiny_decoder(*tiny_model("tied"))
     monkeypatch.setattr(decoder, "widths", {1: 4})
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     rows = []
     product = decoder.layers[0].qkv
     monkeypatch.setattr(decoder.layers[0], "qkv", lambda x: rows.append(tuple(x.shape[:2])) or product(x))
@@ -403,6 +411,7 @@ def test_padded_tree_passes_give_the_same_logits(
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
     monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 5: 6, 7: 8, 13: 16})
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     context, drafts, parents = random_ids(9, 1), random_ids(12, 2), some_parents(12, 6)
     cache = fresh_cache(decoder)
     read(decoder, context[:-1], cache)
@@ -420,6 +429,7 @@ def test_a_path_that_is_kept_is_read_on_from(
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
     monkeypatch.setattr(decoder, "widths", widths)
+    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
     cache = fresh_cache(decoder)
     context = random_ids(9, 1)
     read(decoder, context[:-1], cache)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.engine import execute
-from bench.engine.execute import MAX_PADDED_WIDTH, Linear, can_pack, measure_widths
+from bench.engine import execute, native
+from bench.engine.execute import MAX_PADDED_WIDTH, Linear, can_pack, choose_layout, measure_widths
 
 CPU = torch.device("cpu")
 NEEDS_PACKING = pytest.mark.skipif(not can_pack(torch.float32, CPU), reason="weights cannot be packed here")
@@ -21,9 +21,7 @@ def test_a_packed_product_is_the_plain_one(rows, biased):
     weight = torch.randn(37, 24, generator=generator)
     bias = torch.randn(37, generator=generator) if biased else None
     x = torch.randn(2, rows, 24, generator=generator)
-    packed, plain = Linear(weight, bias, packed=True), Linear(weight, bias)
-    assert packed.packed
-    assert not plain.packed
+    packed, plain = Linear(weight, bias, layout="packed"), Linear(weight, bias)
     assert (packed.out_features, packed.in_features) == (37, 24)
     torch.testing.assert_close(packed(x), F.linear(x, weight, bias), rtol=0, atol=1e-5)
     torch.testing.assert_close(plain(x), F.linear(x, weight, bias), rtol=0, atol=0)
@@ -38,10 +36,11 @@ def test_weights_stay_plain_where_an_operator_is_missing(
         raise error("not in this build")
 
     monkeypatch.setattr(torch.ops.mkldnn, operator, missing, raising=False)
+    monkeypatch.setattr(native, "kernels", lambda: None)
     assert not can_pack(torch.float32, CPU)
     config, model = tiny_model("tied")
     decoder = tiny_decoder(config, model)
-    assert not decoder.packed
+    assert decoder.layout == "plain"
     ids = random_ids(5)
     found = decoder.logits(decoder.run_layers(decoder.embed(ids), 0, decoder.new_cache())[0])
     torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
@@ -55,6 +54,17 @@ def test_weights_stay_plain_where_the_operator_computes_wrongly(monkeypatch):
 
 def test_only_a_processor_packs():
     assert not can_pack(torch.float32, torch.device("cuda"))
+
+
+def test_the_layout_is_the_fastest_that_there_is(monkeypatch):
+    there = object()
+    monkeypatch.setattr(execute, "can_pack", lambda dtype, device: dtype == torch.float32)
+    monkeypatch.setattr(native, "kernels", lambda: there)
+    assert choose_layout(torch.float32, CPU) == "native"
+    assert choose_layout(torch.float64, CPU) == "plain"
+    assert choose_layout(torch.float32, torch.device("cuda")) == "packed"  # as far as `can_pack` says so
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    assert choose_layout(torch.float32, CPU) == "packed"
 
 
 def measured(cost_s: list[float], monkeypatch) -> dict[int, int]:
