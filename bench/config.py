@@ -16,6 +16,7 @@ from bench.checkpoints import DEFAULT_MODEL
 from bench.errors import UserError
 
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
+QUANTIZE = ("none", "q4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -60,6 +61,11 @@ class RunConfig:
     top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
     seed: int = setting(0, "draws the questions of --limit, and the samples", metavar="N")
     dtype: str = setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
+    quantize: str = setting(
+        "none",
+        "weights of the target, for vanilla and all methods alike; q4: four-bit codes as in GGUF's Q4_1, on a CPU",
+        choices=QUANTIZE,
+    )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
     threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
     out: str | None = setting(

@@ -23,7 +23,6 @@ from bench.config import RunConfig
 from bench.contestants import Contestant, memory_errors, variants
 from bench.engine.costs import Passes
 from bench.engine.decoder import Decoder
-from bench.engine.pages import huge_mib
 from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
 from bench.records import Step
@@ -64,18 +63,21 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
     else:
         checkpoint, target = _of_shape(config, shape, context, log)
     contestants = []
-    for variant in chosen:
+    peak = 0  # without peers, which load the model again, and without what is measured with
+    for variant in chosen:  # peers come last
         with memory_errors(f"method {variant.label}"):
             extra = (checkpoint,) if issubclass(variant.method, Peer) else ()
             contestants.append(Contestant(variant.label, variant.method(target, variant.config, *extra)))
+        peak = peak if extra else peak_bytes(target.device)
     return {
         "schema": SCHEMA,
         "model": checkpoint.name,
         "random_weights": shape is not None,
         "parameters": target.parameters,
         "device": environment.describe_device(target.device),
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": target.precision,
         "engine": engine_facts(target),
+        "peak_bytes": peak,
         "command": environment.command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment.describe_software(),
@@ -94,6 +96,7 @@ def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Ch
         target = Decoder.from_weights(
             hf_config, random_weights(hf_config, dtype, device),
             name=shape, dtype=dtype, device=device, max_len=context, pad=True,
+            quantize=config.quantize,
         )  # fmt: skip
     return checkpoint_of(shape), target
 
@@ -232,8 +235,6 @@ def _conclude(found: dict[str, Any], target: Decoder) -> None:
     for answer in answers.values():
         pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
         answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
-    found["peak_bytes"] = peak_bytes(target.device)
-    found["huge_pages_mib"] = huge_mib()
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -182,7 +182,7 @@ class Generation:
         return {
             "model": self.model,
             "device": str(target.device),
-            "dtype": str(target.dtype).removeprefix("torch."),
+            "dtype": target.precision,
             "sampling": {key: getattr(self.config, key) for key in sampled} if self.config.temperature else None,
             "prompt_tokens": len(self.prompt),
             "sides": {side.label: _side_json(side) for side in self.sides},

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from bench.errors import UserError
 
 SCHEMA = 1
+FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
 PIECES_FILE = "pieces.json"

@@ -59,13 +59,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def device_and_dtype(config: RunConfig, log: Log) -> tuple[torch.device, torch.dtype]:
-    """What a run computes on and in; sets its threads."""
+    """What a run computes on and in; sets its threads, and has the kernels built where they are of use."""
     device = environment.choose_device(config.device)
     if warning := environment.unused_gpu_warning(device):
         log(f"WARNING: {warning}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    return device, DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = DTYPES.get(config.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if device.type == "cpu" and dtype in native.DTYPES:
+        if not native.is_built():
+            log("building the engine's kernels for this processor: once, a few seconds")
+        if reason := native.why_not():
+            log(f"NOTE: the engine's own kernels are missing, and passes take about twice as long: {reason}")
+    return device, dtype
 
 
 def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: int | None, log: Log) -> Decoder:
@@ -76,11 +82,6 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
 
     """
     device, dtype = device_and_dtype(config, log)
-    if device.type == "cpu" and dtype == torch.float32:
-        if not native.is_built():
-            log("building the engine's kernels for this processor: once, a few seconds")
-        if reason := native.why_not():
-            log(f"NOTE: {reason}; without the engine's own kernels a pass takes about twice as long")
     with memory_errors(f"model {checkpoint.name} in {dtype}"):
         return Decoder.from_weights(
             checkpoints.load_config(checkpoint),
@@ -90,6 +91,7 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
             device=device,
             max_len=max_len,
             pad=True,
+            quantize=config.quantize,
         )
 
 
@@ -395,7 +397,7 @@ class Bench:
                 "tasks": self.questions.tasks,
             },
             device=environment.describe_device(target.device),
-            dtype=str(target.dtype).removeprefix("torch."),
+            dtype=target.precision,
             config=dataclasses.asdict(self.config),
             methods={
                 c.label: MethodInfo(

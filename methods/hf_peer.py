@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
+from bench.engine.quantize import Q4
 from bench.quiet import quiet
 from bench.shapes import RandomCheckpoint, hf_model
 from methods.base import Answer, Peer, now_s
@@ -25,7 +26,7 @@ class HFPeer(Peer):
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
-        self.model = shared_model(checkpoint, target.dtype, target.device)
+        self.model = shared_model(checkpoint, target.dtype, target.device, target.quantize)
 
     @property
     @abstractmethod
@@ -66,9 +67,12 @@ class HFPeer(Peer):
         return {"do_sample": True, **chances}
 
 
-def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
-    """Transformers' model of a checkpoint, the same one for all peers that ask while one of them lives."""
-    key = (checkpoint.folder, checkpoint.sha256, dtype, str(device))
+def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Any:
+    """Transformers' model of a checkpoint, the same one for all peers that ask while one of them lives.
+
+    Of a quantised target it has the weights that the codes stand for, in full.
+    """
+    key = (checkpoint.folder, checkpoint.sha256, dtype, str(device), quantize)
     if (model := _loaded.get(key)) is None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -79,9 +83,20 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
             else:
                 loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
         model = _loaded[key] = loaded.to(device).eval()
+        if quantize != "none":
+            _put_on_the_grid(model)
         # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
         model.generation_config = GenerationConfig()
     return model
+
+
+@torch.no_grad()
+def _put_on_the_grid(model: Any) -> None:
+    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in bfloat16."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.copy_(module.weight.bfloat16() if module is head else Q4.of(module.weight).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.engine.decoder import Decoder, additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
+from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
+from bench.engine.decoder import Decoder
 from bench.engine.execute import Layout, Linear
 from bench.engine.kv_cache import KVCache
 from bench.engine.stopping import Calibration

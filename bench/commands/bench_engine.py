@@ -17,7 +17,7 @@ examples:
   python run_bench.py bench-engine
   python run_bench.py bench-engine --method kangaroo --method medusa --json engine.json
   python run_bench.py bench-engine --shape vicuna-7b --device cuda --dtype bfloat16"""
-_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", "--dtype", "--device", "--threads")
+_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", "--dtype", "--quantize", "--device", "--threads")
 
 
 def parser() -> ArgumentParser:

@@ -44,6 +44,7 @@ _RUN_FLAGS = (
     "--max-new-tokens",
     "--seed",
     "--dtype",
+    "--quantize",
     "--device",
     "--threads",
 )

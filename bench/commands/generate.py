@@ -21,7 +21,7 @@ def parser() -> ArgumentParser:
     made.add_argument("prompt", nargs="?", help="what to ask; default: standard input")
     made.add_argument("--method", default="kangaroo", metavar="NAME[:KEY=VALUE,...]", help="(default: %(default)s)")
     made.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
-    shared = ("model", "revision", "temperature", "top-p", "top-k", "seed", "dtype", "device", "threads")
+    shared = ("model", "revision", "temperature", "top-p", "top-k", "seed", "dtype", "quantize", "device", "threads")
     for flag, options in config.flags(config.RunConfig):
         if flag.removeprefix("--") in shared:
             made.add_argument(flag, **options)

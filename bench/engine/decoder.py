@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,19 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine import native
+from bench.engine.attention import (
+    BLOCK,
+    additive,
+    apply_rope,
+    attend,
+    block_mask,
+    fused_rope,
+    rms_norm,
+    rope_table,
+    tree_places,
+)
 from bench.engine.execute import Layout, Linear, choose_layout, measure_widths
 from bench.engine.kv_cache import KVCache
 from bench.engine.pages import use_huge_pages
+from bench.engine.quantize import GROUP
 from bench.engine.tree import Tree
 from bench.errors import UserError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 # RoPE variants whose table does not depend on the length of the text at hand.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
-# more rows, its root included.
-_BLOCK = 128
-MAX_DRAFTS = _BLOCK - 1
+MAX_DRAFTS = BLOCK - 1  # of a tree
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,25 @@ class _Layer:
 class Decoder:
     """Weights on a device and the passes over them. Build with `from_weights`."""
 
-    def __init__(self, name: str, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device, max_len: int):
+    def __init__(
+        self,
+        name: str,
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_len: int,
+        quantize: str = "none",
+    ):
         self.name = name
         self.config = config
         self.dtype = dtype
         self.device = device
         self.max_len = max_len
         self.layout: Layout = choose_layout(dtype, device)
+        self.quantize = quantize
+        if quantize != "none":
+            _check_quantize(dtype, device)
         self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
         self.embedding: Tensor  # [V, d]
         self.norm: Tensor
@@ -117,7 +138,7 @@ class Decoder:
         self.narrow: native.Layers | None = None
         self.cos: Tensor  # [max_len + padding, D]
         self.sin: Tensor
-        self._mask = additive(_block_mask(config.heads // config.kv_heads, max_len, device), dtype)
+        self._mask = additive(block_mask(config.heads // config.kv_heads, max_len, device), dtype)
 
     @classmethod
     def from_weights(
@@ -130,19 +151,27 @@ class Decoder:
         device: torch.device | str = "cpu",
         max_len: int | None = None,
         pad: bool = False,
+        quantize: str = "none",
     ) -> Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
         `max_len`: positions of cache and RoPE table (default: the model's context). `pad`: measure, on this device,
-        at which width a narrow pass is cheapest, and pad passes to it.
+        at which width a narrow pass is cheapest, and pad passes to it. `quantize`: of all matrices.
 
         Raises:
-            UserError: unsupported architecture; a weight is missing or of a wrong shape.
+            UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
 
         """
         config = DecoderConfig.from_hf(hf_config)
         device = torch.device(device)
-        self = cls(name or config.model_type, config, dtype=dtype, device=device, max_len=max_len or config.context)
+        self = cls(
+            name or config.model_type,
+            config,
+            dtype=dtype,
+            device=device,
+            max_len=max_len or config.context,
+            quantize=quantize,
+        )
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         take = _Taker(named, dtype, device)
         d = config.hidden
@@ -150,8 +179,11 @@ class Decoder:
         self.layers = [self._build_layer(take, f"layers.{i}.") for i in range(config.layers)]
         self.norm = take("norm.weight", (d,))
         self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
-        self.head = Linear(self.head_weight, layout=self.layout)
-        self.cos, self.sin = rope_table(hf_config, self.max_len + _BLOCK, dtype, device)
+        self.head = self._head(self.head_weight)
+        if quantize != "none":  # what the codes stand for is the model
+            self.head_weight = self.head.weight
+            self.embedding = self.head_weight if config.tied else self.embedding
+        self.cos, self.sin = rope_table(hf_config, self.max_len + BLOCK, dtype, device)
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
         if self.layout == "native":
@@ -162,43 +194,53 @@ class Decoder:
         return self
 
     def _build_layer(self, take: _Taker, prefix: str) -> _Layer:
-        c, layout = self.config, self.layout
+        c = self.config
         d, q, kv = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
         attn, mlp = prefix + "self_attn.", prefix + "mlp."
         ffn = take.rows(mlp + "up_proj.weight")
         return _Layer(
             input_norm=take(prefix + "input_layernorm.weight", (d,)),
-            qkv=Linear(
+            qkv=self._linear(
                 torch.cat([take(f"{attn}{n}_proj.weight", (o, d)) for n, o in (("q", q), ("k", kv), ("v", kv))]),
                 take.bias([(f"{attn}{n}_proj.bias", o) for n, o in (("q", q), ("k", kv), ("v", kv))]),
-                layout=layout,
             ),
             q_norm=take(attn + "q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
             k_norm=take(attn + "k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
-            out=Linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)]), layout=layout),
+            out=self._linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)])),
             post_norm=take(prefix + "post_attention_layernorm.weight", (d,)),
-            gate_up=Linear(
+            gate_up=self._linear(
                 torch.cat([take(f"{mlp}{n}_proj.weight", (ffn, d)) for n in ("gate", "up")]),
                 take.bias([(f"{mlp}{n}_proj.bias", ffn) for n in ("gate", "up")]),
-                layout=layout,
             ),
-            down=Linear(
-                take(mlp + "down_proj.weight", (d, ffn)),
-                take.bias([(mlp + "down_proj.bias", d)]),
-                layout=layout,
-            ),
+            down=self._linear(take(mlp + "down_proj.weight", (d, ffn)), take.bias([(mlp + "down_proj.bias", d)])),
         )
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        if self.quantize != "none" and weight.shape[1] % GROUP:
+            size = weight.shape[1]
+            raise UserError(
+                f"{self.name} cannot be quantised: a matrix has {size} columns, which is no multiple of {GROUP}"
+            )
+        return Linear(weight, bias, layout=self.layout, quantize=self.quantize)
+
+    def _head(self, weight: Tensor) -> Linear:
+        """Rows of the LM head. Of four-bit models they are kept finer, as GGUF files do: here in bfloat16."""
+        return Linear(weight, layout=self.layout, quantize="none" if self.quantize == "none" else "bfloat16")
 
     def new_cache(self, batch: int = 1, max_len: int | None = None) -> KVCache:
         """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
         c = self.config
-        length = (max_len or self.max_len) + _BLOCK
+        length = (max_len or self.max_len) + BLOCK
         return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, device=self.device)
 
     def by_operations(self) -> Decoder:
-        """The same weights, run operation by operation: what our own kernels are held against."""
+        """The same weights, run operation by operation by torch: what our own kernels are held against."""
         other = copy.copy(self)
-        other.narrow = None
+        other.narrow, other.head = None, self.head.by_torch()
+        other.layers = [
+            replace(ly, **{name: getattr(ly, name).by_torch() for name in ("qkv", "out", "gate_up", "down")})
+            for ly in self.layers
+        ]
         return other
 
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
@@ -298,14 +340,14 @@ class Decoder:
 
     def cut_head(self, token_ids: Tensor) -> Linear:
         """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)]."""
-        return Linear(self.head_weight[token_ids], layout=self.layout)
+        return self._head(self.head_weight[token_ids])
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:
         """What `attend` adds to the scores, [G * n, start + n]: -inf where a query must not look; None: nothing."""
-        if n == 1 or (start == 0 and n > _BLOCK):
+        if n == 1 or (start == 0 and n > BLOCK):
             return None
         group = self.config.heads // self.config.kv_heads
-        if n > _BLOCK:
+        if n > BLOCK:
             rows = torch.arange(start, start + n, device=self.device)
             seen = rows[:, None] >= torch.arange(start + n, device=self.device)
             return additive(seen, self.dtype).expand(group, -1, -1).reshape(group * n, -1)
@@ -326,12 +368,29 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that a pass reads: all, but of an embedding that is no LM head only its tokens' rows."""
-        unread = 0 if self.config.tied else self.embedding.numel()
-        return (self.parameters - unread) * self.dtype.itemsize
+        linears = [lin for ly in self.layers for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)]
+        matrices = sum(lin.out_features * lin.in_features for lin in [*linears, self.head])
+        others = self.parameters - matrices - (0 if self.config.tied else self.embedding.numel())
+        return sum(lin.nbytes for lin in [*linears, self.head]) + others * self.dtype.itemsize
+
+    @property
+    def precision(self) -> str:
+        """The weights' kind: a dtype, or how they are quantised."""
+        return str(self.dtype).removeprefix("torch.") if self.quantize == "none" else self.quantize
+
+
+def _check_quantize(dtype: torch.dtype, device: torch.device) -> None:
+    if device.type != "cpu" or dtype != torch.float32:
+        raise UserError(f"quantised weights run on the CPU with float32 states, not on {device.type} in {dtype}")
+    if reason := native.why_not():
+        raise UserError(f"quantised weights need the engine's own kernels, and {reason}")
 
 
 class _Taker:
-    """Takes weights by name, checked, on the device and in the dtype of the run."""
+    """Takes weights by name, each once, checked, on the device and in the dtype of the run.
+
+    What was taken is let go, so that a model need not fit into memory twice.
+    """
 
     def __init__(self, named: dict[str, Tensor], dtype: torch.dtype, device: torch.device):
         self.named, self.dtype, self.device = named, dtype, device
@@ -341,6 +400,7 @@ class _Taker:
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self._get(name)
+        del self.named[name]
         if tuple(tensor.shape) != shape:
             raise UserError(
                 f"weight {name!r} has shape {tuple(tensor.shape)}, but the model's config.json asks for {shape}: "
@@ -358,85 +418,3 @@ class _Taker:
         if name not in self.named:
             raise UserError(f"the checkpoint has no weight {name!r}: it is incomplete or of another architecture")
         return self.named[name]
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension, in float32 inside."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    # The same in fewer operations: on a CPU torch's own is a chain of ten, and a step has two for every layer.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * (norm * norm / x.shape[-1] + eps).rsqrt() * weight
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, n, heads, D] by its positions' angles, cos and sin [n, heads, D] as `fused_rope` makes them."""
-    # Swapping the halves is one operation where negating and joining them would be four.
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
-def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """The tables for `apply_rope` from the usual cosines and sines [positions, D]: the first half of sin negated."""
-    low, high = sin.chunk(2, dim=-1)
-    return cos, torch.cat((-low, high), dim=-1)
-
-
-def fused_rope(cos: Tensor, sin: Tensor, turned: int, kept: int) -> tuple[Tensor, Tensor]:
-    """Tables [n, D] for one position each -> tables [n, turned + kept, D] for all heads of a fused product at once.
-
-    Queries and keys turn; values, the last `kept` heads, stay as they are. Made once a pass, this spares every layer
-    the slicing and joining.
-    """
-    n, head_dim = cos.shape
-    return (
-        torch.cat((cos[:, None].expand(n, turned, head_dim), cos.new_ones(n, kept, head_dim)), dim=1),
-        torch.cat((sin[:, None].expand(n, turned, head_dim), sin.new_zeros(n, kept, head_dim)), dim=1),
-    )
-
-
-def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tables for `apply_rope`, [length, D] each, with transformers' own scalings."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    rotary = LlamaRotaryEmbedding(hf_config)
-    cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.arange(length)[None])
-    cos, sin = rotation(cos[0], sin[0])
-    return cos.to(device=device, dtype=dtype), sin.to(device=device, dtype=dtype)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
-
-    `mask` [G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees all keys
-    (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head are folded
-    into its query positions, so that keys and values are read once and never repeated in memory.
-    """
-    batch, n, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    if mask is None:
-        grouped = heads != kv_heads
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=n > 1, enable_gqa=grouped)
-    else:
-        folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
-        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
-    return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
-
-
-def tree_places(tree: Tree, row: int, n: int, width: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions [width] and mask [width, start + row + width] of a tree's rows row..row+n, padded to `width` rows."""
-    depths, seen = tree.tensors(device)
-    mask = torch.ones(width, start + row + width, dtype=torch.bool, device=device)  # what is padded may see anything
-    mask[:n, start : start + row + n] = seen[row : row + n, : row + n]
-    mask[:n, start + row + n :] = False
-    return F.pad(depths[row : row + n] + start, (0, width - n), value=start), mask
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `mask` is True, -inf elsewhere: made once a pass, as attention would make it in every layer."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
-def _block_mask(group: int, max_len: int, device: torch.device) -> Tensor:
-    """[G, _BLOCK, max_len + _BLOCK]: row i sees column c <= max_len + i; sliced, it is the mask at any start."""
-    rows = torch.arange(_BLOCK, device=device)[:, None] + max_len
-    return (torch.arange(max_len + _BLOCK, device=device) <= rows).expand(group, -1, -1)

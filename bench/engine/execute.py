@@ -1,13 +1,14 @@
-"""How a pass is run on this device: plain or packed weights, and how wide.
+"""How products are run on this device: by our own kernels, on plain or on packed weights, and how wide.
 
-On a CPU, weights packed once into oneDNN's blocked layout are read up to twice as fast by passes over one or a few
-positions, and a pass over four positions can cost *less* than one over one. Both favours are given to every method,
-vanilla included. The two operators are what Inductor itself emits for frozen weights, but they are not public: they
-are tried once, and the plain product is used, and recorded, where they are missing.
+Where our kernels are missing (see `native`), weights packed once into oneDNN's blocked layout are read up to twice as
+fast by passes over one or a few positions, and a pass over four positions can cost *less* than one over one. Whatever
+is chosen serves every method, vanilla included. The two operators are what Inductor itself emits for frozen weights,
+but they are not public: they are tried once, and the plain product is used, and recorded, where they are missing.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine import native
+from bench.engine.quantize import Q4
 
 # What oneDNN lays the weights out for. Other row counts remain correct; 16 was best or equal for all of 1..64.
 _PACK_ROWS = 16
@@ -35,22 +37,31 @@ class Linear:
     read W as it is, wide ones by torch.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, layout: Layout = "plain"):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, layout: Layout = "plain", quantize: str = "none"):
+        """`quantize` (q4, bfloat16) needs the native layout; then W is what is stored so, for wide inputs too."""
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.layout = layout
         self.weight = weight.contiguous()
+        self.product: native.Product | None = None
+        self.nbytes = weight.nbytes  # that a narrow pass reads
         if layout == "packed":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
-        self._matrix = native.matrix(self) if layout == "native" else None
+        elif quantize != "none":
+            assert layout == "native", f"{quantize} weights in the {layout} layout"
+            stored = Q4.of(weight) if quantize == "q4" else weight.bfloat16()
+            self.weight = stored.plain() if isinstance(stored, Q4) else stored.to(weight.dtype)
+            self.product, self.nbytes = native.Product(stored, bias), stored.nbytes
+        elif layout == "native":
+            self.product = native.Product(self.weight, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [..., n_in] -> [..., n_out]."""
         if self.layout == "packed":
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return out
-        if self._matrix is not None and self._is_narrow(x):
-            return native.multiply_add(self._matrix, x, None)
+        if self.product is not None and self._is_narrow(x):
+            return self.product(x)
         return F.linear(x, self.weight, self.bias)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -58,9 +69,15 @@ class Linear:
         if self.layout == "packed":
             out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return out
-        if self._matrix is not None and self._is_narrow(x):
-            return native.multiply_add(self._matrix, x, residual)
+        if self.product is not None and self._is_narrow(x):
+            return self.product(x, residual)
         return residual + F.linear(x, self.weight, self.bias)
+
+    def by_torch(self) -> Linear:
+        """The same product without our own kernels."""
+        other = copy.copy(self)
+        other.product = None
+        return other
 
     def _is_narrow(self, x: Tensor) -> bool:
         return x.numel() <= native.MOST_POSITIONS * self.in_features
@@ -68,7 +85,7 @@ class Linear:
 
 def choose_layout(dtype: torch.dtype, device: torch.device) -> Layout:
     """The fastest layout that this machine has for `dtype`."""
-    if device.type == "cpu" and dtype == torch.float32 and native.kernels() is not None:
+    if device.type == "cpu" and dtype in native.DTYPES and native.kernels() is not None:
         return "native"
     return "packed" if can_pack(dtype, device) else "plain"
 

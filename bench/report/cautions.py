@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench.metrics import OVERALL
-from bench.records import Run
+from bench.records import FLOAT32_STATES, Run
 from bench.report.formats import bounds, number, of_kind, overall, percent, shown_name, task_name
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
@@ -102,7 +102,7 @@ def _divergences(summary: dict[str, Any]) -> Iterable[str]:
 
 def _numerical(summary: dict[str, Any]) -> Iterable[str]:
     """A tie may fall either way; in float32 that is rare, and often means a mistake."""
-    if summary["dtype"] != "float32":
+    if summary["dtype"] not in FLOAT32_STATES:
         return
     high = [
         f"{name} {rate:.1%}"

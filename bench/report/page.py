@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.metrics import OVERALL, Cell
-from bench.records import MethodInfo, Run
+from bench.records import FLOAT32_STATES, MethodInfo, Run
 from bench.report import formats, tables
 from bench.report.cautions import cautions, sessions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -242,7 +242,7 @@ def _divergence_list(summary: dict[str, Any]) -> str:
 
 def _numerical_rate(summary: dict[str, Any]) -> str:
     """In a coarse dtype ties are common: how often one fell the other way, by task."""
-    if summary["dtype"] == "float32":
+    if summary["dtype"] in FLOAT32_STATES:
         return ""
     entries = {**formats.of_kind(summary, "method"), **formats.of_kind(summary, "peer")}
     entries = {name: e for name, e in entries.items() if formats.overall(e).get("numerical_rate") is not None}

@@ -1,0 +1,101 @@
+"""Norm, rotary positions, attention and its masks, operation by operation, for any device.
+
+Shapes: B sequences, n positions of this pass, S positions so far, H heads, H_kv heads of keys and values, G = H / H_kv,
+D per head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.engine.tree import Tree
+
+# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
+# more rows, its root included.
+BLOCK = 128
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float32 inside."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    # The same in fewer operations: on a CPU torch's own is a chain of ten, and a step has two for every layer.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * (norm * norm / x.shape[-1] + eps).rsqrt() * weight
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, n, heads, D] by its positions' angles, cos and sin [n, heads, D] as `fused_rope` makes them."""
+    # Swapping the halves is one operation where negating and joining them would be four.
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The tables for `apply_rope` from the usual cosines and sines [positions, D]: the first half of sin negated."""
+    low, high = sin.chunk(2, dim=-1)
+    return cos, torch.cat((-low, high), dim=-1)
+
+
+def fused_rope(cos: Tensor, sin: Tensor, turned: int, kept: int) -> tuple[Tensor, Tensor]:
+    """Tables [n, D] for one position each -> tables [n, turned + kept, D] for all heads of a fused product at once.
+
+    Queries and keys turn; values, the last `kept` heads, stay as they are. Made once a pass, this spares every layer
+    the slicing and joining.
+    """
+    n, head_dim = cos.shape
+    return (
+        torch.cat((cos[:, None].expand(n, turned, head_dim), cos.new_ones(n, kept, head_dim)), dim=1),
+        torch.cat((sin[:, None].expand(n, turned, head_dim), sin.new_zeros(n, kept, head_dim)), dim=1),
+    )
+
+
+def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tables for `apply_rope`, [length, D] each, with transformers' own scalings."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rotary = LlamaRotaryEmbedding(hf_config)
+    cos, sin = rotary(torch.empty(1, dtype=torch.float32), torch.arange(length)[None])
+    cos, sin = rotation(cos[0], sin[0])
+    return cos.to(device=device, dtype=dtype), sin.to(device=device, dtype=dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
+
+    `mask` [G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees all keys
+    (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head are folded
+    into its query positions, so that keys and values are read once and never repeated in memory.
+    """
+    batch, n, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    if mask is None:
+        grouped = heads != kv_heads
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=n > 1, enable_gqa=grouped)
+    else:
+        folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
+    return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
+
+
+def tree_places(tree: Tree, row: int, n: int, width: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions [width] and mask [width, start + row + width] of a tree's rows row..row+n, padded to `width` rows."""
+    depths, seen = tree.tensors(device)
+    mask = torch.ones(width, start + row + width, dtype=torch.bool, device=device)  # what is padded may see anything
+    mask[:n, start : start + row + n] = seen[row : row + n, : row + n]
+    mask[:n, start + row + n :] = False
+    return F.pad(depths[row : row + n] + start, (0, width - n), value=start), mask
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `mask` is True, -inf elsewhere: made once a pass, as attention would make it in every layer."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def block_mask(group: int, max_len: int, device: torch.device) -> Tensor:
+    """[G, BLOCK, max_len + BLOCK]: row i sees column c <= max_len + i; sliced, it is the mask at any start."""
+    rows = torch.arange(BLOCK, device=device)[:, None] + max_len
+    return (torch.arange(max_len + BLOCK, device=device) <= rows).expand(group, -1, -1)
