@@ -15,6 +15,7 @@ from bench.commands import (
     generate,
     history,
     listing,
+    project,
     report,
     run,
     serve,
@@ -35,6 +36,7 @@ COMMANDS = {
     "export": export,
     "train": train,
     "bench-engine": bench_engine,
+    "project": project,
     "list": listing,
     "cache": cache,
 }

@@ -23,6 +23,8 @@ from bench.config import RunConfig
 from bench.contestants import Contestant, memory_errors, variants
 from bench.engine.costs import Passes
 from bench.engine.decoder import Decoder
+from bench.engine.execute import Linear
+from bench.engine.kv_cache import KVCache
 from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
 from bench.records import Step
@@ -30,6 +32,8 @@ from bench.runner import device_and_dtype, engine_facts, load_target
 from bench.shapes import SHAPES, checkpoint_of, config_of, random_weights
 from methods import BASELINE
 from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
+from methods.kangaroo_adapter import Adapter, AdapterConfig
+from methods.medusa import FastHeads, Heads, HeadsConfig
 
 Log = Callable[[str], None]
 SCHEMA = 1
@@ -38,6 +42,7 @@ HEADS = (1024, 4096, 8192, 16384)
 _BUFFER_BYTES = 512 << 20  # read from end to end: larger than any cache
 _PATH = [1, 3, 5]  # drafts kept of a tree: their rows have to move
 _PROMPT = 64  # tokens
+_MEDUSA_HEADS = 4  # as published with 591M parameters on Vicuna-7B
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,7 @@ def measure(target: Decoder, contestants: Sequence[Contestant], effort: Effort) 
         ("passes", lambda: _passes(target, effort.repeats)),
         ("drafts", lambda: _drafts(target, effort.repeats)),
         ("head", lambda: _heads(target, effort.repeats)),
+        ("drafters", lambda: _drafters(target, effort.repeats)),
         ("cache", lambda: _cache(target, effort.repeats)),
         ("answers", lambda: _answers(target, contestants, effort)),
     ]
@@ -158,6 +164,35 @@ def _heads(target: Decoder, repeats: int) -> dict[str, Any]:
     heads = [target.cut_head(torch.arange(size, device=target.device)) for size in cuts] + [target.head]
     calls = [lambda head=head: head(state) for head in heads]
     return dict(zip(map(str, [*cuts, vocab]), _ms(calls, repeats, target.device), strict=True))
+
+
+def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
+    """A call of the published draft models at one position, with random weights, LM head and choice included, ms.
+
+    Kangaroo's adapter and the target's LM head (arXiv 2404.18911, section 3.1); Medusa-1's four heads with LM heads of
+    their own (arXiv 2401.10774, section 2.1.1).
+    """
+    c, device = target.config, target.device
+    if c.hidden % (2 * c.heads):
+        return {}
+    with torch.device(device):
+        adapter = Adapter(AdapterConfig(c.hidden, c.heads, c.norm_eps)).to(target.dtype)
+        heads = Heads(HeadsConfig(c.hidden, _MEDUSA_HEADS, c.vocab)).to(target.dtype)
+    adapter.prepare(target.max_len, device)
+    adapter.pack(target.layout)
+    size = c.hidden // c.heads
+    cache = KVCache(1, c.heads, size, target.max_len, dtype=target.dtype, device=device)
+    cache.data.zero_()
+    assert heads.lm_heads is not None
+    own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
+    fast = FastHeads(heads, _MEDUSA_HEADS, own, layout=target.layout)
+    state = torch.randn(1, 1, c.hidden, device=device).to(target.dtype)
+    place = target.max_len // 2
+    calls = [
+        lambda: target.head(adapter(state, place, cache)[0]).argmax(-1).tolist(),
+        lambda: fast(state[0]).argmax(-1).tolist(),
+    ]
+    return dict(zip(("kangaroo", "medusa"), _ms(calls, repeats, device), strict=True))
 
 
 def _cache(target: Decoder, repeats: int) -> dict[str, float]:

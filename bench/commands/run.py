@@ -23,6 +23,7 @@ other commands (each has its own --help):
   gate --base REV    did this checkout get slower than another commit?
   history RUN_DIR..  speedup and CR over commits
   bench-engine       what passes cost on this device, and how close vanilla is to the memory's limit
+  project            what a published acceptance would be worth at this device's costs
   cache list|clean   what was downloaded, and how to be rid of it
 
 examples:

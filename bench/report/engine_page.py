@@ -13,6 +13,22 @@ def terminal(found: dict[str, Any]) -> str:
     return "\n\n".join((_heading(found), _limit(found), _answers(found), _passes(found), _others(found)))
 
 
+def projection(engine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What acceptance would be worth at these costs."""
+    table = [["method", "acceptance of", "CR", "PROJECTED speedup", "published", "assumed"]]
+    for row in rows:
+        low, high = row["projected"]
+        projected = f"{low:.2f}x" if high - low < 0.005 else f"{low:.2f}x to {high:.2f}x"
+        published = UNDEFINED if row["published"] is None else f"{row['published']:.2f}x"
+        rate = f"{row['compression_rate']:.2f}"
+        table.append([row["method"], row["source"], rate, projected, published, row["assumed"]])
+    said = (
+        "PROJECTION, not a measurement: the costs of passes were measured here, with random weights of this shape; "
+        "what a step yields is another model's, as published or recorded. Published speedups are of other devices."
+    )
+    return "\n\n".join((_heading(engine), _aligned(table), said))
+
+
 def _heading(found: dict[str, Any]) -> str:
     what = f"{found['model']} with random weights" if found["random_weights"] else found["model"]
     parts = [
@@ -70,6 +86,10 @@ def _others(found: dict[str, Any]) -> str:
         rows = [[title, *values], ["ms", *(f"{value:.3f}" for value in values.values())]]
         rows.append(["of a pass over one", *(f"{value / single:.3f}" for value in values.values())])
         tables.append(_aligned(rows))
+    if found["drafters"]:
+        names = {"kangaroo": "Kangaroo's adapter", "medusa": "Medusa-1's four heads"}
+        told = (f"{names[name]} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items())
+        tables.append(f"a call of the published draft models, LM heads included: {', '.join(told)}")
     cache = found["cache"]
     tables.append(f"keeping a tree's path in the cache {cache['tree']:.3f} ms, a chain's {cache['chain']:.3f} ms")
     return "\n\n".join(tables)

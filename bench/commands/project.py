@@ -1,0 +1,77 @@
+"""project: what a published or recorded acceptance would be worth on this device, at the costs of a shape."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from bench import config
+from bench.commands import new_parser, say
+from bench.errors import UserError
+
+_EPILOG = """\
+Passes, exit layers and the published draft models are measured on this device, with random weights of the shape; how
+many tokens a step yields is taken from a paper's figures or from a run's records. The product is a PROJECTION, no
+measurement. A paper gives the compression rate, but not how much was drafted for it: Kangaroo's projection is a range.
+
+examples:
+  python run_bench.py project --shape vicuna-7b --device cuda
+  python run_bench.py project --shape smollm2-135m --acceptance results/runs/RUN_ID
+  python run_bench.py bench-engine --shape vicuna-13b --json engine.json
+  python run_bench.py project --engine engine.json --json projection.json"""
+_RUN_FLAGS = ("--dtype", "--quantize", "--device", "--threads")
+
+
+def parser() -> ArgumentParser:
+    """What the command takes."""
+    made = new_parser("project", "Project published or recorded acceptance onto this device's costs.", _EPILOG)
+    made.add_argument("--shape", default="vicuna-7b", metavar="NAME", help="architecture (default: %(default)s)")
+    made.add_argument("--engine", type=Path, metavar="FILE", help="costs that bench-engine wrote, instead of measuring")
+    made.add_argument(
+        "--acceptance",
+        type=Path,
+        action="append",
+        metavar="FILE|RUN_DIR",
+        help="published figures or a run's folder; may be repeated (default: results/published/kangaroo_paper.json)",
+    )
+    made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write it for programs")
+    for flag, settings in config.flags(config.RunConfig):
+        if flag in _RUN_FLAGS:
+            made.add_argument(flag, **settings)
+    return made
+
+
+def run(options: Namespace) -> int:
+    """Carry it out; the exit status."""
+    from bench import project
+    from bench.records import write_json
+    from bench.report import engine_page
+    from bench.report.published import PUBLISHED
+
+    sources = options.acceptance or [PUBLISHED / "kangaroo_paper.json"]
+    engine = _measured(options) if options.engine is None else _read(options.engine)
+    rows = project.project(engine, sources)
+    print(engine_page.projection(engine, rows))
+    if options.json:
+        write_json(options.json, {"projection": rows, "engine": engine})
+        print(f"written: {options.json}")
+    return 0
+
+
+def _measured(options: Namespace) -> dict[str, object]:
+    from bench import engine_bench
+
+    given = {flag[2:]: getattr(options, flag[2:]) for flag in _RUN_FLAGS}
+    settings = config.from_flags(given | {"method": ("vanilla",), "peer": ("none",)}, "laptop")
+    return engine_bench.run(settings, options.shape, context=1024, repeats=15, log=say)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not {"passes", "drafts", "drafters"} <= found.keys():
+            raise ValueError("it has no costs of passes and draft models")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
+    return dict(found)

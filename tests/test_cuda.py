@@ -1,0 +1,83 @@
+"""On a CUDA device: transformers' logits and answers, the device's own times, a whole run. Skipped elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import methods
+from bench.engine.execute import between_s, mark
+from bench.engine.tree import tree_of
+from methods.base import decode
+from tests.tiny import QUESTIONS, records, run_bench, write_questions
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17], [1] * 12])
+def test_every_split_gives_transformers_logits(kind, split, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model, device=CUDA)
+    ids, cache, found, start = random_ids(sum(split)), decoder.new_cache(), [], 0
+    for width in split:
+        states = decoder.run_layers(decoder.embed(ids[start : start + width]), start, cache)
+        found.append(decoder.logits(states[0]))
+        start += width
+    torch.testing.assert_close(torch.cat(found).cpu(), hf_logits(model, ids), rtol=0, atol=1e-3)
+
+
+def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model, device=CUDA)
+    ids, drafts, path = random_ids(12), random_ids(5, seed=4), [0, 2, 3]
+    cache = decoder.new_cache()
+    decoder.run_layers(decoder.embed(ids[:-1]), 0, cache)
+    tree = tree_of([-1, -1, 0, 2, 1])
+    states = decoder.run_layers(decoder.embed([ids[-1], *drafts]), len(ids) - 1, cache, tree=tree)
+    found = decoder.logits(states[0, [0, *(i + 1 for i in path)]]).cpu()
+    expected = hf_logits(model, [*ids, *(drafts[i] for i in path)])[len(ids) - 1 :]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    cache.keep_path(len(ids) - 1, path)
+    kept = decoder.run_layers(decoder.embed([7]), len(ids) + len(path), cache)
+    after = hf_logits(model, [*ids, *(drafts[i] for i in path), 7])[-1:]
+    torch.testing.assert_close(decoder.logits(kept[0]).cpu(), after, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "medusa"])
+def test_answers_are_transformers_own(name, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, hf_greedy, random_ids):
+    config, model = tiny_model("tied", faint=True)
+    knobs = {
+        "vanilla": {},
+        "kangaroo": {"weights": str(tiny_adapter(model)), "threshold": 0.0, "gamma": 3},
+        "medusa": {"weights": str(tiny_heads(model)), "tree": "0/1/0-0/1-0"},
+    }
+    made = methods.load(name)
+    method = made(tiny_decoder(config, model, device=CUDA, max_len=64), made.Config(**knobs[name]))
+    prompt = random_ids(12, seed=1)
+    answer = decode(method, prompt, 40, frozenset())
+    assert answer.token_ids == hf_greedy(model, prompt, 40)
+    assert all(step.verify_s > 0 for step in answer.steps)
+    assert sum(step.draft_s + step.verify_s for step in answer.steps) <= 1.1 * answer.decode_s
+
+
+def test_marks_are_the_devices_own_time():
+    first = mark(CUDA)
+    torch.ones(1 << 24, device=CUDA).sum()
+    last = mark(CUDA)
+    torch.cuda.synchronize()
+    assert between_s(first, last) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_is_lossless(dtype, tmp_path, tiny_checkpoint, tiny_model, tiny_adapter):
+    model = tiny_model("tied", True)[1]
+    kangaroo = f"kangaroo:weights={tiny_adapter(model)},threshold=0"
+    questions = write_questions(tmp_path / "questions.jsonl", *QUESTIONS)
+    flags = ["--device", "cuda", "--dtype", dtype, "--method", kangaroo, "--peer", "hf-generate"]
+    assert run_bench(tiny_checkpoint("tied", True).folder, questions, tmp_path / "out", *flags) == 0
+    run, turns = records(tmp_path / "out")
+    assert run.complete
+    assert run.device["type"] == "cuda"
+    verdicts = {turn.audit.verdict for turn in turns if turn.method == kangaroo}
+    assert verdicts <= ({"identical"} if dtype == "float32" else {"identical", "numerical"})
