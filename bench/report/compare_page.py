@@ -37,7 +37,7 @@ def terminal(compared: dict[str, Any]) -> str:
 
 
 def findings(compared: dict[str, Any]) -> list[str]:
-    """What got worse (first) or better: a sentence each, with method, task and metric."""
+    """What got worse (first) or better: a sentence each, with method, task and metric, and whether it counts."""
     found = []
     for label, entry in compared["methods"].items():
         for task, cell in entry["tasks"].items():
@@ -45,7 +45,8 @@ def findings(compared: dict[str, Any]) -> list[str]:
                 if metric["verdict"] in (WORSE, BETTER) and (metric["counts"] or task == OVERALL):
                     text = f"{label}, {task_name(task)}: {name} {_value(metric['base'])} → {_value(metric['new'])}"
                     order = (metric["verdict"] != WORSE, task != OVERALL, not metric["counts"])
-                    found.append((order, f"**{metric['verdict']}** {text} {_change(metric)}".rstrip()))
+                    mark = f"**{metric['verdict']}**" if metric["counts"] else f"({metric['verdict']}, only informs)"
+                    found.append((order, f"{mark} {text} {_change(metric)}".rstrip()))
     return [text for _, text in sorted(found, key=lambda item: item[0])]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bench.compare import BETTER, DECODE, PREFILL, SAME, UNKNOWN, WORSE, compare
+from bench.config import RunConfig
 from bench.errors import UserError
+from bench.gate import gate as gate_module
 from bench.gate.gate import PAIRS_FILE, Gate
 from bench.records import Audit, MethodInfo, Run, Turn, read_run, read_turns
 from bench.report import compare_page
@@ -239,3 +242,38 @@ def test_a_method_that_fails_everywhere_does_not_use_up_the_budget(gated):
 def test_wrong_settings_are_told_by_their_flag(wrong):
     with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')}"):
         GateSettings(**wrong)
+
+
+@pytest.mark.parametrize("order", [["base", "new"], ["new", "base"]])
+def test_both_sides_begin_alike_and_chance_says_which_is_first(order, tmp_path, monkeypatch):
+    """A short process of base's measures for both; it has ended before they start."""
+    events = []
+
+    class Started(Scripted):
+        def __init__(self, name, checkout, told, log_file):
+            super().__init__(name)
+            self.run.methods["kangaroo"] = MethodInfo("method", True, 7, {"costs": "0.1/0.1/1:1.0"}, costs=COSTS)
+            events.append((name, checkout, told))
+
+        def close(self):
+            events.append(f"{self.name} ends")
+
+    monkeypatch.setattr(gate_module, "Side", Started)
+    monkeypatch.setattr(gate_module.random, "SystemRandom", lambda: SimpleNamespace(sample=lambda *_: order))
+
+    def course(base, new, *_):
+        return SimpleNamespace(run=lambda: None, result=lambda: (base.name, new.name))
+
+    monkeypatch.setattr(gate_module, "Gate", course)
+    settings = GateSettings(slower=(("kangaroo", 0.1),))
+    found = gate_module.run_gate(RunConfig(), settings, "base's code", "new code", tmp_path, lambda _: None)
+    assert found == ("base", "new")
+    (measuring, _, nothing), ended, first, second, *ends = events
+    assert (measuring, ended, nothing["measured"]) == ("base", "base ends", {})
+    assert [first[0], second[0]] == order
+    assert {event[0]: event[1] for event in (first, second)} == {"base": "base's code", "new": "new code"}
+    told = {event[0]: event[2] for event in (first, second)}
+    assert told["base"]["measured"] == told["new"]["measured"]
+    assert told["base"]["measured"]["knobs"]["kangaroo"] == {"costs": "0.1/0.1/1:1.0"}
+    assert (told["base"]["slower"], told["new"]["slower"]) == ({}, {"kangaroo": 0.1})
+    assert sorted(ends) == ["base ends", "new ends"]
