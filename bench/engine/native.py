@@ -96,8 +96,9 @@ def kernels() -> ctypes.CDLL | None:
 
 def is_built() -> bool:
     """Whether `kernels` need not compile anything, which takes some seconds."""
+    compilers = _compilers()
     with contextlib.suppress(OSError):
-        return all(_path(compiler).exists() for compiler in _compilers()[:1])
+        return not compilers or _path(compilers[0]).exists()
     return True
 
 
