@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from bench import config
 
 
 def new_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
@@ -17,6 +19,13 @@ def new_parser(command: str, description: str, epilog: str = "") -> ArgumentPars
         epilog=epilog,
         formatter_class=RawDescriptionHelpFormatter,
     )
+
+
+def add_run_flags(made: ArgumentParser, names: Collection[str]) -> None:
+    """Those of a run's flags that a command takes as well."""
+    for flag, settings in config.flags(config.RunConfig):
+        if flag in names:
+            made.add_argument(flag, **settings)
 
 
 def say(line: str) -> None:

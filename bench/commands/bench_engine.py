@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bench import config
-from bench.commands import new_parser, say
+from bench.commands import add_run_flags, new_parser, say
 from bench.errors import UserError
 
 _EPILOG = """\
@@ -32,9 +32,7 @@ def parser() -> ArgumentParser:
     for flag, default, what in (("context", 1024, "positions of the cache"), ("repeats", 15, "timings of each pass")):
         made.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
     made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write all figures for programs")
-    for flag, settings in config.flags(config.RunConfig):
-        if flag in _RUN_FLAGS:
-            made.add_argument(flag, **settings)
+    add_run_flags(made, _RUN_FLAGS)
     return made
 
 

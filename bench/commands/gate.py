@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import config
-from bench.commands import compare, new_parser, say
+from bench.commands import add_run_flags, compare, new_parser, say
 from bench.errors import UserError
 from bench.rules import GateSettings, Rules
 
@@ -86,9 +86,7 @@ def parser() -> ArgumentParser:
         help="make a new baseline of this checkout, after showing the difference",
     )
     made.add_argument("--slow-down", action="append", default=[], metavar="METHOD=SHARE", help=argparse.SUPPRESS)
-    for flag, settings in config.flags(config.RunConfig):
-        if flag in _RUN_FLAGS:
-            made.add_argument(flag, **settings)
+    add_run_flags(made, _RUN_FLAGS)
     compare.add_rules(made)
     return made
 

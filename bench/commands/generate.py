@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from bench import config
-from bench.commands import new_parser, say
+from bench.commands import add_run_flags, new_parser, say
 
 _GENERATE = """\
 examples:
@@ -15,16 +15,27 @@ examples:
   python run_bench.py generate --json < prompt.txt > answers.json"""
 
 
+_RUN_FLAGS = (
+    "--model",
+    "--revision",
+    "--temperature",
+    "--top-p",
+    "--top-k",
+    "--seed",
+    "--dtype",
+    "--quantize",
+    "--device",
+    "--threads",
+)
+
+
 def parser() -> ArgumentParser:
     """What the command takes."""
     made = new_parser("generate", "Stream vanilla's and a method's answer to a prompt side by side.", _GENERATE)
     made.add_argument("prompt", nargs="?", help="what to ask; default: standard input")
     made.add_argument("--method", default="kangaroo", metavar="NAME[:KEY=VALUE,...]", help="(default: %(default)s)")
     made.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
-    shared = ("model", "revision", "temperature", "top-p", "top-k", "seed", "dtype", "quantize", "device", "threads")
-    for flag, options in config.flags(config.RunConfig):
-        if flag.removeprefix("--") in shared:
-            made.add_argument(flag, **options)
+    add_run_flags(made, _RUN_FLAGS)
     made.add_argument("--rejected", action="store_true", help="also show rejected drafts, struck through")
     made.add_argument("--json", action="store_true", help="no stream: one JSON object at the end")
     return made

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bench import config
-from bench.commands import new_parser, say
+from bench.commands import add_run_flags, new_parser, say
 from bench.errors import UserError
 
 _EPILOG = """\
@@ -36,9 +36,7 @@ def parser() -> ArgumentParser:
         help="published figures or a run's folder; may be repeated (default: results/published/kangaroo_paper.json)",
     )
     made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write it for programs")
-    for flag, settings in config.flags(config.RunConfig):
-        if flag in _RUN_FLAGS:
-            made.add_argument(flag, **settings)
+    add_run_flags(made, _RUN_FLAGS)
     return made
 
 
