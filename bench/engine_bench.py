@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import resource
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +25,7 @@ from bench.engine.execute import Linear
 from bench.engine.kv_cache import KVCache
 from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
+from bench.memory import peak_bytes
 from bench.records import Step
 from bench.runner import device_and_dtype, engine_facts, load_target
 from bench.shapes import SHAPES, checkpoint_of, config_of, random_weights
@@ -182,7 +181,7 @@ def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
     adapter.pack(target.layout)
     size = c.hidden // c.heads
     cache = KVCache(1, c.heads, size, target.max_len, dtype=target.dtype, device=device)
-    cache.data.zero_()
+    cache.zero()
     assert heads.lm_heads is not None
     own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
     fast = FastHeads(heads, _MEDUSA_HEADS, own, layout=target.layout)
@@ -198,7 +197,7 @@ def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
 def _cache(target: Decoder, repeats: int) -> dict[str, float]:
     """Keeping a tree's path in the cache, ms: its rows move; and a chain's, which lie right."""
     cache = target.new_cache()
-    cache.data.zero_()
+    cache.zero()
     moved, stayed = _ms(
         [lambda: cache.keep_path(0, _PATH), lambda: cache.keep_path(0, [0, 1, 2])], repeats, target.device
     )
@@ -270,14 +269,6 @@ def _conclude(found: dict[str, Any], target: Decoder) -> None:
     for answer in answers.values():
         pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
         answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held: on CUDA the device's, else the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _least_s(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:

@@ -141,6 +141,7 @@ class Run:
     provenance: dict[str, Any]  # start time, commit, dirty, versions, load
     complete: bool = True  # False: interrupted; the records are those finished until then
     wall_s: float = 0.0
+    memory: dict[str, Any] = field(default_factory=dict)  # the process' peak_bytes; methods: while each was at work
     schema: int = SCHEMA
 
 

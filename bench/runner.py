@@ -13,7 +13,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from bench.engine import native
 from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.pages import huge_mib, use_huge_pages
 from bench.errors import UserError
+from bench.memory import PeakMeter, merged
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.records import (
     DERIVED,
@@ -50,7 +51,7 @@ from bench.records import (
     write_json,
     write_turns,
 )
-from methods.base import Answer, Peer, decode, probe
+from methods.base import Answer, Peer, decoding, probe
 
 Log = Callable[[str], None]
 
@@ -97,12 +98,17 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs passes here."""
-    return {
+    facts: dict[str, Any] = {
         "weights": target.layout,
         "pass_widths": {str(n): width for n, width in target.widths.items()},
         "cache_positions": target.max_len,
         "huge_pages_mib": huge_mib(),
     }
+    if target.graphs is not None:
+        facts["cuda_graphs"] = target.graphs.reason or "captured"
+    if len(set(target.homes)) > 1:  # untimed territory
+        facts["layers_on"] = {str(home): target.homes.count(home) for home in dict.fromkeys(target.homes)}
+    return facts
 
 
 class Bench:
@@ -161,6 +167,7 @@ class Bench:
         self.contestants = [self._contestant(variant) for variant in self.variants]
         self.sampler = set_sampler(self.contestants, config)
         self.auditor = Auditor(self.target, self._float32_reference)
+        self.memory = PeakMeter(self.target.device)
         self.turns: list[Turn] = []
         self.pieces = {} if resumed is None else read_pieces(self.run_dir)
 
@@ -209,7 +216,7 @@ class Bench:
             resume.check_unchanged(self.resumed, resume.facts(record))
             record = self._continued(self.resumed, record)
         session = record.provenance["sessions"][-1]
-        before_s = record.wall_s
+        before_s, memory = record.wall_s, record.memory
         write_json(self.run_dir / RUN_FILE, record)  # now, so that the records of a killed run can be reported
         if self.resumed is None:
             write_turns(self.run_dir / TURNS_FILE, [])
@@ -226,6 +233,7 @@ class Bench:
                     session["wall_s"] = time.perf_counter() - begin_s
                     session["others_share"] = round(others.share(), 4)
                     record.wall_s = before_s + session["wall_s"]
+                    record.memory = merged(memory, self.memory.facts())
                     write_json(self.run_dir / RUN_FILE, record)
                 record.complete = True
             except KeyboardInterrupt:
@@ -301,6 +309,23 @@ class Bench:
 
     def answer(self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int]) -> Turn:
         """One contestant's answer to a prompt, or why it failed."""
+        try:
+            next(self.answering(contestant, question, index, number, prompt))
+        except StopIteration as ended:
+            turn: Turn = ended.value
+            return turn
+        raise AssertionError("it paused, although not asked to")
+
+    def answering(
+        self,
+        contestant: Contestant,
+        question: Question,
+        index: int,
+        number: int,
+        prompt: list[int],
+        pause_after: int = 0,
+    ) -> Generator[None, None, Turn]:
+        """`answer` in pieces, see `methods.base.decoding`."""
         turn = Turn(
             method=contestant.label,
             question_id=question.question_id,
@@ -317,7 +342,8 @@ class Bench:
         if self.sampler is not None:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
         try:
-            answer = decode(contestant.runner, prompt, limit, self.eos)
+            with self.memory.of(contestant.label):
+                answer = yield from decoding(contestant.runner, prompt, limit, self.eos, pause_after)
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -115,6 +115,21 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     The only place where EOS and the limit are applied, for vanilla as for every method; peers, which bring their own
     loop, are held to the same.
     """
+    try:
+        next(decoding(method, prompt, limit, eos))
+    except StopIteration as ended:
+        answer: Answer = ended.value
+        return answer
+    raise AssertionError("it paused, although not asked to")
+
+
+def decoding(
+    method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozenset[int], pause_after: int = 0
+) -> Generator[None, None, Answer]:
+    """`decode` in pieces: it pauses after the prefill and then after every `pause_after` steps (0: never).
+
+    What happens in a pause is not timed. A peer cannot be made to pause.
+    """
     if isinstance(method, Peer):
         answer = method.generate(prompt, limit, eos)
         assert 1 <= len(answer.token_ids) <= limit, f"{type(method).__name__} gave {len(answer.token_ids)} tokens"
@@ -123,20 +138,27 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     device = method.target.device
     start_s = now_s(device)
     tokens = [method.prefill(prompt)]
-    prefilled_s = now_s(device)
+    prefill_s = now_s(device) - start_s
+    if pause_after:
+        yield
+    decode_s, start_s = 0.0, now_s(device)
     steps: list[Step] = []
     while len(tokens) < limit and tokens[-1] not in eos:
         step = method.step(limit - len(tokens))
         assert step.emitted, f"{type(method).__name__} made a step that emitted nothing"
         steps.append(cut_at_eos(step, eos))
         tokens += steps[-1].emitted
-    end_s = now_s(device)
+        if pause_after and len(steps) % pause_after == 0:
+            decode_s += now_s(device) - start_s
+            yield
+            start_s = now_s(device)
+    decode_s += now_s(device) - start_s
     for step in steps:
         if step.marks:
             drafting, verifying, verified = step.marks
             step.draft_s, step.verify_s = between_s(drafting, verifying), between_s(verifying, verified)
     assert len(tokens) <= limit, f"{type(method).__name__} emitted {len(tokens)} tokens with room for {limit}"
-    return Answer(tokens, prefilled_s - start_s, end_s - prefilled_s, steps)
+    return Answer(tokens, prefill_s, decode_s, steps)
 
 
 def cut_at_eos(step: Step, eos: frozenset[int]) -> Step:

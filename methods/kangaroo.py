@@ -125,6 +125,7 @@ class Kangaroo(SpeculativeMethod):
         self.exit_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
         self.adapter.prepare(self.cache.max_len, target.device)
         self.adapter.pack(target.layout)
+        self.adapter.graphs = target.graphs
         heads = self.adapter.config.num_attention_heads
         self.adapter_cache = KVCache(
             1,

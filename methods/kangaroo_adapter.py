@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
 from bench.engine.decoder import Decoder
 from bench.engine.execute import Layout, Linear
+from bench.engine.graphs import Graphs, Places
 from bench.engine.kv_cache import KVCache
 from bench.engine.stopping import Calibration
 from bench.engine.tree import Tree
@@ -109,6 +111,7 @@ class Adapter(nn.Module):
         self.output_norm = nn.Parameter(torch.ones(d))
         self.head = nn.Linear(d, config.own_head, bias=False) if config.own_head else None
         self._packed: dict[str, Linear] = {}
+        self.graphs: Graphs | None = None  # the target's
         self.cos: Tensor  # [positions, D]
         self.sin: Tensor
 
@@ -150,6 +153,12 @@ class Adapter(nn.Module):
         `before` [B, n, d] (feedback only): post-norm final states one position before each. Without a cache the n
         positions are all there is (training). `tree`, `row`: as for `Decoder.run_layers`.
         """
+        if self.graphs is not None and cache is not None and self.config.attention:
+            body = functools.partial(self._forward_placed, cache)
+            inputs = [h] if self.input is None or before is None else [h, before]
+            states = self.graphs.run(cache, "adapter", body, inputs, start, tree, row)
+            if states is not None:
+                return states
         x = self.join(h, before)
         if not self.config.attention:  # every position on its own
             return self.finish(x, None)
@@ -168,6 +177,14 @@ class Adapter(nn.Module):
         else:
             k, v = qkv[:, :, heads:].transpose(1, 2).chunk(2, dim=1)
         return self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
+
+    def _forward_placed(self, cache: KVCache, places: Places, h: Tensor, before: Tensor | None = None) -> Tensor:
+        """Over h [1, w, d] with everything at fixed sizes, to be captured."""
+        heads = self.config.num_attention_heads
+        x = self.join(h, before)
+        qkv = self.qkv(x, places.positions)
+        k, v = cache.update_rows(0, places.rows, qkv[:, :, heads:], places.length)
+        return self.finish(x, attend(qkv[:, :, :heads], k, v, places.mask))
 
     def join(self, h: Tensor, before: Tensor | None) -> Tensor:
         """What attention starts from: the exit states, with feedback projected together with the states before."""

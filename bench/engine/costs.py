@@ -114,7 +114,7 @@ class Passes:
         """Passes start at `position`; None: an ordinary place, as attention costs more from further on."""
         self.target, self.exit_layer = target, exit_layer
         self.cache = target.new_cache()
-        self.cache.data.zero_()  # in memory of its own, as a text's keys and values are
+        self.cache.zero()  # in memory of its own, as a text's keys and values are
         most = _WIDTHS[-1]
         self.position = max(0, target.max_len // 2 - most) if position is None else position
         self.x = target.embed([0] * most)

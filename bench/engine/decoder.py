@@ -10,7 +10,9 @@ of keys and values, G = H / H_kv, D per head, d hidden, V tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +33,10 @@ from bench.engine.attention import (
     tree_places,
 )
 from bench.engine.execute import Layout, Linear, choose_layout, measure_widths
+from bench.engine.graphs import Places, choose_graphs
 from bench.engine.kv_cache import KVCache
 from bench.engine.pages import use_huge_pages
+from bench.engine.placement import choose_homes
 from bench.engine.quantize import GROUP
 from bench.engine.tree import Tree
 from bench.errors import UserError
@@ -41,6 +45,7 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 # RoPE variants whose table does not depend on the length of the text at hand.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 MAX_DRAFTS = BLOCK - 1  # of a tree
+_ALIGNED = 8  # attention's masks are copied in every layer where their rows are no multiple of it long
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,8 @@ class Decoder:
         self.head: Linear
         self.layers: list[_Layer] = []
         self.narrow: native.Layers | None = None
+        self.homes = [device] * config.layers  # of each layer, see `placement`
+        self.graphs = choose_graphs(device)
         self.cos: Tensor  # [max_len + padding, D]
         self.sin: Tensor
         self._mask = additive(block_mask(config.heads // config.kv_heads, max_len, device), dtype)
@@ -152,11 +159,13 @@ class Decoder:
         max_len: int | None = None,
         pad: bool = False,
         quantize: str = "none",
+        homes: Sequence[torch.device] | None = None,
     ) -> Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
         `max_len`: positions of cache and RoPE table (default: the model's context). `pad`: measure, on this device,
-        at which width a narrow pass is cheapest, and pad passes to it. `quantize`: of all matrices.
+        at which width a narrow pass is cheapest, and pad passes to it. `quantize`: of all matrices. `homes`: the device
+        of each layer (default: `device`, or several where it is too small); all else is on `device`.
 
         Raises:
             UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
@@ -175,8 +184,13 @@ class Decoder:
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         take = _Taker(named, dtype, device)
         d = config.hidden
+        self.homes = list(homes or choose_homes(device, *_sizes(named, config, dtype)))
+        if len(set(self.homes)) > 1:
+            self.graphs = None  # a graph is of one device
         self.embedding = take("embed_tokens.weight", (config.vocab, d))
-        self.layers = [self._build_layer(take, f"layers.{i}.") for i in range(config.layers)]
+        self.layers = [
+            self._build_layer(_Taker(named, dtype, home), f"layers.{i}.") for i, home in enumerate(self.homes)
+        ]
         self.norm = take("norm.weight", (d,))
         self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
         self.head = self._head(self.head_weight)
@@ -231,12 +245,13 @@ class Decoder:
         """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
         c = self.config
         length = (max_len or self.max_len) + BLOCK
-        return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, device=self.device)
+        length += -length % _ALIGNED
+        return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, homes=self.homes)
 
     def by_operations(self) -> Decoder:
         """The same weights, run operation by operation by torch: what our own kernels are held against."""
         other = copy.copy(self)
-        other.narrow, other.head = None, self.head.by_torch()
+        other.narrow, other.graphs, other.head = None, None, self.head.by_torch()
         other.layers = [
             replace(ly, **{name: getattr(ly, name).by_torch() for name in ("qkv", "out", "gate_up", "down")})
             for ly in self.layers
@@ -267,6 +282,11 @@ class Decoder:
         last = self.config.layers if last is None else last
         if self.narrow is not None and n <= native.MOST_POSITIONS and x.shape[0] == 1 and cache.data.is_contiguous():
             return self._run_narrow(self.narrow, x, start, cache, (first, last), tree, row)
+        if self.graphs is not None and first < last:
+            body = functools.partial(self._run_placed, cache, first, last)
+            states = self.graphs.run(cache, (first, last), body, [x], start, tree, row)
+            if states is not None:
+                return states
         # Measured for one sequence; a batch in lock-step is wide enough as it is.
         if x.shape[0] == 1 and (width := self.widths.get(n, n)) > n:
             x = F.pad(x, (0, 0, 0, width - n))
@@ -281,9 +301,23 @@ class Decoder:
             mask = additive(mask, self.dtype).expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
             start += row
         rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
+        for home, numbers in itertools.groupby(range(first, last), key=self.homes.__getitem__):
+            x, mask = x.to(home), None if mask is None else mask.to(home)
+            rope = rope[0].to(home), rope[1].to(home)
+            for i in numbers:
+                x = self._run_layer(self.layers[i], x, functools.partial(cache.update, i, start), rope, mask)
+        return x[:, :n].to(self.device)
+
+    def _run_placed(self, cache: KVCache, first: int, last: int, places: Places, x: Tensor) -> Tensor:
+        """Layers [first, last) over x [1, w, d] with everything at fixed sizes, to be captured."""
+        c = self.config
+        cos, sin = self.cos[places.positions], self.sin[places.positions]
+        rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
+        mask = places.mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, places.length)
         for i in range(first, last):
-            x = self._run_layer(self.layers[i], i, x, start, cache, rope, mask)
-        return x[:, :n]
+            write = functools.partial(cache.update_rows, i, places.rows, length=places.length)
+            x = self._run_layer(self.layers[i], x, write, rope, mask)
+        return x
 
     def _run_narrow(
         self,
@@ -306,13 +340,12 @@ class Decoder:
     def _run_layer(
         self,
         layer: _Layer,
-        i: int,
         x: Tensor,
-        start: int,
-        cache: KVCache,
+        write: Callable[[Tensor], tuple[Tensor, Tensor]],
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Tensor:
+        """`write`: puts keys and values into the cache, and gives all that attention looks at."""
         c = self.config
         batch, n, _ = x.shape
         qkv = layer.qkv(rms_norm(x, layer.input_norm, c.norm_eps)).view(batch, n, -1, c.head_dim)
@@ -321,7 +354,7 @@ class Decoder:
             q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
             qkv = torch.cat((q, k, v), dim=2)
         qkv = apply_rope(qkv, *rope)  # [B, n, H + 2 * H_kv, D]
-        keys, values = cache.update(i, start, qkv[:, :, c.heads :])
+        keys, values = write(qkv[:, :, c.heads :])
         x = layer.out.plus(x, attend(qkv[:, :, : c.heads], keys, values, mask))
         gate, up = layer.gate_up(rms_norm(x, layer.post_norm, c.norm_eps)).chunk(2, dim=-1)
         return layer.down.plus(x, F.silu(gate).mul_(up))
@@ -384,6 +417,13 @@ def _check_quantize(dtype: torch.dtype, device: torch.device) -> None:
         raise UserError(f"quantised weights run on the CPU with float32 states, not on {device.type} in {dtype}")
     if reason := native.why_not():
         raise UserError(f"quantised weights need the engine's own kernels, and {reason}")
+
+
+def _sizes(named: dict[str, Tensor], config: DecoderConfig, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Bytes of a layer's weights, the number of layers, and bytes of all other weights."""
+    inside = sum(tensor.numel() for name, tensor in named.items() if name.startswith("layers."))
+    outside = sum(tensor.numel() for tensor in named.values()) - inside
+    return -(-inside // config.layers) * dtype.itemsize, config.layers, outside * dtype.itemsize
 
 
 class _Taker:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +28,25 @@ class KVCache:
         batch: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        homes: Sequence[torch.device] = (),
     ):
-        # Empty, not zeros: pages that no answer reaches are then never touched. Keys and values lie together, so that
-        # one copy writes both.
-        shape = (layers, 2, batch, kv_heads, max_len, head_dim)
-        self.data = torch.empty(shape, dtype=dtype, device=device)
+        """`homes`: the device of each layer; none: `device`."""
         self.max_len = max_len
-        self._layers = list(self.data)  # [2, B, H_kv, S, D] each
+        self.captured: dict[Hashable, Any] = {}  # passes that write here, see `graphs`
+        self._parts = []  # [layers, 2, B, H_kv, S, D]: neighbours on one device. One copy writes keys and values.
+        for home, own in itertools.groupby(homes or [torch.device(device)] * layers):
+            # On a CPU empty, not zeros: pages that no answer reaches are then never touched. Elsewhere passes may look
+            # at rows that they mask (see `graphs`), which must be finite.
+            make = torch.empty if home.type == "cpu" else torch.zeros
+            shape = (len(list(own)), 2, batch, kv_heads, max_len, head_dim)
+            self._parts.append(make(shape, dtype=dtype, device=home))
+        self._layers = [layer for part in self._parts for layer in part]  # [2, B, H_kv, S, D] each
+
+    @property
+    def data(self) -> Tensor:
+        """[L, 2, B, H_kv, S, D], where all layers are on one device."""
+        (only,) = self._parts
+        return only
 
     @property
     def keys(self) -> Tensor:
@@ -43,6 +57,11 @@ class KVCache:
     def values(self) -> Tensor:
         """[L, B, H_kv, S, D]."""
         return self.data[:, 1]
+
+    def zero(self) -> None:
+        """Clear all rows, which then lie in memory of their own."""
+        for part in self._parts:
+            part.zero_()
 
     def update(self, layer: int, start: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, n, 2 * H_kv, D] at positions start..start+n.
@@ -56,20 +75,33 @@ class KVCache:
         keys, values = store.narrow(3, 0, start + n).unbind(0)
         return keys, values
 
+    def update_rows(self, layer: int, rows: Tensor, kv: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, n, 2 * H_kv, D] at the positions `rows` [n], a tensor, so that they may change.
+
+        Returns the keys and values of the first `length` positions, [B, H_kv, length, D] each.
+        """
+        batch, n, heads, head_dim = kv.shape
+        store = self._layers[layer]
+        store.index_copy_(3, rows, kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
+        keys, values = store.narrow(3, 0, length).unbind(0)
+        return keys, values
+
     def keep_path(self, start: int, path: Sequence[int]) -> None:
         """Of a tree written from position `start` on, the root's row first, keep the drafts of `path`.
 
         Their rows move together behind the root's; drafts are numbered from 0.
         """
         if list(path) != list(range(len(path))):
-            rows = torch.tensor([start + 1 + draft for draft in path], device=self.data.device)
-            self.data[..., start + 1 : start + 1 + len(path), :] = self.data[..., rows, :]
+            rows = torch.tensor([start + 1 + draft for draft in path])
+            for part in self._parts:
+                part[..., start + 1 : start + 1 + len(path), :] = part[..., rows.to(part.device), :]
 
     def keep(self, sequences: Sequence[int], length: int) -> None:
         """Go on with some of the sequences, given in rising order; of each, the first `length` positions."""
-        for new, old in enumerate(sequences):
-            assert old >= new, "sequences must be given in rising order"
-            if old != new:
-                self.data[:, :, new, :, :length] = self.data[:, :, old, :, :length]
-        self.data = self.data[:, :, : len(sequences)]
-        self._layers = list(self.data)
+        assert list(sequences) == sorted(sequences), "sequences must be given in rising order"
+        for part in self._parts:
+            for new, old in enumerate(sequences):
+                if old != new:
+                    part[:, :, new, :, :length] = part[:, :, old, :, :length]
+        self._parts = [part[:, :, : len(sequences)] for part in self._parts]
+        self._layers = [layer for part in self._parts for layer in part]

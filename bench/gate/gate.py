@@ -8,7 +8,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class Gate:
         ]
 
     def _ask(self, question: dict[str, Any], place: int, number: int) -> None:
-        """All turns of a question, each method on both sides back to back.
+        """All turns of a question, each method on both sides in turns.
 
         Which side is first changes from turn to turn, from question to question and from round to round, and for every
         second method it is the other one: neither side is favoured in any method or question.
@@ -141,14 +141,21 @@ class Gate:
         for index in range(question["turns"]):
             where = {"question": question["id"], "turn": index, "round": number}
             for column, label in enumerate(self.labels):
-                for name in reversed(SIDES) if (place + index + number + column) % 2 else SIDES:
-                    self.sides[name].answer(label, where)
+                self._answer(label, where, SIDES[::-1] if (place + index + number + column) % 2 else SIDES)
             for name in SIDES:
                 answered[name] += self.sides[name].audited(where)
             if any(turn.error is not None and turn.method == BASELINE for name in SIDES for turn in answered[name]):
                 break  # the next turn would need this answer
         if number != _WARM_UP:
             self._keep(question["task"], answered)
+
+    def _answer(self, label: str, where: Where, order: Sequence[str]) -> None:
+        """Both sides' answers, a few steps in turns: whatever holds the machine up hits both alike."""
+        going = {name: self.sides[name].begin(label, where) for name in order}
+        while any(going.values()):
+            order = order[::-1]
+            for name in order:
+                going[name] = going[name] and self.sides[name].go_on()
 
     def _keep(self, task: str, answered: dict[str, list[Turn]]) -> None:
         for name in SIDES:

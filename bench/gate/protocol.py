@@ -5,10 +5,11 @@ method and pass widths that the other side measured when it began) and `slower` 
 Then every line is one of
 
 - `{"do": "hello"}` -> `{"protocol", "files", "run", "questions"}`; `files`: where bench and methods were imported from
-- `{"do": "answer", "question", "turn", "round", "label"}` -> `{}`: one method answers one turn
+- `{"do": "answer", "question", "turn", "round", "label"}` -> `{"going"}`: one method begins to answer a turn
+- `{"do": "go on"}` -> `{"going"}`: it takes a few more steps; `going` is false once the answer has ended
 - `{"do": "close", "question", "turn", "round"}` -> `{"turns"}`: everybody has answered; the audited records
 
 Whatever is added must stay readable by older code; PROTOCOL is raised where it cannot be.
 """
 
-PROTOCOL = 1
+PROTOCOL = 2

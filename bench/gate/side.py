@@ -20,7 +20,7 @@ from bench.gate.protocol import PROTOCOL
 from bench.records import Audit, MethodInfo, Run, Turn
 
 _CLOSE_S = 20.0
-_ANSWER_S = 600.0  # for one answer; starting may install nothing and takes less
+_ANSWER_S = 600.0  # for one line; starting may install nothing and takes less
 
 
 class Side:
@@ -97,9 +97,13 @@ class Side:
         except ValueError as error:
             raise UserError(f"{self.name} answered {line[:60]!r}, which is none of the gate's lines") from error
 
-    def answer(self, label: str, where: dict[str, int]) -> None:
-        """Let a method answer a turn."""
-        self.ask(do="answer", label=label, **where)
+    def begin(self, label: str, where: dict[str, int]) -> bool:
+        """Let a method read a turn; whether there are steps to come."""
+        return bool(self.ask(do="answer", label=label, **where)["going"])
+
+    def go_on(self) -> bool:
+        """Let it take a few steps; whether there are more to come."""
+        return bool(self.ask(do="go on")["going"])
 
     def audited(self, where: dict[str, int]) -> list[Turn]:
         """Everybody has answered: their turns, audited."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench.report.formats import UNDEFINED, device_name
+from bench.report.formats import UNDEFINED, device_name, gibibytes
 
 
 def terminal(found: dict[str, Any]) -> str:
@@ -36,7 +36,7 @@ def _heading(found: dict[str, Any]) -> str:
         found["dtype"],
         f"{device_name(found['device'])}, {found['device']['threads']} threads",
         f"weights {found['engine']['weights']}",
-        f"peak memory {found['peak_bytes'] / 2**30:.2f} GiB",
+        f"peak memory {gibibytes(found['peak_bytes'])}",
     ]
     return "\n".join([", ".join(parts), *(f"WARNING: {warning}" for warning in found["warnings"])])
 

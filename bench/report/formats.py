@@ -17,6 +17,7 @@ TASK_NAMES = {
     OVERALL: "Overall",
 }
 UNDEFINED = "-"
+PEAK_MEMORY = "Peak memory: the most that the process held while the method answered, all others' weights included."
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
 NO_INTERVALS = "no intervals: they need two questions a task"
@@ -97,6 +98,11 @@ def shown_is(summary: dict[str, Any], estimator: str = RATIO_OF_SUMS) -> str:
 def window_list(values: Sequence[float | None] | None, limit: int | None = None) -> str:
     """A rate by window, like `0.50 0.22 0.10`."""
     return " ".join(number(value) for value in (values or [])[:limit]) or UNDEFINED
+
+
+def gibibytes(value: int | None) -> str:
+    """Memory, in GiB."""
+    return f"{value / 2**30:.2f} GiB" if value else UNDEFINED
 
 
 def count(value: int) -> str:

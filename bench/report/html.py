@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from bench.metrics import OVERALL
 from bench.records import Run, Turn
-from bench.report.formats import UNDEFINED, lossless_text, number, shown_name, times, where
+from bench.report.formats import PEAK_MEMORY, UNDEFINED, gibibytes, lossless_text, number, shown_name, times, where
 from bench.report.html_tables import (
     Item,
     Row,
@@ -294,12 +294,13 @@ def _knobs(run: Run) -> Table:
                 Item(info.kind),
                 Item("yes" if info.lossless else "no"),
                 Item(f"{info.extra_parameters:,}"),
+                Item(gibibytes(run.memory.get("methods", {}).get(name))),
             ],
         )
         for name, info in run.methods.items()
     ]
-    columns = ["knobs", "kind", "lossless", "extra parameters"]
-    return Table("Methods with every knob", "method", columns, rows, text=frozenset({0}))
+    columns = ["knobs", "kind", "lossless", "extra parameters", "peak memory"]
+    return Table("Methods with every knob", "method", columns, rows, PEAK_MEMORY, text=frozenset({0}))
 
 
 def _provenance(run: Run) -> Table:
@@ -317,6 +318,7 @@ def _provenance(run: Run) -> Table:
         ("commit", f"{commit or 'unknown'}{' with uncommitted changes' if dirty else ''}"),
         *((key.replace("_", " "), _text(value)) for key, value in provenance.items()),
         ("wall time", f"{run.wall_s:,.0f} s"),
+        ("peak memory", gibibytes(run.memory.get("peak_bytes"))),
         ("complete", "yes" if run.complete else "no, interrupted"),
     ]
     rows = [Row(what, [Item(value, kind="code")]) for what, value in facts]

@@ -268,12 +268,14 @@ def _knobs(run: Run) -> str:
             info.kind,
             "yes" if info.lossless else formats.NOT_LOSSLESS,
             f"{info.extra_parameters:,}",
+            formats.gibibytes(run.memory.get("methods", {}).get(name)),
             ", ".join(f"`{knob}={_text(value)}`" for knob, value in info.config.items()) or formats.UNDEFINED,
         ]
         for name, info in run.methods.items()
     ]
-    header = ["method", "kind", "lossless", "extra parameters", "knobs"]
-    return formats.markdown_table(header, rows, [True, True, True, False, True])
+    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs"]
+    table = formats.markdown_table(header, rows, [True, True, True, False, False, True])
+    return f"{formats.PEAK_MEMORY}\n\n{table}"
 
 
 def _provenance(run: Run) -> str:
@@ -296,6 +298,7 @@ def _provenance(run: Run) -> str:
         ["commit", _commit(commit, dirty)],
         *([key.replace("_", " "), _text(value)] for key, value in provenance.items()),
         ["wall time", f"{run.wall_s:,.0f} s"],
+        ["peak memory", formats.gibibytes(run.memory.get("peak_bytes"))],
     ]
     table = formats.markdown_table(["what", "value"], rows, [True, True])
     return f"{table}\n\n{_sessions(run)}" if several else table

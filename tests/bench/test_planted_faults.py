@@ -89,12 +89,12 @@ def test_doubled_token_is_found(setting, add_method, capsys):
 @pytest.mark.parametrize("short", [0, 1])
 def test_answer_that_is_cut_one_short_is_found(setting, add_method, monkeypatch, capsys, short):
     add_method("faulty", Watched)
-    decode = runner.decode
+    decoding = runner.decoding
 
-    def cut(method, prompt, limit, eos):
-        return decode(method, prompt, limit - short if isinstance(method, Watched) else limit, eos)
+    def cut(method, prompt, limit, eos, pause_after):
+        return decoding(method, prompt, limit - short if isinstance(method, Watched) else limit, eos, pause_after)
 
-    monkeypatch.setattr(runner, "decode", cut)
+    monkeypatch.setattr(runner, "decoding", cut)
     status = status_of(setting)
     if not short:
         return check_sound(setting, status)

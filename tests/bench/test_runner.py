@@ -39,14 +39,17 @@ class Admits(Wrong):
 @pytest.fixture
 def calls(monkeypatch):
     """Every decode of the run as (method's class, prompt, whether it was a warm-up)."""
-    made, decode = [], runner.decode
+    made = []
 
-    def spy(method, prompt, limit, eos):
-        made.append((type(method).__name__, list(prompt), not eos))
-        return decode(method, prompt, limit, eos)
+    def watched(decode):
+        def spy(method, prompt, limit, eos, *pause):
+            made.append((type(method).__name__, list(prompt), not eos))
+            return decode(method, prompt, limit, eos, *pause)
 
-    monkeypatch.setattr(runner, "decode", spy)
-    monkeypatch.setattr(contestants, "decode", spy)
+        return spy
+
+    monkeypatch.setattr(runner, "decoding", watched(runner.decoding))
+    monkeypatch.setattr(contestants, "decode", watched(contestants.decode))
     return made
 
 
@@ -81,6 +84,9 @@ def test_run_leaves_records_report_and_a_table(setting, capsys):
     assert (run.model["name"], run.model["chat_template"], run.dtype) == (setting.model.name, "tokenizer", "float32")
     assert run.model["parameters"] == sum(p.numel() for p in setting.hf.parameters())
     assert len(turns) == 4 * 3
+    assert 1e8 < run.memory["peak_bytes"] < 1e11
+    assert set(run.memory["methods"]) in (set(), set(run.methods))  # nothing where peaks cannot be reset
+    assert all(1e8 < peak <= run.memory["peak_bytes"] for peak in run.memory["methods"].values())
 
 
 def test_every_answer_is_transformers_own_with_consistent_step_lists(setting, hf_greedy):

@@ -31,14 +31,14 @@ def clock(monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """Every counted decode of the run as (method, prompt, limit, end tokens); warm-ups come without end tokens."""
-    calls, decode = [], runner.decode
+    calls, decoding = [], runner.decoding
 
-    def spy(method, prompt, limit, eos):
+    def spy(method, prompt, limit, eos, pause_after):
         if eos:
             calls.append((method, tuple(prompt), limit, eos))
-        return decode(method, prompt, limit, eos)
+        return decoding(method, prompt, limit, eos, pause_after)
 
-    monkeypatch.setattr(runner, "decode", spy)
+    monkeypatch.setattr(runner, "decoding", spy)
     return calls
 
 

@@ -10,7 +10,9 @@ import torch
 from bench.engine.sampling import Sampler
 from bench.engine.tree import tree_of
 from bench.records import Step
-from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode
+from methods import base
+from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, decoding
+from methods.vanilla import Vanilla
 
 LIMIT = 12
 NEVER = frozenset()
@@ -94,6 +96,29 @@ def test_a_small_limit_leaves_room_for_few_drafts(limit, scene):
     answer = decode(Scripted(decoder, right(5), reference, len(prompt)), prompt, limit, NEVER)
     assert answer.token_ids == reference[:limit]
     assert [(step.drafted, step.accepted) for step in answer.steps] == {1: [], 2: [(0, 0)], 3: [(1, 1)]}[limit]
+
+
+@pytest.mark.parametrize(("after", "pauses"), [(1, 9), (3, 3), (4, 3), (100, 1)])
+def test_an_answer_in_pieces_is_the_same_and_its_pauses_take_no_time(after, pauses, scene, monkeypatch):
+    """A clock that only goes on in pauses: nothing else takes time."""
+    _, target, prompt, _ = scene
+    now = [0.0]
+    monkeypatch.setattr(base, "now_s", lambda device: now[0])
+    method = Vanilla(target, NoKnobs())
+    whole = decode(method, prompt, 9, frozenset())
+    pieces, paused = decoding(method, prompt, 9, frozenset(), after), 0
+    answer = None
+    while answer is None:
+        try:
+            next(pieces)
+            paused += 1
+            now[0] += 1000
+        except StopIteration as ended:
+            answer = ended.value
+    assert answer.token_ids == whole.token_ids
+    assert len(answer.steps) == len(whole.steps) == 8
+    assert paused == pauses
+    assert answer.prefill_s == answer.decode_s == 0
 
 
 def test_a_second_question_starts_afresh(scene, hf_greedy, random_ids):

@@ -176,10 +176,11 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
     prompt = random_ids(11, seed=2)
     rows = [0] * 4
     run_layer = decoder._run_layer
+    numbers = {id(layer): number for number, layer in enumerate(decoder.layers)}
 
-    def counting(layer, i, x, *rest):
-        rows[i] += x.shape[1]
-        return run_layer(layer, i, x, *rest)
+    def counting(layer, x, *rest):
+        rows[numbers[id(layer)]] += x.shape[1]
+        return run_layer(layer, x, *rest)
 
     monkeypatch.setattr(decoder, "_run_layer", counting)
     monkeypatch.setattr(decoder, "narrow", None)  # layer by layer

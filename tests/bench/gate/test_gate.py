@@ -38,6 +38,7 @@ class Scripted:
         self.name, self.questions, self.change = name, questions, change or (lambda turn: None)
         self.rng = np.random.default_rng(seed)
         self.asked, self.open = [], []
+        self.pauses, self.steps = 0, []
         methods = {
             "vanilla": MethodInfo("vanilla", True, 0, {}),
             "kangaroo": MethodInfo("method", True, 7, {}, costs=COSTS),
@@ -48,7 +49,7 @@ class Scripted:
             config={"max_new_tokens": 9}, methods=methods, engine={}, provenance={"commit": name * 10},
         )  # fmt: skip
 
-    def answer(self, label, where):
+    def begin(self, label, where):
         drafted = int(label == "kangaroo")
         steps = 8 - 4 * drafted
         noise_s = np.exp(self.rng.normal(0, 0.02, 2))
@@ -63,6 +64,13 @@ class Scripted:
         self.change(turn)
         self.asked.append((label, where["question"], where["turn"], where["round"]))
         self.open.append(turn)
+        self.left = self.pauses
+        return self.left > 0
+
+    def go_on(self):
+        self.left -= 1
+        self.steps.append((self.name, self.asked[-1]))
+        return self.left > 0
 
     def audited(self, where):
         turns, self.open = self.open, []
@@ -169,6 +177,24 @@ def test_both_sides_are_asked_the_same_and_neither_is_favoured(tmp_path):
     if max(answer[3] for answer in counted) > 0:
         firsts = {(first[1], first[3]): first[0] for first, _ in pairs if first[2] == 1 and first[3] < 2}
         assert firsts["vanilla", 0] != firsts["vanilla", 1] == firsts["kangaroo", 0]
+
+
+def test_both_sides_take_steps_in_turns_until_each_has_ended(tmp_path):
+    clock = Clock()
+    base, new = Scripted("base", seed=1, clock=clock), Scripted("new", seed=2, clock=clock)
+    base.steps = new.steps  # in one list, as they come
+    base.pauses, new.pauses = 3, 5
+    gate = Gate(base, new, GateSettings(budget_min=0.01), tmp_path, clock)
+    gate.run()
+    answers = [base.steps[i : i + 8] for i in range(0, len(base.steps), 8)]
+    assert len(answers) == len(base.asked)
+    assert all(len({answer for _, answer in steps}) == 1 for steps in answers)
+    orders = {tuple(name for name, _ in steps) for steps in answers}
+    # Whoever read the prompt first takes the second steps; then they change places each time.
+    assert orders == {
+        ("new", "base", "base", "new", "new", "base", "new", "new"),
+        ("base", "new", "new", "base", "base", "new", "new", "new"),
+    }
 
 
 def test_every_question_is_asked_before_it_ends_early(gated):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -32,23 +33,33 @@ def config(setting):
 
 
 def course(questions, labels):
-    """The lines of one round."""
+    """The lines of one round; is sent whether an answer goes on."""
     for question in questions:
         for turn in range(question["turns"]):
             where = {"question": question["id"], "turn": turn, "round": 0}
-            yield from ({"do": "answer", "label": label, **where} for label in labels)
+            for label in labels:
+                going = yield {"do": "answer", "label": label, **where}
+                while going:
+                    going = yield {"do": "go on"}
             yield {"do": "close", **where}
 
 
 def test_a_worker_answers_as_a_run_does(config, setting):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
     _, expected = records(setting.out)
-    out = io.StringIO()
     made = worker.Worker(config, {}, {})
     hello = made.handle({"do": "hello"})
-    lines = course(hello["questions"], ["vanilla", setting.kangaroo])
-    worker.serve(made, io.StringIO("".join(json.dumps(line) + "\n" for line in lines)), out)
-    turns = [turn for line in out.getvalue().splitlines() for turn in json.loads(line).get("turns", [])]
+    lines, turns, pauses = course(hello["questions"], ["vanilla", setting.kangaroo]), [], 0
+    line = next(lines)
+    with contextlib.suppress(StopIteration):
+        while True:
+            out = io.StringIO()
+            worker.serve(made, io.StringIO(json.dumps(line) + "\n"), out)
+            told_back = json.loads(out.getvalue())
+            turns += told_back.get("turns", [])
+            pauses += told_back.get("going", False)
+            line = lines.send(told_back.get("going"))
+    assert pauses > len(turns)  # after the prefill and, of a long answer, after four steps
 
     def told(turn):
         keys = ("method", "question_id", "turn", "token_ids", "per_step_drafted", "per_step_emitted", "audit")
@@ -106,7 +117,9 @@ def test_a_process_answers_and_ends(config, setting, tmp_path):
     side = Side("new", here(None), first_line(config, {}, {}), tmp_path / "new.log")
     where = {"question": 12, "turn": 0, "round": 0}
     for label in side.run.methods:
-        side.answer(label, where)
+        going = side.begin(label, where)
+        while going:
+            going = side.go_on()
     turns = side.audited(where)
     assert [turn.method for turn in turns] == ["vanilla", setting.kangaroo]
     assert turns[0].token_ids == turns[1].token_ids
@@ -115,7 +128,7 @@ def test_a_process_answers_and_ends(config, setting, tmp_path):
     side.process.kill()
     side.process.wait()
     with pytest.raises(UserError, match=r"new ended before the gate did .*new\.log"):
-        side.answer("vanilla", where)
+        side.begin("vanilla", where)
     side.close()
 
 

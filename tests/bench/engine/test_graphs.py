@@ -1,0 +1,164 @@
+"""Passes at fixed places and sizes, as they are captured; here they are repeated by running them anew.
+
+The CUDA graphs themselves are in `tests/test_cuda.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import methods
+from bench.engine import graphs
+from bench.engine.graphs import Graphs, choose_graphs
+from bench.engine.tree import tree_of
+from methods.base import decode
+
+CPU = torch.device("cpu")
+PARENTS = [-1, -1, 0, 2, 1, 1]
+PATH = [0, 2, 3]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """How many passes were captured so far: of every decoder, on the CPU, with lengths from 16 positions on."""
+    calls = []
+
+    def record(call):
+        calls.append(call)
+        return call
+
+    monkeypatch.setattr(graphs, "_SHORTEST", 16)
+    monkeypatch.setattr("bench.engine.decoder.choose_graphs", lambda device: Graphs(device, record))
+    # The kernels of the CPU would be asked first.
+    monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda dtype, device: "plain")
+    return calls
+
+
+def stale_cache(decoder, batch: int = 1):
+    """A cache whose rows hold nonsense until they are written; finite, as masking takes."""
+    cache = decoder.new_cache(batch)
+    cache.data.fill_(1e4)
+    return cache
+
+
+def read(decoder, ids, cache, split, start=0):
+    """Logits [n, V] of `ids`, in passes as long as `split` says."""
+    passes = []
+    for size in split:
+        block, ids = ids[:size], ids[size:]
+        passes.append(decoder.logits(decoder.run_layers(decoder.embed(block), start, cache)[0]))
+        start += size
+    return torch.cat(passes)
+
+
+@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17, 3], [1] * 20, [64, 5, 64, 7], [70, 2]], ids=str)
+def test_every_split_gives_transformers_logits(kind, split, recorded, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    ids = random_ids(sum(split))
+    found = read(decoder, ids, stale_cache(decoder), split)
+    torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
+    assert recorded
+
+
+@pytest.mark.parametrize("blocks", [[7], [1, 2, 4]], ids=str)
+def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    decoder = tiny_decoder(config, model)
+    ids, drafts = random_ids(30), random_ids(6, seed=4)
+    cache = stale_cache(decoder)
+    read(decoder, ids[:-1], cache, [29])
+    tree, rows, passes = tree_of(PARENTS), [ids[-1], *drafts], []
+    for size in blocks:
+        row = sum(x.shape[1] for x in passes)
+        x = decoder.embed(rows[row : row + size])
+        passes.append(decoder.run_layers(x, len(ids) - 1, cache, tree=tree, row=row))
+    found = decoder.logits(torch.cat(passes, dim=1)[0, [0, *(i + 1 for i in PATH)]])
+    expected = hf_logits(model, [*ids, *(drafts[i] for i in PATH)])[len(ids) - 1 :]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    cache.keep_path(len(ids) - 1, PATH)
+    after = read(decoder, [7], cache, [1], start=len(ids) + len(PATH))
+    expected = hf_logits(model, [*ids, *(drafts[i] for i in PATH), 7])[-1:]
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("vanilla", {}),
+        ("kangaroo", {"threshold": 0.0, "gamma": 3}),
+        ("kangaroo", {"threshold": 0.0, "gamma": 3, "beam": 3}),
+        ("medusa", {"tree": "0/1/0-0/1-0"}),
+    ],
+    ids=["vanilla", "kangaroo", "kangaroo-tree", "medusa"],
+)
+def test_answers_are_transformers_own(
+    name, knobs, recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, hf_greedy, random_ids
+):
+    config, model = tiny_model("tied", faint=True)
+    weights = {"kangaroo": tiny_adapter, "medusa": tiny_heads}
+    given = {"weights": str(weights[name](model))} if name in weights else {}
+    made = methods.load(name)
+    method = made(tiny_decoder(config, model, max_len=80), made.Config(**knobs, **given))
+    prompt = random_ids(12, seed=1)
+    answer = decode(method, prompt, 50, frozenset())
+    assert answer.token_ids == hf_greedy(model, prompt, 50)
+    if name != "vanilla":
+        assert 0 < sum(step.accepted for step in answer.steps) < sum(step.drafted for step in answer.steps)
+    if name == "kangaroo":
+        assert method.adapter_cache.captured
+    # A second answer finds everything captured.
+    before = len(recorded)
+    assert decode(method, prompt, 50, frozenset()).token_ids == answer.token_ids
+    assert len(recorded) == before
+
+
+def test_widths_are_rounded_and_all_lengths_are_made_at_once(recorded, tiny_model, tiny_decoder, random_ids):
+    decoder = tiny_decoder(*tiny_model("tied"), max_len=100)
+    cache = decoder.new_cache()
+    read(decoder, random_ids(3), cache, [3])
+    (made,) = cache.captured.values()
+    assert [one.length for one in made] == [16, 32, 64, 128, cache.max_len]
+    read(decoder, random_ids(60), cache, [4, 3, 4, 4], start=3)
+    assert len(recorded) == 5
+    read(decoder, random_ids(5), cache, [5], start=20)
+    assert len(recorded) == 10
+
+
+def test_batches_and_wide_passes_are_not_captured(recorded, tiny_model, tiny_decoder, random_ids):
+    decoder = tiny_decoder(*tiny_model("tied"))
+    decoder.run_layers(decoder.embed(torch.zeros(3, 2)), 0, decoder.new_cache(3))
+    cache = decoder.new_cache()
+    read(decoder, random_ids(65), cache, [65])
+    decoder.run_layers(decoder.embed(random_ids(3)), 0, cache, 2, 2)  # no layers
+    assert not recorded
+
+
+def test_where_capture_fails_one_warning_is_given_and_passes_run_as_they_are(
+    monkeypatch, tiny_model, tiny_decoder, hf_logits, random_ids
+):
+    def refuse(call):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda dtype, device: "plain")
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model)
+    decoder.graphs = Graphs(CPU, refuse)
+    ids = random_ids(12)
+    with pytest.warns(UserWarning, match="operation not permitted$") as told:
+        found = read(decoder, ids, stale_cache(decoder), [5, 1, 1, 3, 2])
+    assert len(told) == 1
+    torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
+    assert decoder.graphs.reason == "operation not permitted"
+
+
+def test_only_cuda_devices_have_graphs():
+    assert choose_graphs(CPU) is None
+    assert isinstance(choose_graphs(torch.device("cuda")), Graphs)
+
+
+def test_an_audit_is_run_without_graphs(recorded, tiny_model, tiny_decoder):
+    decoder = tiny_decoder(*tiny_model("tied"))
+    assert decoder.graphs is not None
+    assert decoder.by_operations().graphs is None
