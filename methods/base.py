@@ -20,8 +20,8 @@ from bench.checkpoints import Checkpoint
 from bench.engine import costs
 from bench.engine.costs import Costs
 from bench.engine.decoder import Decoder
-from bench.engine.execute import between_s, mark, now_s
 from bench.engine.sampling import Sampler
+from bench.engine.timing import between_s, mark, now_s
 from bench.engine.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.verify import accept_greedy, accept_sampled, accept_typical
 from bench.records import Step

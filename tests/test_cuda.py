@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import methods
-from bench.engine.execute import between_s, mark
+from bench.engine.timing import between_s, mark
 from bench.engine.tree import tree_of
 from methods.base import decode
 from tests.tiny import QUESTIONS, records, run_bench, write_questions
@@ -25,6 +25,8 @@ def test_every_split_gives_transformers_logits(kind, split, tiny_model, tiny_dec
         found.append(decoder.logits(states[0]))
         start += width
     torch.testing.assert_close(torch.cat(found).cpu(), hf_logits(model, ids), rtol=0, atol=1e-3)
+    assert cache.captured
+    assert decoder.graphs.reason == ""
 
 
 def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
@@ -61,6 +63,17 @@ def test_answers_are_transformers_own(name, tiny_model, tiny_decoder, tiny_adapt
     assert sum(step.draft_s + step.verify_s for step in answer.steps) <= 1.1 * answer.decode_s
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device here")
+def test_layers_on_two_devices_give_transformers_logits(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
+    config, model = tiny_model(kind)
+    homes = [torch.device("cuda", i // 2) for i in range(4)]
+    decoder = tiny_decoder(config, model, device=homes[0], homes=homes)
+    ids, cache = random_ids(30), decoder.new_cache()
+    states = [decoder.run_layers(decoder.embed(ids[a:b]), a, cache) for a, b in ((0, 20), (20, 21), (21, 30))]
+    found = decoder.logits(torch.cat(states, dim=1)[0])
+    torch.testing.assert_close(found.cpu(), hf_logits(model, ids), rtol=0, atol=1e-3)
+
+
 def test_marks_are_the_devices_own_time():
     first = mark(CUDA)
     torch.ones(1 << 24, device=CUDA).sum()
@@ -79,5 +92,7 @@ def test_a_run_is_lossless(dtype, tmp_path, tiny_checkpoint, tiny_model, tiny_ad
     run, turns = records(tmp_path / "out")
     assert run.complete
     assert run.device["type"] == "cuda"
+    assert run.engine["cuda_graphs"] == "captured"
+    assert set(run.memory["methods"]) == set(run.methods)
     verdicts = {turn.audit.verdict for turn in turns if turn.method == kangaroo}
     assert verdicts <= ({"identical"} if dtype == "float32" else {"identical", "numerical"})

@@ -9,7 +9,6 @@ but they are not public: they are tried once, and the plain product is used, and
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from bench.engine import native
 from bench.engine.quantize import Q4
+from bench.engine.timing import interleaved
 
 # What oneDNN lays the weights out for. Other row counts remain correct; 16 was best or equal for all of 1..64.
 _PACK_ROWS = 16
@@ -119,48 +119,11 @@ def measure_widths(linears: Sequence[Linear], dtype: torch.dtype, repeats: int =
 
         return call
 
-    # Interleaved, so that a slow moment of a shared machine does not hit one width alone.
-    cost_s = dict.fromkeys(widths, float("inf"))
-    for _ in range(repeats):
-        for width in widths:
-            cost_s[width] = min(cost_s[width], _time_s(run(width)))
+    times = interleaved([run(width) for width in widths], repeats, torch.device("cpu"))
+    cost_s = {width: min(own) for width, own in zip(widths, times, strict=True)}
     return {n: _cheapest(n, cost_s) for n in widths}
 
 
 def _cheapest(n: int, cost_s: dict[int, float]) -> int:
     best = min((w for w in cost_s if w >= n), key=lambda w: cost_s[w])
     return best if cost_s[best] < _WORTHWHILE * cost_s[n] else n
-
-
-def _time_s(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-Mark = float | torch.cuda.Event
-
-
-def mark(device: torch.device) -> Mark:
-    """This moment in the device's own time, without waiting for the device."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def between_s(first: Mark, second: Mark) -> float:
-    """Seconds from one mark to another; on CUDA only once the device has reached both."""
-    if isinstance(first, float) and isinstance(second, float):
-        return second - first
-    assert isinstance(first, torch.cuda.Event)
-    assert isinstance(second, torch.cuda.Event)
-    return float(first.elapsed_time(second)) / 1000
-
-
-def now_s(device: torch.device) -> float:
-    """The host's clock once the device has done all it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -113,16 +113,16 @@ class Graphs:
             RuntimeError: it cannot be captured, or its replay is not what it gave.
 
         """
-        here = torch.cuda.current_stream(self.device)
-        aside = torch.cuda.Stream(self.device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
-                expected = call()
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            found = call()
+        with torch.cuda.device(self.device):
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UPS):
+                    expected = call()
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                found = call()
         self._pool = graph.pool()
         graph.replay()
         error = (found.float() - expected.float()).norm() / expected.float().norm()

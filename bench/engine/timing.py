@@ -1,12 +1,38 @@
-"""Seconds of calls on a device, interleaved: a slow moment of a shared machine hits none of them alone."""
+"""A device's time: marks in it, and seconds of calls, interleaved."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from bench.engine.execute import now_s
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """This moment in the device's own time, without waiting for the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between_s(first: Mark, second: Mark) -> float:
+    """Seconds from one mark to another; on CUDA only once the device has reached both."""
+    if isinstance(first, float) and isinstance(second, float):
+        return second - first
+    assert isinstance(first, torch.cuda.Event)
+    assert isinstance(second, torch.cuda.Event)
+    return float(first.elapsed_time(second)) / 1000
+
+
+def now_s(device: torch.device) -> float:
+    """The host's clock once the device has done all it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def time_s(call: Callable[[], object], device: torch.device) -> float:
@@ -17,7 +43,10 @@ def time_s(call: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Seconds of each call, `repeats` times in turns, after a round that warms up."""
+    """Seconds of each call, `repeats` times, after a round that warms up.
+
+    In turns: a slow moment of a shared machine hits none of them alone.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + 1):
         for call, own in zip(calls, times, strict=True):

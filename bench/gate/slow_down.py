@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.engine.execute import now_s
+from bench.engine.timing import now_s
 from bench.records import Step
 from methods.base import Method
 

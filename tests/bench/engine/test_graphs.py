@@ -11,6 +11,7 @@ import torch
 import methods
 from bench.engine import graphs
 from bench.engine.graphs import Graphs, choose_graphs
+from bench.engine.kv_cache import KVCache
 from bench.engine.tree import tree_of
 from methods.base import decode
 
@@ -21,25 +22,26 @@ PATH = [0, 2, 3]
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """How many passes were captured so far: of every decoder, on the CPU, with lengths from 16 positions on."""
-    calls = []
+    """What was captured so far: of every decoder, on the CPU, with lengths from 16 positions on.
+
+    Caches hold nonsense until they are written: finite, as zeros on CUDA are, and not to be overseen.
+    """
+    calls, make = [], KVCache.__init__
+
+    def stale(cache, *args, **kwargs):
+        make(cache, *args, **kwargs)
+        cache.data.fill_(1e4)
 
     def record(call):
         calls.append(call)
         return call
 
+    monkeypatch.setattr(KVCache, "__init__", stale)
     monkeypatch.setattr(graphs, "_SHORTEST", 16)
     monkeypatch.setattr("bench.engine.decoder.choose_graphs", lambda device: Graphs(device, record))
     # The kernels of the CPU would be asked first.
     monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda dtype, device: "plain")
     return calls
-
-
-def stale_cache(decoder, batch: int = 1):
-    """A cache whose rows hold nonsense until they are written; finite, as masking takes."""
-    cache = decoder.new_cache(batch)
-    cache.data.fill_(1e4)
-    return cache
 
 
 def read(decoder, ids, cache, split, start=0):
@@ -57,7 +59,7 @@ def test_every_split_gives_transformers_logits(kind, split, recorded, tiny_model
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
     ids = random_ids(sum(split))
-    found = read(decoder, ids, stale_cache(decoder), split)
+    found = read(decoder, ids, decoder.new_cache(), split)
     torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
     assert recorded
 
@@ -67,7 +69,7 @@ def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_d
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
     ids, drafts = random_ids(30), random_ids(6, seed=4)
-    cache = stale_cache(decoder)
+    cache = decoder.new_cache()
     read(decoder, ids[:-1], cache, [29])
     tree, rows, passes = tree_of(PARENTS), [ids[-1], *drafts], []
     for size in blocks:
@@ -147,7 +149,7 @@ def test_where_capture_fails_one_warning_is_given_and_passes_run_as_they_are(
     decoder.graphs = Graphs(CPU, refuse)
     ids = random_ids(12)
     with pytest.warns(UserWarning, match="operation not permitted$") as told:
-        found = read(decoder, ids, stale_cache(decoder), [5, 1, 1, 3, 2])
+        found = read(decoder, ids, decoder.new_cache(), [5, 1, 1, 3, 2])
     assert len(told) == 1
     torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
     assert decoder.graphs.reason == "operation not permitted"
