@@ -73,21 +73,21 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
             extra = (checkpoint,) if issubclass(variant.method, Peer) else ()
             contestants.append(Contestant(variant.label, variant.method(target, variant.config, *extra)))
         peak = peak if extra else peak_bytes(target.device)
-    return {
+    facts = {
         "schema": SCHEMA,
         "model": checkpoint.name,
         "random_weights": shape is not None,
         "parameters": target.parameters,
         "device": environment.describe_device(target.device),
         "dtype": target.precision,
-        "engine": engine_facts(target),
         "peak_bytes": peak,
         "command": environment.command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment.describe_software(),
         "warnings": [warning for warning in [environment.busy_warning()] if warning],
-        **measure(target, contestants, Effort(repeats=repeats)),
     }
+    found = measure(target, contestants, Effort(repeats=repeats))
+    return {**facts, "engine": engine_facts(target), **found}
 
 
 def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Checkpoint, Decoder]:
@@ -100,7 +100,7 @@ def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Ch
         target = Decoder.from_weights(
             hf_config, random_weights(hf_config, dtype, device),
             name=shape, dtype=dtype, device=device, max_len=context, pad=True,
-            quantize=config.quantize,
+            quantize=config.quantize, homes=[device] * hf_config.num_hidden_layers,
         )  # fmt: skip
     return checkpoint_of(shape), target
 
@@ -179,6 +179,7 @@ def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
         heads = Heads(HeadsConfig(c.hidden, _MEDUSA_HEADS, c.vocab)).to(target.dtype)
     adapter.prepare(target.max_len, device)
     adapter.pack(target.layout)
+    adapter.graphs = target.graphs
     size = c.hidden // c.heads
     cache = KVCache(1, c.heads, size, target.max_len, dtype=target.dtype, device=device)
     cache.zero()

@@ -154,6 +154,8 @@ class Generation:
         """Answer to the end; `on_step` is called whenever a side has new text."""
         for side in self.sides:
             decode(side.method, self.prompt[-_WARM_UP_PROMPT:], min(_WARM_UP_TOKENS, side.limit), frozenset())
+        if (graphs := self.sides[0].method.target.graphs) is not None:
+            graphs.close()
         for side in self.sides:
             if side.method.sampler is not None:
                 side.method.sampler.seed(f"{self.config.seed}")

@@ -196,7 +196,12 @@ class Bench:
     def prepare(self) -> Run:
         """Warm up; the run as it begins."""
         self._warm_up()
-        return self._record()
+        record = self._record()
+        if (graphs := self.target.graphs) is not None:
+            graphs.close()
+            if graphs.reason:
+                self._warn(f"passes run kernel by kernel, as none could be captured: {graphs.reason}")
+        return record
 
     def run(self) -> Run:
         """Warm up, ask everything, and leave the records in `run_dir`; interrupted, what was done.

@@ -62,7 +62,8 @@ TRIALS = (
     Trial("vanilla-10", "10% more work in each of vanilla's steps", "vanilla: time per token, ms",
           flags=("--slow-down", "vanilla=0.10",)),
     Trial(
-        "one-token", "Kangaroo's hundredth accepted run of drafts loses its last one, once", "kangaroo: CR",
+        "one-token", "Kangaroo's hundredth accepted run of drafts loses its last one, once",
+        "kangaroo: speedup at base's costs",
         edits=((KANGAROO, HOOK, """\
     runs = 0
 

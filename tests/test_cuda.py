@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17], [1] * 12])
+@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17], [1] * 12, [300, 1, 1, 5]])
 def test_every_split_gives_transformers_logits(kind, split, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
-    decoder = tiny_decoder(config, model, device=CUDA)
+    decoder = tiny_decoder(config, model, device=CUDA, max_len=400)
     ids, cache, found, start = random_ids(sum(split)), decoder.new_cache(), [], 0
     for width in split:
         states = decoder.run_layers(decoder.embed(ids[start : start + width]), start, cache)
@@ -46,15 +46,16 @@ def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, hf_logits,
     torch.testing.assert_close(decoder.logits(kept[0]).cpu(), after, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "medusa"])
+@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "kangaroo-tree", "medusa"])
 def test_answers_are_transformers_own(name, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, hf_greedy, random_ids):
     config, model = tiny_model("tied", faint=True)
     knobs = {
         "vanilla": {},
         "kangaroo": {"weights": str(tiny_adapter(model)), "threshold": 0.0, "gamma": 3},
+        "kangaroo-tree": {"weights": str(tiny_adapter(model)), "threshold": 0.0, "gamma": 3, "beam": 3},
         "medusa": {"weights": str(tiny_heads(model)), "tree": "0/1/0-0/1-0"},
     }
-    made = methods.load(name)
+    made = methods.load(name.partition("-")[0])
     method = made(tiny_decoder(config, model, device=CUDA, max_len=64), made.Config(**knobs[name]))
     prompt = random_ids(12, seed=1)
     answer = decode(method, prompt, 40, frozenset())

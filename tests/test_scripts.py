@@ -71,7 +71,7 @@ def compared(*worse: tuple[str, str]):
                                 "change": dict.fromkeys(("value", "low", "high"), 2.0),
                                 "verdict": "worse" if (label, name) in worse else "same",
                             }
-                            for name in ("time per token, ms", "CR")
+                            for name in ("time per token, ms", "CR", "speedup at base's costs")
                         }
                     }
                 }
@@ -89,7 +89,7 @@ def compared(*worse: tuple[str, str]):
         ("kangaroo-5", [("kangaroo", "time per token, ms")], 1, True),
         ("kangaroo-5", [("vanilla", "time per token, ms")], 1, False),
         ("kangaroo-5", [], 0, False),
-        ("one-token", [("kangaroo", "CR")], 1, True),
+        ("one-token", [("kangaroo", "speedup at base's costs")], 1, True),
     ],
 )
 def test_a_gate_is_right_where_it_names_what_was_planted(name, worse, status, right, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ all passes; the rows that this adds are padding. (So decodes gpt-fast, github.co
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,15 @@ class Graphs:
         """`record`: makes a call repeatable, its inputs staying where they are; default: as a CUDA graph."""
         self.device = device
         self.reason = ""  # why nothing is captured any more
+        self._closed = False
         self._record = record or self._as_graph
-        self._pool: Any = None  # memory that all graphs share, as one runs after another
+        # All graphs share their memory, as one runs after another. The first one keeps it alive.
+        self._first: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    def close(self) -> None:
+        """Capture nothing more: from now on answers are timed, and a capture takes as long as many passes."""
+        self._closed = True
 
     def run(
         self,
@@ -77,33 +85,47 @@ class Graphs:
         batch, n = inputs[0].shape[:2]
         if tree is not None and tree.is_chain:
             start, tree, row = start + row, None, 0
-        if self.reason or batch != 1 or not 0 < n <= MOST_POSITIONS:
+        if self.reason or batch != 1 or not 0 < n <= MOST_POSITIONS or start + row + _width(n) > cache.max_len:
             return None
-        end = start + row + _width(n)
-        assert end <= cache.max_len, f"cache of {cache.max_len} positions written up to {end}"
-        places = None if tree is None else tree_places(tree, row, n, _width(n), start, self.device)
-        key = (name, _width(n), tree is None)
-        if key not in cache.captured:
+        made = cache.captured.setdefault((name, tree is None), {})
+        if _width(n) not in made and not self._closed:
             try:
-                cache.captured[key] = self._capture(cache, body, inputs, start + row, places)
+                self._capture(made, cache.max_len, body, inputs, start, tree, row)
             except RuntimeError as error:
                 self.reason = str(error).splitlines()[0]
                 warnings.warn(f"passes run kernel by kernel, as none can be captured: {self.reason}", stacklevel=2)
                 return None
-        captured = next(one for one in cache.captured[key] if one.length >= end)
+        width = min((width for width in made if width >= n), default=0)
+        end = start + row + width
+        if not width or end > cache.max_len:
+            return None
+        captured = next(one for one in made[width] if one.length >= end)
+        places = None if tree is None else tree_places(tree, row, n, width, start, self.device)
         return captured(inputs, start + row, places)[:, :n]
 
     def _capture(
-        self, cache: KVCache, body: Body, inputs: Sequence[Tensor], first: int, places: tuple[Tensor, Tensor] | None
-    ) -> list[_Captured]:
-        """A pass of this width for every length, shortest first: at once, so that no answer is held up by it later."""
-        made = []
-        for length in _lengths(cache.max_len):
-            captured = _Captured(body, inputs, length, tree=places is not None)
-            captured.fill(inputs, first, places)
-            captured.repeat = self._record(captured.call)
-            made.append(captured)
-        return made
+        self,
+        made: dict[int, list[_Captured]],
+        max_len: int,
+        body: Body,
+        inputs: Sequence[Tensor],
+        start: int,
+        tree: Tree | None,
+        row: int,
+    ) -> None:
+        """This width, and of chains, whose widths vary from step to step, all narrower ones; each for every length."""
+        n = inputs[0].shape[1]
+        widths = [_width(n)] if tree is not None else [1 << i for i in range(_width(n).bit_length())]
+        for width in widths:
+            if width in made:
+                continue
+            places = None if tree is None else tree_places(tree, row, n, width, start, self.device)
+            shorter = [x[:, :width] for x in inputs]
+            captured = [_Captured(shorter, width, length, tree=tree is not None) for length in _lengths(max_len)]
+            for one in captured:
+                one.fill(shorter, start + row, places)
+                one.repeat = self._record(functools.partial(one.call, body))
+            made[width] = captured
 
     @torch.inference_mode()
     def _as_graph(self, call: Call) -> Call:
@@ -114,20 +136,21 @@ class Graphs:
 
         """
         with torch.cuda.device(self.device):
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     expected = call()
-            here.wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            pool: Any = None if self._first is None else self._first.pool()
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
                 found = call()
-        self._pool = graph.pool()
+        self._first = self._first or graph
         graph.replay()
-        error = (found.float() - expected.float()).norm() / expected.float().norm()
-        if not error <= _AGREEMENT:
-            raise RuntimeError(f"a replay is {float(error):.1%} off the pass that was captured")
+        error, size = (found.float() - expected.float()).norm(), expected.float().norm()
+        if not error <= _AGREEMENT * size:
+            raise RuntimeError(f"a replay is {float(error / size):.1%} off the pass that was captured")
 
         def repeat() -> Tensor:
             graph.replay()
@@ -141,9 +164,8 @@ class _Captured:
 
     repeat: Call
 
-    def __init__(self, body: Body, inputs: Sequence[Tensor], length: int, *, tree: bool):
-        device, width = inputs[0].device, _width(inputs[0].shape[1])
-        self.body, self.length = body, length
+    def __init__(self, inputs: Sequence[Tensor], width: int, length: int, *, tree: bool):
+        device, self.length = inputs[0].device, length
         # Zeros: what pads the first pass must be finite, as it is masked by adding.
         self.inputs = [x.new_zeros((1, width, *x.shape[2:])) for x in inputs]
         self.first = torch.zeros((), dtype=torch.long, device=device)
@@ -171,13 +193,13 @@ class _Captured:
             self.mask.copy_(F.pad(added, (0, self.length - added.shape[1]), value=-torch.inf))
 
     @torch.inference_mode()
-    def call(self) -> Tensor:
-        """The pass itself, on what is in the buffers."""
+    def call(self, body: Body) -> Tensor:
+        """The pass itself, on what is in the buffers. It is not kept: whoever holds the cache would hold itself."""
         rows = self.first + torch.arange(self.inputs[0].shape[1], device=self.first.device)
         if self.positions is not None and self.mask is not None:
-            return self.body(Places(rows, self.positions, self.mask), *self.inputs)
+            return body(Places(rows, self.positions, self.mask), *self.inputs)
         seen = torch.arange(self.length, device=rows.device) <= rows[:, None]
-        return self.body(Places(rows, rows, additive(seen, self.inputs[0].dtype)), *self.inputs)
+        return body(Places(rows, rows, additive(seen, self.inputs[0].dtype)), *self.inputs)
 
 
 def choose_graphs(device: torch.device) -> Graphs | None:

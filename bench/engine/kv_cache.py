@@ -14,8 +14,8 @@ class KVCache:
     """Keys and values of `layers` layers for `batch` sequences in lock-step.
 
     The cache holds no length: every pass names the position where it starts, writes there, and reads everything
-    before. Cutting back to n positions therefore means that the next pass starts at n; rows beyond are stale, never
-    read, and overwritten in time.
+    before. Cutting back to n positions therefore means that the next pass starts at n; rows beyond are stale, count
+    for nothing, and are overwritten in time. (Captured passes look at them and mask them: they must be finite.)
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class KVCache:
     ):
         """`homes`: the device of each layer; none: `device`."""
         self.max_len = max_len
-        self.captured: dict[Hashable, Any] = {}  # passes that write here, see `graphs`
+        self.captured: dict[Hashable, dict[int, Any]] = {}  # passes that write here, by width: see `graphs`
         self._parts = []  # [layers, 2, B, H_kv, S, D]: neighbours on one device. One copy writes keys and values.
         for home, own in itertools.groupby(homes or [torch.device(device)] * layers):
             # On a CPU empty, not zeros: pages that no answer reaches are then never touched. Elsewhere passes may look

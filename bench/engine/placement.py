@@ -31,6 +31,8 @@ def place(layer_bytes: int, layers: int, other_bytes: int, free_bytes: Sequence[
         return [0] * layers
     room[0] -= other_bytes
     homes = [device for device, left in enumerate(room) for _ in range(max(0, left) // layer_bytes)]
+    if needed <= free_bytes[0] and len(homes) < layers:
+        return [0] * layers  # tight, but nowhere else is room
     if len(homes) < layers or room[0] < 0:
         free_gib = ", ".join(f"{free / _GIB:.1f}" for free in free_bytes)
         raise UserError(
@@ -46,5 +48,7 @@ def choose_homes(device: torch.device, layer_bytes: int, layers: int, other_byte
         return [device] * layers
     first = device.index or 0
     devices = [device, *(torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != first)]
-    free = [torch.cuda.mem_get_info(one)[0] for one in devices]
+    free = [torch.cuda.mem_get_info(device)[0]]
+    if other_bytes + layers * layer_bytes > _FILLED * free[0]:  # to ask a device takes some of its memory
+        free += [torch.cuda.mem_get_info(one)[0] for one in devices[1:]]
     return [devices[number] for number in place(layer_bytes, layers, other_bytes, free)]

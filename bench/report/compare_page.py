@@ -32,7 +32,8 @@ def terminal(compared: dict[str, Any]) -> str:
     for label, entry in compared["methods"].items():
         lines.append(f"  {label}: {entry['verdict']}")
         for name, metric in entry["tasks"][OVERALL]["metrics"].items():
-            lines.append(f"    {name:32} {_value(metric['base']):>9} -> {_value(metric['new']):>9}  {_change(metric)}")
+            base, new = _values(metric)
+            lines.append(f"    {name:32} {base:>9} -> {new:>9}  {_change(metric)}")
     return "\n".join([*lines, *(f"- {text}" for text in findings(compared)), *compared["warnings"]])
 
 
@@ -43,7 +44,7 @@ def findings(compared: dict[str, Any]) -> list[str]:
         for task, cell in entry["tasks"].items():
             for name, metric in cell["metrics"].items():
                 if metric["verdict"] in (WORSE, BETTER) and (metric["counts"] or task == OVERALL):
-                    text = f"{label}, {task_name(task)}: {name} {_value(metric['base'])} → {_value(metric['new'])}"
+                    text = f"{label}, {task_name(task)}: {name} {' → '.join(_values(metric))}"
                     order = (metric["verdict"] != WORSE, task != OVERALL, not metric["counts"])
                     mark = f"**{metric['verdict']}**" if metric["counts"] else f"({metric['verdict']}, only informs)"
                     found.append((order, f"{mark} {text} {_change(metric)}".rstrip()))
@@ -88,7 +89,7 @@ def _overview(compared: dict[str, Any]) -> str:
         metrics = entry["tasks"][OVERALL]["metrics"]
         for name, metric in metrics.items():
             mark = MARKS[metric["verdict"]] if metric["counts"] else metric["verdict"]
-            rows.append([label, name, _value(metric["base"]), _value(metric["new"]), _change(metric), mark])
+            rows.append([label, name, *_values(metric), _change(metric), mark])
             label = ""
     return markdown_table(
         ["method", "overall", "base", "new", "change", ""], rows, [True, True, False, False, False, True]
@@ -97,7 +98,7 @@ def _overview(compared: dict[str, Any]) -> str:
 
 def _by_task(entry: dict[str, Any]) -> str:
     rows = [
-        [task_name(task), name, _value(metric["base"]), _value(metric["new"]), _change(metric), metric["verdict"]]
+        [task_name(task), name, *_values(metric), _change(metric), metric["verdict"]]
         for task, cell in entry["tasks"].items()
         for name, metric in cell["metrics"].items()
         if metric["counts"]
@@ -122,10 +123,16 @@ def _rules(compared: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _value(value: float | None) -> str:
+def _values(metric: dict[str, Any]) -> tuple[str, str]:
+    """Base and new, with so many digits that a difference is seen: of counters the least one counts."""
+    shown = [(_value(metric["base"], digits), _value(metric["new"], digits)) for digits in (3, 4, 5, 6)]
+    return next(((base, new) for base, new in shown if base != new), shown[0])
+
+
+def _value(value: float | None, digits: int) -> str:
     if value is None:
         return UNDEFINED
-    return f"{value:d}" if isinstance(value, int) else f"{value:.3f}"
+    return f"{value:d}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def _change(metric: dict[str, Any]) -> str:
@@ -133,5 +140,11 @@ def _change(metric: dict[str, Any]) -> str:
     value, low, high = (metric["change"][key] for key in ("value", "low", "high"))
     if value is None:
         return ""
-    text = f"{value - 1:+.1%}"
+    text = _percent(value - 1)
     return text if low is None or high is None or low == high else f"{text} [{low - 1:+.1%}, {high - 1:+.1%}]"
+
+
+def _percent(change: float) -> str:
+    """Like `+5.2%`; with so many digits that it is not zero."""
+    texts = [f"{change:+.{digits}%}" for digits in (1, 2, 3)]
+    return next((text for text in texts if float(text[:-1])), texts[0])

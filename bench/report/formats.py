@@ -17,7 +17,10 @@ TASK_NAMES = {
     OVERALL: "Overall",
 }
 UNDEFINED = "-"
-PEAK_MEMORY = "Peak memory: the most that the process held while the method answered, all others' weights included."
+PEAK_MEMORY = (
+    "Peak memory: the most that the process (on CUDA: torch's tensors) held while the method answered, with all else "
+    "that was loaded then: other methods, peers, an audit's reference."
+)
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
 NO_INTERVALS = "no intervals: they need two questions a task"

@@ -327,6 +327,22 @@ def test_the_worst_verdict_is_told():
     assert worst([]) == UNKNOWN
 
 
+def test_the_least_difference_of_a_counter_is_seen():
+    counter = {"base": 1.20312, "new": 1.20308, "verdict": WORSE, "counts": True}
+    counter["change"] = {"value": 1.20308 / 1.20312, "low": None, "high": None}
+    same = {
+        "base": 1.5,
+        "new": 1.5,
+        "verdict": SAME,
+        "counts": True,
+        "change": {"value": 1.0, "low": None, "high": None},
+    }
+    cells = {"overall": {"metrics": {"CR": counter, "CTAR(1)": same}}}
+    compared = {"verdict": WORSE, "methods": {"kangaroo": {"verdict": WORSE, "tasks": cells}}, "warnings": []}
+    assert compare_page.findings(compared) == ["**worse** kangaroo, Overall: CR 1.20312 → 1.20308 -0.003%"]
+    assert "1.500 ->     1.500  +0.0%" in compare_page.terminal(compared)
+
+
 def test_ci_gets_a_case_a_method():
     suite = ElementTree.fromstring(compare_page.junit(compared(changed(some_turns(2), "kangaroo", decode_s=1.05))))
     assert suite.attrib["tests"] == "2"

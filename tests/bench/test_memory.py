@@ -18,12 +18,12 @@ def touch(mib: int) -> None:
 
 
 def test_the_peak_stays_after_the_memory_is_given_back():
+    if not PeakMeter(CPU)._reset():
+        pytest.skip("peaks cannot be reset here")
     before = peak_bytes(CPU)
-    assert 50 * MIB < before < 100 << 30
     touch(400)
-    held = torch.ones(MIB)
-    assert peak_bytes(CPU) >= before
-    assert peak_bytes(CPU) >= held.nbytes
+    touch(8)
+    assert 300 * MIB < peak_bytes(CPU) - before < 500 * MIB
 
 
 def test_each_contestants_peak_is_its_own():
@@ -48,7 +48,9 @@ def test_a_failed_answer_counts_too():
     meter = PeakMeter(CPU)
     with pytest.raises(ValueError, match="broken"), meter.of("one"):
         raise ValueError("broken")
-    assert meter.most > 0
+    if not meter._reset():
+        pytest.skip("peaks cannot be reset here")
+    assert meter.at_work["one"] > 50 * MIB
 
 
 def test_where_a_peak_cannot_be_reset_no_contestant_has_one(tmp_path, monkeypatch):

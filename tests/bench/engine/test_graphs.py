@@ -34,7 +34,8 @@ def recorded(monkeypatch):
 
     def record(call):
         calls.append(call)
-        return call
+        found = call()
+        return lambda: found.copy_(call())  # always into the same memory, as a graph does
 
     monkeypatch.setattr(KVCache, "__init__", stale)
     monkeypatch.setattr(graphs, "_SHORTEST", 16)
@@ -91,41 +92,77 @@ def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_d
         ("vanilla", {}),
         ("kangaroo", {"threshold": 0.0, "gamma": 3}),
         ("kangaroo", {"threshold": 0.0, "gamma": 3, "beam": 3}),
+        ("feedback", {"threshold": 0.0, "gamma": 3}),
+        ("feedback", {"threshold": 0.0, "gamma": 3, "beam": 3}),
         ("medusa", {"tree": "0/1/0-0/1-0"}),
     ],
-    ids=["vanilla", "kangaroo", "kangaroo-tree", "medusa"],
+    ids=["vanilla", "kangaroo", "kangaroo-tree", "feedback", "feedback-tree", "medusa"],
 )
-def test_answers_are_transformers_own(
+def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_captured(
     name, knobs, recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, hf_greedy, random_ids
 ):
     config, model = tiny_model("tied", faint=True)
-    weights = {"kangaroo": tiny_adapter, "medusa": tiny_heads}
-    given = {"weights": str(weights[name](model))} if name in weights else {}
-    made = methods.load(name)
-    method = made(tiny_decoder(config, model, max_len=80), made.Config(**knobs, **given))
+    d = model.config.hidden_size
+    mixed = torch.cat((torch.eye(d), 0.2 * torch.eye(d)), dim=1)  # mostly the exit state, and some of the final one
+    feedback = {"changes": {"feedback": True}, "tensors": {"input_proj.weight": mixed}}
+    weights = {
+        "kangaroo": lambda: tiny_adapter(model),
+        "feedback": lambda: tiny_adapter(model, **feedback),
+        "medusa": lambda: tiny_heads(model),
+    }
+    given = {"weights": str(weights[name]())} if name in weights else {}
+    made = methods.load("kangaroo" if name == "feedback" else name)
+    target = tiny_decoder(config, model, max_len=80)
     prompt = random_ids(12, seed=1)
+    method = made(target, made.Config(**knobs, **given))
     answer = decode(method, prompt, 50, frozenset())
     assert answer.token_ids == hf_greedy(model, prompt, 50)
+    before = len(recorded)
+    assert before
+    if "kangaroo" in made.__name__.lower():
+        assert method.adapter_cache.captured
+    again = decode(method, prompt, 50, frozenset())
+    assert len(recorded) == before  # everything was there
+    alone = decode(made(target.by_operations(), made.Config(**knobs, **given)), prompt, 50, frozenset())
+    told = [[(s.emitted, s.drafted, s.accepted, s.rejected) for s in one.steps] for one in (answer, again, alone)]
+    assert told[0] == told[1] == told[2]
     if name != "vanilla":
         assert 0 < sum(step.accepted for step in answer.steps) < sum(step.drafted for step in answer.steps)
-    if name == "kangaroo":
-        assert method.adapter_cache.captured
-    # A second answer finds everything captured.
-    before = len(recorded)
-    assert decode(method, prompt, 50, frozenset()).token_ids == answer.token_ids
-    assert len(recorded) == before
 
 
-def test_widths_are_rounded_and_all_lengths_are_made_at_once(recorded, tiny_model, tiny_decoder, random_ids):
+def test_widths_are_rounded_and_narrower_ones_and_all_lengths_made_at_once(
+    recorded, tiny_model, tiny_decoder, random_ids
+):
     decoder = tiny_decoder(*tiny_model("tied"), max_len=100)
     cache = decoder.new_cache()
     read(decoder, random_ids(3), cache, [3])
     (made,) = cache.captured.values()
-    assert [one.length for one in made] == [16, 32, 64, 128, cache.max_len]
-    read(decoder, random_ids(60), cache, [4, 3, 4, 4], start=3)
-    assert len(recorded) == 5
+    assert sorted(made) == [1, 2, 4]
+    assert all([one.length for one in of_width] == [16, 32, 64, 128, cache.max_len] for of_width in made.values())
+    read(decoder, random_ids(60), cache, [4, 3, 1, 2, 4], start=3)
+    assert len(recorded) == 15
     read(decoder, random_ids(5), cache, [5], start=20)
-    assert len(recorded) == 10
+    assert len(recorded) == 20
+    decoder.run_layers(decoder.embed(random_ids(7)), 0, cache, tree=tree_of(PARENTS))
+    assert len(recorded) == 25  # of a tree this width alone
+
+
+def test_once_closed_a_pass_takes_the_next_width_that_there_is_or_none(
+    recorded, tiny_model, tiny_decoder, hf_logits, random_ids
+):
+    config, model = tiny_model("tied")
+    decoder = tiny_decoder(config, model)
+    ids, cache, tree = random_ids(40), decoder.new_cache(), tree_of(PARENTS)
+    decoder.run_layers(decoder.embed(random_ids(7)), 0, cache, tree=tree)
+    before = len(recorded)
+    decoder.graphs.close()
+    found = read(decoder, ids, cache, [20, 1, 3, 15, 1])
+    torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
+    smaller = tree_of(PARENTS[:2])  # 3 rows, where there is a pass over 8
+    states = decoder.run_layers(decoder.embed([ids[-1], 5, 6]), len(ids) - 1, cache, tree=smaller)
+    expected = torch.cat([hf_logits(model, [*ids, *more])[-1:] for more in ([], [5], [6])])
+    torch.testing.assert_close(decoder.logits(states[0]), expected, rtol=0, atol=1e-4)
+    assert len(recorded) == before
 
 
 def test_batches_and_wide_passes_are_not_captured(recorded, tiny_model, tiny_decoder, random_ids):

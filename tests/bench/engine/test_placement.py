@@ -1,4 +1,7 @@
-"""Layers on several devices: where they go, and that a pass over them is the same pass."""
+"""Layers on several devices: where they go, and that a pass over them is the same pass.
+
+Here both devices are the processor: what is left on the wrong one is found by `tests/test_cuda.py` alone.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ GIB = 2**30
         ([12, 100], [0] * 7 + [1]),
         ([8, 4, 4], [0, 0, 0, 1, 1, 1, 2, 2]),
         ([8, 1, 10], [0, 0, 0, 2, 2, 2, 2, 2]),
+        ([12, 1], [0] * 8),  # tight on the first, but the second has no room for what is left
     ],
 )
 def test_layers_fill_one_device_after_another(free, homes):
@@ -44,9 +48,13 @@ def test_without_cuda_there_is_one_device():
 
 def test_all_cuda_devices_are_used_from_the_one_asked_for_on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * GIB, 80 * GIB))
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device.index) or (4 * GIB, 80 * GIB))
     homes = choose_homes(torch.device("cuda", 1), GIB, 5, 0)
     assert [home.index for home in homes] == [1, 1, 1, 0, 0]
+    asked.clear()
+    assert [home.index for home in choose_homes(torch.device("cuda", 1), GIB, 3, 0)] == [1, 1, 1]
+    assert asked == [1]  # the others are left alone where the first has room
 
 
 @pytest.mark.parametrize("split", [[20, 1, 1, 5], [3, 130, 2]], ids=str)

@@ -102,10 +102,11 @@ def test_a_slowed_method_does_a_share_more_and_answers_the_same(config, monkeypa
     method.prefill([1, 2, 3])
     expected = [method.step(9).emitted for _ in range(10)]
     without = len(done)
-    slow_down.slow_down(method, share)
+    slow_down.slow_down(method, share)  # begins with a pass that counts for nothing
+    done.clear()
     method.prefill([1, 2, 3])
     assert [method.step(9).emitted for _ in range(10)] == expected
-    assert len(done) - 2 * without == passes
+    assert len(done) - without == passes
 
 
 def test_only_our_own_methods_can_be_slowed_down(config):
