@@ -54,7 +54,7 @@ class Trial:
 
 
 TRIALS = (
-    Trial("same-code", "nothing", times=6),
+    Trial("same-code", "nothing", times=5),
     Trial("kangaroo-5", "5% more work in each of Kangaroo's steps", "kangaroo: time per token, ms",
           flags=("--slow-down", "kangaroo=0.05"), times=3),
     Trial("kangaroo-10", "10% more work in each of Kangaroo's steps", "kangaroo: time per token, ms",

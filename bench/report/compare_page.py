@@ -38,15 +38,20 @@ def terminal(compared: dict[str, Any]) -> str:
 
 
 def findings(compared: dict[str, Any]) -> list[str]:
-    """What got worse (first) or better: a sentence each, with method, task and metric, and whether it counts."""
+    """What got worse (first) or better: a sentence each, with method, task and metric, and whether it counts.
+
+    A single task counts where all of them together say the same.
+    """
     found = []
     for label, entry in compared["methods"].items():
         for task, cell in entry["tasks"].items():
             for name, metric in cell["metrics"].items():
                 if metric["verdict"] in (WORSE, BETTER) and (metric["counts"] or task == OVERALL):
+                    together = entry["tasks"][OVERALL]["metrics"].get(name, metric)["verdict"]
+                    counts = metric["counts"] and together == metric["verdict"]
                     text = f"{label}, {task_name(task)}: {name} {' → '.join(_values(metric))}"
-                    order = (metric["verdict"] != WORSE, task != OVERALL, not metric["counts"])
-                    mark = f"**{metric['verdict']}**" if metric["counts"] else f"({metric['verdict']}, only informs)"
+                    order = (metric["verdict"] != WORSE, task != OVERALL, not counts)
+                    mark = f"**{metric['verdict']}**" if counts else f"({metric['verdict']}, only informs)"
                     found.append((order, f"{mark} {text} {_change(metric)}".rstrip()))
     return [text for _, text in sorted(found, key=lambda item: item[0])]
 

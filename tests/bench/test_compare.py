@@ -343,6 +343,17 @@ def test_the_least_difference_of_a_counter_is_seen():
     assert "1.500 ->     1.500  +0.0%" in compare_page.terminal(compared)
 
 
+def test_one_task_alone_only_informs():
+    change = {"value": 1.1, "low": 1.05, "high": 1.15}
+    slower = {"base": 10.0, "new": 11.0, "verdict": WORSE, "counts": True, "change": change}
+    cells = {"overall": {"metrics": {"time": {**slower, "verdict": SAME}}}, "rag": {"metrics": {"time": slower}}}
+    compared = {"verdict": SAME, "methods": {"kangaroo": {"verdict": SAME, "tasks": cells}}}
+    told = "kangaroo, RAG: time 10.000 → 11.000 +10.0% [+5.0%, +15.0%]"
+    assert compare_page.findings(compared) == [f"(worse, only informs) {told}"]
+    cells["overall"]["metrics"]["time"]["verdict"] = WORSE
+    assert compare_page.findings(compared)[1] == f"**worse** {told}"
+
+
 def test_ci_gets_a_case_a_method():
     suite = ElementTree.fromstring(compare_page.junit(compared(changed(some_turns(2), "kangaroo", decode_s=1.05))))
     assert suite.attrib["tests"] == "2"
