@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17], [1] * 12, [300, 1, 1, 5]])
+@pytest.mark.parametrize("split", [[9, 1, 1, 4, 8, 17, 40], [300, 1, 1, 5]])
 def test_every_split_gives_transformers_logits(kind, split, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model, device=CUDA, max_len=400)
