@@ -63,7 +63,7 @@ TRIALS = (
           flags=("--slow-down", "vanilla=0.10",)),
     Trial(
         "one-token", "Kangaroo's hundredth accepted run of drafts loses its last one, once",
-        "kangaroo: speedup at base's costs",
+        "kangaroo: speedup at base's costs",  # not CR: by the answer's end the token may have been made up for
         edits=((KANGAROO, HOOK, """\
     runs = 0
 
