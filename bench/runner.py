@@ -51,7 +51,7 @@ from bench.records import (
     write_json,
     write_turns,
 )
-from methods.base import Answer, Peer, decoding, probe
+from methods.base import Answer, Peer, at_once, decoding, probe
 
 Log = Callable[[str], None]
 
@@ -314,12 +314,7 @@ class Bench:
 
     def answer(self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int]) -> Turn:
         """One contestant's answer to a prompt, or why it failed."""
-        try:
-            next(self.answering(contestant, question, index, number, prompt))
-        except StopIteration as ended:
-            turn: Turn = ended.value
-            return turn
-        raise AssertionError("it paused, although not asked to")
+        return at_once(self.answering(contestant, question, index, number, prompt))
 
     def answering(
         self,

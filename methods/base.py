@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from bench.engine.timing import between_s, mark, now_s
 from bench.engine.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.verify import accept_greedy, accept_sampled, accept_typical
 from bench.records import Step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,16 @@ def decode(method: Method | Peer, prompt: Sequence[int], limit: int, eos: frozen
     The only place where EOS and the limit are applied, for vanilla as for every method; peers, which bring their own
     loop, are held to the same.
     """
+    return at_once(decoding(method, prompt, limit, eos))
+
+
+def at_once(pieces: Generator[None, None, T]) -> T:
+    """What a generator that never pauses returns."""
     try:
-        next(decoding(method, prompt, limit, eos))
+        next(pieces)
     except StopIteration as ended:
-        answer: Answer = ended.value
-        return answer
+        value: T = ended.value
+        return value
     raise AssertionError("it paused, although not asked to")
 
 

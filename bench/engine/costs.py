@@ -161,8 +161,10 @@ def _affordable(
     taken: list[int] = []
     for n in widths:
         taken.append(n)
+        if n < _ALWAYS:
+            continue
         verify(n)()  # on CUDA the first one is captured, which is no part of its cost
-        if n >= _ALWAYS and time_s(verify(n), device) > _DEAREST * single_s:
+        if time_s(verify(n), device) > _DEAREST * single_s:
             break
     return taken
 

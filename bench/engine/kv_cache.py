@@ -68,10 +68,10 @@ class KVCache:
 
         Returns all keys and all values up to there, [B, H_kv, start + n, D] each.
         """
-        batch, n, heads, head_dim = kv.shape
+        n = kv.shape[1]
         assert start + n <= self.max_len, f"cache of {self.max_len} positions written up to {start + n}"
         store = self._layers[layer]
-        store.narrow(3, start, n).copy_(kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
+        store.narrow(3, start, n).copy_(_as_stored(kv))
         keys, values = store.narrow(3, 0, start + n).unbind(0)
         return keys, values
 
@@ -80,9 +80,8 @@ class KVCache:
 
         Returns the keys and values of the first `length` positions, [B, H_kv, length, D] each.
         """
-        batch, n, heads, head_dim = kv.shape
         store = self._layers[layer]
-        store.index_copy_(3, rows, kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4))
+        store.index_copy_(3, rows, _as_stored(kv))
         keys, values = store.narrow(3, 0, length).unbind(0)
         return keys, values
 
@@ -105,3 +104,9 @@ class KVCache:
                     part[:, :, new, :, :length] = part[:, :, old, :, :length]
         self._parts = [part[:, :, : len(sequences)] for part in self._parts]
         self._layers = [layer for part in self._parts for layer in part]
+
+
+def _as_stored(kv: Tensor) -> Tensor:
+    """Keys and values [B, n, 2 * H_kv, D] -> [2, B, H_kv, n, D]."""
+    batch, n, heads, head_dim = kv.shape
+    return kv.view(batch, n, 2, heads // 2, head_dim).permute(2, 0, 3, 1, 4)
