@@ -95,14 +95,48 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train a method's weights: what all methods share."""
+TOKENS = 1_000_000  # of answers to train on, where nobody says how many and none come with the project
 
+
+@dataclass(frozen=True)
+class _OfModel:
     model: str = setting(
         DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
+
+
+@dataclass(frozen=True)
+class Writing(_OfModel):
+    """How a model writes conversations into the cache."""
+
+    tokens: int = setting(
+        TOKENS, "answer tokens to have in the end, those that come with the project among them", metavar="N"
+    )
+    seed: int = setting(0, "of the prompts", metavar="N")
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
+
+    def __post_init__(self) -> None:
+        _check_least(self, {"tokens": 0, "threads": 0})
+
+
+@dataclass(frozen=True)
+class Collecting(_OfModel):
+    """Which conversations of the cache to pack, and where."""
+
+    decontaminate: tuple[str, ...] = setting(
+        ("mini", "official"),
+        "question sets that no conversation may share 13 words in a row with; may be repeated",
+        metavar="NAME",
+    )
+    out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Writing, Collecting):
+    """How to train a method's weights: what all methods share."""
+
     exit_layer: int = setting(
         2, "layers of the target whose states are kept beside its final ones; Kangaroo drafts from them", metavar="N"
     )
@@ -110,27 +144,20 @@ class TrainConfig:
     tokens: int = setting(
         0,
         "tokens of self-made answers to train on, at least, drawn from those that come with the project for the model "
-        "where these suffice; 0: all of those, else a million",
+        "where these suffice, else with as many more as are missing; 0: all of those, else a million",
         metavar="N",
     )
     epochs: int = setting(3, "passes over them", metavar="N")
     batch: int = setting(4, "conversations in an optimiser's step", metavar="N")
     learning_rate: float = setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
     seed: int = setting(0, "of conversations, initial weights and order", metavar="N")
-    decontaminate: tuple[str, ...] = setting(
-        ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
-    )
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
     out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
-        least = {"exit_layer": 1, "draft_vocab": 0, "tokens": 0, "epochs": 1, "batch": 1, "threads": 0}
-        _check_least(self, least)
+        super().__post_init__()
+        _check_least(self, {"exit_layer": 1, "draft_vocab": 0, "epochs": 1, "batch": 1})
 
 
 # What each training of a sweep takes unless asked: a laptop's minutes.

@@ -17,6 +17,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UserError
 from bench.files import sha256, size_bytes
@@ -97,17 +98,30 @@ def _download(partial: Path, log: Callable[[str], None]) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """De-quantise a GGUF to float32 and mend its tokenizer; writes Hugging Face's layout into `folder`."""
+    """De-quantise the default model's GGUF and mend its tokenizer; writes Hugging Face's layout into `folder`."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer = dequantize(gguf, folder)
+    # transformers leaves out the split into single digits that this vocabulary was learned with.
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    steps = [pre_tokenizers.Digits(individual_digits=True), byte_level]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.save_pretrained(folder)
+    _check_tokenizer(folder)
+
+
+def dequantize(gguf: Path, folder: Path) -> Any:
+    """Write a GGUF's weights (float32), configuration and tokenizer into `folder`; returns the tokenizer."""
     import torch
     from safetensors.torch import save_file
-    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The head is tied to the embedding: stored once. save_pretrained refuses models that came from a GGUF.
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:  # stored once; save_pretrained refuses models that came from a GGUF
+        del weights["lm_head.weight"]
     assert all(tensor.dtype == torch.float32 for tensor in weights.values()), "transformers left weights quantised"
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
@@ -115,12 +129,8 @@ def convert(gguf: Path, folder: Path) -> None:
         vars(model.config).pop(about_the_gguf, None)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    # transformers leaves out the split into single digits that this vocabulary was learned with.
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
-    steps = [pre_tokenizers.Digits(individual_digits=True), byte_level]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.save_pretrained(folder)
-    _check_tokenizer(folder)
+    return tokenizer
 
 
 def _check_tokenizer(folder: Path) -> None:

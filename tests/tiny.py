@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.cli import main
 from bench.records import Run, Turn, read_run, read_turns
-from bench.train.prompts import KINDS, Prompt
+from bench.train.prompts import Prompt
 from methods.vanilla import Vanilla
 
 # Distinct words, none of which the program writes of itself.
@@ -32,12 +32,12 @@ def words_of(*questions: tuple[int, str, Iterable[str]]) -> set[str]:
     return {word.strip(".?") for *_, turns in questions for turn in turns for word in turn.split() if len(word) > 5}
 
 
-def short_prompt(seed: int, number: int) -> Prompt:
+def short_prompt(seed: int, kind: str, number: int) -> Prompt:
     """In place of `bench.train.prompts.prompt`, whose prompts are long where every letter is a token: 19 tokens of
     template and up to 20 letters a turn."""
-    rng = random.Random(f"{seed} {number}")
+    rng = random.Random(f"{seed} {kind} {number}")
     turns = tuple(" ".join(rng.sample(FRUIT, rng.randint(1, 3))) for _ in range(rng.randint(1, 2)))
-    return Prompt(rng.choice(KINDS), turns, turns[0].split()[0])
+    return Prompt(kind, turns, turns[0].split()[0])
 
 
 def run_bench(model: Path, questions: str, out: Path, *flags: str) -> int:

@@ -1,7 +1,8 @@
 """Prompts for training: a seeded grammar for each kind of task, so that answers cover what a benchmark asks.
 
 A grammar is a TOML file of templates with slots: `{city}` becomes an item of the list `city` (the same one wherever it
-stands in that template; `{city_2}` is another), items may hold slots of their own, and `{10-90:5}` is a number.
+stands in that template; `{city_2}` is another), items may hold slots of their own, and `{10-90:5}` is a number. Where
+a grammar says `main = "article"`, an item of that list is the template of all prompts that hold it.
 All text was written for this project; no question of a test set is among it.
 """
 
@@ -17,16 +18,7 @@ from pathlib import Path
 from typing import Any
 
 GRAMMARS = Path(__file__).parent / "grammars"
-# Share of the prompts by kind. Tasks weigh the same in the mean that is reported; conversation holds eight sub-kinds.
-MIXTURE = {
-    "conversation": 0.36,
-    "translation": 0.14,
-    "summarization": 0.10,
-    "qa": 0.16,
-    "math_reasoning": 0.14,
-    "rag": 0.10,
-}
-KINDS = tuple(MIXTURE)
+KINDS = ("conversation", "translation", "summarization", "qa", "math_reasoning", "rag")
 _FOLLOW_UP = 0.5  # share of conversations with a second turn
 _SLOT = re.compile(r"\{(?:([a-z]+)(?:_\d)?|(\d+)-(\d+)(?::(\d+))?)\}")
 
@@ -40,20 +32,25 @@ class Prompt:
     template: str
 
 
-def prompt(seed: int, number: int) -> Prompt:
-    """Prompt `number` of the endless list of `seed`."""
-    rng = random.Random(f"{seed}/{number}")
-    kind = rng.choices(KINDS, list(MIXTURE.values()))[0]
+def prompt(seed: int, kind: str, number: int) -> Prompt:
+    """Prompt `number` of the endless list of a kind that belongs to `seed`."""
+    rng = random.Random(f"{seed}/{kind}/{number}")
     grammar = _grammar(kind)
+    main = grammar["slots"][grammar["main"]] if "main" in grammar else ()
     form = rng.choice(grammar["first"])
     parts: dict[str, str] = {}
     turns = [_expand(form, grammar["slots"], rng, parts)]
-    # An article or a sentence is the template rather than "Summarize: {article}"; a mere word is not.
-    grown = [item for item in parts if "{" in item and len(parts[item]) > len(turns[0]) / 3]
-    template = max(grown, key=lambda item: len(parts[item]), default=form)
+    template = next((item for item in parts if item in main), None) or _longest(parts, turns[0]) or form
     if "second" in grammar and rng.random() < _FOLLOW_UP:
         turns.append(_expand(rng.choice(grammar["second"]), grammar["slots"], rng, {}))
     return Prompt(kind, tuple(turns), template)
+
+
+def _longest(parts: dict[str, str], turn: str) -> str | None:
+    """The item that makes up most of a turn: a sentence is the template rather than "Translate: {sentence}", a mere
+    word is not."""
+    grown = [item for item in parts if "{" in item and len(parts[item]) > len(turn) / 3]
+    return max(grown, key=lambda item: len(parts[item]), default=None)
 
 
 def digest() -> str:

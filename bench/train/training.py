@@ -10,6 +10,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,23 +20,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench import checkpoints, environment, questions
-from bench.config import KangarooTraining, MedusaTraining, RunConfig, TrainConfig
+from bench.config import TOKENS, Collecting, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, Writing
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import cache_root
-from bench.questions import ChatFormat
+from bench.questions import ChatFormat, QuestionSet
 from bench.records import check_writable
 from bench.runner import generation_config, load_target, memory_errors
-from bench.train import conversations, loop, prompts
-from bench.train.conversations import Conversations, Recipe
+from bench.train import conversations, loop, packed, prompts
+from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
+from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
+from bench.train.writer import Recipe
 from methods import trained
 
 HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
 REGRESSION = 512  # conversations that a first linear guess is made from
 _RIDGE = 0.01  # of the mean squared input
-_TOKENS = 1_000_000  # of answers, where none come with the project
 _RANKED = 16384  # tokens whose order by frequency is stored with the weights, at least
 CARD = "README.md"
 TRIED = "TRIED.md"  # what else was tried, written by hand; joined to the card
@@ -132,7 +134,7 @@ def train(
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
-    made = _packaged(config, checkpoint, log) or _conversations(config, target, chat, checkpoint, log)
+    made = _found(config, target, chat, checkpoint, log)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
     layers = {config.exit_layer, *(layer for layer in exit_layers if 0 < layer < target.config.layers)}
     folders = _feature_folders(checkpoint, made, layers)
@@ -148,19 +150,42 @@ def train(
     return files
 
 
-@memory_errors("making conversations")
-def keep_conversations(config: TrainConfig, log: Callable[[str], None] = print) -> list[Path]:
-    """Make conversations, decontaminated, and keep them with the project, so that every training uses the same."""
+@memory_errors("writing conversations")
+def write_conversations(config: Writing, log: Callable[[str], None] = print) -> list[Path]:
+    """Have the model write conversations into the cache; returns the folder that they are in."""
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    check_writable(conversations.PACKAGED)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    if config.out:
-        raise UserError(f"--out {config.out}: conversations are kept with the project, in {conversations.PACKAGED}")
-    config = dataclasses.replace(config, tokens=config.tokens or _TOKENS)
-    made = _conversations(config, _load_target(config, checkpoint, log), chat, checkpoint, log)
-    made, checked = _decontaminate(made, chat, config.decontaminate, log)
-    log(f"{made.answer_tokens:,} answer tokens; {checked['dropped']} conversations dropped for overlap with questions")
-    return [conversations.save_packaged(made, checkpoint)]
+    packed_ones = packed.load(checkpoint)
+    made = _written(config, _load_target(config, checkpoint, log), chat, checkpoint, packed_ones)
+    log(f"{made.answer_tokens:,} answer tokens, {packed_ones.answer_tokens:,} of them packed before")
+    return [conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)]
+
+
+def collect_conversations(config: Collecting, log: Callable[[str], None] = print) -> list[Path]:
+    """Pack the conversations in the cache that are not packed yet, decontaminated; returns the files written.
+
+    Raises:
+        UserError: unknown model, a question set that is not at hand, a folder that cannot be written.
+
+    """
+    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    folder = Path(config.out) if config.out else packed.FOLDER
+    check_writable(folder)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    before = packed.load(checkpoint, folder)
+    journals = sorted(conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256).glob("*.jsonl"))
+    made = Conversations.of([row for path in journals for row in Journal(path).read()])
+    made = made.fresh(before)
+    files = []
+    if len(made.lengths):
+        sets = [questions.load(source) for source in config.decontaminate]
+        clean = made.keep(_is_clean(made, chat, sets))
+        log(f"{len(made.lengths) - len(clean.lengths)} conversations left out for overlap with questions")
+        files = [packed.add(clean, checkpoint, folder)] if len(clean.lengths) else []
+        made = clean
+    total = Conversations.joined([before, made])
+    log(f"{made.answer_tokens:,} answer tokens packed, {total.answer_tokens:,} in all: {_mixture(total)}")
+    return files
 
 
 def _default_folder(of: type[Trainer], config: KangarooTraining | MedusaTraining, model: str) -> Path:
@@ -183,36 +208,38 @@ def _feature_folders(
     return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
 
 
-def _load_target(config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
+def _load_target(config: Writing, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
     run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
     return load_target(run, checkpoint, Recipe.length, log)
 
 
-def _packaged(
-    config: TrainConfig, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]
-) -> Conversations | None:
-    """Those that come with the project for this model, or some of them, drawn; None where they do not suffice."""
-    packaged = conversations.load_packaged(checkpoint)
-    if packaged is None or packaged.answer_tokens < config.tokens:
-        return None
-    found = packaged.drawn(config.tokens, config.seed) if config.tokens else packaged
-    of = f" of the {packaged.answer_tokens:,}" if config.tokens else ""
-    log(f"{found.answer_tokens:,}{of} answer tokens that come with the project")
-    return found
-
-
-def _conversations(
+def _found(
     config: TrainConfig,
     target: Decoder,
     chat: ChatFormat,
     checkpoint: checkpoints.Checkpoint,
     log: Callable[[str], None],
 ) -> Conversations:
-    """As many as asked for, made now or taken from the cache."""
-    recipe = Recipe(tokens=config.tokens or _TOKENS, seed=config.seed)
+    """Those that come with the project for this model, or some of them, drawn; where they do not suffice, with more."""
+    there = packed.load(checkpoint)
+    if not there.answer_tokens or there.answer_tokens < config.tokens:
+        return _written(config, target, chat, checkpoint, there)
+    drawn = there.drawn(config.tokens, config.seed) if config.tokens else there
+    of = f" of the {there.answer_tokens:,}" if config.tokens else ""
+    log(f"{drawn.answer_tokens:,}{of} answer tokens that come with the project")
+    return drawn
+
+
+def _written(
+    config: Writing, target: Decoder, chat: ChatFormat, checkpoint: checkpoints.Checkpoint, there: Conversations
+) -> Conversations:
+    """Those that are `there` and more, written now or taken from the cache, until they are as many as asked for."""
+    recipe = Recipe(tokens=config.tokens or TOKENS, seed=config.seed)
+    recipe = replace(recipe, length=min(recipe.length, target.max_len))
     eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
+    folder = conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)
     with _bar(recipe.tokens, "conversations, answer tokens") as bar:
-        return conversations.make(target, chat, eos, recipe, cache_root(), bar.update, checkpoint.sha256)
+        return conversations.make(target, chat, eos, recipe, folder, bar.update, there)
 
 
 def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
@@ -232,9 +259,7 @@ def _decontaminate(
         except UserError as error:
             log(f"WARNING: not decontaminated against {source!r}: {error}")
             missing.append(source)
-    filters = Filter(sets)
-    rows = made.tokens.split(made.lengths.tolist())
-    clean = [not filters.overlaps(chat.answer_text(row.tolist())) for row in rows]
+    clean = _is_clean(made, chat, sets)
     if sum(clean) < 2:
         raise UserError(
             f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on"
@@ -245,6 +270,13 @@ def _decontaminate(
         "dropped": len(clean) - sum(clean),
     }
     return made.keep(clean), checked
+
+
+def _is_clean(made: Conversations, chat: ChatFormat, sets: Sequence[QuestionSet]) -> list[bool]:
+    """Of each conversation, whether it shares no text with a question."""
+    filters = Filter(sets)
+    rows = made.tokens.split(made.lengths.tolist())
+    return [not filters.overlaps(chat.answer_text(row.tolist())) for row in rows]
 
 
 def _write(out: Path, trainer: Trainer, card_text: str) -> list[Path]:
@@ -333,9 +365,8 @@ def shares_by_kind(counts: Tensor) -> dict[str, float]:
 
 
 def _mixture(made: Conversations) -> str:
-    kinds = made.kinds.long().repeat_interleave(made.lengths)[made.chosen]
-    shares = torch.bincount(kinds, minlength=len(prompts.KINDS)) / max(1, len(kinds))
-    return ", ".join(f"{share:.0%} {kind}" for kind, share in zip(prompts.KINDS, shares.tolist(), strict=True))
+    counts = made.by_kind()
+    return ", ".join(f"{count / max(1, made.answer_tokens):.0%} {kind}" for kind, count in counts.items())
 
 
 def _cell(value: float) -> str:

@@ -21,8 +21,8 @@ from bench.records import read_run, read_turns, write_json, write_turns
 from bench.report.sweep_figures import draw, places, published_curve
 from bench.report.sweep_page import Axis, Point, Sweep, Variant, csv_rows, measured, read_sweep, table
 from bench.train import loop, prompts, training
-from bench.train.conversations import Recipe
 from bench.train.kangaroo import AdapterTrainer
+from bench.train.writer import Recipe
 from methods.vanilla import Vanilla
 from tests.tiny import run_bench, short_prompt
 

@@ -86,7 +86,7 @@ def material(setting, monkeypatch, tiny_model, tiny_decoder, tmp_path):
     config, model = tiny_model("tied")
     target = tiny_decoder(config, model)
     chat = questions.ChatFormat(checkpoints.load_tokenizer(checkpoints.resolve(str(setting.model))))
-    made = conversations.make(target, chat, frozenset(), Short(tokens=200), tmp_path)
+    made = conversations.make(target, chat, frozenset(), Short(tokens=600), tmp_path)
     return target, made, loop.features(target, made, 1, tmp_path / "features")
 
 

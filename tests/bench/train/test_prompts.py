@@ -11,12 +11,12 @@ import pytest
 from bench import questions
 from bench.train import prompts
 from bench.train.decontaminate import Filter
-from bench.train.prompts import KINDS, MIXTURE, prompt
+from bench.train.prompts import KINDS, prompt
 
 
 @pytest.fixture(scope="module")
 def many():
-    return [prompt(0, number) for number in range(3000)]
+    return [prompt(0, kind, number) for number in range(500) for kind in KINDS]
 
 
 def expand(template: str, slots: dict[str, list[str]], seed: int) -> str:
@@ -34,7 +34,6 @@ def grammar(monkeypatch):
 
 def test_every_kind_has_its_grammar_and_no_grammar_is_left_over():
     assert sorted(path.stem for path in prompts.GRAMMARS.iterdir()) == sorted(KINDS)
-    assert sum(MIXTURE.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,16 +65,13 @@ def test_no_prompt_holds_a_question_of_the_bundled_set(many):
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_prompts_are_those_of_seed_and_number(many):
-    assert [prompt(0, number) for number in (2999, 7, 0)] == [many[2999], many[7], many[0]]
-    assert sum(prompt(1, number) == many[number] for number in range(100)) < 5
+def test_prompts_are_those_of_seed_kind_and_number(many):
+    assert [prompt(0, KINDS[i % 6], i // 6) for i in (2999, 7, 0)] == [many[2999], many[7], many[0]]
+    assert sum(prompt(1, kind, number) == prompt(0, kind, number) for number in range(20) for kind in KINDS) < 5
     assert len({made.turns for made in many}) > 0.95 * len(many)
 
 
-def test_kinds_come_in_the_shares_of_the_mixture_and_only_conversations_go_on(many):
-    counts = Counter(made.kind for made in many)
-    for kind, share in MIXTURE.items():
-        assert counts[kind] / len(many) == pytest.approx(share, abs=0.03)
+def test_only_conversations_go_on(many):
     turns = Counter(len(made.turns) for made in many if made.kind == "conversation")
     assert set(turns) == {1, 2}
     assert turns[2] / turns.total() == pytest.approx(0.5, abs=0.06)
@@ -113,18 +109,35 @@ def test_numbers_keep_their_range_and_step():
 def test_a_slot_that_makes_up_most_of_a_prompt_is_its_template(grammar):
     long = "A long article about {city}, where nothing of note took place."
     grammar(first=["Summarize: {article}"], slots={"article": [long], "city": ["Bergen", "Lisbon"]})
-    made = [prompt(0, number) for number in range(20)]
+    made = [prompt(0, "qa", number) for number in range(20)]
     assert {p.template for p in made} == {long}
     assert {p.turns for p in made} == {(f"Summarize: {long.replace('{city}', c)}",) for c in ("Bergen", "Lisbon")}
     grammar(first=["What is there to be seen in {city}?"], slots={"city": ["Bergen", "Lisbon"]})
-    assert {prompt(0, number).template for number in range(20)} == {"What is there to be seen in {city}?"}
+    assert {prompt(0, "qa", number).template for number in range(20)} == {"What is there to be seen in {city}?"}
     grammar(first=["How are you?"], slots={})
-    assert prompt(0, 0) == prompts.Prompt(prompt(0, 0).kind, ("How are you?",), "How are you?")
+    assert prompt(0, "qa", 0) == prompts.Prompt("qa", ("How are you?",), "How are you?")
+
+
+def test_an_item_of_the_main_list_is_the_template_whatever_stands_around_it(grammar):
+    units = ["The {thing} is red.", "The {thing} is blue, and it has been so for as long as anybody can remember."]
+    slots = {"unit": units, "thing": ["fig", "plum"], "filler": ["a {thing}" + "b" * 300]}
+    grammar(first=["{unit}", "{filler}\n{unit}", "{filler}"], main="unit", slots=slots)
+    made = [prompt(0, "rag", number) for number in range(60)]
+    assert {p.template for p in made} == {*units, slots["filler"][0]}
+    for p in made:
+        assert (p.template == units[0]) == ("red" in p.turns[0])
+        assert (p.template == units[1]) == ("blue" in p.turns[0])
+
+
+def test_every_long_prompt_is_held_out_by_its_unit_or_article(many):
+    for kind, name in (("rag", "unit"), ("summarization", "article")):
+        items = prompts._grammar(kind)["slots"][name]
+        assert all(made.template in items for made in many if made.kind == kind)
 
 
 def test_a_long_second_turn_does_not_change_the_template(grammar):
     grammar(first=["Say {word}."], second=["Now this: {text}"], slots={"word": ["a"], "text": ["b" * 90]})
-    made = [prompt(0, number) for number in range(20)]
+    made = [prompt(0, "qa", number) for number in range(20)]
     assert {p.turns for p in made} == {("Say a.",), ("Say a.", "Now this: " + "b" * 90)}
     assert {p.template for p in made} == {"Say {word}."}
 
