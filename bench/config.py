@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
-from bench.checkpoints import DEFAULT_MODEL
 from bench.errors import UserError
+from bench.models.checkpoints import DEFAULT_MODEL
 
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 QUANTIZE = ("none", "q4")

@@ -16,15 +16,15 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from bench.checkpoints import Checkpoint
-from bench.engine import costs
-from bench.engine.costs import Costs
+from bench.drafting import costs
+from bench.drafting.costs import Costs
+from bench.drafting.sampling import Sampler
+from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
+from bench.drafting.verify import accept_greedy, accept_sampled, accept_typical
 from bench.engine.decoder import Decoder
-from bench.engine.sampling import Sampler
 from bench.engine.timing import between_s, mark, now_s
-from bench.engine.tree import ROOT, Tree, chain_of, tree_of
-from bench.engine.verify import accept_greedy, accept_sampled, accept_typical
-from bench.records import Step
+from bench.figures.records import Step
+from bench.models.checkpoints import Checkpoint
 
 T = TypeVar("T")
 

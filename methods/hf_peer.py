@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.engine.quantize import Q4
-from bench.quiet import quiet
-from bench.shapes import RandomCheckpoint, hf_model
+from bench.models.checkpoints import Checkpoint
+from bench.models.quiet import quiet
+from bench.models.shapes import RandomCheckpoint, hf_model
 from methods.base import Answer, Peer, now_s
 
 # A peer holds its model; with the last peer the model goes.

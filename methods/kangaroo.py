@@ -5,7 +5,7 @@ layers verify, starting from the exit states that drafting already computed. Fir
 drafting stops once a draft's probability falls below `threshold`.
 
 Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo_adapter`), and stopping by
-expected gain (see `bench.engine.stopping`); `kangaroo:paper` has none of them.
+expected gain (see `bench.drafting.stopping`); `kangaroo:paper` has none of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.engine.costs import Costs
+from bench.drafting.costs import Costs
+from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
+from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
+from bench.engine.cache import KVCache
 from bench.engine.decoder import MAX_DRAFTS, Decoder
-from bench.engine.kv_cache import KVCache
-from bench.engine.stopping import Candidate, GainRule, ThresholdRule
-from bench.engine.tree import ROOT, Tree, chain_of, tree_of
 from bench.errors import UserError
 from methods import trained
 from methods.base import Draft, SpeculativeMethod

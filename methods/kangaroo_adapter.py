@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.drafting.stopping import Calibration
+from bench.drafting.tree import Tree
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
+from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.engine.execute import Layout, Linear
 from bench.engine.graphs import Graphs, Places
-from bench.engine.kv_cache import KVCache
-from bench.engine.stopping import Calibration
-from bench.engine.tree import Tree
+from bench.engine.products import Layout, Linear
 from bench.errors import UserError
 from methods import trained
 

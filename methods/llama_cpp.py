@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from bench import packaged_model
-from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import first_line, sha256, writing
+from bench.models import packaged as packaged_model
+from bench.models.checkpoints import Checkpoint
 from methods.base import Answer, Peer, now_s
 
 _PACKAGED_FILE = "packaged.gguf"  # beside the packaged model's converted weights

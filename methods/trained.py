@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import checkpoints
-from bench.engine.costs import Costs
+from bench.drafting.costs import Costs
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import sha256
+from bench.models import checkpoints
 
 CONFIG_FILE = "config.json"
 WEIGHTS_ROOT = Path(__file__).parent / "weights"

@@ -24,10 +24,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
-from bench.compare import DECODE  # noqa: E402
+from bench.figures.compare import DECODE  # noqa: E402
+from bench.figures.records import atomic_writer  # noqa: E402
+from bench.figures.rules import GateSettings, Rules  # noqa: E402
 from bench.gate.sequential import FINE, UNDECIDED, WORSE, SequentialTest, mean_of_tasks, new_tests  # noqa: E402
-from bench.records import atomic_writer  # noqa: E402
-from bench.rules import GateSettings, Rules  # noqa: E402
 
 Key = tuple[str, str]  # method, metric
 Logs = dict[str, list[float]]  # by task

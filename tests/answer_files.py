@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.records import MethodInfo, Run, Turn, write_json, write_turns
+from bench.figures.records import MethodInfo, Run, Turn, write_json, write_turns
 
 EOS = 9
 MT_BENCH = ["writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"]

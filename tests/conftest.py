@@ -19,8 +19,8 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from bench.checkpoints import Checkpoint
 from bench.engine.decoder import Decoder
+from bench.models.checkpoints import Checkpoint
 
 VOCAB = 272
 CONTEXT = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import packaged_model
+from bench.models import packaged as packaged_model
 
 
 def fake_convert(gguf: Path, out: Path) -> None:

@@ -7,8 +7,8 @@ import itertools
 import re
 from typing import Any
 
-from bench.metrics import OVERALL, TASKS, summarize
-from bench.records import Audit, MethodInfo, Run, Turn
+from bench.figures.metrics import OVERALL, TASKS, summarize
+from bench.figures.records import Audit, MethodInfo, Run, Turn
 
 HOSTILE = "<script>alert(1)</script>"
 SENTENCES = (

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.tree import tree_of
 from bench.engine.timing import between_s, mark
-from bench.engine.tree import tree_of
 from methods.base import decode
 from tests.tiny import QUESTIONS, records, run_bench, write_questions
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import checkpoints
+from bench.models import checkpoints
 from bench.train import packed
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.cli import main
-from bench.records import Run, Turn, read_run, read_turns
+from bench.figures.records import Run, Turn, read_run, read_turns
 from bench.train.prompts import Prompt
 from methods.vanilla import Vanilla
 

@@ -48,8 +48,8 @@ def run(options: Namespace) -> int:
     if options.shape is not None:
         given["method"] = given["method"] or ("vanilla",)  # random weights have no drafts worth a name
     settings = config.from_flags(given, "laptop")
-    from bench import engine_bench
-    from bench.records import write_json
+    from bench.figures.records import write_json
+    from bench.lab import engine_bench
     from bench.report import engine_page
 
     found = engine_bench.run(settings, options.shape, options.context, options.repeats, say)

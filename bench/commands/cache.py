@@ -17,8 +17,8 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench.checkpoints import clean_cache, list_cache
     from bench.files import cache_root
+    from bench.models.checkpoints import clean_cache, list_cache
 
     if options.action == "clean":
         print(f"freed {clean_cache(options.names) / 1e6:.0f} MB in {cache_root()}")

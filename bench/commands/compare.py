@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
-from bench.rules import Rules
+from bench.figures.rules import Rules
 
 _EPILOG = """\
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
@@ -53,9 +53,9 @@ def rules_of(options: Namespace) -> Rules:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench.compare import compare
-    from bench.compare_answers import compare_answers
-    from bench.records import read_run, read_turns
+    from bench.figures.compare import compare
+    from bench.figures.compare_answers import compare_answers
+    from bench.figures.records import read_run, read_turns
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
     if any(files) and not all(files):
@@ -70,8 +70,8 @@ def run(options: Namespace) -> int:
 
 def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
     """Print and write a comparison; the exit status that it asks for."""
-    from bench.compare import UNKNOWN, WORSE
-    from bench.records import atomic_writer, write_json
+    from bench.figures.compare import UNKNOWN, WORSE
+    from bench.figures.records import atomic_writer, write_json
     from bench.report import compare_page
 
     print(compare_page.terminal(compared))

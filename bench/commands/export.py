@@ -21,8 +21,9 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench import checkpoints, exchange
-    from bench.records import EXPORTED, read_run
+    from bench.figures.records import EXPORTED, read_run
+    from bench.models import checkpoints
+    from bench.spec_bench import exchange
 
     decode = None
     if options.model is not None:

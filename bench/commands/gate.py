@@ -13,7 +13,7 @@ from typing import Any
 from bench import config
 from bench.commands import add_run_flags, compare, new_parser, say
 from bench.errors import UserError
-from bench.rules import GateSettings, Rules
+from bench.figures.rules import GateSettings, Rules
 
 GATE_FILE = "gate.json"
 GATES = Path("results/gates")
@@ -127,9 +127,9 @@ def _against_baseline(given: dict[str, Any], options: Namespace, rules: Rules) -
 
 
 def _against_commit(given: dict[str, Any], options: Namespace, rules: Rules) -> int:
+    from bench.figures.records import write_json
     from bench.gate.checkout import checked_out, here
     from bench.gate.gate import run_gate
-    from bench.records import write_json
 
     out = (options.out or GATES / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}").absolute()
     fixed = {"questions": _questions_file(given.get("questions", "mini")), "out": str(out / "scratch")}

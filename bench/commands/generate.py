@@ -47,7 +47,7 @@ def run(options: Namespace) -> int:
     settings = config.from_flags(given | {"method": (options.method,), "peer": ("none",)}, "laptop")
     from rich.console import Console
 
-    from bench import generate
+    from bench.run import generate
 
     generation = generate.prepare(settings, generate.read_prompt(options.prompt, say), say)
     if options.json:

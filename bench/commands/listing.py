@@ -16,7 +16,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench.checkpoints import DEFAULT_MODEL, list_cache
+    from bench.models.checkpoints import DEFAULT_MODEL, list_cache
     from bench.questions import TASKS
     from methods.base import Peer
 

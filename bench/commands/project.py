@@ -42,10 +42,10 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench import project
-    from bench.records import write_json
+    from bench.figures.published import PUBLISHED
+    from bench.figures.records import write_json
+    from bench.lab import projection as project
     from bench.report import engine_page
-    from bench.report.published import PUBLISHED
 
     sources = options.acceptance or [PUBLISHED / "kangaroo_paper.json"]
     engine = _measured(options) if options.engine is None else _read(options.engine)
@@ -58,7 +58,7 @@ def run(options: Namespace) -> int:
 
 
 def _measured(options: Namespace) -> dict[str, object]:
-    from bench import engine_bench
+    from bench.lab import engine_bench
 
     given = {flag[2:]: getattr(options, flag[2:]) for flag in _RUN_FLAGS}
     settings = config.from_flags(given | {"method": ("vanilla",), "peer": ("none",)}, "laptop")

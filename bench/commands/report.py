@@ -37,7 +37,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    from bench.records import plots_of, read_run
+    from bench.figures.records import plots_of, read_run
     from bench.report import terminal_table, write_report
 
     run_dir: Path = options.run_dir[0]
@@ -57,9 +57,9 @@ def run(options: Namespace) -> int:
 
 def _report_answers(files: Sequence[Path], tokenizer: str | None) -> int:
     """Answer files of any harness, the baseline's first."""
-    from bench.exchange import is_answer_file
-    from bench.foreign import foreign_summary
     from bench.report import terminal_table
+    from bench.spec_bench.exchange import is_answer_file
+    from bench.spec_bench.foreign import foreign_summary
 
     if len(files) < 2:
         raise UserError(f"{files[0]} alone cannot be compared: give the baseline's answer file first, then a method's")
@@ -68,7 +68,7 @@ def _report_answers(files: Sequence[Path], tokenizer: str | None) -> int:
             raise UserError(f"{path} is neither a run's folder nor an answer file in Spec-Bench's format")
     retokenize = None
     if tokenizer is not None:
-        from bench import checkpoints
+        from bench.models import checkpoints
 
         encode = checkpoints.load_tokenizer(checkpoints.resolve(tokenizer, log=say)).encode
         retokenize = lambda text: len(encode(text, add_special_tokens=False))  # noqa: E731

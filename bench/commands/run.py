@@ -66,8 +66,9 @@ def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     folder, preset = given.pop("resume", None), given.pop("preset", None)
-    from bench import metrics, resume, runner
+    from bench.figures import metrics
     from bench.report import terminal_table, write_report
+    from bench.run import resume, runner
 
     resumed = None if folder is None else (folder, resume.begun(folder))
     if resumed is None:

@@ -53,7 +53,7 @@ def run(options: Namespace) -> int:
         return _redraw_sweep(run_dir)
     asked = {name: value for name, value in given.items() if value is not None}
     settings = config.from_flags({"peer": ("none",)} | asked, preset or "laptop")
-    from bench import sweep
+    from bench.sweep import sweep
 
     bench_run, paths = sweep.run(settings, grids or [], training, log=say)
     if not paths:
@@ -69,8 +69,8 @@ def _redraw_sweep(run_dir: Path) -> int:
 
 
 def _show_sweep(run_dir: Path, paths: Sequence[Path]) -> int:
-    from bench import metrics
-    from bench.records import read_run, read_turns
+    from bench.figures import metrics
+    from bench.figures.records import read_run, read_turns
     from bench.report.sweep_page import measured, read_sweep, table
 
     swept, record, turns = read_sweep(run_dir), read_run(run_dir), read_turns(run_dir)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.engine.tree import Tree
+from bench.drafting.tree import Tree
 
 # Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
 # more rows, its root included.

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.engine import native
+from bench.drafting.tree import Tree
 from bench.engine.attention import (
     BLOCK,
     additive,
@@ -32,13 +32,13 @@ from bench.engine.attention import (
     rope_table,
     tree_places,
 )
-from bench.engine.execute import Layout, Linear, choose_layout, measure_widths
+from bench.engine.cache import KVCache
 from bench.engine.graphs import Places, choose_graphs
-from bench.engine.kv_cache import KVCache
-from bench.engine.pages import use_huge_pages
+from bench.engine.huge_pages import use_huge_pages
+from bench.engine.kernels import native
 from bench.engine.placement import choose_homes
+from bench.engine.products import Layout, Linear, choose_layout, measure_widths
 from bench.engine.quantize import GROUP
-from bench.engine.tree import Tree
 from bench.errors import UserError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.drafting.tree import Tree
 from bench.engine.attention import additive, tree_places
-from bench.engine.kv_cache import KVCache
-from bench.engine.tree import Tree
+from bench.engine.cache import KVCache
 
 MOST_POSITIONS = 64  # wider passes have work enough for each launch
 _SHORTEST = 256  # positions of the cache that a captured pass looks at, at least; then twice as many, and so on

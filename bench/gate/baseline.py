@@ -14,16 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import environment, metrics, resume
-from bench.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
 from bench.config import RunConfig
 from bench.errors import UserError
+from bench.figures import metrics
+from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
+from bench.figures.metrics import OVERALL
+from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
+from bench.figures.rules import Rules
 from bench.gate.measured import measured_by, use_widths, with_knobs
-from bench.metrics import OVERALL
-from bench.packaged_model import DEFAULT_MODEL
-from bench.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
-from bench.rules import Rules
-from bench.runner import Bench
+from bench.models.packaged import DEFAULT_MODEL
+from bench.run import environment, resume
+from bench.run.runner import Bench
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"

@@ -14,7 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.compare import (
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.figures.compare import (
     BETTER,
     DECODE,
     PREFILL,
@@ -27,15 +29,13 @@ from bench.compare import (
     prefill_units,
     settle,
 )
-from bench.config import RunConfig
-from bench.errors import UserError
+from bench.figures.metrics import OVERALL, ordered_tasks
+from bench.figures.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns
+from bench.figures.rules import GateSettings
 from bench.gate import sequential
 from bench.gate.checkout import Checkout
 from bench.gate.measured import measured_by
 from bench.gate.side import Side, first_line
-from bench.metrics import OVERALL, ordered_tasks
-from bench.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns
-from bench.rules import GateSettings
 from methods import BASELINE
 
 Log = Callable[[str], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench.records import Run
-from bench.runner import Bench
+from bench.figures.records import Run
+from bench.run.runner import Bench
 from methods import Variant
 
 _MEASURED = ("costs",)  # knobs; what follows from them (a tree, when to stop) each side chooses by its own code

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from bench.compare import DECODE, PREFILL
-from bench.rules import Rules
+from bench.figures.compare import DECODE, PREFILL
+from bench.figures.rules import Rules
 
 WORSE, FINE, UNDECIDED = "worse", "fine", "undecided"
 TRIM = 0.2  # of a task's pairs on either side

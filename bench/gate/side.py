@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import methods
 from bench.config import RunConfig
 from bench.errors import UserError
+from bench.figures.records import Audit, MethodInfo, Run, Turn
 from bench.gate.checkout import Checkout
 from bench.gate.protocol import PROTOCOL
-from bench.records import Audit, MethodInfo, Run, Turn
 
 _CLOSE_S = 20.0
 _ANSWER_S = 600.0  # for one line; starting may install nothing and takes less

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.engine.timing import now_s
-from bench.records import Step
+from bench.figures.records import Step
 from methods.base import Method
 
 

@@ -13,13 +13,13 @@ from typing import Any, TextIO
 import bench
 import methods
 from bench.config import RunConfig
-from bench.contestants import Contestant
 from bench.errors import UserError
+from bench.figures.records import Run, Turn
 from bench.gate.measured import use_widths, with_knobs
 from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
-from bench.records import Run, Turn
-from bench.runner import Bench
+from bench.run.contestants import Contestant
+from bench.run.runner import Bench
 from methods.base import Method
 
 # An answer's steps that one side takes before it is the other's turn. A shared machine's speed wanders within seconds:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from bench.metrics import summarize
-from bench.records import atomic_writer, read_pieces, read_run, read_turns, write_json
+from bench.figures.metrics import summarize
+from bench.figures.records import atomic_writer, read_pieces, read_run, read_turns, write_json
 from bench.report.tables import csv_frame
 from bench.report.terminal import terminal_table
 
@@ -30,13 +30,13 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
 
     """
     # Drawing libraries take a second to load, and a table in a terminal needs none.
+    from bench.figures.published import published_rows, read_published
     from bench.report.cautions import cautions
     from bench.report.definitions import definitions
     from bench.report.figures import PLOTS, write_figures
     from bench.report.html import report_html
     from bench.report.latex import report_tex
     from bench.report.page import report_page
-    from bench.report.published import published_rows, read_published
 
     run, turns = read_run(run_dir), read_turns(run_dir)
     summary = summarize(run, turns)

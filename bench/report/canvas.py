@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.metrics import OVERALL, ordered_tasks
-from bench.records import atomic_writer
+from bench.figures.metrics import OVERALL, ordered_tasks
+from bench.figures.records import atomic_writer
 from bench.report.formats import bounds, device_name, of_kind, sampling_text, shortened, task_name
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench.metrics import OVERALL
-from bench.records import FLOAT32_STATES, Run
+from bench.figures.metrics import OVERALL
+from bench.figures.records import FLOAT32_STATES, Run
 from bench.report.formats import bounds, number, of_kind, overall, percent, shown_name, task_name
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.metrics import OVERALL
+from bench.figures.metrics import OVERALL
 from bench.report.formats import (
     UNDEFINED,
     count,

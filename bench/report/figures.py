@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.metrics import OVERALL, Cell
+from bench.figures.metrics import OVERALL, Cell
+from bench.figures.published import Source, read_published
 from bench.report import canvas, figures_averages, figures_steps
 from bench.report.canvas import GREY
 from bench.report.formats import bounds, of_kind, overall, shown_name, task_name
-from bench.report.published import Source, read_published
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

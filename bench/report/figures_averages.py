@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.figures.published import Result, Source, comparable, places_of, same_method, variants
 from bench.report import canvas
 from bench.report.canvas import GREY, PALETTE
 from bench.report.formats import of_kind, overall, shown_name
-from bench.report.published import Result, Source, comparable, places_of, same_method, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

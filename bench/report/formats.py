@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from bench.metrics import OVERALL, VERDICTS, Cell
+from bench.figures.metrics import OVERALL, VERDICTS, Cell
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn conversation",

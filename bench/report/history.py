@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.compare import identity
 from bench.errors import UserError
-from bench.metrics import summarize
-from bench.records import Run, atomic_writer, read_run, read_turns
+from bench.figures.compare import identity
+from bench.figures.metrics import summarize
+from bench.figures.records import Run, atomic_writer, read_run, read_turns
+from bench.figures.rules import IDENTITY
 from bench.report import canvas
 from bench.report.formats import markdown_table, number, of_kind, overall, times_between
-from bench.rules import IDENTITY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

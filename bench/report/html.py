@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bench.metrics import OVERALL
-from bench.records import Run, Turn
+from bench.figures.metrics import OVERALL
+from bench.figures.records import Run, Turn
 from bench.report.formats import PEAK_MEMORY, UNDEFINED, gibibytes, lossless_text, number, shown_name, times, where
 from bench.report.html_tables import (
     Item,

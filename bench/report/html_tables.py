@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from bench.metrics import OVERALL, Cell, ordered_tasks
+from bench.figures.metrics import OVERALL, Cell, ordered_tasks
+from bench.figures.published import our_setting, places_of
 from bench.report.formats import (
     NO_INTERVALS,
     UNDEFINED,
@@ -23,7 +24,6 @@ from bench.report.formats import (
     task_name,
     times,
 )
-from bench.report.published import our_setting, places_of
 
 PERCENT = 100
 ESTIMATORS = (  # key of the summary, heading

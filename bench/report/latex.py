@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Any
 
-from bench.metrics import OVERALL, Cell, ordered_tasks
+from bench.figures.metrics import OVERALL, Cell, ordered_tasks
 from bench.report.formats import (
     bounds,
     number,

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bench.metrics import OVERALL, Cell
-from bench.records import FLOAT32_STATES, MethodInfo, Run
+from bench.figures.metrics import OVERALL, Cell
+from bench.figures.published import published_markdown, read_published
+from bench.figures.records import FLOAT32_STATES, MethodInfo, Run
 from bench.report import formats, tables
 from bench.report.cautions import cautions, sessions
 from bench.report.definitions import SPEC_BENCH, definitions
 from bench.report.figures import PLOTS
 from bench.report.formats import NO_INTERVALS, where
-from bench.report.published import published_markdown, read_published
 
 _LISTED = 20  # divergences and failures that the page spells out
 _NUMERALS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

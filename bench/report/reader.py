@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bench.metrics import compression_rate, decode_tok_per_s, ordered_tasks
-from bench.records import Turn
+from bench.figures.metrics import compression_rate, decode_tok_per_s, ordered_tasks
+from bench.figures.records import Turn
 from bench.report.formats import number, task_name, times
 
 SHOWN_TOKENS = 600  # of one answer; what follows is counted, not shown

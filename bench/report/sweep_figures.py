@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.figures.published import PUBLISHED, read_published
 from bench.report import canvas
 from bench.report.canvas import GREY, MARKERS, PALETTE
 from bench.report.formats import shortened
-from bench.report.published import PUBLISHED, read_published
 from bench.report.sweep_page import Axis, Point, Sweep
 
 if TYPE_CHECKING:

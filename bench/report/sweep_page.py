@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench import metrics
 from bench.errors import UserError
-from bench.metrics import OVERALL, Cell, failed_throughout, summarize
-from bench.records import SWEEP_FILE, Run, Turn, atomic_writer, read_run, read_turns
+from bench.figures import metrics
+from bench.figures.metrics import OVERALL, Cell, failed_throughout, summarize
+from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_run, read_turns
 from bench.report.cautions import cautions
 from bench.report.formats import lossless_text, markdown_table, number, times
 

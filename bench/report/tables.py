@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
+from bench.figures.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
 from bench.report.columns import (
     Column,
     method_columns,

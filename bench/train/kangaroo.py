@@ -14,8 +14,8 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from bench.config import KangarooTraining
+from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.engine.decoder import Decoder
-from bench.engine.stopping import CALIBRATED_AT, Calibration
 from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.config import MedusaTraining
+from bench.drafting.tree_choice import MISS, RankRecord
 from bench.engine.decoder import Decoder
-from bench.engine.tree_choice import MISS, RankRecord
 from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features

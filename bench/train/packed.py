@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.checkpoints import Checkpoint
 from bench.errors import UserError
 from bench.files import writing
+from bench.models.checkpoints import Checkpoint
 from bench.train.conversations import NONE, Conversations
 
 FOLDER = Path(__file__).parent / "data"

@@ -19,14 +19,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bench import checkpoints, environment, questions
+from bench import questions
 from bench.config import TOKENS, Collecting, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, Writing
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
+from bench.figures.records import check_writable
 from bench.files import cache_root
+from bench.models import checkpoints
 from bench.questions import ChatFormat, QuestionSet
-from bench.records import check_writable
-from bench.runner import generation_config, load_target, memory_errors
+from bench.run import environment
+from bench.run.runner import generation_config, load_target, memory_errors
 from bench.train import conversations, loop, packed, prompts
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter

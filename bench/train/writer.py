@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.engine.kv_cache import KVCache
 from bench.questions import ChatFormat
 from bench.train import prompts
 from bench.train.journal import Conversation

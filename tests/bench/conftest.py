@@ -16,7 +16,7 @@ from tests.tiny import QUESTIONS, write_questions
 @pytest.fixture(autouse=True)
 def idle_machine(monkeypatch):
     """What else this machine does is none of a test's business."""
-    monkeypatch.setattr("bench.environment.psutil.cpu_percent", lambda interval: 0.0)
+    monkeypatch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 0.0)
 
 
 @pytest.fixture

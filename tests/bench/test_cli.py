@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import methods
-from bench import __version__, environment
-from bench.checkpoints import DEFAULT_MODEL
+from bench import __version__
 from bench.cli import main
 from bench.errors import UserError
+from bench.models.checkpoints import DEFAULT_MODEL
 from bench.questions import TASKS
+from bench.run import environment
 from tests.tiny import records, run_bench
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def python(code: str, *given: str) -> subprocess.CompletedProcess[str]:
 )
 def test_mistake_is_told_in_one_line_before_anything_is_loaded(cache, tmp_path, monkeypatch, capsys, flags, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.runner.load_target", None)
+    monkeypatch.setattr("bench.run.runner.load_target", None)
     line = error_of(flags, capsys, alone=True)
     assert re.search(told, line)
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +117,7 @@ def test_error_of_several_lines_is_told_in_one(cache, monkeypatch, capsys):
     def fail():
         raise UserError("the library says:\nfirst\nsecond")
 
-    monkeypatch.setattr("bench.checkpoints.list_cache", fail)
+    monkeypatch.setattr("bench.models.checkpoints.list_cache", fail)
     assert error_of(["cache", "list"], capsys, alone=True) == "error: the library says: first second"
 
 
@@ -149,7 +150,7 @@ def test_interrupt_outside_of_a_run_is_no_traceback(cache, monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.checkpoints.list_cache", interrupted)
+    monkeypatch.setattr("bench.models.checkpoints.list_cache", interrupted)
     assert main(["cache", "list"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -266,7 +267,7 @@ def test_gpu_that_torch_cannot_use_is_a_loud_warning_and_the_run_goes_on(setting
 
 
 def test_busy_machine_is_a_loud_warning_kept_with_the_records(setting, monkeypatch, capsys):
-    monkeypatch.setattr("bench.environment.psutil.cpu_percent", lambda interval: 62.0)
+    monkeypatch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 62.0)
     flags = ["--model", str(setting.model), "--questions", str(setting.questions), "--out", str(setting.out)]
     assert main([*flags, "--method", "vanilla", "--peer", "none", "--max-new-tokens", "2"]) == 0
     assert "WARNING: other programs use 62% of this machine's processors" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.engine.sampling import Sampler
-from bench.engine.tree import tree_of
-from bench.records import Step
+from bench.drafting.sampling import Sampler
+from bench.drafting.tree import tree_of
+from bench.figures.records import Step
 from methods import base
 from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, decoding
 from methods.vanilla import Vanilla

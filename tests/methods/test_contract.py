@@ -12,7 +12,7 @@ import shutil
 import pytest
 
 import methods
-from bench.checkpoints import Checkpoint
+from bench.models.checkpoints import Checkpoint
 from methods.base import Answer, Method, Peer, decode
 
 LIMITS = (1, 2, 7, 40)

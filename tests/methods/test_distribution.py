@@ -23,9 +23,9 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
+from bench.drafting.sampling import Sampler
+from bench.drafting.stopping import CALIBRATED_AT
 from bench.engine.decoder import Decoder
-from bench.engine.sampling import Sampler
-from bench.engine.stopping import CALIBRATED_AT
 from methods.base import Draft, Method, NoKnobs, SpeculativeMethod, decode
 from methods.kangaroo import Kangaroo, KangarooConfig
 from methods.medusa import Medusa, MedusaConfig
@@ -223,7 +223,7 @@ def test_the_statistic_tells_right_from_wrong_distributions(target):
 
 @pytest.mark.parametrize("name", ["chain, drawn", "tree, drawn"])
 def test_a_residual_that_is_left_out_is_noticed(name, target, monkeypatch):
-    monkeypatch.setattr("bench.engine.verify.residual", lambda p, q, x: p)
+    monkeypatch.setattr("bench.drafting.verify.residual", lambda p, q, x: p)
     counts, _ = sampled(BUILDERS[name](target), *MODES["temperature 1"])
     assert p_value(counts, exact(target, *MODES["temperature 1"])) < LEVEL
 

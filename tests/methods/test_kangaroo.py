@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from bench.engine.kv_cache import KVCache
+from bench.engine.cache import KVCache
 from methods.base import decode
 from methods.kangaroo import Kangaroo, KangarooConfig
 from methods.kangaroo_adapter import load_adapter

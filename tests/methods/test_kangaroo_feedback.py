@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from bench.engine.costs import Costs, measure
-from bench.engine.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
+from bench.drafting.costs import Costs, measure
+from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from bench.errors import UserError
 from methods.base import decode
 from methods.kangaroo import Kangaroo, KangarooConfig
@@ -359,7 +359,7 @@ def test_measure_gives_one_cost_a_width_and_one_a_draft(scene):
 def test_passes_are_measured_once_for_all_methods_that_leave_at_one_layer(scene, monkeypatch):
     decoder, *_ = scene
     first = measure(decoder, EXIT, [lambda: None])
-    monkeypatch.setattr("bench.engine.costs._measure_passes", None)
+    monkeypatch.setattr("bench.drafting.costs._measure_passes", None)
     again = measure(decoder, EXIT, [lambda: None, lambda: None])
     assert (again.shallow, again.verify) == (first.shallow, first.verify)
     assert measure(decoder, EXIT, []).draft == (0.0,)
@@ -367,7 +367,7 @@ def test_passes_are_measured_once_for_all_methods_that_leave_at_one_layer(scene,
 
 def test_widest_pass_of_a_method_is_measured_however_dear(scene, monkeypatch):
     decoder, *_ = scene
-    monkeypatch.setattr("bench.engine.costs._affordable", lambda widths, *_: widths[:3])
+    monkeypatch.setattr("bench.drafting.costs._affordable", lambda widths, *_: widths[:3])
     fresh = copy.copy(decoder)  # nothing is measured of it yet
     assert measure(fresh, EXIT, []).most == 3
     assert measure(fresh, EXIT, [], widest=64).verify[-1][0] == 64

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.drafting.stopping import Calibration
 from bench.engine.decoder import Decoder
-from bench.engine.stopping import Calibration
 from bench.errors import UserError
 from methods.base import decode
 from methods.kangaroo import Kangaroo, KangarooConfig

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import methods
-from bench.engine.costs import Costs
-from bench.engine.sampling import Sampler
-from bench.engine.tree_choice import MISS, RankRecord, choose_tree, predict
+from bench.drafting.costs import Costs
+from bench.drafting.sampling import Sampler
+from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.base import decode
 from methods.kangaroo_adapter import Adapter, AdapterConfig

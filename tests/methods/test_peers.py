@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import methods
-from bench import packaged_model
-from bench.checkpoints import Checkpoint
-from bench.engine.sampling import Sampler
+from bench.drafting.sampling import Sampler
 from bench.errors import UserError
+from bench.models import packaged as packaged_model
+from bench.models.checkpoints import Checkpoint
 from methods import hf_peer
 from methods.base import decode
 from methods.hf_generate import HFGenerate
@@ -392,6 +392,6 @@ def test_llama_cpp_on_unquantised_weights_answers_as_transformers(scene, tmp_pat
 def test_peer_asked_for_as_a_method_and_a_method_as_a_peer_are_told(flags, told, monkeypatch, capsys):
     from bench.cli import main
 
-    monkeypatch.setattr("bench.checkpoints.resolve", None)  # before anything is loaded
+    monkeypatch.setattr("bench.models.checkpoints.resolve", None)  # before anything is loaded
     assert main(flags) == 2
     assert told in capsys.readouterr().err

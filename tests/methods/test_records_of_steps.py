@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bench.records import Step
+from bench.figures.records import Step
 from methods import base
 from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, probe
 

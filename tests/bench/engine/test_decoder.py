@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from bench.engine import native
+from bench.drafting.tree import chain_of, tree_of
 from bench.engine.decoder import MAX_DRAFTS, Decoder, DecoderConfig
-from bench.engine.execute import can_pack
-from bench.engine.tree import chain_of, tree_of
+from bench.engine.kernels import native
+from bench.engine.products import can_pack
 from bench.errors import UserError
 
 TOLERANCE = 1e-4

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.tree import tree_of
 from bench.engine import graphs
+from bench.engine.cache import KVCache
 from bench.engine.graphs import Graphs, choose_graphs
-from bench.engine.kv_cache import KVCache
-from bench.engine.tree import tree_of
 from methods.base import decode
 
 CPU = torch.device("cpu")

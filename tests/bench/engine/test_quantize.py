@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.engine import native
 from bench.engine.decoder import Decoder
-from bench.engine.execute import Linear
+from bench.engine.kernels import native
+from bench.engine.products import Linear
 from bench.engine.quantize import GROUP, Q4
 from bench.errors import UserError
 from methods.base import decode

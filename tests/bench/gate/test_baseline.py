@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from bench import runner
 from bench.cli import main
-from bench.records import read_run, read_turns, write_turns
+from bench.figures.records import read_run, read_turns, write_turns
+from bench.run import runner
 
 
 @pytest.fixture

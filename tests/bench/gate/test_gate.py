@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench.compare import BETTER, DECODE, PREFILL, SAME, UNKNOWN, WORSE, compare
 from bench.config import RunConfig
 from bench.errors import UserError
+from bench.figures.compare import BETTER, DECODE, PREFILL, SAME, UNKNOWN, WORSE, compare
+from bench.figures.records import Audit, MethodInfo, Run, Turn, read_run, read_turns
+from bench.figures.rules import GateSettings
 from bench.gate import gate as gate_module
 from bench.gate.gate import PAIRS_FILE, Gate
-from bench.records import Audit, MethodInfo, Run, Turn, read_run, read_turns
 from bench.report import compare_page
-from bench.rules import GateSettings
 
 QUESTIONS = [{"id": i, "task": ("qa", "rag")[i % 2], "turns": 1 + (i == 0)} for i in range(8)]
 COSTS = {"shallow": 0.05, "draft": 0.05, "verify": {"1": 0.9, "2": 1.0, "3": 1.1}, "rest": 0.05}

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.records import read_run
+from bench.figures.records import read_run
 from tests.bench.gate.test_checkout import git
 
 ROOT = Path(__file__).parents[3]

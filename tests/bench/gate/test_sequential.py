@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bench.compare import DECODE, PREFILL
+from bench.figures.compare import DECODE, PREFILL
+from bench.figures.rules import Rules
 from bench.gate.sequential import (
     FINE,
     LEAST,
@@ -18,7 +19,6 @@ from bench.gate.sequential import (
     spending,
     trimmed,
 )
-from bench.rules import Rules
 
 
 def test_spending_rises_to_the_whole_and_no_further():

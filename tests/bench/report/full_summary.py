@@ -6,8 +6,8 @@ import math
 import random
 from typing import Any
 
-from bench import stats
-from bench.metrics import OVERALL, TASKS
+from bench.figures import stats
+from bench.figures.metrics import OVERALL, TASKS
 
 EDGES = [i / 20 for i in range(21)]
 SIX = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.metrics import TASKS, summarize
-from bench.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
+from bench.figures.metrics import TASKS, summarize
+from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
 from bench.report.page import report_page
 
 LONG = "kangaroo:threshold=0,gamma=4"

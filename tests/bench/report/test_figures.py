@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from bench.metrics import TASKS, summarize
+from bench.figures.metrics import TASKS, summarize
 from bench.report import canvas, figures
 from tests.bench.report.full_summary import SIX, rich_summary
 from tests.bench.report.helpers import LONG, OLD_PLOTS, make_run, make_summary, make_turns

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from bench.cli import main
-from bench.records import write_json, write_turns
-from tests.bench.test_compare import a_run, changed, some_turns
+from bench.figures.records import write_json, write_turns
+from tests.bench.figures.test_compare import a_run, changed, some_turns
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from bench.metrics import summarize
-from bench.records import Audit, MethodInfo
+from bench.figures.metrics import summarize
+from bench.figures.records import Audit, MethodInfo
 from bench.report import cautions, figures, terminal_table
 from bench.report.page import report_page, sections
 from tests.bench.report.full_summary import SIX, rich_summary

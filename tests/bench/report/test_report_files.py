@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bench.errors import UserError
-from bench.metrics import TASKS
+from bench.figures.metrics import TASKS
 from bench.report import figures, terminal_table, write_report
 from tests.bench.report.helpers import OLD_PLOTS, make_run, make_summary, make_turns, save
 

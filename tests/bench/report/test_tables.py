@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench.metrics import summarize
-from bench.records import MethodInfo
+from bench.figures.metrics import summarize
+from bench.figures.records import MethodInfo
 from bench.report import formats, tables, terminal_table, write_report
 from bench.report.page import headline
 from tests.bench.report.full_summary import estimate, rich_summary

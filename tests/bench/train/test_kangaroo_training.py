@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import checkpoints
 from bench.cli import main
 from bench.config import KangarooTraining
-from bench.engine.stopping import CALIBRATED_AT, Calibration
+from bench.drafting.stopping import CALIBRATED_AT, Calibration
+from bench.models import checkpoints
 from bench.train import conversations, loop, packed, prompts, training
 from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 from bench.config import MedusaTraining
-from bench.engine.tree_choice import MISS
+from bench.drafting.tree_choice import MISS
 from bench.train import loop, training
 from bench.train.medusa import HeadsTrainer
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
@@ -80,7 +80,8 @@ def test_card_and_stored_ranks_agree(train):
 @pytest.fixture
 def material(setting, monkeypatch, tiny_model, tiny_decoder, tmp_path):
     """(target, conversations, features) of a few short conversations."""
-    from bench import checkpoints, questions
+    from bench import questions
+    from bench.models import checkpoints
     from bench.train import conversations
 
     config, model = tiny_model("tied")

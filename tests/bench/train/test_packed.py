@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.checkpoints import Checkpoint
 from bench.errors import UserError
+from bench.models.checkpoints import Checkpoint
 from bench.train import packed
 from bench.train.conversations import NONE, Conversations
 from tests.bench.train.written import same

@@ -1,0 +1,1 @@
+"""Drafts: trees, verification, sampling, when to stop, what passes cost."""

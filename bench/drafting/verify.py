@@ -1,0 +1,104 @@
+"""Which drafts are kept. Pure: drafts, a tree and the target's opinion in, the accepted path out.
+
+A path lists the accepted drafts by number, root downwards; behind it stands the *bonus*, a token of the target's own.
+Rows of the target's choices and probabilities are those of the pass: row 0 the newest token, row i + 1 draft i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bench.drafting.sampling import Sampler
+from bench.drafting.tree import ROOT, Tree
+
+
+def accept_greedy(drafts: Sequence[int], tree: Tree, choices: Sequence[int]) -> list[int]:
+    """The path of `drafts` [n] that the target would have chosen itself; of equal siblings, the first.
+
+    `choices` [n + 1]: the target's argmax after every row. Leviathan et al. (arXiv 2211.17192) at temperature 0.
+    """
+    assert len(choices) == len(drafts) + 1
+    path: list[int] = []
+    node: int | None = ROOT
+    while node is not None:
+        wanted = choices[node + 1]
+        node = next((child for child in tree.children.get(node, ()) if drafts[child] == wanted), None)
+        if node is not None:
+            path.append(node)
+    return path
+
+
+def accept_sampled(
+    drafts: Sequence[int], tree: Tree, target: Tensor, drawn: Sequence[Tensor] | None, sampler: Sampler
+) -> tuple[list[int], int]:
+    """A path and its bonus such that the emitted tokens are distributed as the target's own samples.
+
+    `target` [n + 1, V]: probabilities after every row. `drawn`: of every draft, the distribution [V] that it was drawn
+    from; siblings were drawn from one distribution without replacement. None: drafts are deterministic.
+
+    A draft x is accepted with probability min(1, p(x) / q(x)), else p becomes the norm of (p - q)+ for its next
+    sibling, q having lost the earlier ones (Leviathan et al., arXiv 2211.17192, section 2.3; Chen et al., arXiv
+    2302.01318; siblings: SpecInfer, arXiv 2305.09781, section 4.3). A deterministic draft has a one-hot q.
+    """
+    path: list[int] = []
+    node = ROOT
+    while True:
+        following, p = _next(drafts, tree.children.get(node, ()), target[node + 1], drawn, sampler)
+        if following is None:
+            return path, sampler.draw(p)
+        path.append(following)
+        node = following
+
+
+def _next(
+    drafts: Sequence[int], siblings: Sequence[int], p: Tensor, drawn: Sequence[Tensor] | None, sampler: Sampler
+) -> tuple[int | None, Tensor]:
+    """The accepted one of `siblings`, or None and what the bonus is then to be drawn from."""
+    q = drawn[siblings[0]] if drawn is not None and siblings else None
+    for child in siblings:
+        x = drafts[child]
+        chance = 1.0 if q is None else float(q[x])
+        if not chance > 0:
+            continue  # earlier siblings used up all that could be drawn: this is no draw
+        rest = residual(p, q, x)
+        # Rounding may leave nothing over where all of p was offered: then there is nothing else to take.
+        if sampler.uniform() * chance < float(p[x]) or not bool(rest.any()):
+            return child, p
+        p, q = rest, None if q is None else without(q, x)
+    return None, p
+
+
+def residual(p: Tensor, q: Tensor | None, x: int) -> Tensor:
+    """What is left of p [V] once x, drawn from q [V] (None: certain), was rejected: the norm of (p - q)+."""
+    rest = without(p, x) if q is None else (p - q).clamp(min=0)
+    total = rest.sum()
+    return rest / total if total > 0 else torch.zeros_like(rest)
+
+
+def without(p: Tensor, x: int) -> Tensor:
+    """p [V] given that it is not x; all zeros if it can be nothing else."""
+    rest = p.clone()
+    rest[x] = 0
+    total = rest.sum()
+    return rest / total if total > 0 else torch.zeros_like(rest)
+
+
+def accept_typical(drafts: Sequence[int], tree: Tree, target: Tensor, epsilon: float, delta: float) -> list[int]:
+    """Medusa's typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
+
+    A draft is plausible if p(x) > min(epsilon, delta exp(-H(p))), p the target's [n + 1, V] after its parent. Of the
+    longest plausible paths, the most probable one.
+    """
+    entropy = -torch.xlogy(target, target).sum(-1)
+    least = (delta * torch.exp(-entropy)).clamp(max=epsilon).tolist()
+    reached: dict[int, tuple[float, list[int]]] = {ROOT: (0.0, [])}  # log probability and path
+    for draft, parent in enumerate(tree.parents):
+        chance = float(target[parent + 1, drafts[draft]])
+        if parent in reached and chance > least[parent + 1]:
+            log_p, path = reached[parent]
+            reached[draft] = (log_p + math.log(chance), [*path, draft])
+    return max(reached.values(), key=lambda found: (len(found[1]), found[0]))[1]

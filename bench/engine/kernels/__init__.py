@@ -1,0 +1,1 @@
+"""The C++ kernels of narrow passes, built at first use."""

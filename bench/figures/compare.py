@@ -1,0 +1,445 @@
+"""A run against another one of the same questions: better, the same, worse, or nobody can tell. Pure: no torch.
+
+Two kinds of evidence:
+
+- *Counters* (tokens per step, drafted tokens, losslessness) do not depend on how fast a machine is today. On one
+  machine, with the same measured costs and pass widths, they repeat exactly, so any difference is the code's.
+  Otherwise ties of the target and choices of drafts fall otherwise, which moves CR by up to a tolerance.
+- *Times* say something of the code only where both runs were interleaved on one machine (`gate` does that: their
+  records share `provenance["interleaved"]`). Then each method's time per token is compared, vanilla's too: a faster
+  vanilla lowers every speedup and is no regression. Of runs made apart only speedups can be compared, each over the
+  vanilla beside it.
+
+The verdict on a method is the one over all tasks; tasks inform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bench.errors import UserError
+from bench.figures import breakdown, metrics, stats
+from bench.figures.metrics import OVERALL
+from bench.figures.records import Run, Turn
+from bench.figures.rules import ANSWERS, IDENTITY, Rules
+
+SCHEMA = 1
+BETTER, SAME, WORSE, UNKNOWN = "better", "same", "worse", "cannot tell"
+DECODE, PREFILL, SPEEDUP = "time per token, ms", "prefill per prompt token, ms", "decode speedup"
+FLOOR = "decode speedup against its floor"
+MODELLED = "speedup at base's costs"
+DRAFTED, CALLS = "drafted per step", "draft runs per step"
+FAILED, DIFFERENT, UNAUDITED = "failed answers", "answers not vanilla's", "answers not audited any more"
+OTHER_TEXT, MISSING = "answers unlike base's", "answers"
+NOT_INTERLEAVED = (
+    "The runs were not interleaved on one machine, so that their times say nothing of the code: speedups are compared, "
+    "each over the vanilla of its own run. `run_bench.py gate` compares times."
+)
+_EXACT = 1e-9
+_WINDOWS = 2  # of CTAR that are shown
+
+Answer = TypeVar("Answer")
+Records = tuple[Run, Sequence[Turn]]
+Pair = tuple[Turn, Turn]  # base's turn, then new's
+Metric = dict[str, Any]  # base, new, change (new over base, an estimate), verdict, counts, more_is_worse
+
+
+def compare(base: Records, new: Records, rules: Rules | None = None) -> dict[str, Any]:
+    """Everything about a change, as JSON takes it.
+
+    Raises:
+        UserError: the runs are of different things (and nobody said that this is meant), or share no turn.
+
+    """
+    rules = rules or Rules()
+    warnings = check_comparable(base[0], new[0], rules)
+    made = _Comparison(base, new, rules)
+    if not made.asked:
+        raise UserError(f"runs {base[0].run_id} and {new[0].run_id} have no method and question in common")
+    compared = {
+        "schema": SCHEMA,
+        "base": _side(base[0]),
+        "new": _side(new[0]),
+        "interleaved": made.interleaved,
+        "same_machine": made.same_machine,
+        "rules": used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
+        "questions": len({a.question_id for a, _ in made.asked}),
+        "warnings": [*warnings, *made.warnings()],
+        "methods": {label: made.method(label) for label in base[0].methods},
+    }
+    settle(compared)
+    return compared
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What must be alike before two runs can be compared, by IDENTITY's names."""
+    values = (
+        run.model.get("sha256"),
+        run.dataset.get("sha256"),
+        run.dtype,
+        run.device.get("name"),
+        run.config.get("max_new_tokens"),
+        metrics.sampling(run),
+    )
+    return dict(zip(IDENTITY, values, strict=True))
+
+
+def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
+    """Differences between the runs that are meant, a sentence each.
+
+    Raises:
+        UserError: there are others.
+
+    """
+    sides = identity(base), identity(new)
+    different = {name: (sides[0][name], sides[1][name]) for name in IDENTITY if sides[0][name] != sides[1][name]}
+    refused = {name: values for name, values in different.items() if name not in rules.allow}
+    if refused:
+        listed = "; ".join(f"{name}: {_short(a)} and {_short(b)}" for name, (a, b) in refused.items())
+        allow = " ".join(f"--allow '{name}'" for name in refused)
+        raise UserError(f"runs {base.run_id} and {new.run_id} are of different things ({listed}): {allow} if meant")
+    return [f"the runs differ in {name}: {_short(a)} and {_short(b)}" for name, (a, b) in different.items()]
+
+
+def used_rules(rules: Rules, tolerance: float) -> dict[str, float]:
+    """What a comparison says of its rules."""
+    return {"effect": rules.effect, "prefill_effect": rules.prefill_effect, "tolerance": tolerance}
+
+
+def settle(compared: dict[str, Any]) -> None:
+    """Draw the verdicts of cells, methods and the whole from those of the metrics that count."""
+    for entry in compared["methods"].values():
+        for cell in entry["tasks"].values():
+            cell["verdict"] = worst(metric["verdict"] for metric in cell["metrics"].values() if metric["counts"])
+        entry["verdict"] = entry["tasks"][OVERALL]["verdict"]
+    compared["verdict"] = worst(entry["verdict"] for entry in compared["methods"].values())
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """The one that a reader must know of: worse, then cannot tell, then better, then same."""
+    order = [WORSE, UNKNOWN, BETTER, SAME]
+    return min(verdicts, key=order.index, default=UNKNOWN)
+
+
+def judge(change: stats.Estimate, effect: float, *, more_is_worse: bool) -> str:
+    """The verdict on a ratio of new to base with its interval: significant *and* of some size, or neither."""
+    value, low, high = (change[key] for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return UNKNOWN
+    if not more_is_worse:
+        value, low, high = 1 / value, 1 / high, 1 / low
+    if low > 1 and value > 1 + effect:
+        return WORSE
+    if high < 1 and value < 1 / (1 + effect):
+        return BETTER
+    return SAME if high < 1 + effect else UNKNOWN
+
+
+def new_metric(base: float | None, new: float | None, change: stats.Estimate | None = None, **more: Any) -> Metric:
+    """A figure of both sides with its change; `more` overrides: verdict, whether it counts, which way is worse."""
+    change = change or {"value": None, "low": None, "high": None}
+    return {"base": base, "new": new, "change": change, "verdict": None, "counts": True, "more_is_worse": True} | more
+
+
+def counter(base: float, new: float, tolerance: float, **more: Any) -> Metric:
+    """A figure without noise: it has no interval, and any change beyond the tolerance counts."""
+    value = breakdown.ratio(new, base) if base else (1.0 if base == new else None)
+    metric = new_metric(base, new, {"value": value, "low": value, "high": value}, **more)
+    if value is not None and abs(value - 1) <= tolerance + _EXACT:
+        metric["verdict"] = SAME
+    else:
+        metric["verdict"] = WORSE if (new > base) == metric["more_is_worse"] else BETTER
+    return metric
+
+
+def fault(pairs: Iterable[tuple[Answer, Answer]], of: Callable[[Answer], bool]) -> Metric:
+    """Answers with which something is wrong: one that was right before is worse, whatever got better elsewhere."""
+    sides = [(of(base), of(new)) for base, new in pairs]
+    base, new = sum(a for a, _ in sides), sum(b for _, b in sides)
+    verdict = WORSE if any(b and not a for a, b in sides) else BETTER if new < base else SAME
+    return new_metric(base, new, verdict=verdict)
+
+
+def per_unit(tasks: list[stats.Array]) -> tuple[float | None, float | None]:
+    """Milliseconds per unit, base's and new's: the tasks' unweighted mean."""
+    totals = [task.sum(axis=0) for task in tasks]
+    base = breakdown.mean(breakdown.ratio(1000 * total[3], total[2]) for total in totals)
+    new = breakdown.mean(breakdown.ratio(1000 * total[1], total[0]) for total in totals)
+    return base, new
+
+
+def time_change(tasks: list[stats.Array]) -> stats.Estimate:
+    """Time of new over base: the geometric mean of the questions' ratios, by task, with its interval."""
+    rate = stats.estimates(tasks)["geometric"]  # of speeds, new over base
+    return {"value": _inverse(rate["value"]), "low": _inverse(rate["high"]), "high": _inverse(rate["low"])}
+
+
+def prefill_units(turn: Turn) -> tuple[float, int]:
+    """Seconds and prompt tokens of a prefill."""
+    return turn.prefill_s, turn.prompt_tokens
+
+
+def decode_units(turn: Turn) -> tuple[float, int]:
+    """Seconds and tokens of decoding."""
+    return turn.decode_s, turn.decode_tokens
+
+
+@dataclass
+class _Comparison:
+    """What a comparison works with."""
+
+    base: Records
+    new: Records
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        self.interleaved = _interleaved(self.base[0], self.new[0])
+        self.same_machine = _machine(self.base[0]) == _machine(self.new[0])
+        self.baseline = metrics.vanilla_name(self.base[0])
+        self.asked = _common(self.base[1], self.new[1])
+        self.kept = _finished(self.asked)
+        self.other_text = {
+            a.question_id for a, b in self.kept if a.method == self.baseline and a.token_ids != b.token_ids
+        }
+
+    def warnings(self) -> list[str]:
+        """What a reader must know before the figures."""
+        found = [] if self.interleaved else [NOT_INTERLEAVED]
+        for side, (run, _) in (("base", self.base), ("new", self.new)):
+            if not run.complete:
+                found.append(f"the run of {side} was interrupted")
+        common = {a.question_id for a, _ in self.asked}
+        for side, (_, turns) in (("base", self.base), ("new", self.new)):
+            there = {turn.question_id for turn in turns}
+            if there - common:
+                found.append(f"{len(common)} of the {len(there)} questions of {side} are compared")
+        for label in self.new[0].methods.keys() - self.base[0].methods.keys():
+            found.append(f"{label} ran in new only: it is not compared")
+        if self.other_text:
+            found.append(
+                f"vanilla answers {len(self.other_text)} questions otherwise than in base; they are left out of the "
+                "counters of all methods"
+            )
+        for label in self.base[0].methods:
+            if self.same_machine and label in self.new[0].methods and not self.exact(label):
+                found.append(f"{label} has other knobs or measured other costs in new: its counters get the tolerance")
+        return found
+
+    def exact(self, label: str) -> bool:
+        """Whether equal code would give equal counters: machine, engine and all that is measured at start are alike."""
+        sides = [(run.methods[label].config, run.engine.get("pass_widths")) for run, _ in (self.base, self.new)]
+        return self.same_machine and sides[0] == sides[1]
+
+    def method(self, label: str) -> dict[str, Any]:
+        """A method's metrics on each task and overall; where new has not got it, nobody can tell."""
+        kind = self.base[0].methods[label].kind
+        asked = [pair for pair in self.asked if pair[0].method == label]
+        if not asked:
+            count = sum(turn.method == label for turn in self.base[1])
+            return {"kind": kind, "tasks": {OVERALL: {"metrics": {MISSING: new_metric(count, 0, verdict=UNKNOWN)}}}}
+        tasks = metrics.ordered_tasks(pair[0].task for pair in asked)
+        groups = {task: [task] for task in tasks} | {OVERALL: tasks}
+        return {"kind": kind, "tasks": {name: {"metrics": self._cell(label, asked, of)} for name, of in groups.items()}}
+
+    def _cell(self, label: str, asked: list[Pair], tasks: list[str]) -> dict[str, Metric]:
+        kind = self.base[0].methods[label].kind
+        by_task = [self._turns(label, task) for task in tasks]
+        found = _times(by_task) if self.interleaved else {}
+        if label != self.baseline:
+            beside = [self._turns(self.baseline, task) for task in tasks]
+            found |= _speedups(by_task, beside, counts=not self.interleaved and kind != "peer")
+        if kind != "peer":
+            found |= self._counters(label, by_task)
+        members = [pair for pair in asked if pair[0].task in tasks]
+        found[FAILED] = fault(members, lambda turn: turn.error is not None)
+        if label == self.baseline:
+            found[OTHER_TEXT] = self._other_text(by_task)
+        else:
+            found |= _audits(members)
+        for name, metric in found.items():
+            if metric["verdict"] is None:
+                effect = self.rules.prefill_effect if name == PREFILL else self.rules.effect
+                metric["verdict"] = judge(metric["change"], effect, more_is_worse=metric["more_is_worse"])
+        return found
+
+    def _turns(self, label: str, task: str) -> list[Pair]:
+        return [pair for pair in self.kept if pair[0].method == label and pair[0].task == task]
+
+    def _other_text(self, tasks: list[list[Pair]]) -> Metric:
+        """Vanilla's answers that changed: audits are against vanilla, and would not see a fault that hits it too."""
+        count = sum(pair[0].token_ids != pair[1].token_ids for task in tasks for pair in task)
+        counts = (
+            self.exact(self.baseline) and metrics.sampling(self.base[0]) is None and ANSWERS not in self.rules.allow
+        )
+        return new_metric(0, count, verdict=WORSE if count else SAME, counts=counts)
+
+    def _counters(self, label: str, tasks: list[list[Pair]]) -> dict[str, Metric]:
+        """CR, CTAR and what they take: drafts and draft runs a step, and the speedup that base's costs make of all."""
+        tolerance = 0.0 if self.exact(label) else self.rules.tolerance
+        same = [[pair for pair in task if pair[0].question_id not in self.other_text] for task in tasks]
+        sides = [[[pair[side] for pair in task] for task in same] for side in (0, 1)]
+        costs = self.base[0].methods[label].costs
+        found = {
+            "CR": _mean_counter(sides, metrics.compression_rate, tolerance, more_is_worse=False),
+            **{
+                f"CTAR({w})": _mean_counter(sides, _ctar(w), tolerance, more_is_worse=False, counts=False)
+                for w in range(1, _WINDOWS + 1)
+            },
+            DRAFTED: _mean_counter(sides, _per_step("per_step_drafted"), tolerance, counts=False),
+            CALLS: _mean_counter(sides, _per_step("per_step_calls"), tolerance, counts=False),
+            MODELLED: _mean_counter(sides, lambda turns: _modelled(turns, costs), tolerance, more_is_worse=False),
+        }
+        known = {name: metric for name, metric in found.items() if metric is not None}
+        if MODELLED in known and known[MODELLED]["new"] is not None:
+            # More drafts may raise CR and cost more than that: at base's costs the two become one figure.
+            known["CR"]["counts"] = False
+        else:
+            for name in known.keys() & {DRAFTED, CALLS}:
+                known[name]["counts"] = True
+        return known
+
+
+def _interleaved(base: Run, new: Run) -> bool:
+    mark = base.provenance.get("interleaved")
+    return mark is not None and mark == new.provenance.get("interleaved")
+
+
+def _machine(run: Run) -> tuple[Any, ...]:
+    """What decides how sums are rounded."""
+    device, torch = run.device, run.provenance.get("packages", {}).get("torch")
+    return (
+        device.get("name"),
+        device.get("instructions"),
+        device.get("threads"),
+        torch,
+        run.dtype,
+        run.engine.get("weights"),
+    )
+
+
+def _common(base: Sequence[Turn], new: Sequence[Turn]) -> list[Pair]:
+    """Turns that both runs have, by method, question, turn and round."""
+    found = {(t.method, t.question_id, t.turn, t.round): t for t in new}
+    keyed = [(turn, (turn.method, turn.question_id, turn.turn, turn.round)) for turn in base]
+    return [(turn, found[key]) for turn, key in keyed if key in found]
+
+
+def _finished(pairs: list[Pair]) -> list[Pair]:
+    """Without the questions that a method failed on either side: what is left of them is another prompt's."""
+    failed = {(a.method, a.question_id) for a, b in pairs if a.error is not None or b.error is not None}
+    return [pair for pair in pairs if (pair[0].method, pair[0].question_id) not in failed]
+
+
+def _times(tasks: list[list[Pair]]) -> dict[str, Metric]:
+    """Time per token of decoding and per prompt token of the prefill, new over base, paired by question."""
+    decode, prefill = ([_sums(task, of) for task in tasks] for of in (decode_units, prefill_units))
+    return {
+        DECODE: new_metric(*per_unit(decode), time_change(decode)),
+        PREFILL: new_metric(*per_unit(prefill), time_change(prefill)),
+    }
+
+
+def _sums(pairs: list[Pair], of: Callable[[Turn], tuple[float, int]]) -> stats.Array:
+    """[questions, 4]: units and seconds of new, units and seconds of base, as `stats.estimates` takes them."""
+    sums = {question: np.zeros(4) for question in sorted({base.question_id for base, _ in pairs})}
+    for base, new in pairs:
+        (base_s, base_units), (new_s, new_units) = of(base), of(new)
+        sums[base.question_id] += np.array([new_units, new_s, base_units, base_s])
+    return np.array(list(sums.values())).reshape(-1, 4)
+
+
+def _inverse(value: float | None) -> float | None:
+    return 1 / value if value else None
+
+
+def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: bool) -> dict[str, Metric]:
+    """Decode speedup over the vanilla beside it, and new's over base's, paired by question."""
+    values, ratios = [], []
+    for own, beside in zip(tasks, vanilla, strict=True):
+        sides = [_question_speedups([p[i] for p in own], [p[i] for p in beside]) for i in (0, 1)]
+        shared = sorted(sides[0].keys() & sides[1].keys())
+        # In the shape that the estimator takes: one token in so many seconds on either side.
+        ratios.append(np.array([[1.0, 1 / sides[1][q], 1.0, 1 / sides[0][q]] for q in shared]).reshape(-1, 4))
+        values.append([_speedup(own, beside, set(shared), side) for side in (0, 1)])
+    change = stats.estimates(ratios)["geometric"]
+    base, new = (breakdown.mean(value[side] for value in values) for side in (0, 1))
+    return {SPEEDUP: new_metric(base, new, change, counts=counts, more_is_worse=False)}
+
+
+def _speedup(own: list[Pair], beside: list[Pair], questions: set[int], side: int) -> float | None:
+    turns = ([pair[side] for pair in pairs if pair[side].question_id in questions] for pairs in (own, beside))
+    return metrics.speedup(*turns)
+
+
+def _question_speedups(turns: list[Turn], vanilla: list[Turn]) -> dict[int, float]:
+    questions = {turn.question_id for turn in turns}
+    found = {
+        question: metrics.speedup(
+            [t for t in turns if t.question_id == question], [t for t in vanilla if t.question_id == question]
+        )
+        for question in questions
+    }
+    return {question: value for question, value in found.items() if value}
+
+
+def _mean_counter(
+    sides: list[list[list[Turn]]], of: Callable[[Sequence[Turn]], float | None], tolerance: float, **more: Any
+) -> Metric | None:
+    """A counter over the tasks that base knows it of: their unweighted mean. None where base does not know it at all.
+
+    Where new does not know it of one of these tasks, new's is None and nobody can tell.
+    """
+    known = [(value, of(new)) for base, new in zip(*sides, strict=True) if (value := of(base)) is not None]
+    if not known:
+        return None
+    base, new = (breakdown.mean(values) for values in zip(*known, strict=True))
+    if any(value is None for _, value in known) or base is None or new is None:
+        return new_metric(base, None, verdict=UNKNOWN, **more)
+    return counter(base, new, tolerance, **more)
+
+
+def _ctar(window: int) -> Callable[[Sequence[Turn]], float | None]:
+    return lambda turns: metrics.ctar(turns, window)[-1]
+
+
+def _per_step(key: str) -> Callable[[Sequence[Turn]], float | None]:
+    def mean(turns: Sequence[Turn]) -> float | None:
+        values = [value for turn in turns for value in getattr(turn, key)]
+        return breakdown.ratio(sum(values), len(values))
+
+    return mean
+
+
+def _modelled(turns: Sequence[Turn], costs: dict[str, Any] | None) -> float | None:
+    return breakdown.ratio(metrics.compression_rate(turns), breakdown.predicted_step_cost(turns, costs))
+
+
+def _audits(pairs: list[Pair]) -> dict[str, Metric]:
+    """Answers that are not vanilla's beyond rounding, and those that nobody checks any more."""
+    checked = [pair for pair in pairs if pair[0].audit is not None]
+    return {
+        DIFFERENT: fault(pairs, lambda turn: turn.audit is not None and turn.audit.verdict == "different"),
+        UNAUDITED: fault(checked, lambda turn: turn.audit is None and turn.error is None),
+    }
+
+
+def _side(run: Run) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "commit": run.provenance.get("gated_commit") or run.provenance.get("commit"),
+        "dirty": run.provenance.get("dirty"),
+        "started": run.provenance.get("started"),
+        "model": run.model.get("name"),
+        "questions": run.dataset.get("name"),
+        "dtype": run.dtype,
+        "device": run.device.get("name"),
+    }
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}.." if len(text) == 64 else text

@@ -1,0 +1,424 @@
+"""A run's figures: from its records to the content of `summary.json`. Pure: no files, no torch.
+
+Source: the paper of each metric as in the docstrings; Spec-Bench is Xia et al., arXiv 2401.07851, Kangaroo
+Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
+
+- A *pair* is a method's turn and vanilla's for the same question, turn and round. Everything said of a method
+  is said of its pairs, so both sides always answered the same prompts. A peer may have run on fewer questions.
+- A question that failed anywhere (any method, turn or round) is left out of both sides of every method.
+- Every round counts: in the times, in the counters (which repeat), and as turns of its own.
+- An undefined figure is None, never NaN and never 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.errors import UserError
+from bench.figures import breakdown, stats
+from bench.figures.breakdown import finite, mean, ratio
+from bench.figures.records import MethodInfo, Run, Turn
+
+SCHEMA = 1
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
+OVERALL = "overall"
+VERDICTS = ("identical", "numerical", "different")
+REPETITION_N = 8  # length of the n-grams whose repetition is counted
+
+# Of a cell, by how tasks become `overall`.
+_COUNTS = ("questions", "turns", "generated_tokens", "steps")
+_MEANS = (
+    "tok_per_s",
+    "tok_per_s_vanilla",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "repetition",
+    "ttft_s",
+    "eos_share",
+)
+_OF_STEPS = (
+    "steps",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "ctar",
+    "conditional_acceptance",
+    "window_ctar",
+    "emitted_histogram",
+    "confidence",
+    "step_time",
+    "predicted",
+    "prediction_error",
+)
+
+Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
+Cell = dict[str, Any]  # the figures of one method on one task, or overall
+
+
+def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Raises:
+        UserError: the run has no vanilla, so nothing can be compared.
+
+    """
+    vanilla = vanilla_name(run)
+    failed = [turn for turn in turns if turn.error is not None]
+    dead = {name: error for name, error in _failed_throughout(run, turns).items() if name != vanilla}
+    excluded = {turn.question_id for turn in failed if turn.method not in dead}
+    kept = [turn for turn in turns if turn.question_id not in excluded and turn.method not in dead]
+    paired = {name: pairs(kept, name, vanilla) for name in run.methods}
+    asked = {turn.question_id for turn, _ in paired[vanilla]}
+    return {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "model": run.model.get("name"),
+        "dataset": {
+            **{key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
+            "max_new_tokens": run.config.get("max_new_tokens"),
+        },
+        "device": dict(run.device),
+        "dtype": run.dtype,
+        "sampling": sampling(run),
+        "complete": run.complete,
+        "rounds": len({turn.round for turn in turns}),
+        "statistics": dict(stats.STATISTICS),
+        "excluded_questions": sorted(excluded),
+        "failed_methods": dead,
+        "failed": [_failure(turn) for turn in failed],
+        "divergences": [_divergence(turn) for name in run.methods for turn, _ in paired[name] if _diverged(turn)],
+        "methods": {
+            name: {
+                "kind": info.kind,
+                "lossless": info.lossless,
+                "extra_parameters": info.extra_parameters,
+                "notes": info.notes,
+                # A peer may be asked less than the others: its figures are then of other questions than theirs.
+                "answered": {"questions": len({turn.question_id for turn, _ in paired[name]}), "of": len(asked)},
+                "tasks": _by_task(paired[name], info, run.config.get("probe_windows") or 0),
+            }
+            for name, info in run.methods.items()
+        },
+        "against": _against(run, paired),
+    }
+
+
+def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
+    """Each of the method's turns with vanilla's answer to the same question, turn and round.
+
+    Turns without a partner (an interrupted run's last question, a peer's unasked ones) are left out.
+    """
+    sides: dict[str, dict[tuple[int, int, int], Turn]] = {method: {}, vanilla: {}}
+    for turn in turns:
+        if turn.method in sides:
+            sides[turn.method][turn.question_id, turn.turn, turn.round] = turn
+    return [(turn, sides[vanilla][key]) for key, turn in sides[method].items() if key in sides[vanilla]]
+
+
+def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
+    """Σ decode tokens / Σ decode seconds. What came with the prefill, a turn's first token, is not counted."""
+    turns = list(turns)
+    return ratio(sum(turn.decode_tokens for turn in turns), sum(turn.decode_s for turn in turns))
+
+
+def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
+    """Σ all tokens / Σ (prefill + decode seconds): what a user waits for."""
+    turns = list(turns)
+    return ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
+
+
+def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
+    """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
+    return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))
+
+
+def compression_rate(turns: Sequence[Turn]) -> float | None:
+    """CR = (generated tokens - turns) / steps, pooled: Kangaroo's, and Spec-Bench's "mean accepted tokens".
+
+    Each turn's first token comes from the prefill, which is no step. Tokens are counted from the ids and not
+    from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
+    Vanilla's is 1.00; a turn whose first token is EOS has no step and changes nothing.
+    """
+    return ratio(_generated(turns) - len(turns), sum(len(turn.per_step_emitted) for turn in turns))
+
+
+def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
+    """Consistent token acceptance rate, w = 1..windows: share of steps with s_k > w (Kangaroo, on metrics).
+
+    s_k is what the step added to the kept answer. A step that never proposed w tokens counts as a miss.
+    """
+    emitted = [count for turn in turns for count in turn.per_step_emitted]
+    return [ratio(sum(count > w for count in emitted), len(emitted)) for w in range(1, windows + 1)]
+
+
+def conditional_acceptance(turns: Iterable[Turn], windows: int) -> list[float | None]:
+    """At w = 1..windows: share with accepted >= w among steps with drafted >= w and accepted >= w - 1.
+
+    Unlike CTAR it does not punish drafting that stops early. Drafts that EOS or the limit cut from the
+    answer's tail count as not accepted. Of a tree, `drafted` is its longest path; in records from before depths
+    were kept it counts the nodes, and the first condition then says little.
+    """
+    steps = [
+        step
+        for turn in turns
+        for step in zip(turn.per_step_depth or turn.per_step_drafted, turn.per_step_accepted, strict=True)
+    ]
+    rates = []
+    for w in range(1, windows + 1):
+        reached = [accepted for drafted, accepted in steps if drafted >= w and accepted >= w - 1]
+        rates.append(ratio(sum(accepted >= w for accepted in reached), len(reached)))
+    return rates
+
+
+def draft_token_share(turns: Sequence[Turn]) -> float | None:
+    """Accepted draft tokens / all generated tokens (some write-ups call this the compression rate)."""
+    return ratio(sum(sum(turn.per_step_accepted) for turn in turns), _generated(turns))
+
+
+def repetition(turns: Iterable[Turn]) -> float | None:
+    """1 - distinct / total of the 8-grams within each answer, pooled: a loop is easy to draft."""
+    distinct = total = 0
+    for turn in turns:
+        ids = turn.token_ids
+        grams = [tuple(ids[i : i + REPETITION_N]) for i in range(len(ids) - REPETITION_N + 1)]
+        distinct += len(set(grams))
+        total += len(grams)
+    return ratio(total - distinct, total)
+
+
+def lossless_counts(turns: Iterable[Turn]) -> dict[str, int]:
+    """How many turns were audited with which verdict; turns without an audit are not counted: no sampled one is."""
+    verdicts = [turn.audit.verdict for turn in turns if turn.audit is not None]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
+
+
+def ordered_tasks(tasks: Iterable[str]) -> list[str]:
+    """Each task once, Spec-Bench's six first in the order of the tables, others as they come."""
+    seen = list(dict.fromkeys(tasks))
+    return [task for task in TASKS if task in seen] + [task for task in seen if task not in TASKS]
+
+
+def failed_throughout(record: Run, turns: Sequence[Turn]) -> dict[str, str]:
+    """Methods of ours (vanilla too) that answered nothing at all, with their first error: exit status 1."""
+    dead = _failed_throughout(record, turns)
+    return {label: error for label, error in dead.items() if record.methods[label].kind != "peer"}
+
+
+def _failed_throughout(run: Run, turns: Sequence[Turn]) -> dict[str, str]:
+    """Whoever answered nothing at all, with the first error: it must not take the questions from all others."""
+    errors = {label: [turn.error for turn in turns if turn.method == label] for label in run.methods}
+    return {label: str(said[0]) for label, said in errors.items() if said and None not in said}
+
+
+def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, stats.Estimate]]:
+    """Decode speed of each method over each other one's, on the questions that both answered: overall, with interval.
+
+    Two methods' own intervals say little of their difference, because both hold the same questions' variation.
+    """
+    names = [name for name, info in run.methods.items() if info.kind == "method" and paired[name]]
+    found: dict[str, dict[str, stats.Estimate]] = {name: {} for name in names}
+    for name, other in itertools.permutations(names, 2):
+        turns = [turn for turn, _ in paired[name]]
+        both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
+        tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
+        sums = [_question_sums(task, prefilled=False) for task in tasks if task]
+        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
+    return found if len(names) > 1 else {}
+
+
+def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
+    """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
+    different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
+    return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
+
+
+def sampling(run: Run) -> dict[str, Any] | None:
+    """How tokens were drawn; None: greedy decoding, as in every run from before sampling."""
+    if not run.config.get("temperature", 0):
+        return None
+    unset = {"top_p": 1.0, "top_k": 0}
+    return {key: run.config.get(key, unset.get(key)) for key in ("temperature", "top_p", "top_k")}
+
+
+def vanilla_name(run: Run) -> str:
+    """The baseline among a run's methods.
+
+    Raises:
+        UserError: it has none.
+
+    """
+    for name, info in run.methods.items():
+        if info.kind == "vanilla":
+            return name
+    raise UserError(f"run {run.run_id} has no vanilla among its methods: there is nothing to compare with")
+
+
+def _by_task(paired: list[Pair], info: MethodInfo, probe_windows: int) -> dict[str, Cell]:
+    """Each task's figures, then `overall`. One length of the window lists for all tasks."""
+    windows = _windows(turn for turn, _ in paired)
+    tasks = {
+        task: [pair for pair in paired if pair[0].task == task]
+        for task in ordered_tasks(turn.task for turn, _ in paired)
+    }
+    cells = {task: _cell(of_task, info, windows, probe_windows) for task, of_task in tasks.items()}
+    return {**cells, OVERALL: _overall(list(cells.values()), list(tasks.values()), info)}
+
+
+def _windows(turns: Iterable[Turn]) -> int:
+    """The widest window that any step of the method kept; 1 for a method that drafted in vain.
+
+    Not the most that was drafted: a tree drafts 63 nodes to keep four, and every CTAR beyond these is zero.
+    """
+    turns = list(turns)
+    emitted = max((count for turn in turns for count in turn.per_step_emitted), default=1)
+    return max(emitted - 1, int(any(any(turn.per_step_drafted) for turn in turns)))
+
+
+def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int) -> Cell:
+    """One method on one task: every figure over its pairs."""
+    turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
+    speedups = _speedups([paired], peer=info.kind == "peer")
+    cell = {
+        "questions": len({turn.question_id for turn in turns}),
+        "turns": len(turns),
+        "generated_tokens": _generated(turns),
+        "steps": sum(len(turn.per_step_emitted) for turn in turns),
+        **speedups,
+        "tok_per_s": decode_tok_per_s(turns),
+        "tok_per_s_vanilla": decode_tok_per_s(baseline),
+        "compression_rate": compression_rate(turns),
+        "draft_token_share": draft_token_share(turns),
+        "draft_time_share": ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns)),
+        "repetition": repetition(turns),
+        "ctar": ctar(turns, windows),
+        "conditional_acceptance": conditional_acceptance(turns, windows),
+        "window_ctar": breakdown.window_ctar(turns, probe_windows, info.notes.get("probe_windows", probe_windows)),
+        "emitted_histogram": breakdown.emitted_histogram(turns, windows + 1),
+        "confidence": breakdown.confidence(turns),
+        "step_time": breakdown.step_time(turns, baseline),
+        **_predictions(turns, info, speedups["speedup_decode"]["value"]),
+        "context": breakdown.context(paired),
+        "ttft_s": mean(turn.prefill_s for turn in turns),
+        "eos_share": ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
+        **_audited(lossless_counts(turns), info),
+    }
+    return cell | _without_steps(info)
+
+
+def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Cell:
+    """The tasks' unweighted mean, as in Kangaroo's paper; `*_mean_rates` pools all questions, as Spec-Bench does.
+
+    A speedup is the mean of the tasks' ratios, not the ratio of `tok_per_s` to `tok_per_s_vanilla`, which are
+    means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums, and so are
+    those of the histograms; `context` has bins of its own over all turns.
+    """
+    cell = {
+        **{key: sum(cell[key] or 0 for cell in cells) for key in _COUNTS},
+        **_speedups(tasks, peer=info.kind == "peer"),
+        **{key: mean(cell[key] for cell in cells) for key in _MEANS},
+        **{key: breakdown.mean_by_position(cell[key] for cell in cells) for key in ("ctar", "conditional_acceptance")},
+        "window_ctar": breakdown.mean_by_position(cell["window_ctar"] for cell in cells) or None,
+        "emitted_histogram": _added(cell["emitted_histogram"] for cell in cells),
+        "confidence": breakdown.confidence([turn for paired in tasks for turn, _ in paired]),
+        "step_time": {
+            part: mean((cell["step_time"] or {}).get(part) for cell in cells) for part in breakdown.STEP_PARTS
+        },
+        "context": breakdown.context([pair for paired in tasks for pair in paired]),
+        **_audited(lossless_counts(turn for paired in tasks for turn, _ in paired), info),
+    }
+    cell |= _overall_predictions(cells, cell["speedup_decode"]["value"])
+    return cell | _without_steps(info)
+
+
+def _without_steps(info: MethodInfo) -> Cell:
+    """A peer brings its own loop: it has no steps to count."""
+    return dict.fromkeys(_OF_STEPS) if info.kind == "peer" else {}
+
+
+def _speedups(tasks: list[list[Pair]], *, peer: bool) -> dict[str, stats.Estimate]:
+    """All three estimators of the decode and of the end-to-end speedup, over one task or several."""
+    found = {}
+    for key, prefilled in (("speedup_decode", 0), ("speedup_total", 1)):
+        sums = [_question_sums(paired, bool(prefilled)) for paired in tasks]
+        estimates = stats.estimates(sums)
+        found[key] = estimates["ratio_of_sums"]
+        found |= {f"{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
+        if peer:  # what vanilla is worth beside it; overall the mean of the tasks' own, and no inverse of a mean
+            found[key.replace("speedup", "worth")] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])[
+                "ratio_of_sums"
+            ]
+    return found
+
+
+def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
+    """Tokens and seconds of the method, then of vanilla, summed over each question's turns and rounds [questions, 4].
+
+    With the prefill: all tokens and seconds. Without: what came with it is not counted.
+    """
+    sums = {question: np.zeros(4) for question in sorted({turn.question_id for turn, _ in paired})}
+    for pair in paired:
+        row = [
+            (len(t.token_ids), t.prefill_s + t.decode_s) if prefilled else (t.decode_tokens, t.decode_s) for t in pair
+        ]
+        sums[pair[0].question_id] += np.array(row).ravel()
+    return np.array(list(sums.values())).reshape(-1, 4)
+
+
+def _predictions(turns: list[Turn], info: MethodInfo, measured: float | None) -> Cell:
+    """What the costs of a step, measured before the run, make of the steps that were recorded."""
+    step_cost = breakdown.predicted_step_cost(turns, info.costs)
+    speedup = ratio(compression_rate(turns), step_cost)
+    if step_cost is None or speedup is None:
+        return {"predicted": None, "prediction_error": None}
+    return {"predicted": {"step_cost": step_cost, "speedup": speedup}, "prediction_error": _error(speedup, measured)}
+
+
+def _overall_predictions(cells: list[Cell], measured: float | None) -> Cell:
+    """The tasks' unweighted mean; undefined where a task was measured but not predicted: it is compared with both."""
+    if not all(cell["predicted"] for cell in cells if cell["speedup_decode"]["value"] is not None):
+        return {"predicted": None, "prediction_error": None}
+    found = [cell["predicted"] for cell in cells if cell["predicted"]]
+    if not found:
+        return {"predicted": None, "prediction_error": None}
+    predicted = {key: mean(each[key] for each in found) for key in ("step_cost", "speedup")}
+    return {"predicted": predicted, "prediction_error": _error(predicted["speedup"], measured)}
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    found = ratio(predicted, measured)
+    return None if found is None else found - 1
+
+
+def _audited(counts: dict[str, int], info: MethodInfo) -> Cell:
+    """How the audits of a method that claims to be lossless ended, and how often only numerics differed."""
+    if not info.lossless or info.kind == "vanilla":
+        return {"lossless": None, "numerical_rate": None}
+    return {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
+
+
+def _added(histograms: Iterable[list[int] | None]) -> list[int]:
+    return [sum(column) for column in zip(*(found for found in histograms if found is not None), strict=True)]
+
+
+def _failure(turn: Turn) -> dict[str, Any]:
+    return {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round", "error")}
+
+
+def _diverged(turn: Turn) -> bool:
+    return turn.audit is not None and turn.audit.verdict != "identical"
+
+
+def _divergence(turn: Turn) -> dict[str, Any]:
+    assert turn.audit is not None
+    where = {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round")}
+    what = {key: getattr(turn.audit, key) for key in ("verdict", "position", "token", "vanilla_token")}
+    return where | what | {key: finite(getattr(turn.audit, key)) for key in ("gap", "tolerance")}
+
+
+def _generated(turns: Iterable[Turn]) -> int:
+    return sum(len(turn.token_ids) for turn in turns)

@@ -1,0 +1,349 @@
+"""What a run leaves behind: steps, turns and the run itself, to and from JSON files.
+
+A record holds question ids and answers' token ids, never the questions' text. Nothing here imports torch,
+so that reports and comparisons can be made anywhere.
+
+Files of a run, all under its folder:
+
+- `run.json`      `Run`: configuration, provenance, methods with their knobs.
+- `turns.jsonl`   one `Turn` a line, appended question by question.
+- `pieces.json`   token id -> its text, of all ids in the answers: a report needs no tokenizer.
+- DERIVED         summary, tables, pages and plots: made of the above by `bench.report`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import jsonlines
+from filelock import FileLock, Timeout
+
+from bench.errors import UserError
+
+SCHEMA = 1
+FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
+RUN_FILE = "run.json"
+TURNS_FILE = "turns.jsonl"
+PIECES_FILE = "pieces.json"
+SWEEP_FILE = "sweep.json"  # of a sweep, beside the records of its run
+EXPORTED = "spec-bench"  # folder of `export`'s files
+RUNS = Path("results/runs")  # where runs lie by their id unless --out says otherwise
+DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.html", "plots")  # by bench.report
+
+
+@dataclass(slots=True)
+class Step:
+    """One target verification pass, as a method reports it."""
+
+    emitted: list[int]  # token ids that the step adds to the answer, the target's own (the bonus) last; >= 1
+    drafted: int = 0  # draft tokens proposed
+    accepted: int = 0  # draft tokens kept
+    depth: int = 0  # drafts on the longest path of the step's tree; a chain's: as drafted
+    calls: int = 0  # runs of the draft model
+    rejected: list[int] = field(default_factory=list)  # drafts that lost to the bonus; none where EOS cut it off
+    accepted_confidence: list[float] = field(default_factory=list)  # of each accepted draft; empty: unknown
+    rejected_confidence: list[float] = field(default_factory=list)  # of each in `rejected`; empty: unknown
+    draft_s: float = 0.0  # drafting
+    verify_s: float = 0.0  # the target's pass and the choice of tokens; the rest of the step is bookkeeping
+    # When drafting began, when verification began and when it ended; `decode` turns them into the two times once the
+    # device has come to rest, so that no step waits for its own clock.
+    marks: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Is a method's answer vanilla's? Positions count from the answer's first token."""
+
+    verdict: str  # "identical" | "numerical" | "different"
+    position: int | None = None  # of the first divergence
+    token: int | None = None  # the method's there; None: its answer ended
+    vanilla_token: int | None = None
+    gap: float | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
+    tolerance: float | None = None  # twice the measured logit error of the run's dtype
+
+
+@dataclass(slots=True)
+class Turn:
+    """One method's answer to one turn of one question in one round."""
+
+    method: str
+    question_id: int
+    task: str
+    category: str
+    turn: int  # from 0
+    round: int  # from 0
+    prompt_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)  # the answer, EOS included where it was emitted
+    prefill_s: float = 0.0  # prompt in, first token out
+    decode_s: float = 0.0  # everything after that
+    finish: str = ""  # "eos" | "length"
+    per_step_drafted: list[int] = field(default_factory=list)  # as proposed; empty for a peer
+    per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
+    per_step_emitted: list[int] = field(default_factory=list)  # of the kept answer
+    per_step_depth: list[int] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
+    per_step_calls: list[int] = field(default_factory=list)  # runs of the draft model; empty: not recorded
+    per_step_rejected: list[list[int]] = field(default_factory=list)  # drafts that lost to a step's last token
+    accepted_confidence: list[float] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
+    rejected_confidence: list[float] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
+    draft_s: float = 0.0  # sum over the steps, within decode_s
+    verify_s: float = 0.0  # likewise; what is left of decode_s is bookkeeping
+    # Probe, untimed: at each position of vanilla's answer, how many of `probe_windows` drafts in a row are right there.
+    windows: list[int] | None = None
+    first_tokens: int = 1  # tokens that came with the prefill: a peer that drafts may get several from its first pass
+    text: str = ""  # the answer without special tokens, stripped, as a second turn's prompt shows it
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens that `decode_s` was spent on."""
+        return len(self.token_ids) - self.first_tokens
+
+    audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
+    error: str | None = None  # why the turn failed; every other figure is then void
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """What a run says of one of its methods."""
+
+    kind: str  # "vanilla" | "method" | "peer"
+    lossless: bool
+    extra_parameters: int  # weights that the method adds to the target
+    config: dict[str, Any]  # every knob with its value
+    notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
+    # What its passes cost, measured before the run, in vanilla steps with their bookkeeping (a knob `costs` is in steps
+    # without it): shallow, draft, verify by positions, rest (see bench.run.contestants). None: not known.
+    costs: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """Configuration and provenance of a run."""
+
+    run_id: str
+    command: str
+    model: dict[str, Any]  # name, revision, sha256, parameters
+    dataset: dict[str, Any]  # name, sha256, questions (how many were asked), tasks
+    device: dict[str, Any]  # type, name, threads or driver, memory
+    dtype: str
+    config: dict[str, Any]  # every setting of the run
+    methods: dict[str, MethodInfo]  # by the name that tables show, vanilla first
+    engine: dict[str, Any]  # execution, pass widths, cache length
+    provenance: dict[str, Any]  # start time, commit, dirty, versions, load
+    complete: bool = True  # False: interrupted; the records are those finished until then
+    wall_s: float = 0.0
+    memory: dict[str, Any] = field(default_factory=dict)  # the process' peak_bytes; methods: while each was at work
+    schema: int = SCHEMA
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
+
+    Raises:
+        UserError: they cannot.
+
+    """
+    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; choose another folder with --out") from error
+
+
+def plots_of(run_dir: Path, run_id: str) -> Path:
+    """Where the plots of a run belong: beside those of others if the run lies beside others, else with it."""
+    return Path("plots") / run_id if run_dir.absolute() == (RUNS / run_id).absolute() else run_dir / "plots"
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when completely written.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; an earlier file is then untouched.
+
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
+        # mkstemp makes files private; a result is for everybody whom the folder lets in.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two processes would mix or double its records. A killed process lets go by itself.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is at work in {folder}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was written
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` (dataclasses allowed) as indented JSON, atomically."""
+    with atomic_writer(path) as file:
+        json.dump(_plain(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def write_turns(path: Path, turns: Iterable[Turn]) -> None:
+    """Write one turn a line, atomically."""
+    with atomic_writer(path) as file:
+        file.write(_lines(turns))
+
+
+def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
+    """Add one turn a line; they are on the disk when this returns.
+
+    Raises:
+        UserError: the disk is full or the folder gone; the file is then as it was before. It tells how to `go_on`.
+
+    """
+    content = _lines(turns).encode()
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
+        reason = error.strerror or error
+        raise UserError(
+            f"cannot write {path}: {reason}; what was finished is kept: free space, then go on with {go_on}"
+        ) from error
+
+
+def _lines(turns: Iterable[Turn]) -> str:
+    text = io.StringIO()
+    jsonlines.Writer(text, compact=True).write_all(dataclasses.asdict(turn) for turn in turns)
+    return text.getvalue()
+
+
+def read_run(folder: Path) -> Run:
+    """The `run.json` of a run's folder.
+
+    Raises:
+        UserError: missing, malformed, or written by another schema version.
+
+    """
+    path = folder / RUN_FILE
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run: it has no {RUN_FILE}; name a folder like results/runs/<run id>") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        found = value.get("schema") if isinstance(value, dict) else None
+        raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: run the bench again")
+    try:
+        value["methods"] = {name: MethodInfo(**info) for name, info in value["methods"].items()}
+        return Run(**value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's record: {error}") from error
+
+
+def read_turns(folder: Path) -> list[Turn]:
+    """The `turns.jsonl` of a run's folder, without a last line that a killed run left half written.
+
+    Raises:
+        UserError: missing or malformed, with the line's number.
+
+    """
+    path = folder / TURNS_FILE
+    try:
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
+        # By this one byte alone: an answer may hold other characters that end lines, which JSON leaves as they are.
+        lines = [line.decode("utf-8") for line in whole.split(b"\n")] if whole else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    with contextlib.suppress(ValueError):  # only the line's end may be missing
+        lines += [json.dumps(json.loads(torn))]
+    try:
+        return [_turn(value, path, number) for number, value in enumerate(jsonlines.Reader(lines), 1)]
+    except jsonlines.InvalidLineError as error:
+        raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
+
+
+def read_pieces(folder: Path) -> dict[str, str]:
+    """The `pieces.json` of a run's folder; empty where there is none, as in older runs.
+
+    Raises:
+        UserError: malformed.
+
+    """
+    path = folder / PIECES_FILE
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it, and tokens are shown by their ids") from error
+    if not isinstance(value, dict) or not all(isinstance(piece, str) for piece in value.values()):
+        raise UserError(f"{path} does not map token ids to texts: remove it, and tokens are shown by their ids")
+    return value
+
+
+def _turn(value: Any, path: Path, number: int) -> Turn:
+    try:
+        audit = value.pop("audit", None)
+        return Turn(**value, audit=Audit(**audit) if audit else None)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}, line {number}: not a turn's record ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

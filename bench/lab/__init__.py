@@ -1,0 +1,1 @@
+"""What the engine costs, and what a known acceptance would be worth there."""

@@ -1,0 +1,285 @@
+"""What the engine's parts cost on a device: passes, drafts, LM head, cache; and whole answers beside other engines.
+
+Ratios are taken within one run: what is compared was timed in turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.config import RunConfig
+from bench.drafting.costs import Passes
+from bench.engine.cache import KVCache
+from bench.engine.decoder import Decoder
+from bench.engine.products import Linear
+from bench.engine.timing import interleaved
+from bench.errors import UserError, did_you_mean
+from bench.figures.records import Step
+from bench.models import checkpoints
+from bench.models.checkpoints import Checkpoint
+from bench.models.shapes import SHAPES, checkpoint_of, config_of, random_weights
+from bench.run import environment
+from bench.run.contestants import Contestant, memory_errors, variants
+from bench.run.memory import peak_bytes
+from bench.run.runner import device_and_dtype, engine_facts, load_target
+from methods import BASELINE
+from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
+from methods.kangaroo_adapter import Adapter, AdapterConfig
+from methods.medusa import FastHeads, Heads, HeadsConfig
+
+Log = Callable[[str], None]
+SCHEMA = 1
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
+HEADS = (1024, 4096, 8192, 16384)
+_BUFFER_BYTES = 512 << 20  # read from end to end: larger than any cache
+_PATH = [1, 3, 5]  # drafts kept of a tree: their rows have to move
+_PROMPT = 64  # tokens
+_MEDUSA_HEADS = 4  # as published with 591M parameters on Vicuna-7B
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    repeats: int = 15  # of each pass
+    rounds: int = 5  # of each answer
+    new_tokens: int = 64
+
+
+def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: Log) -> dict[str, Any]:
+    """Measure the model of `config`, or a shape's random weights, with its methods and peers; with provenance.
+
+    Raises:
+        UserError: no such model or shape, or not enough memory for it.
+
+    """
+    chosen = variants(config)
+    if shape is None:
+        checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+        target = load_target(config, checkpoint, context, log)
+    else:
+        checkpoint, target = _of_shape(config, shape, context, log)
+    contestants = []
+    peak = 0  # without peers, which load the model again, and without what is measured with
+    for variant in chosen:  # peers come last
+        with memory_errors(f"method {variant.label}"):
+            extra = (checkpoint,) if issubclass(variant.method, Peer) else ()
+            contestants.append(Contestant(variant.label, variant.method(target, variant.config, *extra)))
+        peak = peak if extra else peak_bytes(target.device)
+    facts = {
+        "schema": SCHEMA,
+        "model": checkpoint.name,
+        "random_weights": shape is not None,
+        "parameters": target.parameters,
+        "device": environment.describe_device(target.device),
+        "dtype": target.precision,
+        "peak_bytes": peak,
+        "command": environment.command_line(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **environment.describe_software(),
+        "warnings": [warning for warning in [environment.busy_warning()] if warning],
+    }
+    found = measure(target, contestants, Effort(repeats=repeats))
+    return {**facts, "engine": engine_facts(target), **found}
+
+
+def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Checkpoint, Decoder]:
+    if shape not in SHAPES:
+        raise UserError(f"unknown shape {shape!r}{did_you_mean(shape, SHAPES)}; there are {', '.join(SHAPES)}")
+    log(f"making random weights of {shape}")
+    device, dtype = device_and_dtype(config, log)
+    hf_config = config_of(shape)
+    with memory_errors(f"random weights of {shape} in {dtype}"):
+        target = Decoder.from_weights(
+            hf_config, random_weights(hf_config, dtype, device),
+            name=shape, dtype=dtype, device=device, max_len=context, pad=True,
+            quantize=config.quantize, homes=[device] * hf_config.num_hidden_layers,
+        )  # fmt: skip
+    return checkpoint_of(shape), target
+
+
+@torch.inference_mode()
+def measure(target: Decoder, contestants: Sequence[Contestant], effort: Effort) -> dict[str, Any]:
+    """Everything that `bench-engine` tells. `contestants`: vanilla, methods and peers, made ready on `target`."""
+    parts: list[tuple[str, Callable[[], Any]]] = [
+        ("memory", lambda: bandwidth(target.device, effort.repeats)),
+        ("passes", lambda: _passes(target, effort.repeats)),
+        ("drafts", lambda: _drafts(target, effort.repeats)),
+        ("head", lambda: _heads(target, effort.repeats)),
+        ("drafters", lambda: _drafters(target, effort.repeats)),
+        ("cache", lambda: _cache(target, effort.repeats)),
+        ("answers", lambda: _answers(target, contestants, effort)),
+    ]
+    found: dict[str, Any] = {}
+    with tqdm(parts, unit="part", dynamic_ncols=True) as bar:
+        for name, part in bar:
+            bar.set_description(name)
+            with memory_errors(f"measuring {name}"):
+                found[name] = part()
+    _conclude(found, target)
+    return found
+
+
+def bandwidth(device: torch.device, repeats: int) -> dict[str, float]:
+    """GB/s (1e9 bytes) at which memory is read, and copied (both ways counted): the best of what torch offers."""
+    values = torch.ones(_BUFFER_BYTES // 4, device=device)
+    into = torch.zeros_like(values)
+    reading: list[Callable[[], object]] = [
+        lambda: values.sum(),
+        lambda: torch.dot(values, values),
+        lambda: values.max(),
+    ]
+    *reads_s, copy_s = _least_s([*reading, lambda: into.copy_(values)], repeats, device)
+    return {"read_gb_s": _BUFFER_BYTES / min(reads_s) / 1e9, "copy_gb_s": 2 * _BUFFER_BYTES / copy_s / 1e9}
+
+
+def _passes(target: Decoder, repeats: int) -> dict[str, Any]:
+    """A pass through all layers and the LM head over so many positions, ms."""
+    passes = Passes(target, 0)
+    widths = [n for n in WIDTHS if n < target.max_len]
+    return dict(zip(map(str, widths), _ms([passes.verify(n) for n in widths], repeats, target.device), strict=True))
+
+
+def _drafts(target: Decoder, repeats: int) -> dict[str, Any]:
+    """The layers below an exit over one position, by exit layer, ms; of the whole target the last."""
+    layers = sorted({1, 2, 3, 4, 5, 8, target.config.layers // 2, target.config.layers} - {0})
+    layers = [layer for layer in layers if layer <= target.config.layers]
+    calls = [Passes(target, layer).shallow for layer in layers]
+    return dict(zip(map(str, layers), _ms(calls, repeats, target.device), strict=True))
+
+
+def _heads(target: Decoder, repeats: int) -> dict[str, Any]:
+    """The LM head over one position, cut to so many tokens and whole, ms."""
+    vocab = target.config.vocab
+    state = torch.randn(1, target.config.hidden, device=target.device).to(target.dtype)
+    cuts = [size for size in HEADS if size < vocab]
+    heads = [target.cut_head(torch.arange(size, device=target.device)) for size in cuts] + [target.head]
+    calls = [lambda head=head: head(state) for head in heads]
+    return dict(zip(map(str, [*cuts, vocab]), _ms(calls, repeats, target.device), strict=True))
+
+
+def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
+    """A call of the published draft models at one position, with random weights, LM head and choice included, ms.
+
+    Kangaroo's adapter and the target's LM head (arXiv 2404.18911, section 3.1); Medusa-1's four heads with LM heads of
+    their own (arXiv 2401.10774, section 2.1.1).
+    """
+    c, device = target.config, target.device
+    if c.hidden % (2 * c.heads):
+        return {}
+    with torch.device(device):
+        adapter = Adapter(AdapterConfig(c.hidden, c.heads, c.norm_eps)).to(target.dtype)
+        heads = Heads(HeadsConfig(c.hidden, _MEDUSA_HEADS, c.vocab)).to(target.dtype)
+    adapter.prepare(target.max_len, device)
+    adapter.pack(target.layout)
+    adapter.graphs = target.graphs
+    size = c.hidden // c.heads
+    cache = KVCache(1, c.heads, size, target.max_len, dtype=target.dtype, device=device)
+    cache.zero()
+    assert heads.lm_heads is not None
+    own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
+    fast = FastHeads(heads, _MEDUSA_HEADS, own, layout=target.layout)
+    state = torch.randn(1, 1, c.hidden, device=device).to(target.dtype)
+    place = target.max_len // 2
+    calls = [
+        lambda: target.head(adapter(state, place, cache)[0]).argmax(-1).tolist(),
+        lambda: fast(state[0]).argmax(-1).tolist(),
+    ]
+    return dict(zip(("kangaroo", "medusa"), _ms(calls, repeats, device), strict=True))
+
+
+def _cache(target: Decoder, repeats: int) -> dict[str, float]:
+    """Keeping a tree's path in the cache, ms: its rows move; and a chain's, which lie right."""
+    cache = target.new_cache()
+    cache.zero()
+    moved, stayed = _ms(
+        [lambda: cache.keep_path(0, _PATH), lambda: cache.keep_path(0, [0, 1, 2])], repeats, target.device
+    )
+    return {"tree": moved, "chain": stayed}
+
+
+def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort) -> dict[str, Any]:
+    """Whole answers of everybody in turns: tokens/s, a step, and what of it no pass accounts for."""
+    by_label = {contestant.label: contestant for contestant in contestants}
+    prompt = [7 + i % 100 for i in range(min(_PROMPT, target.max_len // 4))]
+    limit = min(effort.new_tokens, target.max_len - len(prompt) - 1)
+    alone = Passes(target, 0, len(prompt) + limit // 2).vanilla
+    made: dict[str, list[Answer]] = {label: [] for label in by_label}
+    passes_s: list[float] = []
+    for round_number in range(effort.rounds + 1):  # the first warms up
+        for label, contestant in by_label.items():
+            answer = decode(contestant.runner, prompt, limit, frozenset())
+            if round_number:
+                made[label].append(answer)
+        passes_s += interleaved([alone], limit // 4, target.device)[0] if round_number else []
+    pass_s = statistics.median(passes_s)
+    return {label: _of_answers(contestant.runner, made[label], pass_s) for label, contestant in by_label.items()}
+
+
+def _of_answers(runner: Method | Peer, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
+    """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
+    seconds = [answer.decode_s for answer in answers]
+    tokens = len(answers[0].token_ids) - answers[0].first_tokens
+    found: dict[str, Any] = {
+        "tok_per_s": [tokens / s for s in seconds],
+        "prefill_ms": _median_ms([answer.prefill_s for answer in answers]),
+    }
+    if steps := answers[0].steps:
+        step_s = statistics.median(seconds) / len(steps)
+        found |= {"step_ms": step_s * 1e3, "tokens_per_step": tokens / len(steps)}
+        passes = _passes_of(runner, steps)
+        found["outside_passes"] = None if passes is None else 1 - passes * pass_s / step_s
+    return found
+
+
+def _passes_of(runner: Method | Peer, steps: Sequence[Step]) -> float | None:
+    """What the passes of a mean step cost by themselves, in vanilla passes; None where that is not known."""
+    if not isinstance(runner, SpeculativeMethod):
+        return None
+    if any(step.drafted for step in steps) and not runner.draft_calls():
+        return None
+    measured = runner.costs
+    draft = runner.draft_cost(measured)
+    found = statistics.fmean(
+        measured.shallow * (step.depth + 1) + draft * step.calls + measured.verifying(step.drafted + 1)
+        for step in steps
+    )
+    return found if math.isfinite(found) else None
+
+
+def _conclude(found: dict[str, Any], target: Decoder) -> None:
+    """What follows from the parts."""
+    answers = found["answers"]
+    vanilla = answers[BASELINE]
+    step_s = vanilla["step_ms"] / 1e3
+    read = target.weight_bytes
+    found["vanilla"] = {
+        "tok_per_s": statistics.median(vanilla["tok_per_s"]),
+        "weight_bytes": read,
+        "gb_s": read / step_s / 1e9,
+        "share_of_read_bandwidth": read / step_s / 1e9 / found["memory"]["read_gb_s"],
+        "share_of_copy_bandwidth": read / step_s / 1e9 / found["memory"]["copy_gb_s"],
+    }
+    for answer in answers.values():
+        pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
+        answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
+
+
+def _least_s(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    return [min(own) for own in interleaved(calls, repeats, device)]
+
+
+def _ms(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    return [_median_ms(own) for own in interleaved(calls, repeats, device)]
+
+
+def _median_ms(seconds: Sequence[float]) -> float:
+    return statistics.median(seconds) * 1e3

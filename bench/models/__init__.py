@@ -1,0 +1,1 @@
+"""A model by name: its files, its tokenizer, its decoder on a device."""

@@ -1,0 +1,113 @@
+"""Published architectures with random weights: what passes cost, without a download. They say nothing of acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench.models.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# From each model's config.json on the hub: lmsys/vicuna-7b-v1.3, lmsys/vicuna-13b-v1.3, meta-llama/Llama-3.1-8B and
+# HuggingFaceTB/SmolLM2-135M-Instruct.
+SHAPES: dict[str, dict[str, Any]] = {
+    "vicuna-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+    },
+    "vicuna-13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+    },
+    "llama-3.1-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": _LLAMA_3_ROPE,
+    },
+    "smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint(Checkpoint):
+    """A shape in the place of a model; `folder` has nothing in it."""
+
+
+def checkpoint_of(shape: str) -> RandomCheckpoint:
+    """What stands for the shape where a model is asked for."""
+    return RandomCheckpoint(shape, Path(shape), "", None)
+
+
+def config_of(shape: str) -> PretrainedConfig:
+    """The transformers configuration of a shape in `SHAPES`."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+def random_weights(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) pairs in transformers' naming, each made when it is asked for, on the device."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, like in model.named_parameters():  # a tied head is not among them
+        made = torch.empty(like.shape, dtype=dtype, device=device)
+        # As trained weights are about: states neither vanish nor overflow from layer to layer.
+        yield name, made.fill_(1.0) if like.dim() == 1 else made.normal_(0.0, 0.02, generator=generator)
+
+
+def hf_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Transformers' model with the very weights of `random_weights`."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(shape)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in random_weights(config, dtype, device):
+            own[name].copy_(weight)
+    return model

@@ -1,0 +1,1 @@
+"""A run: who takes part, what is asked, what is kept."""

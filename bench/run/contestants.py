@@ -1,0 +1,155 @@
+"""Who takes part in a run: methods and peers made ready, warmed up, and what their passes cost by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import methods
+from bench.config import RunConfig
+from bench.drafting.sampling import Sampler
+from bench.errors import UserError, told
+from bench.files import first_line
+from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
+
+ALL = "all"  # in place of a method's name
+WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
+_WARM_UP_TOKENS = 24
+_WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
+_STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
+
+
+@dataclass
+class Contestant:
+    """A method or peer, ready to decode."""
+
+    label: str
+    runner: Method | Peer
+    prober: SpeculativeMethod | None = None  # the same method as it drafts for the window probe
+    windows: int = 0  # drafts in a row that it can be forced to make there
+    warm: Answer | None = None  # the warm-up's last answer
+    warm_prompt: int = 0  # tokens of its prompt
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it brings its own loop."""
+        return isinstance(self.runner, Peer)
+
+    def expected_s(self, prompt_tokens: int, new_tokens: int) -> float:
+        """Estimated seconds of one answer, from the warm-up's rates."""
+        assert self.warm is not None
+        per_token_s = self.warm.decode_s / max(1, len(self.warm.token_ids) - 1)
+        return prompt_tokens / self.warm_prompt * self.warm.prefill_s + new_tokens * per_token_s
+
+    def warm_up(self, prompt: list[int], room: int) -> None:
+        """Decode `prompt` until the time per token is stable; never counted."""
+        limit = min(_WARM_UP_TOKENS, room - len(prompt))
+        if limit < 2:
+            raise UserError(f"a context of {room} tokens is too short to warm up in: take another model")
+        last_s = 0.0  # of no repetition: the first is never stable
+        for _ in range(_WARM_UP_MOST):
+            try:
+                with memory_errors(f"method {self.label}"):
+                    self.warm = decode(self.runner, prompt, limit, frozenset())
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"{self.label} fails at its first answer, in the warm-up: {told(error)}") from error
+            per_token_s = self.warm.decode_s / (limit - 1)
+            stable = abs(per_token_s - last_s) <= _STABLE * last_s
+            last_s = per_token_s
+            if stable:
+                break
+        self.warm_prompt = len(prompt)
+
+
+def variants(config: RunConfig) -> list[methods.Variant]:
+    """Vanilla, the methods and the peers of a run, each once."""
+    peers = [name for name in config.peer if name != "none"]
+    labels = dict.fromkeys([methods.BASELINE, *_expanded(config.method), *peers])
+    found = [methods.parse(label) for label in labels]
+    for variant in found:
+        if variant.label in config.peer and not issubclass(variant.method, Peer):
+            raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+        if variant.label in config.method and issubclass(variant.method, Peer):
+            raise UserError(f"{variant.label!r} is a peer, not a method: ask for it with --peer")
+    return sorted(found, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
+
+
+def _expanded(asked: Sequence[str]) -> Iterator[str]:
+    """The methods asked for; `all` stands for every built-in one."""
+    for label in asked:
+        if label == ALL:
+            yield from (name for name in methods.built_in() if issubclass(methods.load(name), Method))
+        else:
+            yield label
+
+
+def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | None, int]:
+    """`runner` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
+    if not windows or not isinstance(runner, SpeculativeMethod):
+        return None, 0
+    forced, reach = runner.probing(windows)
+    return (type(runner)(runner.target, forced), reach) if reach else (None, 0)
+
+
+def set_sampler(contestants: Sequence[Contestant], config: RunConfig) -> Sampler | None:
+    """One sampler for all, where the run samples."""
+    if not config.temperature:
+        return None
+    sampler = Sampler(config.temperature, config.top_p, config.top_k)
+    for contestant in contestants:
+        contestant.runner.sampler = sampler
+    return sampler
+
+
+def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | None:
+    """What the method's passes cost by themselves, in units of a vanilla step with its bookkeeping.
+
+    Passes come from microbenchmarks. What they leave out (`rest`), and the draft runs of a method that cannot be asked
+    for one, come from the warm-up. Predictions are made of these, never of the run itself.
+    """
+    runner = contestant.runner
+    if not isinstance(runner, SpeculativeMethod) or runner.sampler is not None:
+        return None  # nothing that is timed here samples
+    warm, base = _per_step(contestant), _per_step(vanilla)
+    passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
+    rest = warm["rest"] / base["total"]
+    if contestant is vanilla:
+        return {"shallow": 0.0, "draft": 0.0, "verify": {"1": passes}, "rest": rest}
+    measured = runner.costs
+    draft = passes * runner.draft_cost(measured)
+    if not runner.draft_calls():
+        assert contestant.warm is not None
+        calls = sum(step.calls for step in contestant.warm.steps)
+        draft = sum(step.draft_s for step in contestant.warm.steps) / calls / base["total"] if calls else 0.0
+    verify = {str(n): passes * cost for n, cost in measured.verify}
+    return {"shallow": passes * measured.shallow, "draft": draft, "verify": verify, "rest": rest}
+
+
+def _per_step(contestant: Contestant) -> dict[str, float]:
+    """Seconds of a step in the warm-up's last answer, and of its bookkeeping."""
+    assert contestant.warm is not None
+    steps = contestant.warm.steps
+    rest_s = contestant.warm.decode_s - sum(step.draft_s + step.verify_s for step in steps)
+    return {"total": contestant.warm.decode_s / len(steps), "rest": rest_s / len(steps)}
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Out of memory becomes a sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        remedy = (
+            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
+        )
+        raise UserError(f"not enough memory for {what} ({first_line(error)}): {remedy}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise UserError(f"not enough memory for {what}: take a smaller model or --dtype bfloat16") from error

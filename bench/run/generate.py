@@ -1,0 +1,365 @@
+"""One prompt answered by vanilla and a method side by side, streamed into the terminal.
+
+Both decode on one target, a step at a time; the side whose own clock is behind goes next, so that the screen shows the
+race as it would be run, and each side's rate comes from its own steps alone. EOS and the limit are applied as
+`methods.base.decode` applies them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+import methods
+from bench import questions
+from bench.config import RunConfig
+from bench.drafting.sampling import Sampler
+from bench.engine.decoder import DecoderConfig
+from bench.errors import UserError
+from bench.figures.records import Step
+from bench.models import checkpoints
+from bench.questions import ChatFormat
+from bench.run.contestants import memory_errors
+from bench.run.runner import generation_config, load_target
+from methods.base import Method, Peer, cut_at_eos, decode, now_s
+
+WIDE = 100  # columns from which two answers fit beside each other
+ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
+_WARM_UP_TOKENS = 6
+_WARM_UP_PROMPT = 64  # tokens of the prompt's end that the warm-up reads
+_SPARE_POSITIONS = 64  # beyond the answer, for a tree's drafts
+# Control characters would let an answer command the terminal: shown as pictures, tabs and line ends left.
+_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+Log = Callable[[str], None]
+
+
+class Detokenizer:
+    """Token ids -> text, piece by piece; a character's first bytes are held back until the rest has come."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # what came out last, then what is held back
+        self._out = 0  # how many of them are out
+        self._shown = 0  # characters of their text
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; may be none."""
+        self._ids.append(token)
+        text = self._decode()
+        if text.endswith("\ufffd"):
+            return ""
+        piece = text[self._shown :]
+        # Some tokens stay: whether a word begins with a space depends on what stands before. Whole characters, because
+        # a decoder that falls back to bytes gives up a run of bytes altogether where one of its characters is cut.
+        self._ids = self._ids[self._out :]
+        self._out, self._shown = len(self._ids), len(self._decode())
+        return piece
+
+    def rest(self) -> str:
+        """What is still held back when no token follows."""
+        return self._decode()[self._shown :]
+
+    def alone(self, token: int) -> str:
+        """The text of `token` in this place, without taking it in."""
+        text: str = self._tokenizer.decode([*self._ids, token], skip_special_tokens=True)
+        return text[self._shown :]
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text
+
+
+@dataclass
+class Side:
+    """One method on its way through an answer."""
+
+    label: str
+    method: Method
+    limit: int
+    eos: frozenset[int]
+    detokenizer: Detokenizer
+    token_ids: list[int] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)  # as kept: what follows EOS is cut off
+    text: list[tuple[str, str]] = field(default_factory=list)  # (piece, style), rejected drafts included
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended."""
+        return bool(self.token_ids) and (len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos)
+
+    @property
+    def tok_per_s(self) -> float | None:
+        """Decode rate; the first token belongs to the prefill."""
+        return (len(self.token_ids) - 1) / self.decode_s if self.decode_s else None
+
+    @property
+    def compression_rate(self) -> float | None:
+        """CR: tokens a step; None without steps."""
+        return (len(self.token_ids) - 1) / len(self.steps) if self.steps else None
+
+    @property
+    def answer(self) -> str:
+        """The text so far, without rejected drafts."""
+        return "".join(piece for piece, style in self.text if style != REJECTED)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Read the prompt and take the first token."""
+        device = self.method.target.device
+        start_s = now_s(device)
+        first = self.method.prefill(prompt)
+        self.prefill_s = now_s(device) - start_s
+        self._take(first, BONUS)
+
+    def advance(self) -> None:
+        """One step, timed; its tokens go to the text."""
+        device = self.method.target.device
+        start_s = now_s(device)
+        step = cut_at_eos(self.method.step(self.limit - len(self.token_ids)), self.eos)
+        self.decode_s += now_s(device) - start_s
+        self.steps.append(step)
+        for number, token in enumerate(step.emitted):
+            if number == len(step.emitted) - 1:
+                self.text += [(self.detokenizer.alone(other), REJECTED) for other in step.rejected]
+            self._take(token, ACCEPTED if number < step.accepted else BONUS)
+
+    def _take(self, token: int, style: str) -> None:
+        self.token_ids.append(token)
+        self.text.append((self.detokenizer.push(token), style))
+        if self.done:
+            self.text.append((self.detokenizer.rest(), style))
+
+
+@dataclass
+class Generation:
+    """Vanilla and a method, ready to answer one prompt."""
+
+    config: RunConfig
+    model: str
+    prompt: list[int]
+    sides: list[Side]  # vanilla first
+
+    def run(self, on_step: Callable[[], None] = lambda: None) -> None:
+        """Answer to the end; `on_step` is called whenever a side has new text."""
+        for side in self.sides:
+            decode(side.method, self.prompt[-_WARM_UP_PROMPT:], min(_WARM_UP_TOKENS, side.limit), frozenset())
+        if (graphs := self.sides[0].method.target.graphs) is not None:
+            graphs.close()
+        for side in self.sides:
+            if side.method.sampler is not None:
+                side.method.sampler.seed(f"{self.config.seed}")
+            side.begin(self.prompt)
+            on_step()
+        while going := [side for side in self.sides if not side.done]:
+            min(going, key=lambda side: side.decode_s).advance()
+            on_step()
+
+    @property
+    def identical(self) -> bool | None:
+        """Whether the token ids are the same; None for samples, which differ from one method to the next."""
+        vanilla, method = self.sides
+        return None if self.config.temperature else vanilla.token_ids == method.token_ids
+
+    @property
+    def speedup(self) -> float | None:
+        """Of decoding, over vanilla; None for an answer of one token."""
+        vanilla, method = (side.tok_per_s for side in self.sides)
+        return method / vanilla if method and vanilla else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a program to read."""
+        target = self.sides[0].method.target
+        sampled = ("temperature", "top_p", "top_k", "seed")
+        return {
+            "model": self.model,
+            "device": str(target.device),
+            "dtype": target.precision,
+            "sampling": {key: getattr(self.config, key) for key in sampled} if self.config.temperature else None,
+            "prompt_tokens": len(self.prompt),
+            "sides": {side.label: _side_json(side) for side in self.sides},
+            "speedup_decode": self.speedup,
+            "identical": self.identical,
+        }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    return {
+        "text": side.answer,
+        "token_ids": side.token_ids,
+        "finish": "eos" if side.token_ids[-1] in side.eos else "length",
+        "prefill_s": side.prefill_s,
+        "decode_s": side.decode_s,
+        "tok_per_s": side.tok_per_s,
+        "compression_rate": side.compression_rate,
+        "per_step_drafted": [step.drafted for step in side.steps],
+        "per_step_accepted": [step.accepted for step in side.steps],
+        "per_step_emitted": [len(step.emitted) for step in side.steps],
+    }
+
+
+def read_prompt(given: str | None, log: Log) -> str:
+    """The prompt given, else what stands on standard input.
+
+    Raises:
+        UserError: it is empty, or not UTF-8 text.
+
+    """
+    try:
+        if given is None and sys.stdin.isatty():
+            log("type the prompt, then Ctrl-D")
+        text = sys.stdin.read() if given is None else given
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error}): convert it") from error
+    if not text.strip():
+        raise UserError("the prompt is empty: give it as an argument or on standard input")
+    return text
+
+
+def prepare(config: RunConfig, text: str, log: Log) -> Generation:
+    """Model, prompt and both sides; `config.method` names one method.
+
+    Raises:
+        UserError: unknown method or model, a peer, or a prompt that leaves no room for an answer.
+
+    """
+    (label,) = config.method
+    variant = methods.parse(label)
+    if issubclass(variant.method, Peer):
+        raise UserError(
+            f"{label!r} is a peer, which brings its own loop and shows no steps: take a method like kangaroo"
+        )
+    if label == methods.BASELINE:
+        raise UserError("vanilla is always there: name the method to set beside it with --method")
+    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
+    prompt = chat.prompt([], text)
+    context = DecoderConfig.from_hf(checkpoints.load_config(checkpoint)).context
+    limit = min(config.max_new_tokens, context - len(prompt))
+    if limit < 1:
+        raise UserError(f"the prompt's {len(prompt)} tokens leave no room in the context of {context}: shorten it")
+    if limit < config.max_new_tokens:
+        log(f"the context of {context} tokens leaves room for {limit} new tokens")
+    log(f"loading {checkpoint.name}")
+    target = load_target(config, checkpoint, min(context, len(prompt) + limit + _SPARE_POSITIONS), log)
+    sides = []
+    for one in (methods.parse(methods.BASELINE), variant):
+        with memory_errors(f"method {one.label}"):
+            assert issubclass(one.method, Method)
+            method = one.method(target, one.config)
+        if config.temperature:
+            method.sampler = Sampler(config.temperature, config.top_p, config.top_k)
+        sides.append(Side(one.label, method, limit, eos, Detokenizer(chat.tokenizer)))
+    return Generation(config, checkpoint.name, prompt, sides)
+
+
+def show(generation: Generation, console: Console, *, rejected: bool = False) -> None:
+    """Answer and stream: two columns in a wide terminal, else one answer after the other."""
+    # Where nothing can be struck through, a rejected draft would read as part of the answer.
+    rejected = rejected and console.is_terminal and not console.is_dumb_terminal
+    if console.is_terminal and not console.is_dumb_terminal and console.width >= WIDE:
+        _show_wide(generation, console, rejected)
+    else:
+        _show_narrow(generation, console, rejected)
+    if console.is_terminal:
+        console.print(_legend(rejected))
+    for line in closing_lines(generation):
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_json(generation: Generation) -> None:
+    """Answer, then one JSON object on standard output."""
+    generation.run()
+    print(json.dumps(generation.as_json(), ensure_ascii=False, allow_nan=False))
+
+
+def _show_wide(generation: Generation, console: Console, rejected: bool) -> None:
+    try:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
+            height = max(1, console.height - 3)
+            generation.run(lambda: live.update(_columns(generation, console, rejected, height), refresh=True))
+    finally:  # also what was said until an interruption
+        console.print(_columns(generation, console, rejected, None))
+
+
+def _columns(generation: Generation, console: Console, rejected: bool, height: int | None) -> Columns:
+    """Both answers, of each the last `height` lines."""
+    width = console.width // 2
+    panels = []
+    for side in generation.sides:
+        lines = styled(side, rejected).wrap(console, width - 4)
+        body = Text("\n").join(lines[-height:] if height else lines)
+        title = Text(f"{side.label}  {_rate(side)}")
+        panels.append(Panel(body, title=title, title_align="left", width=width, height=height and height + 2))
+    return Columns(panels, padding=0, expand=False)
+
+
+def _show_narrow(generation: Generation, console: Console, rejected: bool) -> None:
+    """Vanilla's answer as it comes, then the method's, which was decoded in turns with it."""
+    vanilla, method = generation.sides
+    console.print(Text(f"--- {vanilla.label}"), soft_wrap=True)
+    shown = 0
+
+    def stream() -> None:
+        nonlocal shown
+        for piece, style in vanilla.text[shown:]:
+            console.print(Text(piece.translate(_PICTURES), style), end="", soft_wrap=True)
+        shown = len(vanilla.text)
+
+    generation.run(stream)
+    console.print("\n")
+    console.print(Group(Text(f"--- {method.label}"), styled(method, rejected), Text("")), soft_wrap=True)
+
+
+def styled(side: Side, rejected: bool = False) -> Text:
+    """The text so far in its colours."""
+    parts = [(piece.translate(_PICTURES), style) for piece, style in side.text if rejected or style != REJECTED]
+    return Text.assemble(*parts)
+
+
+def closing_lines(generation: Generation) -> list[str]:
+    """A line a side: tokens, rate, steps, CR; the method's also with speedup and whether it says the same."""
+    said = {True: "identical to vanilla's", False: "NOT vanilla's", None: "sampled: not compared"}
+    lines = []
+    for side in generation.sides:
+        rate = f"CR {side.compression_rate:.2f}" if side.compression_rate is not None else "CR -"
+        tokens, steps = _count(len(side.token_ids), "token"), _count(len(side.steps), "step")
+        lines.append(f"{side.label}: {tokens}, {_rate(side)}, {steps}, {rate}")
+    speedup = f"{generation.speedup:.2f}x" if generation.speedup is not None else "-"
+    lines[-1] += f", speedup {speedup}, output {said[generation.identical]}{_divergence(generation)}"
+    return lines
+
+
+def _divergence(generation: Generation) -> str:
+    vanilla, method = (side.token_ids for side in generation.sides)
+    if generation.identical is not False:
+        return ""
+    shared = next((i for i, (a, b) in enumerate(zip(vanilla, method, strict=False)) if a != b), None)
+    place = min(len(vanilla), len(method)) if shared is None else shared
+    return f" from token {place + 1} on (a run audits whether that was a tie)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _rate(side: Side) -> str:
+    return f"{side.tok_per_s:.1f} tok/s" if side.tok_per_s is not None else "- tok/s"
+
+
+def _legend(rejected: bool) -> Text:
+    legend = Text.assemble(("accepted draft", ACCEPTED), "  the target's own token")
+    return legend.append("  ").append("rejected draft", REJECTED) if rejected else legend

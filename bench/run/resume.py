@@ -1,0 +1,132 @@
+"""Goes on with a run that was killed: its settings, what is finished of it, and what must not have changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import methods
+from bench.config import RunConfig, frozen
+from bench.errors import UserError
+from bench.figures.records import TURNS_FILE, Run, Turn, read_run, read_turns, write_turns
+from bench.questions import Question
+
+# What a run's figures depend on beside its settings. A commit may change without touching any of it: that is recorded.
+_FIXED: dict[str, Callable[[Run], Any]] = {
+    "model": lambda run: run.model.get("sha256"),
+    "questions": lambda run: run.dataset.get("sha256"),
+    "number of questions": lambda run: run.dataset.get("questions"),
+    "device": lambda run: run.device.get("name"),
+    "torch": lambda run: run.provenance.get("packages", {}).get("torch"),
+    "transformers": lambda run: run.provenance.get("packages", {}).get("transformers"),
+    "dtype": lambda run: run.dtype,
+    "threads": lambda run: run.device.get("threads"),
+    "engine's weights": lambda run: run.engine.get("weights"),
+    "methods": lambda run: list(run.methods),
+    "weights of methods": lambda run: {
+        label: digests
+        for label, info in run.methods.items()
+        if (digests := {key: value for key, value in info.notes.items() if key.endswith("sha256")})
+    },
+}
+
+
+def begun(folder: Path) -> Run:
+    """The run to go on with.
+
+    Raises:
+        UserError: no run there, or it is complete.
+
+    """
+    run = read_run(folder)
+    if run.complete:
+        raise UserError(f"{folder} is complete: there is nothing to resume; show it with: run_bench.py report {folder}")
+    return run
+
+
+def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
+    """The settings that the run was begun with; flags `given` beside --resume may only repeat them.
+
+    Raises:
+        UserError: a flag says otherwise, with both values.
+
+    """
+    known = {item.name for item in dataclasses.fields(RunConfig)}
+    if unknown := run.config.keys() - known:
+        raise UserError(f"cannot resume run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
+    config, asked = RunConfig(**frozen(run.config)), frozen(given)
+    changed = {
+        f"--{key.replace('_', '-')}": (getattr(config, key), value)
+        for key, value in asked.items()
+        if getattr(config, key) != value
+    }
+    _refuse(run, changed)
+    return config
+
+
+def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
+    """Refuse to go on where the run's figures would be of two things; `now` by the names of what must not change.
+
+    Raises:
+        UserError: model, questions, device, a library or weights are others, with both values.
+
+    """
+    changed = {what: (_FIXED[what](run), value) for what, value in now.items() if _FIXED[what](run) != value}
+    _refuse(run, changed)
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """All that must not change, of a run's record."""
+    return {what: of(run) for what, of in _FIXED.items()}
+
+
+def _refuse(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:
+    if changed:
+        listed = "; ".join(f"{what} was {before!r}, is now {now!r}" for what, (before, now) in changed.items())
+        raise UserError(f"cannot resume run {run.run_id} under changed settings: {listed}; restore them, or start anew")
+
+
+def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
+    """The variant with every knob as recorded, so that nothing is measured or chosen anew."""
+    info = run.methods.get(variant.label)
+    if info is None:
+        raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
+    try:
+        return dataclasses.replace(variant, config=variant.method.Config(**info.config))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot resume run {run.run_id}: {variant.label} does not take its knobs ({error})") from error
+
+
+def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callable[[Question], list[str]]) -> list[Turn]:
+    """The turns of all questions that are through; what was torn or half done is taken out of the file.
+
+    `taking_part` names the methods that answer a question.
+    """
+    if not (folder / TURNS_FILE).exists():
+        return []
+    found = read_turns(folder)
+    by_question: dict[tuple[int, int], list[Turn]] = defaultdict(list)
+    for turn in found:
+        by_question[turn.round, turn.question_id].append(turn)
+    questions = {question.question_id: question for question in asked}
+    kept = [
+        turn
+        for (_, identifier), turns in by_question.items()
+        if _is_through(turns, questions[identifier], taking_part(questions[identifier]))
+        for turn in turns
+    ]
+    write_turns(folder / TURNS_FILE, kept)  # as a whole: a torn last line goes, too
+    return kept
+
+
+def _is_through(turns: list[Turn], question: Question, labels: list[str]) -> bool:
+    """Everybody answered every turn once, or up to the one in which vanilla failed."""
+    last = max(turn.turn for turn in turns)
+    answered = sorted((turn.turn, turn.method) for turn in turns)
+    if answered != sorted((index, label) for index in range(last + 1) for label in labels):
+        return False
+    failed = any(turn.turn == last and turn.method == methods.BASELINE and turn.error is not None for turn in turns)
+    return failed or last == len(question.turns) - 1

@@ -1,0 +1,1 @@
+"""Spec-Bench's answer files, and those of other harnesses."""

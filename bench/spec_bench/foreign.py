@@ -1,0 +1,231 @@
+"""What answer files of other harnesses tell, in the shape of `summary.json`: Spec-Bench's own figures. No torch.
+
+Source: `evaluation/speed.py` and `equal.py` of Spec-Bench (Xia et al., arXiv 2401.07851). Where both files hold the
+same questions, none of which failed, `speedup_total_mean_rates`, `mean_accepted_tokens` and the tokens/s equal what
+`speed.py` prints; `limits()` says where they do not, and what such files cannot tell at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, geometric_mean
+from typing import Any
+
+from bench.errors import UserError
+from bench.figures import metrics
+from bench.spec_bench.exchange import ForeignAnswer, read_answers
+
+FAILED_TEXT = "ERROR"  # Spec-Bench's answer of a turn that raised; its time and counts are the turn's before
+
+Pair = tuple[ForeignAnswer, ForeignAnswer]  # the method's answer, then the baseline's
+Count = Callable[[ForeignAnswer], int]  # tokens of an answer
+
+# What our own records tell and such files cannot.
+_UNKNOWN = [
+    *("tok_per_s", "tok_per_s_vanilla", "draft_token_share", "draft_time_share", "repetition"),
+    *("conditional_acceptance", "ttft_s", "eos_share", "step_time", "predicted", "prediction_error"),
+    *("confidence", "window_ctar", "numerical_rate"),
+]
+_UNKNOWN_ESTIMATES = ("speedup_decode", "speedup_decode_mean_rates", "speedup_decode_geometric")
+
+
+def limits(*, retokenized: bool = False) -> list[str]:
+    """What a reader must know of figures from foreign answer files, a sentence each."""
+    counted = (
+        "The baseline's tokens are those of its stripped text, tokenised anew, as Spec-Bench's speed.py counts them; "
+        "the method's are the file's new_tokens, which may include EOS and tokens that the text no longer shows."
+        if retokenized
+        else "Tokens are the files' new_tokens on both sides; Spec-Bench's speed.py tokenises the baseline's stripped "
+        "text anew instead, which misses EOS and stripped characters and favours the method slightly."
+    )
+    return [
+        "Speedups are end-to-end: the files do not tell prefill from decoding.",
+        counted,
+        "The files may come from different machines, days, engines or models: nothing in them shows it.",
+        "Losslessness cannot be checked: the files hold no token ids; text_equal compares texts as equal.py does.",
+        "CR is the mean of accept_lengths, which count the prefill's token in some harnesses and not in others.",
+        "How much was drafted and how long it took is not recorded.",
+        f"Questions with a turn {FAILED_TEXT!r} are left out on both sides, and so are those that only one file holds; "
+        "speed.py keeps them.",
+        "There are no intervals: a file holds one answer a question.",
+    ]
+
+
+def foreign_summary(
+    baseline_path: Path, method_paths: Sequence[Path], retokenize: Callable[[str], int] | None = None
+) -> dict[str, Any]:
+    """Answer files of a baseline and of methods -> a summary as `figures.metrics` makes of a run, the unknown None.
+
+    Each method is compared on the questions that its file shares with the baseline's; methods are named after their
+    files. `retokenize`: tokens of a text without special ones; the baseline is then counted by its text, as `speed.py`
+    does with `len(tokenizer(text).input_ids) - 1`.
+
+    Beyond the schema: `limits`, `baseline_tokens`, `unpaired_questions`, `unequal_texts`; and in a cell `text_equal`,
+    `mean_accepted_tokens` (overall: pooled), `tok_per_s_total` and its `_vanilla` (means of the questions' rates).
+
+    Raises:
+        UserError: a malformed file, two of one name, or no question in common with the baseline.
+
+    """
+    files = _named([baseline_path, *method_paths])
+    vanilla, baseline = next(iter(files.items()))
+    failed = [fault for name, answers in files.items() for fault in _failures(name, answers.values())]
+    excluded = {fault["question_id"] for fault in failed}
+    paired = {name: _pairs(answers, baseline, excluded, name, vanilla) for name, answers in files.items()}
+
+    def of_text(answer: ForeignAnswer) -> int:
+        assert retokenize is not None
+        return sum(map(retokenize, answer.texts))
+
+    count: Count = _new_tokens if retokenize is None else of_text
+    return {
+        "schema": metrics.SCHEMA,
+        "run_id": f"{vanilla} and others",
+        "model": next(iter(baseline.values())).model_id,
+        "dataset": {"name": "unknown", "sha256": None, "questions": len(baseline)},
+        "device": {"type": "unknown device"},
+        "dtype": "unknown dtype",
+        "sampling": None,
+        "complete": True,
+        "rounds": 1,
+        "excluded_questions": sorted(excluded),
+        "failed": failed,
+        "failed_methods": {},
+        "divergences": [],
+        "against": {},
+        "statistics": None,
+        "limits": limits(retokenized=retokenize is not None),
+        "baseline_tokens": "new_tokens" if retokenize is None else "retokenized",
+        "unpaired_questions": {name: sorted(answers.keys() ^ baseline.keys()) for name, answers in files.items()},
+        "unequal_texts": [_where(name, answer, turn) for name in paired for answer, turn in _unequal(paired[name])],
+        "methods": {
+            name: {
+                "kind": "vanilla" if name == vanilla else "method",
+                "lossless": True,  # taken on trust, so that tables say "not checked" and not "not lossless"
+                "extra_parameters": 0,
+                "notes": {},
+                "answered": {"questions": len(paired[name]), "of": len(paired[name])},
+                "tasks": _by_task(paired[name], count if name == vanilla else _new_tokens, count),
+            }
+            for name in files
+        },
+    }
+
+
+def _named(paths: Sequence[Path]) -> dict[str, dict[int, ForeignAnswer]]:
+    """The files' answers by the files' names, or by folder and name where names repeat (`run_1/vanilla`)."""
+    stems = [path.stem for path in paths]
+    names = [path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}" for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two answer files are called {name}: rename one of them")
+    return {name: read_answers(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _failures(name: str, answers: Iterable[ForeignAnswer]) -> list[dict[str, Any]]:
+    return [
+        _where(name, answer, turn) | {"error": f"the file says {FAILED_TEXT}"}
+        for answer in answers
+        for turn, text in enumerate(answer.texts)
+        if text == FAILED_TEXT
+    ]
+
+
+def _where(name: str, answer: ForeignAnswer, turn: int) -> dict[str, Any]:
+    return {"question_id": answer.question_id, "task": answer.task, "method": name, "turn": turn, "round": 0}
+
+
+def _pairs(
+    answers: dict[int, ForeignAnswer], baseline: dict[int, ForeignAnswer], excluded: set[int], name: str, vanilla: str
+) -> list[Pair]:
+    pairs = [(answers[i], baseline[i]) for i in answers if i in baseline and i not in excluded]
+    if not pairs:
+        raise UserError(f"{name} and {vanilla} share no question that both answered: give files of one question set")
+    return pairs
+
+
+def _unequal(pairs: Iterable[Pair]) -> list[tuple[ForeignAnswer, int]]:
+    """Answers whose text is not the baseline's, with the first turn where it differs."""
+    return [
+        (answer, next(i for i, (a, b) in enumerate(itertools.zip_longest(answer.texts, base.texts)) if a != b))
+        for answer, base in pairs
+        if answer.texts != base.texts
+    ]
+
+
+def _by_task(pairs: list[Pair], count: Count, count_baseline: Count) -> dict[str, metrics.Cell]:
+    tasks = metrics.ordered_tasks(answer.task for answer, _ in pairs)
+    lengths = [length for answer, _ in pairs for length in answer.accept_lengths]
+    windows = max(lengths, default=1) - 1
+    cells = {
+        task: _cell([pair for pair in pairs if pair[0].task == task], windows, count, count_baseline) for task in tasks
+    }
+    overall = _cell(pairs, windows, count, count_baseline)  # pooled, as in Spec-Bench's script
+    for key in ("speedup_total", "speedup_total_geometric"):
+        overall[key] = _estimate(_mean([cell[key]["value"] for cell in cells.values()]))
+    overall["compression_rate"] = _mean([cell["compression_rate"] for cell in cells.values()])
+    columns = [cell["ctar"] for cell in cells.values() if cell["ctar"] is not None]
+    overall["ctar"] = [_mean(column) for column in zip(*columns, strict=True)] if columns else None
+    return {**cells, metrics.OVERALL: overall}
+
+
+def _cell(pairs: list[Pair], windows: int, count: Count, count_baseline: Count) -> metrics.Cell:
+    """One method on one task, as `speed.py` figures it; what it does not figure, as `bench.figures.metrics` does."""
+    answers, baseline = [answer for answer, _ in pairs], [base for _, base in pairs]
+    rates = [count(answer) / sum(answer.wall_s) for answer in answers]
+    rates_baseline = [count_baseline(base) / sum(base.wall_s) for base in baseline]
+    lengths = [length for answer in answers for length in answer.accept_lengths]
+    equal = sum(answer.texts == base.texts for answer, base in pairs)
+    mean_length = fmean(lengths) if lengths else None
+    return {
+        "questions": len(pairs),
+        "turns": sum(len(answer.texts) for answer in answers),
+        "generated_tokens": sum(map(_new_tokens, answers)),
+        "steps": len(lengths) if lengths else None,
+        "speedup_total": _estimate(_ratio(_pooled(answers, count), _pooled(baseline, count_baseline))),
+        "speedup_total_mean_rates": _estimate(_ratio(fmean(rates), fmean(rates_baseline))),
+        "speedup_total_geometric": _estimate(_geometric(rates, rates_baseline)),
+        "tok_per_s_total": fmean(rates),
+        "tok_per_s_total_vanilla": fmean(rates_baseline),
+        "compression_rate": mean_length,
+        "mean_accepted_tokens": mean_length,
+        "ctar": [fmean(length > w for length in lengths) for w in range(1, windows + 1)] if lengths else None,
+        "emitted_histogram": [lengths.count(n) for n in range(1, windows + 2)] if lengths else None,
+        "text_equal": {"equal": equal, "different": len(pairs) - equal},
+        "context": [],
+        "lossless": dict.fromkeys(metrics.VERDICTS, 0),  # nothing was audited
+        **{key: _estimate(None) for key in _UNKNOWN_ESTIMATES},
+        **dict.fromkeys(_UNKNOWN),
+    }
+
+
+def _new_tokens(answer: ForeignAnswer) -> int:
+    return sum(answer.new_tokens)
+
+
+def _pooled(answers: Iterable[ForeignAnswer], count: Count) -> float:
+    answers = list(answers)
+    return sum(map(count, answers)) / math.fsum(second for answer in answers for second in answer.wall_s)
+
+
+def _geometric(rates: Sequence[float], rates_baseline: Sequence[float]) -> float | None:
+    """Undefined where an answer has no tokens."""
+    if not all(rates) or not all(rates_baseline):
+        return None
+    return geometric_mean(rate / base for rate, base in zip(rates, rates_baseline, strict=True))
+
+
+def _estimate(value: float | None) -> dict[str, float | None]:
+    return {"value": value, "low": None, "high": None}
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if below else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None

@@ -1,0 +1,715 @@
+"""Every expected figure here was worked out by hand from the records above it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+
+from bench.errors import UserError
+from bench.figures import metrics
+from bench.figures.records import Audit, MethodInfo, Run, Turn
+
+SPEEDUPS = [f"speedup_{time}{name}" for time in ("decode", "total") for name in ("", "_mean_rates", "_geometric")]
+CELL_KEYS = {
+    "questions",
+    "turns",
+    "generated_tokens",
+    "steps",
+    *SPEEDUPS,
+    "tok_per_s",
+    "tok_per_s_vanilla",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "repetition",
+    "ctar",
+    "conditional_acceptance",
+    "window_ctar",
+    "emitted_histogram",
+    "confidence",
+    "step_time",
+    "predicted",
+    "prediction_error",
+    "context",
+    "ttft_s",
+    "eos_share",
+    "lossless",
+    "numerical_rate",
+}
+OF_STEPS = [
+    "steps",
+    "compression_rate",
+    "draft_token_share",
+    "draft_time_share",
+    "ctar",
+    "conditional_acceptance",
+    "window_ctar",
+    "emitted_histogram",
+    "confidence",
+    "step_time",
+    "predicted",
+    "prediction_error",
+]
+UNDEFINED = {"value": None, "low": None, "high": None}
+
+
+def make_run(**kinds: str) -> Run:
+    """A run of vanilla and the named methods ("method", "peer" or "lossy")."""
+    methods = {"vanilla": MethodInfo("vanilla", True, 0, {})}
+    for name, kind in kinds.items():
+        methods[name] = MethodInfo("method" if kind == "lossy" else kind, kind != "lossy", 7, {"gamma": 3})
+    return Run(
+        run_id="r1",
+        command="roobench",
+        model={"name": "tiny", "sha256": "ab"},
+        dataset={"name": "mini", "sha256": "cd", "questions": 3, "tasks": ["qa", "translation"]},
+        device={"type": "cpu", "name": "a CPU", "threads": 2},
+        dtype="float32",
+        config={},
+        methods=methods,
+        engine={},
+        provenance={},
+    )
+
+
+def make_turn(method: str, question: int, tokens: int, decode_s: float, **more) -> Turn:
+    """An answer of `tokens` different tokens; (drafted, accepted, emitted) of its steps as `steps`."""
+    steps = more.pop("steps", [])
+    values = {
+        "task": "qa",
+        "turn": 0,
+        "round": 0,
+        "token_ids": list(range(tokens)),
+        "prefill_s": 1.0,
+        "finish": "length",
+        "per_step_drafted": [step[0] for step in steps],
+        "per_step_accepted": [step[1] for step in steps],
+        "per_step_emitted": [step[2] for step in steps],
+    }
+    return Turn(method=method, question_id=question, category="c", decode_s=decode_s, **(values | more))
+
+
+def plain(tokens: int) -> list[tuple[int, int, int]]:
+    """Vanilla's steps for an answer of so many tokens."""
+    return [(0, 0, 1)] * (tokens - 1)
+
+
+@pytest.fixture
+def turns() -> list[Turn]:
+    """Two questions of one task and one of another; the second's last step was cut by an accepted EOS."""
+    return [
+        make_turn("vanilla", 1, 9, 4.0, steps=plain(9)),
+        make_turn("vanilla", 2, 5, 2.0, steps=plain(5)),
+        make_turn("vanilla", 3, 3, 0.5, task="translation", steps=plain(3)),
+        make_turn(
+            "kangaroo",
+            1,
+            9,
+            1.0,
+            prefill_s=0.5,
+            draft_s=0.5,
+            steps=[(4, 2, 3), (2, 0, 1), (3, 3, 4)],
+            audit=Audit("identical"),
+        ),
+        make_turn(
+            "kangaroo",
+            2,
+            5,
+            2.0,
+            prefill_s=1.5,
+            draft_s=0.25,
+            finish="eos",
+            steps=[(1, 1, 2), (4, 2, 2)],
+            audit=Audit("numerical", 4, 8, 9, 1e-6, 2e-6),
+        ),
+        make_turn(
+            "kangaroo",
+            3,
+            3,
+            1.0,
+            task="translation",
+            steps=[(1, 0, 1), (1, 0, 1)],
+            audit=Audit("identical"),
+        ),
+    ]
+
+
+def cell(turns: list[Turn], task: str = "qa", method: str = "kangaroo", kind: str = "method") -> metrics.Cell:
+    return metrics.summarize(make_run(**{method: kind}), turns)["methods"][method]["tasks"][task]
+
+
+def test_a_tasks_rates_and_speedups_are_ratios_of_sums(turns):
+    qa = cell(turns)
+    # 8 + 4 decode tokens in 1 + 2 s, vanilla's in 4 + 2 s; a mean of the questions' ratios would be 2.5.
+    assert qa["tok_per_s"] == 4.0
+    assert qa["tok_per_s_vanilla"] == 2.0
+    assert qa["speedup_decode"]["value"] == 2.0
+    # 14 tokens in 2 + 3 s against 14 in 2 + 6 s.
+    assert qa["speedup_total"]["value"] == pytest.approx(1.6)
+    assert qa["ttft_s"] == 1.0
+    assert (qa["eos_share"], cell(turns, "translation")["eos_share"]) == (0.5, 0.0)
+    assert qa["draft_time_share"] == pytest.approx(0.25)
+    assert (qa["questions"], qa["turns"], qa["generated_tokens"], qa["steps"]) == (2, 2, 14, 5)
+
+
+def test_compression_counts_tokens_without_the_prefills(turns):
+    assert cell(turns)["compression_rate"] == pytest.approx(12 / 5)
+    assert cell(turns, method="vanilla", kind="vanilla")["compression_rate"] == 1.0
+
+
+def test_compression_comes_from_the_token_ids_and_not_from_what_steps_claim():
+    honest = make_turn("kangaroo", 1, 7, 1.0, steps=[(2, 2, 3), (2, 2, 3)])
+    boasting = make_turn("kangaroo", 1, 7, 1.0, steps=[(2, 2, 30), (2, 2, 30)])
+    assert metrics.compression_rate([honest]) == metrics.compression_rate([boasting]) == 3.0
+
+
+def test_window_rates_count_the_kept_part_of_a_step_cut_by_eos(turns):
+    qa = cell(turns)
+    # Emitted 3 1 4 2 2; the last would have been 3 with a bonus behind the EOS.
+    assert qa["ctar"] == [0.8, 0.4, 0.2]
+    # w = 3: drafted >= 3 and accepted >= 2 holds for (4, 2), (3, 3), (4, 2), of which one kept three.
+    assert qa["conditional_acceptance"] == [0.8, 1.0, pytest.approx(1 / 3)]
+    assert qa["draft_token_share"] == pytest.approx(8 / 14)
+
+
+def test_overall_is_the_unweighted_mean_of_the_tasks(turns):
+    translation, overall = cell(turns, "translation"), cell(turns, "overall")
+    assert translation["speedup_decode"]["value"] == 0.5
+    assert translation["ctar"] == [0.0, 0.0, 0.0]
+    assert translation["conditional_acceptance"] == [0.0, None, None]
+    # The mean of 2.0 and 0.5; the ratio of the mean rates, 3 and 3, would be 1.
+    assert overall["speedup_decode"]["value"] == 1.25
+    assert (overall["tok_per_s"], overall["tok_per_s_vanilla"]) == (3.0, 3.0)
+    assert overall["compression_rate"] == pytest.approx(1.7)
+    assert overall["ctar"] == pytest.approx([0.4, 0.2, 0.1])
+    assert overall["conditional_acceptance"] == pytest.approx([0.4, 1.0, 1 / 3])
+    assert (overall["questions"], overall["turns"], overall["generated_tokens"], overall["steps"]) == (3, 3, 17, 7)
+    assert overall["lossless"] == {"identical": 2, "numerical": 1, "different": 0}
+
+
+def test_a_question_that_failed_once_is_left_out_of_both_sides_in_every_round(turns):
+    failure = make_turn("medusa", 1, 0, 0.0, round=1, error="RuntimeError: no")
+    medusa = make_turn("medusa", 2, 5, 1.0, steps=plain(5))
+    summary = metrics.summarize(make_run(kangaroo="method", medusa="method"), [*turns, failure, medusa])
+    # What is left of qa is question 2: 4 tokens in 2 s, vanilla's 4 in 2 s.
+    for name, speedup in (("vanilla", 1.0), ("kangaroo", 1.0), ("medusa", 2.0)):
+        qa = summary["methods"][name]["tasks"]["qa"]
+        assert (qa["turns"], qa["tok_per_s_vanilla"]) == (1, 2.0)
+        assert qa["speedup_decode"]["value"] == speedup
+    assert summary["excluded_questions"] == [1]
+    assert summary["failed"] == [
+        {
+            "question_id": 1,
+            "task": "qa",
+            "method": "medusa",
+            "turn": 0,
+            "round": 1,
+            "error": "RuntimeError: no",
+        }
+    ]
+
+
+def test_a_vanilla_failure_excludes_the_question_too(turns):
+    turns[0].error = "RuntimeError: no"
+    assert cell(turns)["turns"] == 1
+    assert cell(turns)["speedup_decode"]["value"] == 1.0
+
+
+def test_a_peer_is_compared_on_the_questions_that_it_was_asked(turns):
+    peer = make_turn("hf-generate", 1, 9, 8.0)
+    summary = metrics.summarize(make_run(**{"kangaroo": "method", "hf-generate": "peer"}), [*turns, peer])
+    tasks = summary["methods"]["hf-generate"]["tasks"]
+    assert list(tasks) == ["qa", "overall"]
+    # 8 tokens in 8 s against vanilla's 8 in 4 s; with question 2 vanilla's sum would be 12 in 6 s: equal here,
+    # so the end-to-end figure decides: 9 tokens in 9 s against 9 in 5 s.
+    assert tasks["qa"]["speedup_decode"]["value"] == 0.5
+    assert tasks["qa"]["speedup_total"]["value"] == pytest.approx(5 / 9)
+    for key in OF_STEPS:
+        assert tasks["qa"][key] is None
+        assert tasks["overall"][key] is None
+    # The peer's gaps cost the others nothing.
+    assert summary["methods"]["kangaroo"]["tasks"]["qa"]["turns"] == 2
+
+
+def test_pairs_need_the_same_question_turn_and_round():
+    vanilla = make_turn("vanilla", 1, 3, 1.0)
+    others = [
+        make_turn("kangaroo", 2, 3, 1.0),
+        make_turn("kangaroo", 1, 3, 1.0, turn=1),
+        make_turn("kangaroo", 1, 3, 1.0, round=1),
+    ]
+    assert metrics.pairs([vanilla, *others], "kangaroo", "vanilla") == []
+    match = make_turn("kangaroo", 1, 4, 1.0)
+    assert metrics.pairs([*others, match, vanilla], "kangaroo", "vanilla") == [(match, vanilla)]
+
+
+def test_every_round_counts_for_times_and_counters():
+    answers = [
+        make_turn("vanilla", 1, 5, 4.0, steps=plain(5)),
+        make_turn("vanilla", 1, 5, 2.0, steps=plain(5), round=1),
+        make_turn("kangaroo", 1, 5, 1.0, steps=[(1, 1, 2), (1, 1, 2)]),
+        make_turn("kangaroo", 1, 5, 2.0, steps=[(1, 1, 2), (1, 1, 2)], round=1),
+    ]
+    qa = cell(answers)
+    assert (qa["questions"], qa["turns"], qa["steps"]) == (1, 2, 4)
+    assert qa["speedup_decode"]["value"] == 2.0
+    assert qa["compression_rate"] == 2.0
+    assert metrics.summarize(make_run(kangaroo="method"), answers)["rounds"] == 2
+
+
+def test_a_turn_whose_first_token_is_eos_adds_no_step(turns):
+    turns.append(make_turn("vanilla", 4, 1, 0.0, finish="eos"))
+    turns.append(make_turn("kangaroo", 4, 1, 0.0, finish="eos", audit=Audit("identical")))
+    qa = cell(turns)
+    assert (qa["turns"], qa["generated_tokens"], qa["steps"]) == (3, 15, 5)
+    assert qa["compression_rate"] == pytest.approx(12 / 5)
+    assert qa["speedup_decode"]["value"] == 2.0
+    assert qa["lossless"]["identical"] == 2
+
+
+def test_what_nothing_was_measured_of_is_null():
+    answers = [make_turn(name, 1, 1, 0.0, finish="eos") for name in ("vanilla", "kangaroo")]
+    qa = cell(answers)
+    assert qa["tok_per_s"] is None
+    assert [qa[key] for key in SPEEDUPS if "decode" in key] == [UNDEFINED] * 3
+    assert qa["compression_rate"] is None
+    assert qa["repetition"] is None
+    assert qa["step_time"] == {"draft": None, "verify": None, "rest": None, "total": None}
+    assert qa["numerical_rate"] is None
+    assert qa["speedup_total"] == {"value": 1.0, "low": None, "high": None}
+    assert cell(answers, "overall")["speedup_decode"] == UNDEFINED
+
+
+def test_a_method_without_a_finished_question_has_an_empty_overall(turns):
+    tasks = metrics.summarize(make_run(medusa="method"), turns)["methods"]["medusa"]["tasks"]
+    assert list(tasks) == ["overall"]
+    assert tasks["overall"]["turns"] == 0
+    assert tasks["overall"]["compression_rate"] is None
+    assert tasks["overall"]["ctar"] == []
+    assert tasks["overall"]["context"] == []
+    assert [tasks["overall"][key] for key in SPEEDUPS] == [UNDEFINED] * 6
+    for key in ("window_ctar", "confidence", "predicted", "prediction_error", "numerical_rate"):
+        assert tasks["overall"][key] is None
+
+
+def test_a_method_that_drafts_in_vain_shows_a_zero_and_vanilla_no_window():
+    in_vain = [make_turn(name, 1, 3, 1.0, steps=[(4, 0, 1)] * 2) for name in ("vanilla", "kangaroo")]
+    assert cell(in_vain)["ctar"] == [0.0]
+    assert cell(in_vain)["conditional_acceptance"] == [0.0]
+    plainly = [make_turn("vanilla", 1, 3, 1.0, steps=plain(3))]
+    assert cell(plainly, method="vanilla", kind="vanilla")["ctar"] == []
+
+
+def test_repetition_counts_8_grams_within_each_answer():
+    # Twelve tokens have five 8-grams; a loop of two tokens has only two different ones.
+    loop = make_turn("vanilla", 1, 0, 1.0, token_ids=[1, 2] * 6)
+    assert metrics.repetition([loop]) == pytest.approx(3 / 5)
+    # The same loop in a second answer repeats nothing across answers: 6 of 10.
+    assert metrics.repetition([loop, loop]) == pytest.approx(6 / 10)
+    # Pooled with an answer of nine different tokens (two 8-grams): 3 of 7.
+    assert metrics.repetition([loop, make_turn("vanilla", 2, 9, 1.0)]) == pytest.approx(3 / 7)
+    assert metrics.repetition([make_turn("vanilla", 2, 7, 1.0)]) is None
+
+
+def test_losslessness_is_counted_only_where_it_was_audited_and_claimed(turns):
+    turns[3].audit = None
+    assert cell(turns)["lossless"] == {"identical": 0, "numerical": 1, "different": 0}
+    assert cell(turns, kind="lossy")["lossless"] is None
+    assert cell(turns, "overall", kind="lossy")["lossless"] is None
+    assert cell(turns, method="vanilla", kind="vanilla")["lossless"] is None
+
+
+def test_divergences_are_listed_with_their_gap(turns):
+    turns[5].audit = Audit("different", 1, None, 3, math.inf, 2e-6)
+    found = metrics.summarize(make_run(kangaroo="method"), turns)["divergences"]
+    assert [(item["question_id"], item["verdict"], item["token"]) for item in found] == [
+        (2, "numerical", 8),
+        (3, "different", None),
+    ]
+    # What JSON cannot hold becomes null.
+    assert [item["gap"] for item in found] == [1e-6, None]
+
+
+def test_tasks_come_in_the_order_of_spec_bench():
+    assert metrics.ordered_tasks(["own", "rag", "qa", "rag", "mt_bench"]) == ["mt_bench", "qa", "rag", "own"]
+
+
+def test_the_summary_has_the_schema_that_readers_rely_on(turns):
+    run = make_run(kangaroo="method")
+    run.complete = False
+    summary = metrics.summarize(run, turns)
+    json.dumps(summary, allow_nan=False)
+    assert set(summary) == {
+        "schema",
+        "run_id",
+        "model",
+        "dataset",
+        "device",
+        "dtype",
+        "sampling",
+        "complete",
+        "rounds",
+        "statistics",
+        "excluded_questions",
+        "failed_methods",
+        "against",
+        "failed",
+        "divergences",
+        "methods",
+    }
+    assert summary["schema"] == 1
+    assert summary["model"] == "tiny"
+    assert summary["dataset"] == {"name": "mini", "sha256": "cd", "questions": 3, "max_new_tokens": None}
+    assert summary["device"] == {"type": "cpu", "name": "a CPU", "threads": 2}
+    assert summary["complete"] is False
+    assert set(summary["statistics"]) == {"interval", "resamples", "method", "cluster", "strata"}
+    assert (summary["statistics"]["interval"], summary["statistics"]["resamples"] >= 2000) == (0.95, True)
+    assert (summary["statistics"]["cluster"], summary["statistics"]["strata"]) == ("question", "task")
+    entry = summary["methods"]["kangaroo"]
+    assert set(entry) == {"kind", "lossless", "extra_parameters", "notes", "answered", "tasks"}
+    assert entry["answered"] == {"questions": 3, "of": 3}
+    assert (entry["kind"], entry["lossless"], entry["extra_parameters"]) == ("method", True, 7)
+    assert list(entry["tasks"]) == ["translation", "qa", "overall"]
+    for name in summary["methods"]:
+        for figures in summary["methods"][name]["tasks"].values():
+            assert set(figures) == CELL_KEYS
+            assert all(set(figures[key]) == {"value", "low", "high"} for key in SPEEDUPS)
+
+
+@pytest.mark.parametrize("config", [{}, {"temperature": 0.0, "top_p": 1.0, "top_k": 0}])
+def test_a_run_without_a_temperature_is_greedy(turns, config):
+    run = make_run(kangaroo="method")
+    run.config = config  # older runs recorded none of these
+    assert metrics.summarize(run, turns)["sampling"] is None
+
+
+def test_the_summary_says_how_tokens_were_sampled(turns):
+    run = make_run(kangaroo="method")
+    run.config = {"temperature": 0.7, "top_p": 0.8, "top_k": 50, "seed": 3}
+    assert metrics.summarize(run, turns)["sampling"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 50}
+
+
+def test_the_summary_carries_what_a_method_says_of_itself(turns):
+    run = make_run(kangaroo="method")
+    run.methods["kangaroo"].notes["predicted"] = {"tree": {"speedup": 1.5}}
+    methods = metrics.summarize(run, turns)["methods"]
+    assert methods["kangaroo"]["notes"] == {"predicted": {"tree": {"speedup": 1.5}}}
+    assert methods["vanilla"]["notes"] == {}
+
+
+def test_a_run_without_vanilla_cannot_be_summarised(turns):
+    run = make_run(kangaroo="method")
+    del run.methods["vanilla"]
+    with pytest.raises(UserError, match="r1 has no vanilla"):
+        metrics.summarize(run, turns)
+
+
+def many_turns(questions: int = 8, rounds: int = 1, tasks: tuple[str, ...] = ("qa", "rag")) -> list[Turn]:
+    """Vanilla and kangaroo on questions of two turns each, with different lengths, times and accepted drafts."""
+    turns = []
+    for task_place, task in enumerate(tasks):
+        for place in range(questions):
+            question = 100 * task_place + place
+            for turn in range(2):
+                for round_ in range(rounds):
+                    where = {"task": task, "turn": turn, "round": round_}
+                    steps = [(2, 1, 2), (2, 2, 3)] * (1 + place % 3 + turn)
+                    tokens = 1 + sum(step[2] for step in steps)
+                    slow = 1 + 0.1 * (place * (3 + turn) % 5)
+                    turns.append(make_turn("vanilla", question, tokens, 0.03 * tokens, steps=plain(tokens), **where))
+                    decode_s = 0.02 * tokens * slow
+                    turns.append(make_turn("kangaroo", question, tokens, decode_s, steps=steps, prefill_s=1.1, **where))
+    return turns
+
+
+def test_figures_agree_with_spec_benchs_own_script():
+    """Its evaluation/speed.py: mean over questions of sum(new_tokens) / sum(wall_time); mean of all accept_lengths."""
+    turns = many_turns()
+    tasks = metrics.summarize(make_run(kangaroo="method"), turns)["methods"]["kangaroo"]["tasks"]
+
+    def answers(method, task):
+        wanted = [turn for turn in turns if turn.method == method and task in (turn.task, "overall")]
+        questions = {turn.question_id: {"new_tokens": [], "wall_time": [], "accept_lengths": []} for turn in wanted}
+        for turn in wanted:
+            choice = questions[turn.question_id]
+            choice["new_tokens"].append(len(turn.token_ids))
+            choice["wall_time"].append(turn.prefill_s + turn.decode_s)
+            choice["accept_lengths"] += turn.per_step_emitted
+        return list(questions.values())
+
+    def mean_speed(choices):
+        return statistics.mean(sum(choice["new_tokens"]) / sum(choice["wall_time"]) for choice in choices)
+
+    for task in ("qa", "rag", "overall"):
+        ours = tasks[task]["speedup_total_mean_rates"]["value"]
+        theirs = mean_speed(answers("kangaroo", task)) / mean_speed(answers("vanilla", task))
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    for task in ("qa", "rag"):
+        lengths = [length for choice in answers("kangaroo", task) for length in choice["accept_lengths"]]
+        assert tasks[task]["compression_rate"] == pytest.approx(statistics.mean(lengths), rel=1e-9)
+
+
+def test_a_question_of_several_turns_and_rounds_is_one_cluster():
+    once, thrice = (cell(many_turns(rounds=rounds)) for rounds in (1, 3))
+    for key in SPEEDUPS:
+        # The same answers three times over are no more evidence than once.
+        assert thrice[key] == pytest.approx(once[key], rel=1e-9)
+        assert once[key]["low"] < once[key]["value"] < once[key]["high"]
+
+
+def test_the_six_speedups_differ_as_their_definitions_do(turns):
+    qa = cell(turns)
+    # Decode tokens/s by question: 8 and 2 against 2 and 2.
+    assert qa["speedup_decode_mean_rates"]["value"] == pytest.approx(10 / 4)
+    assert qa["speedup_decode_geometric"]["value"] == pytest.approx(2.0)
+    # End to end: 9 / 1.5 and 5 / 3.5 against 9 / 5 and 5 / 3.
+    assert qa["speedup_total_mean_rates"]["value"] == pytest.approx((6 + 5 / 3.5) / (9 / 5 + 5 / 3))
+    assert qa["speedup_total_geometric"]["value"] == pytest.approx((6 * 5 / 9 * 3 / 3.5) ** 0.5)
+    overall = cell(turns, "overall")
+    assert overall["speedup_decode_mean_rates"]["value"] == pytest.approx((8 + 2 + 2) / (2 + 2 + 4))
+    assert overall["speedup_decode_geometric"]["value"] == pytest.approx((2 + 0.5) / 2)
+    assert overall["speedup_decode"]["low"] is None  # translation has one question
+
+
+def test_vanilla_against_itself_is_exactly_one():
+    qa = cell(many_turns(), method="vanilla", kind="vanilla")
+    for key in SPEEDUPS:
+        assert qa[key] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0}, abs=1e-12)
+
+
+def with_parts(turns: list[Turn]) -> list[Turn]:
+    """As a newer record says it: half of what is not drafting is verification."""
+    for turn in turns:
+        turn.verify_s = (turn.decode_s - turn.draft_s) / 2
+    return turns
+
+
+def test_a_steps_time_is_told_in_vanilla_steps(turns):
+    # Vanilla: 12 steps in 6 s. Kangaroo: 5 steps in 3 s, 0.75 s of them drafting, 1.125 s verifying.
+    expected = {"draft": 0.15 / 0.5, "verify": 0.225 / 0.5, "rest": 0.225 / 0.5, "total": 0.6 / 0.5}
+    assert cell(with_parts(turns))["step_time"] == pytest.approx(expected)
+    own = cell(turns, method="vanilla", kind="vanilla")["step_time"]
+    assert own == pytest.approx({"draft": 0.0, "verify": 0.5, "rest": 0.5, "total": 1.0})
+    # Translation: 2 steps in 1 s against 2 in 0.5 s.
+    assert cell(turns, "translation")["step_time"]["total"] == pytest.approx(2.0)
+    assert cell(turns, "overall")["step_time"]["total"] == pytest.approx((1.2 + 2.0) / 2)
+
+
+def test_an_older_record_does_not_split_verification_from_the_rest(turns):
+    assert cell(turns)["step_time"] == {"draft": pytest.approx(0.3), "verify": None, "rest": None, "total": 1.2}
+    assert cell(turns, "overall")["step_time"]["verify"] is None
+
+
+COSTS = {"draft": 0.1, "shallow": 0.05, "verify": {"1": 0.8, "2": 0.9, "4": 1.0, "16": 2.2}, "rest": 0.07}
+
+
+def predicted(turns: list[Turn], task: str = "qa", costs=COSTS) -> metrics.Cell:
+    run = make_run(kangaroo="method")
+    run.methods["kangaroo"] = MethodInfo("method", True, 7, {}, costs=costs)
+    return metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"][task]
+
+
+def with_shapes(turns: list[Turn]) -> list[Turn]:
+    for turn in turns:
+        turn.per_step_depth = [min(drafted, 2) for drafted in turn.per_step_drafted]
+        turn.per_step_calls = [min(drafted, 3) for drafted in turn.per_step_drafted]
+    return turns
+
+
+def test_a_predicted_speedup_is_cr_over_the_predicted_cost_of_the_recorded_steps(turns):
+    qa = predicted(with_shapes(turns))
+    # (drafted, depth, calls): (4, 2, 3) (2, 2, 2) (3, 2, 3) (1, 1, 1) (4, 2, 3); verify of 5, 3, 4, 2, 5 tokens.
+    verify = (1.1 + 0.95 + 1.0 + 0.9 + 1.1) / 5
+    cost = 0.1 * 12 / 5 + 0.05 * 14 / 5 + verify + 0.07
+    assert qa["predicted"] == pytest.approx({"step_cost": cost, "speedup": 12 / 5 / cost})
+    assert qa["prediction_error"] == pytest.approx(12 / 5 / cost / 2.0 - 1)
+    translation = predicted(turns, "translation")["predicted"]
+    assert translation["step_cost"] == pytest.approx(0.1 + 0.05 * 2 + 0.9 + 0.07)
+    overall = predicted(turns, "overall")
+    speedup = (12 / 5 / cost + 1 / translation["step_cost"]) / 2
+    assert overall["predicted"] == pytest.approx(
+        {"step_cost": (cost + translation["step_cost"]) / 2, "speedup": speedup}
+    )
+    assert overall["prediction_error"] == pytest.approx(speedup / 1.25 - 1)
+
+
+def test_vanilla_is_predicted_to_be_itself(turns):
+    run = make_run()
+    costs = {"draft": 0, "shallow": 0, "verify": {"1": 0.9}, "rest": 0.1}
+    run.methods["vanilla"] = MethodInfo("vanilla", True, 0, {}, costs=costs)
+    qa = metrics.summarize(run, with_shapes(turns))["methods"]["vanilla"]["tasks"]["qa"]
+    assert qa["predicted"] == pytest.approx({"step_cost": 1.0, "speedup": 1.0})
+    assert qa["prediction_error"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_nothing_is_predicted_beyond_the_measured_widths_or_from_an_older_record(turns):
+    nothing = (None, None)
+    narrow = {**COSTS, "verify": {"1": 0.8, "4": 1.0}}
+    for found in (predicted(turns), predicted(with_shapes(turns), costs=None), predicted(turns, costs=narrow)):
+        assert (found["predicted"], found["prediction_error"]) == nothing
+    assert predicted(turns, "translation", narrow)["predicted"] is not None
+    # The measured overall speedup has both tasks, so a prediction of one cannot be compared with it.
+    overall = predicted(turns, "overall", narrow)
+    assert (overall["predicted"], overall["prediction_error"]) == nothing
+
+
+def test_steps_are_counted_by_what_they_emitted(turns):
+    assert cell(turns)["emitted_histogram"] == [1, 2, 1, 1]  # 3 1 4 2 2
+    assert cell(turns, "translation")["emitted_histogram"] == [2, 0, 0, 0]
+    assert cell(turns, "overall")["emitted_histogram"] == [3, 2, 1, 1]
+    assert cell(turns, method="vanilla", kind="vanilla")["emitted_histogram"] == [12]
+
+
+def test_confidence_is_counted_in_twentieths_of_accepted_and_of_rejected_drafts(turns):
+    turns[3].accepted_confidence = [1.0, 0.97, 0.5]
+    turns[3].rejected_confidence = [0.02]
+    turns[5].rejected_confidence = [0.07, 1.0000001]
+    qa, overall = cell(turns)["confidence"], cell(turns, "overall")["confidence"]
+    assert qa["edges"] == pytest.approx([0.05 * i for i in range(21)])
+    assert {i: count for i, count in enumerate(qa["accepted"]) if count} == {10: 1, 19: 2}
+    assert {i: count for i, count in enumerate(qa["rejected"]) if count} == {0: 1}
+    assert {i: count for i, count in enumerate(overall["rejected"]) if count} == {0: 1, 1: 1, 19: 1}
+    assert cell(turns, method="vanilla", kind="vanilla")["confidence"] is None
+
+
+def probed(turns: list[Turn], windows: int, task: str = "qa") -> metrics.Cell:
+    run = make_run(kangaroo="method")
+    run.config["probe_windows"] = windows
+    return metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"][task]
+
+
+def test_window_ctar_counts_only_positions_with_enough_answer_left(turns):
+    turns[3].windows = [3, 2, 0, 1, 1]
+    turns[4].windows = [2, 1]
+    # w = 1: 6 of 7 positions. w = 2: positions 0-3 and 0: 3, 2, and 2 reach it, of 5. w = 3: position 0-2: 1 of 3.
+    assert probed(turns, 3)["window_ctar"] == pytest.approx([6 / 7, 3 / 5, 1 / 3])
+    turns[5].windows = [0]
+    assert probed(turns, 3, "translation")["window_ctar"] == [0.0, None, None]
+    assert probed(turns, 3, "overall")["window_ctar"] == pytest.approx([3 / 7, 3 / 5, 1 / 3])
+
+
+def test_without_a_probe_there_is_no_window_ctar(turns):
+    assert probed(turns, 3)["window_ctar"] is None
+    assert probed(turns, 3, "overall")["window_ctar"] is None
+    turns[3].windows = [1]
+    assert probed(turns, 0)["window_ctar"] is None
+
+
+def test_time_per_token_is_told_by_context_in_bins_of_equally_many_turns():
+    turns = []
+    for place in range(12):
+        where = {"prompt_tokens": 100 * (11 - place)}
+        turns.append(make_turn("vanilla", place, 11, 1.0, **where))
+        turns.append(make_turn("kangaroo", place, 11, 0.1 * (12 - place), **where))
+    low, high = cell(turns)["context"]
+    # Contexts 0..500 and 600..1,100, and half of 11 tokens; 10 decode tokens a turn.
+    assert (low["turns"], high["turns"]) == (6, 6)
+    assert (low["context"], high["context"]) == (255.5, 855.5)
+    assert (low["ms_per_token"], high["ms_per_token"]) == pytest.approx((100 * 3.5 / 10, 100 * 9.5 / 10))
+    assert low["vanilla_ms_per_token"] == high["vanilla_ms_per_token"] == 100.0
+    assert len(cell(many_turns(questions=40))["context"]) == 6
+    assert cell(turns[:8])["context"] == []
+    # Tasks with too few turns of their own have a curve together.
+    for turn in turns[:8]:
+        turn.task = "rag"
+    assert cell(turns, "rag")["context"] == []
+    assert len(cell(turns, "overall")["context"]) == 2
+
+
+def test_the_numerical_rate_is_of_the_audited_turns(turns):
+    assert cell(turns)["numerical_rate"] == 0.5
+    assert cell(turns, "translation")["numerical_rate"] == 0.0
+    assert cell(turns, "overall")["numerical_rate"] == pytest.approx(1 / 3)  # of all turns, no mean of the tasks
+    assert cell(turns, kind="lossy")["numerical_rate"] is None
+
+
+def test_conditional_acceptance_goes_by_the_longest_path_where_it_is_known():
+    tree = make_turn("kangaroo", 1, 6, 1.0, steps=[(6, 1, 2), (6, 2, 3)])
+    # By its six nodes the first step drafted two in a row and missed the second.
+    assert metrics.conditional_acceptance([tree], 2) == [1.0, 0.5]
+    tree.per_step_depth = [1, 2]
+    assert metrics.conditional_acceptance([tree], 2) == [1.0, 1.0]
+
+
+def test_a_summary_of_everything_recorded_is_json(turns):
+    turns = with_shapes(with_parts(many_turns()))
+    for turn in turns:
+        turn.windows, turn.accepted_confidence = [1, 0], [0.5]
+    run = make_run(kangaroo="method")
+    run.config["probe_windows"] = 2
+    run.methods["kangaroo"] = MethodInfo("method", True, 7, {}, costs=COSTS)
+    summary = metrics.summarize(run, turns)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    for figures in summary["methods"]["kangaroo"]["tasks"].values():
+        assert None not in [figures[key] for key in ("confidence", "predicted", "window_ctar", "step_time")]
+
+
+def test_a_method_that_failed_everywhere_takes_no_question_from_the_others(turns):
+    """A peer too: asked one question, it would otherwise cost everybody that question."""
+    dead = [
+        make_turn("dead", question, 0, 0.0, task=task, error="boom")
+        for question, task in ((1, "qa"), (3, "translation"))
+    ]
+    peer = make_turn("peer", 2, 0, 0.0, error="bang")
+    run = make_run(kangaroo="method", dead="method", peer="peer")
+    summary = metrics.summarize(run, [*turns, *dead, peer])
+    assert summary["failed_methods"] == {"dead": "boom", "peer": "bang"}
+    assert summary["excluded_questions"] == []
+    assert len(summary["failed"]) == 3
+    alone = metrics.summarize(make_run(kangaroo="method"), turns)
+    assert summary["methods"]["kangaroo"] == alone["methods"]["kangaroo"]
+    assert summary["methods"]["dead"]["tasks"]["overall"]["speedup_decode"]["value"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_what_vanilla_is_worth_beside_a_peer_is_the_mean_of_the_tasks_own(turns):
+    peers = [
+        make_turn("peer", 1, 9, 2.0),  # vanilla: 8 tokens in 4 s
+        make_turn("peer", 3, 3, 2.0, task="translation"),  # vanilla: 2 tokens in 0.5 s
+    ]
+    tasks = metrics.summarize(make_run(peer="peer"), [*turns, *peers])["methods"]["peer"]["tasks"]
+    assert tasks["qa"]["worth_decode"]["value"] == pytest.approx(2 / 4)
+    assert tasks["translation"]["worth_decode"]["value"] == pytest.approx(2 / 0.5)
+    assert tasks["overall"]["worth_decode"]["value"] == pytest.approx((0.5 + 4) / 2)
+    assert tasks["overall"]["speedup_decode"]["value"] == pytest.approx((2 + 0.25) / 2)
+
+
+def test_a_peer_that_was_asked_less_says_so(turns):
+    summary = metrics.summarize(make_run(peer="peer"), [*turns, make_turn("peer", 1, 9, 2.0)])
+    assert summary["methods"]["peer"]["answered"] == {"questions": 1, "of": 3}
+    assert summary["methods"]["vanilla"]["answered"] == {"questions": 3, "of": 3}
+
+
+def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded():
+    turns = [make_turn("vanilla", 1, 9, 4.0, steps=plain(9)), make_turn("peer", 1, 9, 2.0, first_tokens=5)]
+    cell = metrics.summarize(make_run(peer="peer"), turns)["methods"]["peer"]["tasks"]["qa"]
+    assert cell["tok_per_s"] == pytest.approx(4 / 2.0)
+    assert cell["speedup_decode"]["value"] == pytest.approx((4 / 2.0) / (8 / 4.0))
+    assert cell["speedup_total"]["value"] == pytest.approx((9 / 3.0) / (9 / 5.0))
+
+
+def test_methods_are_compared_with_each_other_on_the_questions_that_both_answered(turns):
+    other = [
+        make_turn("other", 1, 9, 8.0, steps=plain(9)),
+        make_turn("other", 3, 3, 1.0, task="translation", steps=plain(3)),
+    ]
+    against = metrics.summarize(make_run(kangaroo="method", other="method"), [*turns, *other])["against"]
+    ours = {t.question_id: t for t in turns if t.method == "kangaroo"}
+    qa, translation = 8.0 / ours[1].decode_s, 1.0 / ours[3].decode_s  # equal tokens: times alone
+    assert against["kangaroo"]["other"]["value"] == pytest.approx((qa + translation) / 2)
+    assert against["other"]["kangaroo"]["value"] == pytest.approx((1 / qa + 1 / translation) / 2)
+    assert metrics.summarize(make_run(kangaroo="method"), turns)["against"] == {}
+
+
+def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turns):
+    run = make_run(kangaroo="method")
+    run.config["probe_windows"] = 3
+    run.methods["kangaroo"].notes["probe_windows"] = 2
+    for turn in turns:
+        if turn.method == "kangaroo":
+            turn.windows = [2, 2, 1, 0]
+    cell = metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"]["qa"]
+    assert cell["window_ctar"] == [pytest.approx(3 / 4), pytest.approx(2 / 3), None]

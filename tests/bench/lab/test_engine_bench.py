@@ -1,0 +1,110 @@
+"""bench-engine: every part is measured and told; shapes are those of the published models."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+
+from bench.cli import main
+from bench.engine.decoder import Decoder
+from bench.lab import engine_bench
+from bench.models import shapes
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Little of everything, and one tiny shape more."""
+    monkeypatch.setattr(engine_bench, "_BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(engine_bench, "Effort", functools.partial(engine_bench.Effort, rounds=1, new_tokens=8))
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+
+
+def measured(tmp_path, *flags):
+    """Status of the command and what it wrote."""
+    file = tmp_path / "engine.json"
+    status = main(["bench-engine", "--repeats", "1", "--context", "256", "--json", str(file), *flags])
+    return status, json.loads(file.read_text()) if file.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vicuna-7b", 6_738_415_616),
+        ("vicuna-13b", 13_015_864_320),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_a_shape_has_the_published_number_of_parameters(name, parameters):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shapes.config_of(name))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+
+
+def test_random_weights_are_the_same_for_us_and_for_transformers(small):
+    config, device = shapes.config_of("tiny"), torch.device("cpu")
+    weights = shapes.random_weights(config, torch.float32, device)
+    decoder = Decoder.from_weights(config, weights, max_len=64)
+    model = shapes.hf_model("tiny", torch.float32, device).eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits[0]
+    found = decoder.logits(decoder.run_layers(decoder.embed(ids), 0, decoder.new_cache())[0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert found.isfinite().all()
+    assert found.std() > 1e-3
+
+
+def test_every_part_is_measured_and_told(small, setting, tmp_path, capsys):
+    flags = ["--model", str(setting.model), "--method", setting.kangaroo, "--peer", "hf-generate"]
+    status, found = measured(tmp_path, *flags)
+    assert status == 0
+    assert list(found["answers"]) == ["vanilla", setting.kangaroo, "hf-generate"]
+    assert found["answers"]["vanilla"]["over_vanilla"] == 1.0
+    assert list(found["passes"])[:4] == ["1", "2", "3", "4"]
+    assert found["random_weights"] is False
+    assert found["vanilla"]["weight_bytes"] > 4 * found["parameters"] * 0.9
+    times = [*found["passes"].values(), *found["drafts"].values(), *found["head"].values(), *found["cache"].values()]
+    assert all(value > 0 for value in times)
+    told = capsys.readouterr().out
+    for words in ("of the read bandwidth", "a pass over n positions", "LM head of n tokens", "hf-generate"):
+        assert words in told
+
+
+def test_a_shape_needs_no_model_and_has_peers(small, tmp_path, capsys):
+    status, found = measured(tmp_path, "--shape", "tiny", "--peer", "hf-generate")
+    assert status == 0
+    assert found["model"] == "tiny"
+    assert found["random_weights"] is True
+    assert list(found["answers"]) == ["vanilla", "hf-generate"]
+    assert "tiny with random weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--shape", "vicuna-7"], "unknown shape 'vicuna-7', did you mean 'vicuna-7b'?"),
+        (["--shape", "vicuna-7b", "--model", "default"], "--shape and --model: give one of them"),
+        (["--context", "10"], "--context 10 is too short"),
+        (["--repeats", "0"], "--repeats 0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(flags, told, capsys):
+    assert main(["bench-engine", *flags]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Projections: acceptance times costs, by hand; bounds where a paper is silent; and never called a measurement."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.cli import main
+from bench.lab.projection import Costs, Shape, project
+from tests.tiny import run_bench
+
+ENGINE = {
+    "model": "vicuna-7b", "random_weights": True, "parameters": 6_738_415_616, "dtype": "bfloat16",
+    "device": {"type": "cuda", "name": "a GPU", "threads": 4}, "engine": {"weights": "plain"}, "warnings": [],
+    "peak_bytes": 2**34, "passes": {"1": 10.0, "2": 10.0, "4": 12.0, "8": 20.0},
+    "drafts": {"1": 0.5, "2": 1.0, "4": 2.0}, "drafters": {"kangaroo": 0.4, "medusa": 1.5},
+}  # fmt: skip
+PAPER = {
+    "schema": 1, "source": "a paper", "citation": "c", "url": "u", "benchmark": "b", "definitions": {},
+    "ablations": [], "notes": [],
+    "results": [
+        {
+            "method": method, "label": method.title(), "model": "Vicuna-7B", "hardware": "h", "settings": settings,
+            "speedup": {"overall": 1.5}, "compression_rate": {"overall": 2.0}, "ctar": {},
+        }
+        for method, settings in (("kangaroo", "exit layer 4, gamma 3"), ("medusa", ""), ("rest", ""))
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def paper(tmp_path):
+    path = tmp_path / "paper.json"
+    path.write_text(json.dumps(PAPER))
+    return path
+
+
+def test_a_step_costs_what_its_parts_do():
+    costs = Costs.of(ENGINE)
+    # Two drafts: three passes below the exit, two calls, and the layers above it over three positions (11 ms in all).
+    assert costs.step_ms("kangaroo", Shape(2, 2, 2), 2) == pytest.approx(3 * 1.0 + 2 * 0.4 + 11 * 0.9)
+    assert costs.step_ms("medusa", Shape(3, 3, 1), 0) == pytest.approx(1.5 + 12)
+
+
+def test_a_papers_kangaroo_lies_between_no_draft_in_vain_and_gamma_drafts(paper):
+    kangaroo, medusa = project(ENGINE, [paper])  # nothing of REST is known but its rate
+    assert kangaroo["method"] == "Kangaroo"
+    least = 2 * 10 / (2 * 2.0 + 1 * 0.4 + 10 * 0.8)  # CR 2: a draft a step at least
+    most = 2 * 10 / (4 * 2.0 + 3 * 0.4 + 12 * 0.8)
+    assert kangaroo["projected"] == pytest.approx([most, least])
+    assert kangaroo["published"] == 1.5
+    assert medusa["projected"] == pytest.approx([2 * 10 / (1.5 + 14)] * 2)
+
+
+def test_of_a_run_every_step_counts(setting, tmp_path):
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    (row,) = project(ENGINE, [setting.out])
+    assert row["method"] == setting.kangaroo
+    assert row["projected"][0] == row["projected"][1] > 0
+    assert row["compression_rate"] >= 1
+    assert row["published"] is None
+
+
+def test_the_page_says_that_nothing_was_measured(paper, tmp_path, capsys):
+    engine, out = tmp_path / "engine.json", tmp_path / "projection.json"
+    engine.write_text(json.dumps(ENGINE))
+    assert main(["project", "--engine", str(engine), "--acceptance", str(paper), "--json", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "PROJECTED speedup" in told
+    assert "PROJECTION, not a measurement" in told
+    assert len(json.loads(out.read_text())["projection"]) == 2
+
+
+def test_the_papers_own_file_can_be_projected_for_both_sizes():
+    from bench.figures.published import PUBLISHED
+
+    for model in ("vicuna-7b", "vicuna-13b"):
+        rows = project({**ENGINE, "model": model}, [PUBLISHED / "kangaroo_paper.json"])
+        assert {row["method"] for row in rows} == {"Kangaroo", "Medusa"}
+        assert all(model in row["source"].lower() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("{", "is not what bench-engine --json writes"), ('{"passes": {}}', "no costs of passes and draft models")],
+)
+def test_mistakes_are_told_in_a_sentence(content, told, tmp_path, capsys):
+    (tmp_path / "engine.json").write_text(content)
+    assert main(["project", "--engine", str(tmp_path / "engine.json")]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_source_without_a_known_method_is_refused(tmp_path, capsys):
+    (tmp_path / "engine.json").write_text(json.dumps(ENGINE))
+    (tmp_path / "paper.json").write_text(json.dumps({**PAPER, "results": PAPER["results"][2:]}))
+    arguments = ["--engine", str(tmp_path / "engine.json"), "--acceptance", str(tmp_path / "paper.json")]
+    assert main(["project", *arguments]) == 2
+    assert "no acceptance of kangaroo or medusa" in capsys.readouterr().err

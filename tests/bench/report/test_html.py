@@ -1,0 +1,400 @@
+"""The HTML page of a run: what is in it, that nothing in it can act, and that tokens are told apart as recorded."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.figures.metrics import summarize
+from bench.figures.records import Audit, Turn, read_run, read_turns
+from bench.report import html, reader
+from tests import html_runs
+from tests.html_runs import HOSTILE, KANGAROO, LOSSY, PIECES
+from tests.html_tree import Element, Tree
+
+ROOT = Path(__file__).parents[3]
+REFERENCE = sorted((ROOT / "results" / "reference").glob("*/summary.json"))
+PUBLISHED = {
+    "method": "kangaroo",
+    "source": "A Paper",
+    "url": "https://example.org/paper",
+    "model": "Vicuna-7B",
+    "hardware": "A100",
+    "settings": "chain",
+    "speedup": {"mt_bench": 1.68, "overall": 1.5},
+    "compression_rate": {"mt_bench": 2.22},
+}
+
+
+def page_text(run=None, turns=None, summary=None, pieces=PIECES, figures=(), published=(), warnings=(), definitions=""):
+    run = run or html_runs.run()
+    turns = html_runs.turns() if turns is None else turns
+    summary = summary or html_runs.summary(run, turns)
+    return html.report_html(
+        run, summary, turns, pieces, figures, published=published, warnings=warnings, definitions=definitions
+    )
+
+
+def page(**given) -> Element:
+    return Tree(page_text(**given)).root
+
+
+def table(root: Element, caption: str) -> list[list[str]]:
+    """The cells of the table with this caption, as shown, headings included."""
+    found = next(one for one in root.all("table") if one.all("caption")[0].text == caption)
+    rows = [[cell for cell in row.children if isinstance(cell, Element)] for row in found.all("tr")]
+    return [[" ".join(cell.text.split()) for cell in row] for row in rows]
+
+
+def answers(root: Element) -> dict[str, dict[str, Element]]:
+    """Panels by the answer's title and the method."""
+    return {
+        answer.all("h3")[0].text: {panel.all("h4")[0].text: panel for panel in answer.all("section", "panel")}
+        for answer in root.all("article", "answer")
+    }
+
+
+def renamed(name: str) -> dict:
+    """The full run with another name for its method."""
+    run, turns = html_runs.run(), html_runs.turns()
+    run.methods = {name if key == KANGAROO else key: info for key, info in run.methods.items()}
+    for turn in turns:
+        turn.method = name if turn.method == KANGAROO else turn.method
+    return {"run": run, "turns": turns}
+
+
+def test_the_title_says_model_device_dtype_and_questions():
+    header = page().all("header")[0].text
+    for what in ("tiny-model", "A Processor", "bfloat16", "12 (mini)", "greedy"):
+        assert what in header
+
+
+def test_the_headline_table_has_a_row_a_method_with_intervals():
+    rows = table(page(), "Decode speedup over vanilla, by task")
+    assert rows[0][1:4] == ["Multi-turn conversation", "Translation", "Summarization"]
+    assert rows[0][7:] == ["overall", "end-to-end", "CR", "extra parameters", "output"]
+    kangaroo = next(row for row in rows if row[0] == KANGAROO)
+    # 54 tokens in 1.3 s each; vanilla 54 in 2.0 and in 2.1 s: 4.1 / 2.6.
+    assert kangaroo[1] == "1.58x [1.47, 1.67]"
+    assert kangaroo[7] == "1.58x [1.47, 1.67]"
+    assert kangaroo[10:] == ["2.0M", "11 identical, 1 numerical"]
+    vanilla = next(row for row in rows if row[0] == "vanilla")
+    assert vanilla[1] == "26.3 tok/s"  # 108 / 4.1
+
+
+def test_a_lossy_method_never_passes_for_a_lossless_one():
+    root = page()
+    assert f"{LOSSY} (not lossless)" in [row[0] for row in table(root, "Decode speedup over vanilla, by task")]
+    assert f"{LOSSY} (not lossless)" in [card.all("h3")[0].text for card in root.all("article", "card")]
+
+
+def test_a_card_says_how_fast_and_at_what_price():
+    card = page().all("article", "card")[0]
+    assert card.all("h3")[0].text == KANGAROO
+    assert "1.58x" in card.text
+    assert "[1.47, 1.67]" in card.text
+    assert "2.0M" in card.text
+
+
+def test_the_details_have_every_estimator_and_where_the_time_goes():
+    details = page().all("details")[1]
+    estimators = table(details, "Speedup over vanilla")
+    assert len(estimators[0]) == 7
+    assert estimators[-1][0] == "Overall"
+    assert all(cell.endswith("]") for row in estimators[1:] for cell in row[1:])
+    overall = table(details, "Where the time goes")[-1]
+    assert overall == ["Overall", "0.21", "0.98", "0.02", "1.21", "1.25", "1.40x", "1.58x", "+10.0%"]
+    windows = table(details, "Window CTAR(w): positions at which w forced drafts in a row are right")
+    assert windows[1] == ["Multi-turn conversation", "0.61", "0.32", "0.13"]
+    histogram = table(details, "Steps by how many tokens they added")
+    assert histogram[1][1:] == ["40.0% 40", "30.0% 30", "20.0% 20", "10.0% 10"]
+    assert table(details, "Time per token by length of context")[1] == ["100 tokens", "31.0", "41.0", "5"]
+
+
+def test_vanilla_is_the_baseline_and_neither_lossy_nor_faster_than_itself():
+    details = page().all("details")[0]
+    assert {row[-1] for row in table(details, "What the figures were counted from")[1:]} == {"the baseline"}
+    assert "Speedup over vanilla" not in details.text
+
+
+def test_warnings_and_definitions_are_those_of_the_markdown_page():
+    definitions = "- **CR** is *tokens* per\n  step, `a < b`.\n- Second."
+    root = page(warnings=["**Few questions** (qa 2): see [Divergences](#divergences)."], definitions=definitions)
+    warning = root.all("ul", "warnings")[0].all("li")[0]
+    assert warning.text == "Few questions (qa 2): see Divergences."
+    assert warning.all("strong")[0].text == "Few questions"
+    assert warning.all("a")[0].attributes["href"] == "#divergences"
+    items = root.all("ul", "definitions")[0].all("li")
+    assert [item.text for item in items] == ["CR is tokens per step, a < b.", "Second."]
+    assert [item.all("code")[0].text for item in items[:1]] == ["a < b"]
+
+
+def test_published_figures_stand_apart_with_their_source():
+    root = page(published=[PUBLISHED])
+    rows = table(root, "Speedup, here (end-to-end, mean of rates) and as published")
+    assert [row[:2] for row in rows[1:]] == [[KANGAROO, "this run"], ["kangaroo", "A Paper"]]
+    assert rows[2][2:5] == ["Vicuna-7B chain", "A100", "1.68x"]
+    assert rows[2][-1] == "1.50x"
+    assert rows[2][5] == "-"
+    assert table(root, "CR, here and as published")[2][4] == "2.22"
+    section = next(one for one in root.all("section") if one.attributes["aria-labelledby"] == "published")
+    assert "Not measured here." in section.text
+    assert [link.attributes["href"] for link in section.all("a")] == ["https://example.org/paper"] * 2
+
+
+def test_a_source_that_is_no_https_address_is_not_made_a_link():
+    assert "javascript:" not in page_text(published=[PUBLISHED | {"url": "javascript:alert(1)"}])
+
+
+def test_figures_are_inside_the_page_and_grouped(tmp_path):
+    (tmp_path / "speedup_by_task.svg").write_text("<svg/>")
+    (tmp_path / "ctar_by_window.png").write_bytes(b"\x89PNG")
+    (tmp_path / "unheard_of.svg").write_text("<svg/>")
+    files = ["ctar_by_window.png", "speedup_by_task.svg", "unheard_of.svg"]
+    root = page(figures=[(f"Title of {name}", tmp_path / name) for name in files])
+    images = root.all("img")
+    assert [image.attributes["alt"] for image in images] == [f"Title of {files[i]}" for i in (1, 0, 2)]
+    start, data = images[1].attributes["src"].split(",")
+    assert start == "data:image/png;base64"
+    assert base64.b64decode(data) == b"\x89PNG"
+    section = next(one for one in root.all("section") if one.attributes["aria-labelledby"] == "figures")
+    assert [heading.text for heading in section.all("h3")] == ["How fast", "What is accepted", "Further figures"]
+
+
+def test_failures_and_divergences_are_listed():
+    run, turns = html_runs.run(), html_runs.turns()
+    turns.append(Turn(KANGAROO, 99, "qa", "qa", 0, 0, error=f"ValueError: {HOSTILE}"))
+    root = page(run=run, turns=turns)
+    assert table(root, "Turns that failed")[1][1] == f"ValueError: {HOSTILE}"
+    row = table(root, "First differing tokens")[1]
+    assert row[0].startswith("kangaroo, question 84 (Translation)")
+    assert row[1:] == ["numerical", "20", "sea", "the", "0.001", "0.004"]
+
+
+def test_an_answer_a_task_is_shown_and_each_that_diverges():
+    titles = list(answers(page()))
+    assert [title.split(":")[0] for title in titles[:6]] == [
+        "Multi-turn conversation",
+        "Translation",
+        "Summarization",
+        "Question answering",
+        "Math reasoning",
+        "RAG",
+    ]
+    assert titles[6:] == ["Translation: question 84, turn 1"]
+
+
+def test_tokens_are_shaded_as_the_steps_record_them():
+    turn = next(one for one in html_runs.turns() if one.method == KANGAROO)
+    panel = answers(page())["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    tokens = panel.all("span", "t")
+    kinds = Counter(cls for token in tokens for cls in token.classes)
+    assert len(tokens) == len(turn.token_ids)
+    assert kinds["first"] == 1
+    assert kinds["accepted"] == sum(turn.per_step_accepted)
+    assert kinds["bonus"] == sum(turn.per_step_emitted) - sum(turn.per_step_accepted)
+    assert kinds["beat"] == sum(map(bool, turn.per_step_rejected))
+    by_shade = Counter(min(int(5 * one), 4) + 1 for one in turn.accepted_confidence)
+    assert {shade: kinds[f"c{shade}"] for shade in range(1, 6)} == by_shade
+    # The first step takes one token after the prefill's, the second two drafts and one token.
+    assert [token.classes[1] for token in tokens[:5]] == ["first", "bonus", "accepted", "accepted", "bonus"]
+
+
+def test_a_lossy_method_without_confidences_has_no_shades_of_its_own():
+    panel = answers(page())["Multi-turn conversation: question 81, turn 1"][LOSSY]
+    assert panel.all("span", "accepted")
+    assert not [token for token in panel.all("span", "t") if re.search(r"\bc\d", " ".join(token.classes))]
+
+
+def test_a_token_that_beat_drafts_names_them_with_their_confidence():
+    panel = answers(page())["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    beat = panel.all("span", "beat")
+    assert beat[0].attributes["title"] == (
+        "the target's own token; rejected drafts: “ sea” (confidence 0.31), “↵” (confidence 0.31)"
+    )
+    assert beat[1].attributes["title"] == "the target's own token; rejected draft: “ but” (confidence 0.31)"
+    assert [token.attributes["tabindex"] for token in beat] == ["0"] + ["-1"] * (len(beat) - 1)
+
+
+def test_the_text_of_an_answer_is_its_pieces_and_line_breaks_are_marked():
+    text = answers(page())["Multi-turn conversation: question 81, turn 1"][KANGAROO].all("p", "tokens")[0].text
+    assert text == html_runs.SENTENCES.replace("\n", "↵\n")
+
+
+def test_a_divergence_is_marked_where_it_is_with_vanillas_token_and_answer():
+    panels = answers(page())["Translation: question 84, turn 1"]
+    tokens = panels[KANGAROO].all("span", "t")
+    assert [i for i, token in enumerate(tokens) if "diverges" in token.classes] == [20]
+    assert tokens[20].text == " sea"
+    assert "vanilla's token here: “ the”" in tokens[20].attributes["title"]
+    assert "from token 21 on (numerical)" in panels[KANGAROO].text
+    assert panels["vanilla"].all("p", "tokens")[0].text == html_runs.SENTENCES.replace("\n", "↵\n")
+    assert "vanilla" not in answers(page())["Multi-turn conversation: question 81, turn 1"]
+
+
+def test_an_answer_has_its_cr_steps_and_both_rates():
+    panel = answers(page())["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    facts = {one.all("dt")[0].text: one.all("dd")[0].text for one in panel.all("dl", "stats")[0].all("div")}
+    # 55 tokens, of them 54 in 24 steps and 1.3 s; vanilla 54 in 2.0 s.
+    expected = {"tokens": "55", "steps": "24", "CR": "2.25", "tokens/s": "41.5", "vanilla, tokens/s": "27.0"}
+    assert facts == expected | {"speedup": "1.54x", "output": "identical to vanilla's"}
+
+
+def test_unknown_tokens_show_their_ids():
+    panel = answers(page(pieces={}))["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    assert panel.all("p", "tokens")[0].text.startswith("⟨0⟩⟨1⟩⟨2⟩")
+
+
+def test_a_long_answer_is_cut_after_its_divergence_and_says_so():
+    run, turns = html_runs.run(), html_runs.turns()
+    ids = list(range(2000))
+    for turn in turns:
+        if turn.question_id == 81:
+            turn.token_ids = ids
+            if turn.method == KANGAROO:
+                turn.token_ids = [*ids[:900], 7, *ids[901:]]
+                turn.per_step_emitted, turn.per_step_accepted, turn.per_step_rejected = [1] * 1999, [0] * 1999, []
+                turn.per_step_drafted, turn.per_step_depth = [1] * 1999, []
+                turn.audit = Audit("numerical", 900, 7, 900, 0.1, 0.2)
+    panel = answers(page(run=run, turns=turns))["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    assert len(panel.all("span", "t")) == 950
+    assert "1,050 more tokens are not shown" in panel.text
+
+
+def test_a_step_that_the_end_cut_has_no_token_of_the_targets_own():
+    turn = Turn(
+        KANGAROO, 1, "qa", "qa", 0, 0, token_ids=[5, 6, 7, 8], per_step_emitted=[1, 2], per_step_accepted=[0, 2]
+    )
+    assert [[token.origin for token in group] for group in reader.by_step(turn)] == [
+        [reader.FIRST],
+        [reader.BONUS],
+        [reader.ACCEPTED, reader.ACCEPTED],
+    ]
+
+
+def test_confidences_stay_with_their_tokens_when_steps_are_cut():
+    steps = {"per_step_emitted": [2, 1], "per_step_accepted": [2, 0], "per_step_rejected": [[9], [8]]}
+    turn = Turn(KANGAROO, 1, "qa", "qa", 0, 0, token_ids=[1, 2, 3, 4], **steps)
+    turn.accepted_confidence, turn.rejected_confidence = [0.9, 0.8], [0.2, 0.1]
+    groups = reader.by_step(turn)
+    assert [token.confidence for token in groups[1]] == [0.9, 0.8]
+    assert groups[2][0].losers == ((8, 0.1),)
+
+
+def test_tokens_that_no_step_accounts_for_are_not_passed_off_as_anything():
+    turn = Turn(KANGAROO, 1, "qa", "qa", 0, 0, token_ids=[1, 2, 3], per_step_emitted=[1], per_step_accepted=[0])
+    assert [group[0].origin for group in reader.by_step(turn)] == [reader.FIRST, reader.BONUS, reader.UNKNOWN]
+
+
+def test_nothing_from_the_records_becomes_markup():
+    run, turns = html_runs.run(), html_runs.turns()
+    given = renamed(f'{HOSTILE}"onload="x')
+    run, turns = given["run"], given["turns"]
+    run.command = run.provenance["started"] = HOSTILE
+    run.model["name"] = run.device["name"] = HOSTILE
+    turns.append(Turn(LOSSY, 99, "qa", "qa", 0, 0, error=HOSTILE))
+    pieces = dict.fromkeys(PIECES, f"{HOSTILE}\n<img src=x onerror=alert(1)>")
+    text = page_text(
+        run=run,
+        turns=turns,
+        pieces=pieces,
+        warnings=[HOSTILE, f"[x](javascript:{HOSTILE})"],
+        definitions=f"- {HOSTILE}",
+    )
+    root = Tree(text).root
+    assert len(root.all("script")) == 1
+    assert not root.all("img")
+    assert not {name for element in root.all() for name in element.attributes if name.startswith("on")}
+    assert text.count(html.escape(HOSTILE)) > 20, "the text itself is still there to read"
+
+
+def test_the_page_loads_nothing_and_may_run_only_its_own_script():
+    text = page_text(published=[PUBLISHED])
+    root = Tree(text).root
+    sources = [one.attributes[name] for one in root.all() for name in ("src", "href") if name in one.attributes]
+    remote = [source for source in sources if not source.startswith(("#", "data:"))]
+    assert set(remote) == {"https://example.org/paper"}
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = root.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]
+    assert "default-src 'none'" in policy.attributes["content"]
+    assert re.search(r"script-src 'sha256-[\w+/=]+'$", policy.attributes["content"])
+
+
+def test_links_within_the_page_lead_somewhere_and_ids_are_unique():
+    root = page(published=[PUBLISHED], warnings=["[Provenance](#provenance)"])
+    ids = [element.attributes["id"] for element in root.all() if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+    for link in root.all("a"):
+        if link.attributes["href"].startswith("#"):
+            assert link.attributes["href"][1:] in ids
+
+
+def test_headings_stand_in_order_and_cells_say_what_they_head():
+    root = page(published=[PUBLISHED])
+    levels = [int(one.tag[1]) for one in root.all() if re.fullmatch(r"h[1-6]", one.tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    for heading in root.all("th"):
+        assert heading.attributes.get("scope") in ("col", "row")
+    for found in root.all("table"):
+        widths = {len([cell for cell in row.children if isinstance(cell, Element)]) for row in found.all("tr")}
+        assert len(widths) == 1, f"rows of {found.all('caption')[0].text!r} differ in length"
+
+
+def test_provenance_sessions_and_knobs_are_complete():
+    root = page()
+    facts = dict(table(root, "Provenance of the run")[1:])
+    assert facts["commit"] == "0123abc with uncommitted changes"
+    assert facts["command"] == "roobench --method kangaroo"
+    assert "ab" * 32 in facts["model"]
+    assert table(root, "Sessions")[2] == ["2026-01-02", "12", "25.0%", "b2, uncommitted changes", "hot"]
+    knobs = table(root, "Methods with every knob")
+    assert knobs[2] == [KANGAROO, "gamma=6", "method", "yes", "2,000,000", "-"]  # written before memory was recorded
+
+
+@pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
+def test_older_runs_render(path):
+    run, turns = read_run(path.parent), read_turns(path.parent)
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    root = page(run=run, turns=turns, summary=summary, pieces={})
+    rows = table(root, "Decode speedup over vanilla, by task")
+    for name, entry in summary["methods"].items():
+        if entry["kind"] == "method":
+            expected = f"{entry['tasks']['overall']['speedup_decode']['value']:.2f}x"
+            assert next(row for row in rows if row[0].split(" (")[0] == name)[7].split()[0] == expected
+    shown = [panel for panels in answers(root).values() for panel in panels.values()]
+    assert len(shown) >= 6
+    assert all(panel.all("span", "t") for panel in shown)
+
+
+def test_a_run_of_vanilla_alone_says_so():
+    run = html_runs.run()
+    run.methods = {"vanilla": run.methods["vanilla"]}
+    turns = [turn for turn in html_runs.turns() if turn.method == "vanilla"]
+    root = page(run=run, turns=turns, summary=summarize(run, turns))
+    assert "Only vanilla was run" in root.text
+    assert not answers(root)
+
+
+def test_a_run_in_which_nothing_was_finished_renders():
+    run, turns = html_runs.run(), html_runs.turns()
+    failed = [dataclasses.replace(turn, error="RuntimeError: out of memory") for turn in turns]
+    root = page(run=run, turns=failed, summary=summarize(run, failed))
+    assert "no turn was finished beside vanilla's" in root.text
+    assert not answers(root)
+
+
+def test_the_page_needs_no_torch():
+    code = "import sys, bench.report.html; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

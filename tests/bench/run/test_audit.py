@@ -1,0 +1,171 @@
+"""Rounding or a fault: ties and faults built on purpose, gaps taken from transformers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from bench.run.audit import Auditor
+from methods.base import NoKnobs, decode
+from methods.vanilla import Vanilla
+
+LIMIT = 24
+
+
+def never():
+    raise AssertionError("no second model is needed here")
+
+
+@pytest.fixture
+def scene(tiny_model, random_ids, hf_greedy):
+    """(hf_config, hf_model, prompt, vanilla's answer) with an LM head of its own."""
+    config, model = tiny_model("llama3")
+    prompt = random_ids(10, seed=6)
+    return config, model, prompt, hf_greedy(model, prompt, LIMIT)
+
+
+@pytest.fixture
+def tied_at(scene, hf_logits):
+    """(position, scale) -> a copy of the model in whose head a token's row is `scale` times the answer's token there.
+
+    Returns the model, that other token and the float32 gap between the two.
+    """
+    _, model, prompt, answer = scene
+
+    def build(position: int, scale: float):
+        token = answer[position]
+        other = next(i for i in range(272) if i not in answer and i not in prompt)
+        changed = copy.deepcopy(model)
+        head = changed.lm_head.weight.data
+        head[other] = head[token] * scale
+        logits = hf_logits(changed, prompt + answer[:position])[-1]
+        return changed, other, float(logits[token] - logits[other])
+
+    return build
+
+
+def test_the_same_answer_is_identical(scene, tiny_decoder):
+    config, model, prompt, answer = scene
+    auditor = Auditor(tiny_decoder(config, model, dtype=torch.bfloat16), never)
+    audit = auditor.compare(prompt, tuple(answer), answer)
+    assert (audit.verdict, audit.position, audit.token, audit.gap) == ("identical", None, None, None)
+
+
+@pytest.mark.parametrize("position", [0, 5, 23])
+def test_a_tie_is_numerical(position, scene, tied_at, tiny_decoder):
+    config, _, prompt, answer = scene
+    model, other, gap = tied_at(position, 1.0)
+    assert gap == 0
+    swapped = [*answer[:position], other, *answer[:4]][:LIMIT]  # what follows a divergence does not matter
+    audit = Auditor(tiny_decoder(config, model), never).compare(prompt, swapped, answer)
+    assert (audit.verdict, audit.position) == ("numerical", position)
+    assert (audit.token, audit.vanilla_token) == (other, answer[position])
+    assert audit.gap == pytest.approx(0, abs=1e-5)
+    assert abs(audit.gap) <= audit.tolerance < 1e-3
+
+
+@pytest.mark.parametrize("position", [0, 5, 23])
+def test_a_clear_gap_is_a_difference(position, scene, tied_at, tiny_decoder):
+    config, _, prompt, answer = scene
+    model, other, gap = tied_at(position, 0.99)
+    assert 0.01 < gap < 0.1
+    audit = Auditor(tiny_decoder(config, model), never).compare(prompt, [*answer[:position], other], answer)
+    assert (audit.verdict, audit.position) == ("different", position)
+    assert (audit.token, audit.vanilla_token) == (other, answer[position])
+    assert audit.gap == pytest.approx(gap, abs=1e-4)
+    assert audit.tolerance < 1e-3
+
+
+def test_a_token_that_vanilla_should_have_taken_is_a_difference_too(scene, tied_at, tiny_decoder):
+    """The fault may be vanilla's: then the gap is negative."""
+    config, _, prompt, answer = scene
+    model, other, gap = tied_at(5, 1.05)
+    audit = Auditor(tiny_decoder(config, model), never).compare(prompt, [*answer[:5], other], answer)
+    assert gap < -0.1
+    assert (audit.verdict, audit.gap) == ("different", pytest.approx(gap, abs=1e-4))
+
+
+@pytest.mark.parametrize("shorter", [0, 3, LIMIT - 1])
+def test_an_answer_that_stops_elsewhere_is_a_difference(shorter, scene, tiny_decoder):
+    config, model, prompt, answer = scene
+    auditor = Auditor(tiny_decoder(config, model), never)
+    audit = auditor.compare(prompt, answer[:shorter], answer)
+    assert (audit.verdict, audit.position) == ("different", shorter)
+    assert (audit.token, audit.vanilla_token) == (None, answer[shorter])
+    audit = auditor.compare(prompt, answer, answer[:shorter])
+    assert (audit.verdict, audit.position) == ("different", shorter)
+    assert (audit.token, audit.vanilla_token) == (answer[shorter], None)
+
+
+def test_bfloat16_is_measured_against_a_float32_reference(scene, tied_at, tiny_decoder):
+    config, _, prompt, answer = scene
+    model, other, gap = tied_at(5, 0.998)
+    assert 1e-3 < gap < 2e-2
+    exact = tiny_decoder(config, model)
+    made = []
+
+    def reference():
+        made.append(1)
+        return exact
+
+    swapped = [*answer[:5], other]
+    assert Auditor(exact, never).compare(prompt, swapped, answer).verdict == "different"
+    auditor = Auditor(tiny_decoder(config, model, dtype=torch.bfloat16), reference)
+    assert auditor.compare(prompt, answer, answer).verdict == "identical"
+    assert auditor.compare(prompt, answer[:7], answer).verdict == "different"
+    assert made == []  # not needed until logits are
+    for _ in range(2):
+        audit = auditor.compare(prompt, swapped, answer)
+        assert audit.verdict == "numerical"
+        assert audit.gap == pytest.approx(gap, abs=1e-4)  # float32's, not bfloat16's
+        assert gap < audit.tolerance < 2
+    assert made == [1]  # and then kept
+
+
+def test_a_clear_gap_is_a_difference_in_bfloat16_too(scene, tied_at, tiny_decoder):
+    config, _, prompt, answer = scene
+    model, other, gap = tied_at(5, 0.7)
+    target = tiny_decoder(config, model, dtype=torch.bfloat16)
+    auditor = Auditor(target, lambda: tiny_decoder(config, model))
+    audit = auditor.compare(prompt, [*answer[:5], other], answer)
+    assert (audit.verdict, audit.gap) == ("different", pytest.approx(gap, abs=1e-4))
+
+
+def test_one_stale_row_in_a_cache_is_found(scene, tiny_decoder):
+    config, model, prompt, answer = scene
+    decoder = tiny_decoder(config, model)
+
+    class Stale(Vanilla):
+        """Its fifth step leaves another token's keys and values in one layer's row of the newest position."""
+
+        def commit(self, accepted, final_states):
+            if len(self.context) == len(prompt) + 6:
+                self.cache.keys[1, :, :, self.length - 1] = self.cache.keys[1, :, :, 2]
+                self.cache.values[1, :, :, self.length - 1] = self.cache.values[1, :, :, 2]
+
+    found = decode(Stale(decoder, NoKnobs()), prompt, LIMIT, frozenset()).token_ids
+    right = decode(Vanilla(decoder, NoKnobs()), prompt, LIMIT, frozenset()).token_ids
+    audit = Auditor(decoder, never).compare(prompt, found, right)
+    assert right == answer
+    assert audit.verdict == "different"
+    assert 6 <= audit.position < LIMIT
+    assert abs(audit.gap) > 100 * audit.tolerance
+
+
+def test_a_reference_that_cannot_be_had_is_tried_for_once(scene, tiny_decoder):
+    """Loading a model for every answer that differs would take longer than the run."""
+    config, model, prompt, answer = scene
+    tried = []
+
+    def reference():
+        tried.append(1)
+        raise MemoryError("no room")
+
+    auditor = Auditor(tiny_decoder(config, model, dtype=torch.bfloat16), reference)
+    changed = [*answer[:3], (answer[3] + 1) % 272, *answer[4:]]
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="no room"):
+            auditor.compare(prompt, changed, answer)
+    assert tried == [1]

@@ -1,0 +1,44 @@
+"""What others do on this machine is told from what we do ourselves."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bench.run import environment
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Processor seconds and wall seconds, set by the test."""
+    now = SimpleNamespace(all={"user": 100.0, "idle": 900.0, "iowait": 5.0, "steal": 0.0}, own=10.0, wall=50.0)
+    monkeypatch.setattr(environment.psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(environment.psutil, "cpu_times", lambda: _Times(now.all))
+    monkeypatch.setattr(environment.time, "process_time", lambda: now.own)
+    monkeypatch.setattr(environment.time, "monotonic", lambda: now.wall)
+    return now
+
+
+class _Times(tuple):
+    def __new__(cls, values):
+        made = super().__new__(cls, values.values())
+        for name, value in values.items():
+            setattr(made, name, value)
+        return made
+
+
+def test_own_work_is_not_counted(clock):
+    meter = environment.OthersMeter()
+    clock.all = clock.all | {"user": 120.0, "idle": 920.0}
+    clock.own, clock.wall = 30.0, 60.0  # 20 of 40 processor seconds, all ours
+    assert meter.share() == 0
+
+
+def test_work_of_others_and_stolen_time_are_a_share_of_all_processors(clock):
+    meter = environment.OthersMeter()
+    clock.all = clock.all | {"user": 126.0, "steal": 4.0, "iowait": 15.0}
+    clock.own, clock.wall = 30.0, 60.0
+    assert meter.share() == pytest.approx((26 + 4 - 20) / 40)
+
+
+def test_before_any_time_has_passed_nobody_is_busy(clock):
+    assert environment.OthersMeter().share() == 0

@@ -1,0 +1,398 @@
+"""One prompt, two sides, in turns: the answers are those of whole decodes, and the screen shows them as they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+import methods
+from bench.cli import main
+from bench.config import RunConfig
+from bench.figures.records import Step
+from bench.run import generate
+from bench.run.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
+from methods.base import Draft, Method, decode
+from methods.vanilla import Vanilla
+
+EOS = frozenset({258})
+PROMPT = "Praise the zucchini harvest."
+PROMPT_TOKENS = 3  # of the race
+
+
+def ask(setting, *flags: str) -> int:
+    return main(["generate", "--model", str(setting.model), "--method", setting.kangaroo, *flags])
+
+
+def answered(setting, capsys, *flags: str) -> dict:
+    assert ask(setting, "--json", *flags) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+class Scripted(Method):
+    """Emits given steps; its target is only asked for its device."""
+
+    def __init__(self, target, steps: list[Step]):
+        super().__init__(target, None)
+        self.first, self.steps = steps[0].emitted[0], list(steps[1:])
+
+    def prefill(self, prompt):
+        return self.first
+
+    def step(self, room):
+        return self.steps.pop(0)
+
+
+@pytest.fixture
+def target(tiny_model, tiny_decoder):
+    return tiny_decoder(*tiny_model("tied"))
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["plain", "Zürich, 5 €", "😀 family 👨‍👩‍👧", "你好世界", "a\n\tb"])
+def test_unfinished_characters_are_held_back_until_they_are_complete(tiny_tokenizer, text):
+    detokenizer, said = Detokenizer(tiny_tokenizer), ""
+    for token in tiny_tokenizer.encode(text, add_special_tokens=False):  # a token a byte
+        said += detokenizer.push(token)
+        assert text.startswith(said)
+    assert said + detokenizer.rest() == text
+    assert detokenizer.rest() == ""
+
+
+def test_bytes_that_never_become_a_character_come_out_in_the_end(tiny_tokenizer):
+    rng = random.Random(1)
+    for _ in range(50):
+        tokens = [rng.randrange(256) for _ in range(30)]
+        detokenizer = Detokenizer(tiny_tokenizer)
+        pieces = [detokenizer.push(token) for token in tokens]
+        assert "".join(pieces) + detokenizer.rest() == tiny_tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("text", ["€5", "😀b", "你好世界"])
+def test_characters_of_a_byte_fallback_are_held_back_too(text):
+    class ByteFallback:
+        """As SentencePiece's: while bytes make no character, each of them is a replacement character."""
+
+        def decode(self, ids, skip_special_tokens):
+            try:
+                return bytes(ids).decode()
+            except UnicodeDecodeError:
+                return "\ufffd" * len(ids)
+
+    detokenizer, said = Detokenizer(ByteFallback()), ""
+    for byte in text.encode():
+        said += detokenizer.push(byte)
+        assert text.startswith(said)
+    assert said == text
+
+
+def test_special_tokens_are_not_shown_and_a_look_ahead_takes_nothing_in(tiny_tokenizer):
+    detokenizer = Detokenizer(tiny_tokenizer)
+    a, b = tiny_tokenizer.encode("ab", add_special_tokens=False)
+    assert detokenizer.push(a) == "a"
+    assert detokenizer.alone(b) == "b"
+    assert detokenizer.push(258) == ""
+    assert detokenizer.push(b) == "b"
+
+
+def test_word_keeps_the_space_that_stands_before_it():
+    class Words:
+        """As SentencePiece: the first word of what is decoded loses its space."""
+
+        def decode(self, ids, skip_special_tokens):
+            return "".join(f" w{i}" for i in ids).removeprefix(" ")
+
+    detokenizer = Detokenizer(Words())
+    assert [detokenizer.push(i) for i in (1, 2, 3)] == ["w1", " w2", " w3"]
+    assert detokenizer.alone(7) == " w7"
+
+
+# --- sides -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_side_answers_as_a_whole_decode_would(setting, capsys, hf_greedy):
+    found = answered(setting, capsys, PROMPT, "--max-new-tokens", "24")
+    prompt = setting.chat.prompt([], PROMPT)
+    expected = hf_greedy(setting.hf, prompt, 24, EOS)
+    vanilla, kangaroo = found["sides"]["vanilla"], found["sides"][setting.kangaroo]
+    assert vanilla["token_ids"] == kangaroo["token_ids"] == expected
+    assert found["identical"] is True
+    assert found["prompt_tokens"] == len(prompt)
+    assert found["sampling"] is None
+    assert kangaroo["finish"] == ("eos" if expected[-1] in EOS else "length")
+    assert kangaroo["text"] == setting.chat.tokenizer.decode(expected, skip_special_tokens=True)
+    for side in (vanilla, kangaroo):
+        count = len(expected) - 1
+        assert sum(side["per_step_emitted"]) == count
+        assert side["tok_per_s"] == pytest.approx(count / side["decode_s"])
+        assert side["compression_rate"] == pytest.approx(count / len(side["per_step_emitted"]))
+    assert 0 < sum(kangaroo["per_step_accepted"]) < sum(kangaroo["per_step_drafted"])
+    assert found["speedup_decode"] == pytest.approx(kangaroo["tok_per_s"] / vanilla["tok_per_s"])
+
+
+def test_samples_follow_the_seed_and_are_not_compared(setting, capsys):
+    flags = [PROMPT, "--max-new-tokens", "12", "--temperature", "1", "--top-k", "20"]
+    runs = [answered(setting, capsys, *flags, "--seed", seed) for seed in ("1", "1", "2")]
+    said = [[side["token_ids"] for side in run["sides"].values()] for run in runs]
+    assert said[0] == said[1] != said[2]
+    assert runs[0]["identical"] is None
+    assert runs[0]["sampling"] == {"temperature": 1.0, "top_p": 1.0, "top_k": 20, "seed": 1}
+
+
+def test_the_side_whose_clock_is_behind_goes_next(target, tiny_tokenizer, monkeypatch):
+    """A step of the first side takes 3 s, of the second 1 s: three of the second's for one of the first's."""
+    clock, went = [0.0], []
+
+    class Slow(Vanilla):
+        seconds = 3.0
+
+        def step(self, room):
+            went.append(self.seconds)
+            clock[0] += self.seconds
+            return super().step(room)
+
+    class Quick(Slow):
+        seconds = 1.0
+
+    monkeypatch.setattr(generate, "now_s", lambda device: clock[0])
+    sides = [Side(m.__name__, m(target, None), 5, frozenset(), Detokenizer(tiny_tokenizer)) for m in (Slow, Quick)]
+    monkeypatch.setattr(generate, "decode", lambda *given: None)
+    Generation(RunConfig(), "tiny", [1, 2, 3], sides).run()
+    assert went == [3, 1, 1, 1, 3, 1, 3, 3]
+    assert [side.decode_s for side in sides] == [12.0, 4.0]
+    assert [side.tok_per_s for side in sides] == [pytest.approx(1 / 3), 1.0]
+
+
+def test_warm_up_is_not_counted_and_changes_nothing(target, tiny_tokenizer):
+    side = Side("vanilla", Vanilla(target, None), 6, frozenset(), Detokenizer(tiny_tokenizer))
+    other = Side("other", Vanilla(target, None), 6, frozenset(), Detokenizer(tiny_tokenizer))
+    Generation(RunConfig(), "tiny", [5, 6, 7], [side, other]).run()
+    assert side.token_ids == decode(Vanilla(target, None), [5, 6, 7], 6, frozenset()).token_ids
+    assert len(side.steps) == 5
+
+
+def test_what_follows_eos_is_cut_from_a_step(target, tiny_tokenizer):
+    steps = [Step([65]), Step([66, 258, 67, 68], drafted=4, accepted=3)]
+    side = Side("m", Scripted(target, steps), 50, EOS, Detokenizer(tiny_tokenizer))
+    side.begin([1])
+    side.advance()
+    assert side.done
+    assert side.token_ids == [65, 66, 258]
+    assert (side.steps[0].emitted, side.steps[0].accepted) == ([66, 258], 2)
+    assert [style for piece, style in side.text if piece] == [BONUS, ACCEPTED]
+
+
+def test_lost_drafts_stand_before_the_token_that_beat_them(target, tiny_tokenizer):
+    step = Step([66, 67], drafted=3, accepted=1, rejected=[70, 71])
+    side = Side("m", Scripted(target, [Step([65]), step]), 50, EOS, Detokenizer(tiny_tokenizer))
+    side.begin([1])
+    side.advance()
+    assert [(piece, style) for piece, style in side.text if piece] == [
+        ("b", BONUS),
+        ("c", ACCEPTED),
+        ("g", REJECTED),
+        ("h", REJECTED),
+        ("d", BONUS),
+    ]
+    assert side.answer == "bcd"
+
+
+# --- the screen ------------------------------------------------------------------------------------------------------
+
+
+class Drafting(Vanilla):
+    """Drafts the target's next token and then a wrong one; the right ones come from a decode before."""
+
+    answer: tuple[int, ...] = ()
+
+    def propose(self, room):
+        right, after = self.answer[len(self.context) - PROMPT_TOKENS :][:2]
+        return Draft([right, (after + 1) % 256][:room])
+
+
+@pytest.fixture
+def race(target, tiny_tokenizer):
+    """A generation on a prompt of three tokens whose method's every other token is an accepted draft."""
+    prompt = [5, 6, 7]
+    assert len(prompt) == PROMPT_TOKENS
+    Drafting.answer = tuple(decode(Vanilla(target, None), prompt, 20, frozenset()).token_ids)
+    sides = [
+        Side(label, m(target, None), 9, frozenset(), Detokenizer(tiny_tokenizer))
+        for label, m in (("vanilla", Vanilla), ("drafting", Drafting))
+    ]
+    return Generation(RunConfig(), "tiny", prompt, sides)
+
+
+def shown(race, rejected=False, **options) -> str:
+    out = io.StringIO()
+    console = Console(file=out, highlight=False, **options)
+    generate.show(race, console, rejected=rejected)
+    return out.getvalue()
+
+
+def test_styles_tell_accepted_drafts_bonus_tokens_and_rejected_drafts_apart(race):
+    race.run()
+    vanilla, drafting = race.sides
+    assert drafting.token_ids == vanilla.token_ids
+    assert [len(step.emitted) for step in drafting.steps] == [2, 2, 2, 2]
+    # The last step had room for one draft: nothing was tried where its bonus stands.
+    kept = [BONUS, *[ACCEPTED, REJECTED, BONUS] * 3, ACCEPTED, BONUS]
+    assert [style for _, style in drafting.text][:-1] == kept
+    assert {style for _, style in vanilla.text} == {BONUS}
+    assert generate.styled(drafting).plain == generate.styled(vanilla).plain
+
+
+def test_wide_terminal_shows_two_columns_with_a_legend(race):
+    said = shown(race, rejected=True, force_terminal=True, width=120, color_system="standard")
+    last = said[said.rindex("\x1b[2K") :] if "\x1b[2K" in said else said
+    titles = [line for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", last).splitlines() if "tok/s ─" in line]
+    assert titles
+    assert all("vanilla" in line and "drafting" in line and len(line) == 120 for line in titles)
+    assert "\x1b[1;32maccepted draft" in said
+    assert "\x1b[2;9;31mrejected draft" in said
+
+
+def test_interrupted_stream_leaves_what_was_said(race):
+    vanilla = race.sides[0]
+    advance = vanilla.advance
+
+    def advance_thrice() -> None:
+        advance()
+        if len(vanilla.steps) == 3:
+            raise KeyboardInterrupt
+
+    vanilla.advance = advance_thrice
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        generate.show(race, Console(file=out, highlight=False, force_terminal=True, width=120, color_system=None))
+    said = generate.styled(vanilla).plain.split("\n")[0]
+    assert said
+    assert f"│ {said}" in out.getvalue().split("\x1b[?25h")[-1]  # after the live view gave the cursor back
+
+
+def test_pipe_and_narrow_terminal_show_one_answer_after_the_other(race):
+    piped = shown(race, rejected=True, width=200)
+    assert "\x1b" not in piped
+    assert "accepted draft" not in piped
+    answer = race.sides[0].answer
+    answer = answer.translate(generate._PICTURES)
+    assert piped == f"--- vanilla\n{answer}\n\n--- drafting\n{answer}\n\n" + "".join(
+        f"{line}\n" for line in generate.closing_lines(race)
+    )
+
+
+def test_narrow_terminal_has_no_columns(race):
+    said = shown(race, force_terminal=True, width=60, color_system="standard")
+    assert "│" not in said
+    assert said.index("--- vanilla") < said.index("--- drafting") < said.index("accepted draft")
+
+
+def test_answer_cannot_command_the_terminal(target, tiny_tokenizer):
+    tokens = tiny_tokenizer.encode("a\x1b[2Jb\x07\n", add_special_tokens=False)
+    side = Side("m", Scripted(target, [Step([t]) for t in tokens]), len(tokens), EOS, Detokenizer(tiny_tokenizer))
+    side.begin([1])
+    while not side.done:
+        side.advance()
+    assert side.answer == "a\x1b[2Jb\x07\n"
+    assert generate.styled(side).plain == "a␛[2Jb␇\n"
+
+
+def test_closing_lines_tell_rates_and_where_the_outputs_part(target, tiny_tokenizer):
+    scripts = {"vanilla": [[65], [66], [67], [68]], "m": [[65], [66, 70, 68]]}
+    sides = [
+        Side(
+            label,
+            Scripted(target, [Step(s, len(s) - 1, len(s) - 1) for s in script]),
+            4,
+            EOS,
+            Detokenizer(tiny_tokenizer),
+        )
+        for label, script in scripts.items()
+    ]
+    for side in sides:
+        side.begin([1])
+        while not side.done:
+            side.advance()
+    sides[0].decode_s, sides[1].decode_s = 6.0, 2.0
+    race = Generation(RunConfig(), "tiny", [1], sides)
+    first, second = generate.closing_lines(race)
+    assert first == "vanilla: 4 tokens, 0.5 tok/s, 3 steps, CR 1.00"
+    assert second.startswith(
+        "m: 4 tokens, 1.5 tok/s, 1 step, CR 3.00, speedup 3.00x, output NOT vanilla's from token 3"
+    )
+
+
+def test_answer_of_one_token_has_no_rate(setting, capsys):
+    found = answered(setting, capsys, PROMPT, "--max-new-tokens", "1")
+    assert found["speedup_decode"] is None
+    assert {side["tok_per_s"] for side in found["sides"].values()} == {None}
+    assert ask(setting, PROMPT, "--max-new-tokens", "1") == 0
+    assert "1 token, - tok/s, 0 steps, CR -, speedup -" in capsys.readouterr().out
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_prompt_comes_from_standard_input_where_none_is_given(setting, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
+    piped = answered(setting, capsys, "--max-new-tokens", "6")
+    given = answered(setting, capsys, PROMPT, "--max-new-tokens", "6")
+    assert piped["sides"]["vanilla"]["token_ids"] == given["sides"]["vanilla"]["token_ids"]
+
+
+def test_standard_input_of_another_encoding_is_told_in_a_sentence(setting, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert ask(setting) == 2
+    assert "error: the prompt is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([" \n"], "the prompt is empty"),
+        (["caf\udce9"], "the prompt is not UTF-8"),
+        (["hi", "--method", "kangaro"], "unknown method 'kangaro', did you mean 'kangaroo'"),
+        (["hi", "--method", "hf-generate"], "'hf-generate' is a peer, which brings its own loop"),
+        (["hi", "--method", "vanilla"], "vanilla is always there"),
+        (["hi", "--model", "no/such/folder"], "unknown model 'no/such/folder'"),
+        (["hi", "--max-new-tokens", "0"], "--max-new-tokens 0 is too small"),
+        (["hi", "--top-k", "5"], "for sampling"),
+        (["x" * 600], r"the prompt's \d+ tokens leave no room in the context of 512"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(setting, capsys, flags, told):
+    assert ask(setting, *flags) == 2
+    printed = capsys.readouterr()
+    assert re.search(f"^error: .*{told}", printed.err, re.MULTILINE)
+    assert printed.out == ""
+
+
+def test_limit_shrinks_to_what_the_context_leaves_and_says_so(setting, capsys):
+    prompt = "x" * 470
+    left = 512 - len(setting.chat.prompt([], prompt))
+    assert 0 < left < 40
+    assert ask(setting, "--json", prompt, "--max-new-tokens", "40") == 0
+    printed = capsys.readouterr()
+    assert f"leaves room for {left} new tokens" in printed.err
+    assert len(json.loads(printed.out)["sides"]["vanilla"]["token_ids"]) <= left
+
+
+def test_trees_and_heads_work_too(setting, capsys, tiny_heads):
+    found = answered(setting, capsys, PROMPT, "--method", f"medusa:weights={tiny_heads(setting.hf)},tree=0/1/0-0")
+    assert found["identical"] is True
+    assert methods.BASELINE in found["sides"]
+
+
+def test_help_teaches_with_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    said = capsys.readouterr().out
+    assert 'run_bench.py generate "' in said
+    assert "--json < prompt.txt" in said
