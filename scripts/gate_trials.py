@@ -34,7 +34,7 @@ from bench.report.compare_page import findings, markdown  # noqa: E402
 from bench.report.formats import markdown_table  # noqa: E402
 
 TRIAL_FILE = "trial.json"
-KANGAROO = "methods/kangaroo.py"
+KANGAROO = "methods/kangaroo/method.py"
 # Counters are exact: what a fault does to them shows in the first answers, and need not wait for the times.
 COUNTED = ("--method", "kangaroo", "--budget-min", "4")
 # Before this line of Kangaroo's, a fault puts another acceptance.

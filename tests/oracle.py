@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from methods.base import Draft, SpeculativeMethod
+from bench.drafting.method import Draft, SpeculativeMethod
 from methods.vanilla import Vanilla
 
 

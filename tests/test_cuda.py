@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.method import decode
 from bench.drafting.tree import tree_of
 from bench.engine.timing import between_s, mark
-from methods.base import decode
 from tests.tiny import QUESTIONS, records, run_bench, write_questions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

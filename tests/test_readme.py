@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import methods
+from bench.drafting.method import decode
 from bench.errors import UserError
-from methods.base import decode
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

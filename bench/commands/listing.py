@@ -16,9 +16,9 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
+    from bench.drafting.method import Peer
     from bench.models.checkpoints import DEFAULT_MODEL, list_cache
     from bench.questions import TASKS
-    from methods.base import Peer
 
     print("methods")
     for name in methods.names():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from bench.drafting.method import Method
+from bench.drafting.step import Step
 from bench.engine.timing import now_s
-from bench.figures.records import Step
-from methods.base import Method
 
 
 def slow_down(method: Method, share: float) -> None:

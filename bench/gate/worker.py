@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import bench
 import methods
 from bench.config import RunConfig
+from bench.drafting.method import Method
 from bench.errors import UserError
 from bench.figures.records import Run, Turn
 from bench.gate.measured import use_widths, with_knobs
@@ -20,7 +21,6 @@ from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
 from bench.run.contestants import Contestant
 from bench.run.runner import Bench
-from methods.base import Method
 
 # An answer's steps that one side takes before it is the other's turn. A shared machine's speed wanders within seconds:
 # whole answers of 32 tokens in turns differed by 4% (standard deviation) where no code did, four steps in turns by 2%.

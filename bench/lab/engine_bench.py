@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from bench.config import RunConfig
 from bench.drafting.costs import Passes
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
+from bench.drafting.step import Step
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
-from bench.figures.records import Step
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.shapes import SHAPES, checkpoint_of, config_of, random_weights
@@ -31,9 +32,8 @@ from bench.run.contestants import Contestant, memory_errors, variants
 from bench.run.memory import peak_bytes
 from bench.run.runner import device_and_dtype, engine_facts, load_target
 from methods import BASELINE
-from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
-from methods.kangaroo_adapter import Adapter, AdapterConfig
-from methods.medusa import FastHeads, Heads, HeadsConfig
+from methods.kangaroo.adapter import Adapter, AdapterConfig
+from methods.medusa.method import FastHeads, Heads, HeadsConfig
 
 Log = Callable[[str], None]
 SCHEMA = 1

@@ -11,10 +11,10 @@ import torch
 
 import methods
 from bench.config import RunConfig
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError, told
 from bench.files import first_line
-from methods.base import Answer, Method, Peer, SpeculativeMethod, decode
 
 ALL = "all"  # in place of a method's name
 WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."

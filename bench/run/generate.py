@@ -2,7 +2,7 @@
 
 Both decode on one target, a step at a time; the side whose own clock is behind goes next, so that the screen shows the
 race as it would be run, and each side's rate comes from its own steps alone. EOS and the limit are applied as
-`methods.base.decode` applies them.
+`bench.drafting.method.decode` applies them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from rich.text import Text
 import methods
 from bench import questions
 from bench.config import RunConfig
+from bench.drafting.method import Method, Peer, cut_at_eos, decode, now_s
 from bench.drafting.sampling import Sampler
+from bench.drafting.step import Step
 from bench.engine.decoder import DecoderConfig
 from bench.errors import UserError
-from bench.figures.records import Step
 from bench.models import checkpoints
 from bench.questions import ChatFormat
 from bench.run.contestants import memory_errors
 from bench.run.runner import generation_config, load_target
-from methods.base import Method, Peer, cut_at_eos, decode, now_s
 
 WIDE = 100  # columns from which two answers fit beside each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"

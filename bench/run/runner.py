@@ -24,6 +24,7 @@ from tqdm import tqdm
 import methods
 from bench import questions
 from bench.config import RunConfig
+from bench.drafting.method import Answer, Peer, at_once, decoding, probe
 from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.huge_pages import huge_mib, use_huge_pages
 from bench.engine.kernels import native
@@ -53,7 +54,6 @@ from bench.run import environment, resume
 from bench.run.audit import Auditor
 from bench.run.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
 from bench.run.memory import PeakMeter, merged
-from methods.base import Answer, Peer, at_once, decoding, probe
 
 Log = Callable[[str], None]
 
@@ -327,7 +327,7 @@ class Bench:
         prompt: list[int],
         pause_after: int = 0,
     ) -> Generator[None, None, Turn]:
-        """`answer` in pieces, see `methods.base.decoding`."""
+        """`answer` in pieces, see `bench.drafting.method.decoding`."""
         turn = Turn(
             method=contestant.label,
             question_id=question.question_id,

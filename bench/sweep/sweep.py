@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import methods
 from bench.config import TRAININGS, RunConfig, TrainConfig
+from bench.drafting.method import Peer
 from bench.errors import UserError, did_you_mean
 from bench.figures.records import RUN_FILE, Run, check_writable, read_run, write_json
 from bench.report import write_report
@@ -25,7 +26,6 @@ from bench.run import resume, runner
 from bench.run.contestants import WARM_UP, Contestant
 from bench.train.trainers import trainer_of
 from bench.train.training import CARD, train
-from methods.base import Peer
 
 Log = Callable[[str], None]
 

@@ -8,10 +8,10 @@ from typing import Any
 def trainer_of(method: str) -> Any:
     """The trainer of a method in `bench.config.TRAININGS`."""
     if method == "kangaroo":
-        from bench.train.kangaroo import AdapterTrainer
+        from methods.kangaroo.training import AdapterTrainer
 
         return AdapterTrainer
     assert method == "medusa", method
-    from bench.train.medusa import HeadsTrainer
+    from methods.medusa.training import HeadsTrainer
 
     return HeadsTrainer

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from bench import questions
 from bench.config import TOKENS, Collecting, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, Writing
+from bench.drafting import trained
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import check_writable
@@ -35,7 +36,6 @@ from bench.train.decontaminate import Filter
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
 from bench.train.writer import Recipe
-from methods import trained
 
 HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
 REGRESSION = 512  # conversations that a first linear guess is made from

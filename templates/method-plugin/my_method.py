@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from methods.base import Draft, SpeculativeMethod
+from bench.drafting.method import Draft, SpeculativeMethod
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import shutil
 import pytest
 
 import methods
+from bench.drafting.method import Answer, Method, Peer, decode
 from bench.models.checkpoints import Checkpoint
-from methods.base import Answer, Method, Peer, decode
 
 LIMITS = (1, 2, 7, 40)
 # name -> (hf_model, tiny_adapter, tiny_heads) -> the knobs to test it with: several variants of one method.

@@ -23,12 +23,12 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
+from bench.drafting.method import Draft, Method, NoKnobs, SpeculativeMethod, decode
 from bench.drafting.sampling import Sampler
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.engine.decoder import Decoder
-from methods.base import Draft, Method, NoKnobs, SpeculativeMethod, decode
-from methods.kangaroo import Kangaroo, KangarooConfig
-from methods.medusa import Medusa, MedusaConfig
+from methods.kangaroo.method import Kangaroo, KangarooConfig
+from methods.medusa.method import Medusa, MedusaConfig
 from methods.vanilla import Vanilla
 
 VOCAB, LENGTH, ANSWERS = 5, 4, 250
@@ -236,7 +236,7 @@ def test_drafts_that_are_all_accepted_are_noticed(name, target, monkeypatch):
             path.append(following[0])
         return path, sampler.draw(probabilities[path[-1] + 1 if path else 0])
 
-    monkeypatch.setattr("methods.base.accept_sampled", first_path)
+    monkeypatch.setattr("bench.drafting.method.accept_sampled", first_path)
     counts, _ = sampled(BUILDERS[name](target), *MODES["temperature 1"])
     assert p_value(counts, exact(target, *MODES["temperature 1"])) < LEVEL
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from bench.drafting.method import decode
 from bench.engine.cache import KVCache
-from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig
-from methods.kangaroo_adapter import load_adapter
+from methods.kangaroo.adapter import load_adapter
+from methods.kangaroo.method import Kangaroo, KangarooConfig
 
 LIMIT = 30
 UNSURE = 0.15  # some drafts of these models are more probable than this, others less
@@ -189,7 +189,7 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
 
 
 def test_an_adapter_for_vicuna_7b_has_67_million_parameters():
-    from methods.kangaroo_adapter import Adapter, AdapterConfig
+    from methods.kangaroo.adapter import Adapter, AdapterConfig
 
     method = Kangaroo.__new__(Kangaroo)
     with torch.device("meta"):

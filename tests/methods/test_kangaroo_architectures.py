@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from bench.drafting.method import decode
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig
-from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, load_adapter, save_adapter
+from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter, save_adapter
+from methods.kangaroo.method import Kangaroo, KangarooConfig
 
 LIMIT = 30
 D, V, FFN, EXIT = 48, 272, 40, 1

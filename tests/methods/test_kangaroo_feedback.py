@@ -16,11 +16,11 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from bench.drafting.costs import Costs, measure
+from bench.drafting.method import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from bench.errors import UserError
-from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig
-from methods.kangaroo_adapter import load_adapter
+from methods.kangaroo.adapter import load_adapter
+from methods.kangaroo.method import Kangaroo, KangarooConfig
 
 LIMIT = 30
 D, FFN, EXIT = 48, 40, 2

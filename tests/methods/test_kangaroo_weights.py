@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.drafting.method import decode
 from bench.drafting.stopping import Calibration
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from methods.base import decode
-from methods.kangaroo import Kangaroo, KangarooConfig
-from methods.kangaroo_adapter import Stored, load_adapter, save_adapter
+from methods.kangaroo.adapter import Stored, load_adapter, save_adapter
+from methods.kangaroo.method import Kangaroo, KangarooConfig
 
 O_PROJ = "layers.0.self_attn.o_proj.weight"
 
@@ -225,6 +225,6 @@ def test_the_packaged_adapter_is_found_by_the_models_name(model, tiny_decoder, t
     folder = tmp_path / "mine" / "kangaroo"
     folder.parent.mkdir()
     tiny_adapter(model, changes={"exit_layer": 3}).rename(folder)
-    monkeypatch.setattr("methods.trained.WEIGHTS_ROOT", tmp_path)
+    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path)
     assert Kangaroo(tiny_decoder(model.config, model, name="mine"), KangarooConfig()).exit_layer == 3
     assert json.loads((folder / "config.json").read_text())["exit_layer"] == 3

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 import methods
 from bench.drafting.costs import Costs
+from bench.drafting.method import decode
 from bench.drafting.sampling import Sampler
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
-from methods.base import decode
-from methods.kangaroo_adapter import Adapter, AdapterConfig
-from methods.medusa import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
+from methods.kangaroo.adapter import Adapter, AdapterConfig
+from methods.medusa.method import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
 
 NEVER = frozenset()
 

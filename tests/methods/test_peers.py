@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.method import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
 from methods import hf_peer
-from methods.base import decode
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf
@@ -124,7 +124,7 @@ def test_prompt_lookup_accepts_drafts_and_its_first_tokens_are_timed_by_the_firs
     text = start + hf_greedy(scene[0], start, 120)
     repeats = [i for i in range(14, len(text) - 12) if text[i - 2 : i] in [text[j - 2 : j] for j in range(2, i)]]
     clock, passes = Clock(), []
-    monkeypatch.setattr("methods.hf_peer.now_s", clock)
+    monkeypatch.setattr("bench.models.hf_peer.now_s", clock)
     put = hf_peer.FirstTokens.put
 
     def ticking(self, value):

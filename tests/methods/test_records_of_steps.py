@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from bench.figures.records import Step
+from bench.drafting.method import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, probe
+from bench.drafting.step import Step
 from methods import base
-from methods.base import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, probe
 
 NEVER = frozenset()
 

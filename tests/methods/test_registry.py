@@ -14,14 +14,14 @@ import pytest
 
 import methods
 from bench.errors import UserError
-from methods.kangaroo import Kangaroo, KangarooConfig
+from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.vanilla import Vanilla
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass
 
-from methods.base import Draft, SpeculativeMethod
+from bench.drafting.method import Draft, SpeculativeMethod
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def test_any_other_spelling_of_a_switch_is_refused(plugin):
     ("source", "listed"),
     [
         ("from methods.vanilla import Vanilla", "none"),
-        ("from methods.base import Method\nclass Idle(Method): pass", "none"),
+        ("from bench.drafting.method import Method\nclass Idle(Method): pass", "none"),
         ("from methods.vanilla import Vanilla\nclass A(Vanilla): pass\nclass B(Vanilla): pass", "A, B"),
     ],
     ids=["imported", "abstract", "two"],
@@ -185,7 +185,7 @@ def test_names_are_found_without_importing_anything():
         "loaded = {m for m in sys.modules if m in heavy or m.startswith('methods.')}\n"
         "assert 'kangaroo' in names and not loaded, loaded\n"
         "methods.load('vanilla')\n"
-        "assert 'methods.vanilla' in sys.modules and 'methods.kangaroo' not in sys.modules\n"
+        "assert 'methods.vanilla' in sys.modules and 'methods.kangaroo.method' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
@@ -203,7 +203,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_methods_do_not_know_each_other():
-    shared = ("methods.base", "methods.hf_peer", "methods.trained")
+    shared = ("bench.drafting.method", "bench.models.hf_peer", "bench.drafting.trained")
     files = [path for path in (ROOT / "methods").rglob("*.py") if path.name != "__init__.py"]
     assert len(files) >= 5
     for path in files:

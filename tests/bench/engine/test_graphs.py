@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.method import decode
 from bench.drafting.tree import tree_of
 from bench.engine import graphs
 from bench.engine.cache import KVCache
 from bench.engine.graphs import Graphs, choose_graphs
-from methods.base import decode
 
 CPU = torch.device("cpu")
 PARENTS = [-1, -1, 0, 2, 1, 1]

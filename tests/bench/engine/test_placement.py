@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import methods
+from bench.drafting.method import decode
 from bench.engine.placement import choose_homes, place
 from bench.errors import UserError
-from methods.base import decode
 
 # Two devices to the engine, one to torch.
 HERE, THERE = torch.device("cpu"), torch.device("cpu", 0)

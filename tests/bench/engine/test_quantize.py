@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.drafting.method import decode
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP, Q4
 from bench.errors import UserError
-from methods.base import decode
 from methods.vanilla import Vanilla
 
 NEEDS_KERNELS = pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from bench.drafting.method import NoKnobs, decode
 from bench.run.audit import Auditor
-from methods.base import NoKnobs, decode
 from methods.vanilla import Vanilla
 
 LIMIT = 24

@@ -14,10 +14,10 @@ from rich.console import Console
 import methods
 from bench.cli import main
 from bench.config import RunConfig
-from bench.figures.records import Step
+from bench.drafting.method import Draft, Method, decode
+from bench.drafting.step import Step
 from bench.run import generate
 from bench.run.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
-from methods.base import Draft, Method, decode
 from methods.vanilla import Vanilla
 
 EOS = frozenset({258})

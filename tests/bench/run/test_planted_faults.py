@@ -11,8 +11,8 @@ import shutil
 import pytest
 import torch
 
+from bench.drafting.step import Step
 from bench.engine.cache import KVCache
-from bench.figures.records import Step
 from bench.run import runner
 from methods.vanilla import Vanilla
 from tests.oracle import Oracle, Sideways, knowing
@@ -112,7 +112,7 @@ def test_answer_that_goes_on_past_its_end_token_is_found(setting, add_method, hf
     setting.questions = write_questions(tmp_path / "one.jsonl", ONE_TURN)
     add_method("faulty", knowing(Oracle, setting, hf_greedy))
     check_sound(setting, status_of(setting))
-    monkeypatch.setattr("methods.base.cut_at_eos", lambda step, eos: step)
+    monkeypatch.setattr("bench.drafting.method.cut_at_eos", lambda step, eos: step)
     (audit,) = check_found(setting, capsys, status_of(setting))
     assert (audit.position, audit.token, audit.vanilla_token) == (place + 1, answer[place + 1], None)
 

@@ -12,8 +12,8 @@ import shutil
 
 import pytest
 
+from bench.drafting.method import NoKnobs, Peer, decode
 from bench.run import runner
-from methods.base import NoKnobs, Peer, decode
 from methods.vanilla import Vanilla
 from tests.oracle import Clock, Oracle, Sideways, knowing, timed
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, records, run_bench, words_of, write_questions
@@ -24,7 +24,7 @@ EOS = 258
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("methods.base.now_s", clock)
+    monkeypatch.setattr("bench.drafting.method.now_s", clock)
     return clock
 
 

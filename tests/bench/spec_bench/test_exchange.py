@@ -236,7 +236,8 @@ def test_files_that_are_no_answer_files_are_told_apart_by_content(tmp_path):
 
 
 def test_neither_reading_nor_writing_needs_torch():
-    code = "import sys, bench.spec_bench.exchange, bench.spec_bench.foreign; print({'torch', 'transformers'} & set(sys.modules))"
+    both = "bench.spec_bench.exchange, bench.spec_bench.foreign"
+    code = f"import sys, {both}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

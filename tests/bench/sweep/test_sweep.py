@@ -22,8 +22,8 @@ from bench.report.sweep_page import Axis, Point, Sweep, Variant, csv_rows, measu
 from bench.run import runner
 from bench.sweep.sweep import sweep
 from bench.train import loop, prompts, training
-from bench.train.kangaroo import AdapterTrainer
 from bench.train.writer import Recipe
+from methods.kangaroo.training import AdapterTrainer
 from methods.vanilla import Vanilla
 from tests.tiny import run_bench, short_prompt
 

@@ -18,12 +18,12 @@ from bench.config import KangarooTraining
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.models import checkpoints
 from bench.train import conversations, loop, packed, prompts, training
-from bench.train import kangaroo as kangaroo_training
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
-from bench.train.kangaroo import AdapterTrainer
 from bench.train.writer import Recipe
-from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, load_adapter
+from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter
+from methods.kangaroo.method import training as kangaroo_training
+from methods.kangaroo.training import AdapterTrainer
 from tests.tiny import records, run_bench
 
 EXIT = 1
@@ -170,7 +170,7 @@ def test_conversations_may_be_packed_with_the_project_and_are_then_used(train, s
 
 @pytest.mark.parametrize("name", ["paper-own-head", "paper-mlp"])
 def test_other_architectures_do_not_replace_the_weights_that_runs_take(train, setting, monkeypatch, tmp_path, name):
-    monkeypatch.setattr("methods.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
     assert main(["train", "kangaroo", "--model", str(setting.model), *FLAGS, "--architecture", name]) == 0
     assert [path.name for path in (tmp_path / "weights").glob("*/*")] == [f"kangaroo-{name}"]
 

@@ -13,7 +13,7 @@ from bench.cli import main
 from bench.config import MedusaTraining
 from bench.drafting.tree_choice import MISS
 from bench.train import loop, training
-from bench.train.medusa import HeadsTrainer
+from methods.medusa.training import HeadsTrainer
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
 from tests.tiny import records, run_bench
 

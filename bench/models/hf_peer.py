@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.drafting.method import Answer, Peer, now_s
 from bench.engine.decoder import Decoder
 from bench.engine.quantize import Q4
 from bench.models.checkpoints import Checkpoint
 from bench.models.quiet import quiet
 from bench.models.shapes import RandomCheckpoint, hf_model
-from methods.base import Answer, Peer, now_s
 
 # A peer holds its model; with the last peer the model goes.
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()

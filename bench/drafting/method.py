@@ -19,11 +19,11 @@ from torch import Tensor
 from bench.drafting import costs
 from bench.drafting.costs import Costs
 from bench.drafting.sampling import Sampler
+from bench.drafting.step import Step
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 from bench.drafting.verify import accept_greedy, accept_sampled, accept_typical
 from bench.engine.decoder import Decoder
 from bench.engine.timing import between_s, mark, now_s
-from bench.figures.records import Step
 from bench.models.checkpoints import Checkpoint
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
-from methods.kangaroo_adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
+from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
 
 POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's

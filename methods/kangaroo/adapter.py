@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.drafting import trained
 from bench.drafting.stopping import Calibration
 from bench.drafting.tree import Tree
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
@@ -22,7 +23,6 @@ from bench.engine.decoder import Decoder
 from bench.engine.graphs import Graphs, Places
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
-from methods import trained
 
 ADAPTER_FILE = "adapter.safetensors"
 FILES = (ADAPTER_FILE, "pytorch_model.bin")  # ours, the authors'

@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.drafting import trained
 from bench.drafting.costs import Costs
+from bench.drafting.method import Draft, SpeculativeMethod
 from bench.drafting.tree import tree_from_paths, tree_of
 from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
-from methods import trained
-from methods.base import Draft, SpeculativeMethod
 
 HEADS_FILE = "heads.safetensors"
 AUTHORS_FILE = "medusa_lm_head.pt"

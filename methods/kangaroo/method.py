@@ -4,7 +4,7 @@ The draft model is the target's first `exit_layer` layers, a small adapter and t
 layers verify, starting from the exit states that drafting already computed. First early exit: the exit layer. Second:
 drafting stops once a draft's probability falls below `threshold`.
 
-Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo_adapter`), and stopping by
+Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), and stopping by
 expected gain (see `bench.drafting.stopping`); `kangaroo:paper` has none of them.
 """
 
@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bench.drafting import trained
 from bench.drafting.costs import Costs
+from bench.drafting.method import Draft, SpeculativeMethod
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.errors import UserError
-from methods import trained
-from methods.base import Draft, SpeculativeMethod
-from methods.kangaroo_adapter import FILES, AdapterConfig, load_adapter, one_before, own_head
+from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head
 
 STOPS = ("gain", "threshold")
 

@@ -1,0 +1,1 @@
+"""Kangaroo: self-speculation with double early exit."""
