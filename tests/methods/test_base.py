@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from bench.drafting import method as base
 from bench.drafting.method import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, decoding
 from bench.drafting.sampling import Sampler
 from bench.drafting.step import Step
 from bench.drafting.tree import tree_of
-from methods import base
 from methods.vanilla import Vanilla
 
 LIMIT = 12

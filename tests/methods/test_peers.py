@@ -18,9 +18,9 @@ import methods
 from bench.drafting.method import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
+from bench.models import hf_peer
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
-from methods import hf_peer
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf

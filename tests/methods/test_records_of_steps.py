@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from bench.drafting import method as base
 from bench.drafting.method import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, probe
 from bench.drafting.step import Step
-from methods import base
 
 NEVER = frozenset()
 

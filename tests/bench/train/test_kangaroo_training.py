@@ -21,8 +21,8 @@ from bench.train import conversations, loop, packed, prompts, training
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.writer import Recipe
+from methods.kangaroo import training as kangaroo_training
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter
-from methods.kangaroo.method import training as kangaroo_training
 from methods.kangaroo.training import AdapterTrainer
 from tests.tiny import records, run_bench
 
