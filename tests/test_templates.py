@@ -31,7 +31,7 @@ def test_the_entry_point_names_the_only_method(module):
 
 
 def test_its_method_is_lossless(module, tiny_config, tiny_model, tiny_decoder, hf_greedy):
-    from bench.drafting.method import decode
+    from bench.drafting.loop import decode
 
     config, model = tiny_model("tied")
     prompt = [5, 9, 9, 2]

@@ -21,7 +21,7 @@ from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metr
 from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
-from bench.gate.measured import measured_by, use_widths, with_knobs
+from bench.gate.measured import measured_by, with_knobs
 from bench.models.packaged import DEFAULT_MODEL
 from bench.run import environment, resume
 from bench.run.runner import Bench
@@ -96,7 +96,6 @@ def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
         bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
-        use_widths(bench, measured)
         run = bench.run()
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from bench.config import RunConfig
 from bench.drafting.method import SpeculativeMethod
 from bench.errors import UserError
 from bench.figures.records import Run, Turn
-from bench.gate.measured import use_widths, with_knobs
+from bench.gate.measured import with_knobs
 from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
 from bench.run.contestants import Contestant
@@ -34,7 +34,6 @@ class Worker:
     def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
         """`measured`: what the other side measured when it began, to be used here too."""
         self.bench = Bench(config, _tell, adapt=lambda variant: with_knobs(variant, measured))
-        use_widths(self.bench, measured)
         self.questions = {question.question_id: question for question in self.bench.questions.questions}
         self.contestants = {contestant.label: contestant for contestant in self.bench.contestants}
         _slow_down(self.contestants, slower)

@@ -101,7 +101,7 @@ def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Ch
     with memory_errors(f"random weights of {shape} in {dtype}"):
         target = Decoder.from_weights(
             hf_config, random_weights(hf_config, dtype, device),
-            name=shape, dtype=dtype, device=device, max_len=context, pad=True,
+            name=shape, dtype=dtype, device=device, max_len=context,
             quantize=config.quantize, homes=[device] * hf_config.num_hidden_layers,
         )  # fmt: skip
     return checkpoint_of(shape), target

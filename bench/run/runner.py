@@ -94,7 +94,6 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
             dtype=dtype,
             device=device,
             max_len=max_len,
-            pad=True,
             quantize=config.quantize,
         )
 
@@ -103,7 +102,6 @@ def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs passes here."""
     facts: dict[str, Any] = {
         "weights": target.layout,
-        "pass_widths": {str(n): width for n, width in target.widths.items()},
         "cache_positions": target.max_len,
         "huge_pages_mib": huge_mib(),
     }
@@ -165,8 +163,6 @@ class Bench:
         own_context = DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
         self.context = min(context, own_context)
         self.target = load_target(config, self.checkpoint, self.context, log)
-        if self.resumed is not None:  # measured anew, they might be others
-            self.target.widths = {int(n): width for n, width in self.resumed.engine.get("pass_widths", {}).items()}
         self.contestants = [self._contestant(variant) for variant in self.variants]
         self.sampler = sampler_of(config)
         self.auditor = Auditor(self.target, self._float32_reference)

@@ -12,7 +12,9 @@ import shutil
 import pytest
 
 import methods
-from bench.drafting.method import Answer, Method, Peer, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer
+from bench.engine.cache import KVCache
 from bench.models.checkpoints import Checkpoint
 
 LIMITS = (1, 2, 7, 40)
@@ -50,7 +52,7 @@ def build(setting, tiny_adapter, tiny_heads):
     """name -> the method, or its variants, on the setting's decoder."""
     model, decoder, checkpoint = setting
 
-    def make(name: str) -> list[Method | Peer]:
+    def make(name: str) -> list[Method]:
         method = methods.load(name)
         asked = OPTIONS[name](model, tiny_adapter, tiny_heads) if name in OPTIONS else [{}]
         extra = [checkpoint] if issubclass(method, Peer) else []
@@ -69,7 +71,7 @@ def prompts(random_ids):
     return [random_ids(12, seed=1), random_ids(1, seed=2)]
 
 
-def check_counts(method: Method | Peer, answer: Answer, eos: frozenset[int] = frozenset()) -> None:
+def check_counts(method: Method, answer: Answer, eos: frozenset[int] = frozenset()) -> None:
     """Steps add up to the answer: its first token belongs to none, every other one to the step that emitted it."""
     if isinstance(method, Peer):
         return
@@ -118,14 +120,6 @@ def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy,
         assert steps[0] == steps[1]
 
 
-def test_padded_passes_change_no_token(name, build, setting, hf_greedy, random_ids, monkeypatch):
-    model, decoder, _ = setting
-    monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 4: 4, 5: 7, 6: 8})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    for method, prompt in itertools.product(build(name), prompts(random_ids)):
-        assert decode(method, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
-
-
 def test_the_context_may_be_used_up(name, build, setting, hf_greedy, random_ids):
     model, decoder, _ = setting
     prompt = random_ids(decoder.max_len - 25, seed=5)
@@ -156,8 +150,10 @@ def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, b
     """Otherwise the cache would never have been moved."""
     method = build(speculative)[variant]
     kept = []
-    keep_path = method.cache.keep_path
-    monkeypatch.setattr(method.cache, "keep_path", lambda start, path: kept.append(path) or keep_path(start, path))
+    keep_path = KVCache.keep_path
+    monkeypatch.setattr(
+        KVCache, "keep_path", lambda self, start, path: kept.append(path) or keep_path(self, start, path)
+    )
     for prompt in prompts(random_ids):
         decode(method, prompt, 40, frozenset())
     assert [path for path in kept if path != list(range(len(path)))]

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sequence import Draft
 
 
 @dataclass(frozen=True)
