@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.drafting import costs
 from bench.drafting.costs import Costs
+from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.step import Step
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
@@ -219,6 +220,7 @@ class SpeculativeMethod(Method):
     """
 
     exit_layer: int = 0  # states after this many layers are handed to `begin`
+    published: ClassVar[Published | None] = None  # what its published form costs, for the lab
     typical: tuple[float, float] | None = None  # epsilon and delta of typical acceptance, which is not lossless
 
     def __init__(self, target: Decoder, config: Any):
