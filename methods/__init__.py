@@ -71,19 +71,14 @@ def load(name: str) -> type[Method] | type[Peer]:
             )
         loaded: type[Method] | type[Peer] = point.load()
         return loaded
-    return only_method_in(importlib.import_module(_modules()[name]))
-
-
-def only_method_in(module: Any) -> type[Method] | type[Peer]:
-    """The one concrete method or peer that `module` itself defines."""
     from bench.drafting.method import Method, Peer
 
-    only: type[Method] | type[Peer] = only_class_in(module, (Method, Peer), "method")
+    only: type[Method] | type[Peer] = only_in(importlib.import_module(_modules()[name]), Method | Peer, "method")
     return only
 
 
-def only_class_in(module: Any, kinds: tuple[type, ...], what: str) -> Any:
-    """The one concrete subclass of `kinds` that `module` itself defines; `what` names it in the error.
+def only_in(module: Any, kind: Any, what: str) -> Any:
+    """The one concrete subclass of `kind` that `module` itself defines; `what` names it in the error.
 
     Raises:
         UserError: there is none, or more than one.
@@ -93,7 +88,7 @@ def only_class_in(module: Any, kinds: tuple[type, ...], what: str) -> Any:
         value
         for value in vars(module).values()
         if inspect.isclass(value)
-        and issubclass(value, kinds)
+        and issubclass(value, kind)
         and not inspect.isabstract(value)
         and value.__module__ == module.__name__
     ]

@@ -237,8 +237,8 @@ def _passes_of(runner: Method | Peer, steps: Sequence[Step]) -> float | None:
 
 def _conclude(found: dict[str, Any], target: Decoder) -> None:
     """What follows from the parts, and what to know of the draft models that were timed."""
-    forms = {name: own.form() for name, own in published().items() if name in found["drafters"]}
-    found["published"] = {name: dataclasses.asdict(form) for name, form in forms.items()}
+    forms = {name: dataclasses.asdict(own) for name, own in published().items() if name in found["drafters"]}
+    found["published"] = {name: {k: v for k, v in form.items() if k != "call"} for name, form in forms.items()}
     answers = found["answers"]
     vanilla = answers[BASELINE]
     step_s = vanilla["step_ms"] / 1e3

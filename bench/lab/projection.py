@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.drafting.published import Form
+from bench.drafting.published import Published
 from bench.errors import UserError
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import read_source
@@ -38,14 +38,14 @@ class Costs:
     passes: dict[int, float]
     exits: dict[int, float]  # the layers below an exit over one position
     drafters: dict[str, float]  # a call of a method's published draft model
-    forms: dict[str, Form]  # of these methods
+    forms: dict[str, Published]  # of these methods
 
     @classmethod
     def of(cls, engine: dict[str, Any]) -> Costs:
         """From its record."""
         passes, exits = ({int(n): ms for n, ms in engine[part].items()} for part in ("passes", "drafts"))
         return cls(
-            passes, exits, engine["drafters"], {name: Form(**form) for name, form in engine["published"].items()}
+            passes, exits, engine["drafters"], {name: Published(**form) for name, form in engine["published"].items()}
         )
 
     def step_ms(self, method: str, shape: Shape, exit_layer: int) -> float:
@@ -108,7 +108,7 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
         }
 
 
-def _possible(form: Form, most: int, cr: float) -> tuple[list[Shape], str]:
+def _possible(form: Published, most: int, cr: float) -> tuple[list[Shape], str]:
     """The least and the most that may have been drafted in a step, and in words."""
     if not form.call_per_draft:
         return [Shape(most, most, 1)], f"a chain of {most} drafts"

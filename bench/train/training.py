@@ -126,7 +126,7 @@ def trainer_of(method: str) -> type[Trainer]:
     """
     module = methods.training_module(method)
     assert module is not None, f"{method} is not trained"
-    only: type[Trainer] = methods.only_class_in(importlib.import_module(module), (Trainer,), "trainer")
+    only: type[Trainer] = methods.only_in(importlib.import_module(module), Trainer, "trainer")
     return only
 
 
