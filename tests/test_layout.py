@@ -24,9 +24,6 @@ FLOORS = (
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
 KNOWN = {
-    ("bench.engine.attention", "bench.drafting.tree"),
-    ("bench.engine.decoder", "bench.drafting.tree"),
-    ("bench.engine.graphs", "bench.drafting.tree"),
     ("bench.figures.compare_answers", "bench.spec_bench.exchange"),
     ("bench.figures.compare_answers", "bench.spec_bench.foreign"),
     ("bench.figures.published", "bench.report.formats"),

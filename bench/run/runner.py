@@ -24,7 +24,8 @@ from tqdm import tqdm
 import methods
 from bench import questions
 from bench.config import RunConfig
-from bench.drafting.method import Answer, Peer, at_once, decoding, probe
+from bench.drafting.loop import at_once, decoding, probe
+from bench.drafting.method import Answer, Peer
 from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.huge_pages import huge_mib, use_huge_pages
 from bench.engine.kernels import native
@@ -52,7 +53,7 @@ from bench.models import checkpoints
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.run import environment, resume
 from bench.run.audit import Auditor
-from bench.run.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
+from bench.run.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, sampler_of, variants
 from bench.run.memory import PeakMeter, merged
 
 Log = Callable[[str], None]
@@ -167,7 +168,7 @@ class Bench:
         if self.resumed is not None:  # measured anew, they might be others
             self.target.widths = {int(n): width for n, width in self.resumed.engine.get("pass_widths", {}).items()}
         self.contestants = [self._contestant(variant) for variant in self.variants]
-        self.sampler = set_sampler(self.contestants, config)
+        self.sampler = sampler_of(config)
         self.auditor = Auditor(self.target, self._float32_reference)
         self.memory = PeakMeter(self.target.device)
         self.turns: list[Turn] = []
@@ -326,7 +327,7 @@ class Bench:
         number: int,
         prompt: list[int],
         pause_after: int = 0,
-    ) -> Generator[None, None, Turn]:
+    ) -> Generator[object, None, Turn]:
         """`answer` in pieces, see `bench.drafting.method.decoding`."""
         turn = Turn(
             method=contestant.label,
@@ -345,7 +346,7 @@ class Bench:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
         try:
             with self.memory.of(contestant.label):
-                answer = yield from decoding(contestant.runner, prompt, limit, self.eos, pause_after)
+                answer = yield from decoding(contestant.runner, prompt, limit, self.eos, self.sampler, pause_after)
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn
@@ -386,7 +387,7 @@ class Bench:
         self.log(f"warming up {', '.join(c.label for c in self.contestants)}")
         prompt = self.chat.prompt([], WARM_UP)
         for contestant in self.contestants:
-            contestant.warm_up(prompt, self.context)
+            contestant.warm_up(prompt, self.context, self.sampler)
 
     def _expected_s(self, question: Question) -> float:
         lengths = _prompt_lengths(question, self.chat, self.config.max_new_tokens)
@@ -432,7 +433,7 @@ class Bench:
                     kinds[c.label],
                     c.runner.lossless,
                     c.runner.extra_parameters,
-                    dataclasses.asdict(c.runner.config),
+                    c.runner.knobs(),
                     c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
                     self._costs(c),
                 )
@@ -452,6 +453,8 @@ class Bench:
         """As recorded, or measured now."""
         if self.resumed is not None and contestant.label in self.resumed.methods:
             return self.resumed.methods[contestant.label].costs
+        if self.sampler is not None:
+            return None  # nothing that is timed here samples
         with memory_errors(f"the costs of {contestant.label}"):
             return pass_costs(contestant, self.contestants[0])
 

@@ -324,7 +324,7 @@ class SweepBench(runner.Bench):
         alive = []
         for contestant in self.contestants:
             try:
-                contestant.warm_up(prompt, self.context)
+                contestant.warm_up(prompt, self.context, self.sampler)
             except Exception as error:
                 if contestant.label not in self.config.method:
                     raise

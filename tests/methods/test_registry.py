@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import methods
-from bench.drafting.method import Method
+from bench.drafting.method import Peer, SpeculativeMethod
 from bench.errors import UserError
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.vanilla import Vanilla
@@ -173,7 +173,7 @@ def test_a_file_must_define_exactly_one_method(source, listed):
     module = ModuleType("odd")
     exec(source, vars(module))
     with pytest.raises(UserError, match=f"odd must define exactly one method, but defines {listed}"):
-        methods.only_in(module, Method, "method")
+        methods.only_in(module, SpeculativeMethod | Peer, "method")
 
 
 def test_names_are_found_without_importing_anything():

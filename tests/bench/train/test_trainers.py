@@ -19,7 +19,7 @@ from tests.bench.train.test_kangaroo_training import FLAGS, Short
 METHOD = """
 from dataclasses import dataclass
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import Draft, TextMethod
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class LensConfig:
     weights: str = ""
 
 
-class Lens(SpeculativeMethod):
+class Lens(TextMethod):
     Config = LensConfig
 
-    def propose(self, *given):
+    def propose_text(self, context, budget):
         return Draft([])
 """
 TRAINING = '''
