@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_PLUS = re.compile(r"\+(?=[a-z])")  # between methods; a plus inside a knob's value is followed by a number
+_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
 
 
 @dataclass(frozen=True)

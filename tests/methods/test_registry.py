@@ -71,6 +71,11 @@ def test_knobs_are_read_by_their_types():
     assert type(variant.config.gamma) is int
 
 
+@pytest.mark.parametrize("folder", ["out/exit_layer=1+draft_vocab=0", "c++/adapters"])
+def test_a_plus_within_a_knob_composes_nothing(folder):
+    assert methods.parse(f"kangaroo:weights={folder},gamma=1").config == KangarooConfig(weights=folder, gamma=1)
+
+
 def test_a_preset_sets_several_knobs_and_later_ones_win():
     paper = methods.parse("kangaroo:paper").config
     assert (paper.gamma, paper.stop, paper.threshold, paper.draft_vocab) == (6, "threshold", 0.6, 0)
