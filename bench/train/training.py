@@ -7,6 +7,7 @@ import datetime
 import importlib
 import math
 import shutil
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -392,10 +393,6 @@ def _check_writable(out: Path) -> None:
 
 
 def _bar(total: float, what: str) -> Any:
-    return tqdm(total=math.ceil(total), desc=what, unit="", unit_scale=True, mininterval=0.5 if _tty() else 15.0)
-
-
-def _tty() -> bool:
-    import sys
-
-    return sys.stderr.isatty()
+    return tqdm(
+        total=math.ceil(total), desc=what, unit="", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 15.0
+    )
