@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.config import RunConfig
+from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
@@ -22,7 +22,6 @@ from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.gate.measured import measured_by, with_knobs
-from bench.models.packaged import DEFAULT_MODEL
 from bench.run import environment, resume
 from bench.run.runner import Bench
 

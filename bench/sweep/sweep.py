@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import methods
-from bench.config import TRAININGS, RunConfig, TrainConfig
+from bench.config import RunConfig, TrainConfig
 from bench.drafting.method import Peer
 from bench.errors import UserError, did_you_mean
 from bench.figures.records import RUN_FILE, Run, check_writable, read_run, write_json
@@ -24,8 +24,7 @@ from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
 from bench.run.contestants import WARM_UP, Contestant
-from bench.train.trainers import trainer_of
-from bench.train.training import CARD, train
+from bench.train.training import CARD, train, trainer_of
 
 Log = Callable[[str], None]
 
@@ -94,9 +93,9 @@ def _check_method(method: str, axes: Sequence[Axis]) -> None:
         raise UserError(f"{method!r} is a peer: a sweep is of a method of ours")
     name, _, knobs = method.partition(":")
     trained = [axis.name for axis in axes if axis.name.startswith(TRAIN)]
-    if trained and name not in TRAININGS:
+    if trained and name not in methods.trained():
         raise UserError(
-            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(TRAININGS)}"
+            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(methods.trained())}"
         )
     if trained and any(knob.startswith(f"{WEIGHTS}=") for knob in [*knobs.split(","), *(f"{a.name}=" for a in axes)]):
         raise UserError(f"--grid {trained[0]} trains the weights: leave out weights=...")
@@ -128,7 +127,7 @@ def _planned(
 
 def _training(method: str, settings: dict[str, str], fixed: dict[str, Any]) -> TrainConfig:
     """The method's training with some settings as spelled, others as they are."""
-    kind = TRAININGS[method]
+    kind = trainer_of(method).Config
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -268,7 +267,7 @@ def _train(method: str, training: TrainConfig, layers: Sequence[int], number: st
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(trainer_of(method), training, log, layers)  # type: ignore[arg-type]
+    train(method, training, log, layers)
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 

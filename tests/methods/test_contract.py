@@ -1,10 +1,13 @@
 """What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
 
-A method that needs weights says in `OPTIONS` which knobs to test it with; any other method needs no edit here.
+Weights of a method that is trained, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
+`write(folder, hf_model, **options)` and `variants(write)`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import itertools
 import json
 import shutil
@@ -18,25 +21,6 @@ from bench.engine.cache import KVCache
 from bench.models.checkpoints import Checkpoint
 
 LIMITS = (1, 2, 7, 40)
-# name -> (hf_model, tiny_adapter, tiny_heads) -> the knobs to test it with: several variants of one method.
-OPTIONS = {
-    "kangaroo": lambda model, adapter, heads: [
-        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 3},
-        {"weights": str(adapter(model)), "threshold": 0.5},
-        {"weights": str(adapter(model, useful=False, changes={"exit_layer": 2})), "threshold": 0.0},
-        {"weights": str(adapter(model, ranking=list(range(60, 200)))), "threshold": 0.0, "draft_vocab": 140},
-        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 4, "beam": 3},
-        {"weights": str(adapter(model)), "threshold": 0.2, "gamma": 3, "beam": 10, "nodes": 9},
-    ],
-    "medusa": lambda model, adapter, heads: [
-        {"weights": str(heads(model)), "tree": "chain"},
-        {"weights": str(heads(model)), "tree": "mc_sim_7b_63"},
-        {"weights": str(heads(model)), "tree": "0/1/0-0/1-0/1-1/0-0-2"},
-        {"weights": str(heads(model)), "tree": "0/2", "heads": 1},
-        {"weights": str(heads(model, useful=False)), "tree": "0/1/0-3"},
-        {"weights": str(heads(model, ranking=list(range(60, 200)))), "tree": "chain", "draft_vocab": 140},
-    ],
-}
 KINDS = ("tied", "qwen3")
 
 
@@ -48,13 +32,16 @@ def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
 
 
 @pytest.fixture
-def build(setting, tiny_adapter, tiny_heads):
+def build(setting, tiny_weights):
     """name -> the method, or its variants, on the setting's decoder."""
     model, decoder, checkpoint = setting
 
     def make(name: str) -> list[Method]:
         method = methods.load(name)
-        asked = OPTIONS[name](model, tiny_adapter, tiny_heads) if name in OPTIONS else [{}]
+        asked = [{}]
+        if name in methods.trained():
+            tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
+            asked = tiny.variants(functools.partial(tiny_weights, name, model))
         extra = [checkpoint] if issubclass(method, Peer) else []
         return [method(decoder, method.Config(**knobs), *extra) for knobs in asked]
 
@@ -135,7 +122,7 @@ def test_times_are_taken_apart(name, build, random_ids):
         assert sum(step.draft_s for step in answer.steps) <= answer.decode_s
 
 
-@pytest.mark.parametrize("speculative", OPTIONS)
+@pytest.mark.parametrize("speculative", methods.trained())
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, setting, random_ids):
     """Otherwise the tests above would show little."""
     accepted = set()
