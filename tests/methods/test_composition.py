@@ -45,8 +45,8 @@ def test_output_is_the_targets_and_every_member_drafts(label, scene, hf_greedy, 
         answer = decode(method, prompt, 40, NEVER)
         assert answer.token_ids == hf_greedy(model, prompt, 40)
         parts |= {step.part for step in answer.steps if step.drafted}
-    drafting = [name for name in label.split("+") if name != "vanilla"]
-    assert parts >= set(range(min(2, len(drafting))))
+    # A draft model has always something to say; a lookup has not.
+    assert parts >= ({0, 1} if label.startswith("pld") and "vanilla" not in label else {0})
 
 
 @pytest.mark.parametrize("label", ["pld+kangaroo", "pld+tree", "pld+medusa"])
@@ -109,9 +109,9 @@ def test_first_draft_wins_all_see_all_and_notes_are_each_members_own(scene, hf_g
     both = Composition(target, config)
     made = decode(both, prompt, 12, NEVER)
     assert made.token_ids == answer
-    assert [(step.part, step.drafted) for step in made.steps[:3]] == [(1, 1), (0, 0), (0, 0)] or made.steps[0].part == 1
+    assert (made.steps[0].part, made.steps[0].drafted, made.steps[0].accepted) == (1, 1, 1)
     assert first.seen == second.seen
-    assert [part for part, _, _ in first.seen][0] == 1
+    assert first.seen[0] == (1, 1, made.token_ids[1:3])
     both.forget()
     assert (first.forgot, second.forgot) == (1, 1)
     assert both.notes["parts"] == ["first", "second"]

@@ -57,7 +57,7 @@ def test_budget_and_short_texts(pld):
 def test_length_by_cost_takes_what_verifies_for_less_than_it_may_bring(pld, monkeypatch):
     costs = Costs(0.0, (0.0,), ((1, 1.0), (2, 1.1), (3, 1.2), (4, 3.0), (16, 30.0)))
     monkeypatch.setattr(PLD, "costs", costs)
-    text = list(range(20)) + [0]
+    text = [*range(20), 0]
     assert drafted(pld(length="cost"), text) == [1, 2]
     assert drafted(pld(), text) == list(range(1, 11))
 

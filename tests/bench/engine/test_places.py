@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.drafting.tree import chain_of, tree_of
-from bench.engine.places import Places
+from bench.engine.places import Places, Span
 
 CPU = torch.device("cpu")
 PARENTS = [-1, -1, 0, 1, 1, 3]
@@ -30,10 +30,9 @@ def test_rows_of_a_tree_stand_at_their_depth_and_see_their_ancestors():
 
 
 def test_a_chain_is_a_text_that_goes_on():
-    assert chain_of(4).places(7, CPU, row=2) == Places.after(9, 3) or chain_of(4).places(7, CPU, 2).positions(
-        CPU
-    ).tolist() == [[9, 10, 11]]
-    assert chain_of(4).places(7, CPU, row=2).spans[0].depths is None
+    places = chain_of(4).places(7, CPU, row=2)
+    assert places.positions(CPU).tolist() == [[9, 10, 11]]
+    assert places.spans[0].depths is None
 
 
 def test_sequences_side_by_side_have_slots_of_their_own():
@@ -47,9 +46,7 @@ def test_sequences_side_by_side_have_slots_of_their_own():
 
 
 @pytest.mark.parametrize("kind", ["tied", "qwen3"])
-def test_sequences_that_stand_apart_are_read_as_if_each_were_alone(
-    kind, tiny_model, tiny_decoder, hf_logits, random_ids
-):
+def test_sequences_that_stand_apart_are_read_as_if_alone(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
     """A text, a tree and a later text in one pass; slots in another order than the sequences."""
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
@@ -68,7 +65,6 @@ def test_sequences_that_stand_apart_are_read_as_if_each_were_alone(
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-4)
     logits = decoder.logits(found[0])
     torch.testing.assert_close(logits, hf_logits(model, [*texts[0], *rows[0]])[9:], rtol=0, atol=1e-3)
-    swapped = Places(tuple(span for part in (parts[0], parts[2]) for span in part.spans), 7)
-    swapped = Places((swapped.spans[1].__class__(15, 2), swapped.spans[0].__class__(9, 0)), 7)
+    swapped = Places((Span(15, slot=2), Span(9, slot=0)), 7)
     again = decoder.run_layers(decoder.embed(torch.tensor([rows[2], rows[0]])), swapped, cache)
     torch.testing.assert_close(again, found[[2, 0]], rtol=0, atol=1e-4)
