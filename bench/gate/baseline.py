@@ -22,8 +22,9 @@ from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.gate.measured import measured_by, use_widths, with_knobs
+from bench.models import loading
 from bench.models.packaged import DEFAULT_MODEL
-from bench.run import environment, resume
+from bench.run import resume
 from bench.run.runner import Bench
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
@@ -36,7 +37,7 @@ Records = tuple[Run, list[Turn]]
 
 def folder_of(given: dict[str, Any]) -> Path:
     """Where the baseline of a model on this kind of device lies."""
-    kind = environment.choose_device(given.get("device", "auto")).type
+    kind = loading.choose_device(given.get("device", "auto")).type
     model = given.get("model", DEFAULT_MODEL)
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
 

@@ -48,7 +48,7 @@ from bench.figures.records import (
     write_json,
     write_turns,
 )
-from bench.models import checkpoints
+from bench.models import checkpoints, loading
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.run import environment, resume
 from bench.run.audit import Auditor
@@ -63,8 +63,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def device_and_dtype(config: RunConfig, log: Log) -> tuple[torch.device, torch.dtype]:
     """What a run computes on and in; sets its threads, and has the kernels built where they are of use."""
-    device = environment.choose_device(config.device)
-    if warning := environment.unused_gpu_warning(device):
+    device = loading.choose_device(config.device)
+    if warning := loading.unused_gpu_warning(device):
         log(f"WARNING: {warning}")
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -138,7 +138,7 @@ class Bench:
             self.variants = [
                 variant if variant.label == methods.BASELINE else adapt(variant) for variant in self.variants
             ]
-        environment.choose_device(config.device)
+        loading.choose_device(config.device)
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
@@ -462,7 +462,7 @@ class Bench:
             "model": self.checkpoint.sha256,
             "questions": self.questions.sha256,
             "number of questions": len(self.questions.questions),
-            "device": environment.describe_device(environment.choose_device(self.config.device)).get("name"),
+            "device": environment.describe_device(loading.choose_device(self.config.device)).get("name"),
             "torch": software["torch"],
             "transformers": software["transformers"],
         }
