@@ -8,6 +8,7 @@ decided by how fast this machine is today; everything else is chosen by the code
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -21,11 +22,10 @@ from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metr
 from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
-from bench.gate.measured import measured_by, use_widths, with_knobs
+from bench.gate.measured import measured_by, widths_of, with_knobs
 from bench.models import loading
 from bench.models.packaged import DEFAULT_MODEL
-from bench.run import resume
-from bench.run.runner import Bench
+from bench.run import resume, runner
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
@@ -96,13 +96,13 @@ def write(folder: Path, now: Records) -> None:
 def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records:
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
-        bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
-        use_widths(bench, measured)
-        run = bench.run()
+        knobs = functools.partial(with_knobs, measured=measured)
+        left = runner.run(settings, log, adapt=knobs, widths=widths_of(measured))
+    run = left.record
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt
     run.config["out"] = None  # a folder that is gone
-    return run, bench.turns
+    return run, left.turns
 
 
 def _speedups(records: Records) -> dict[str, float]:

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from bench.figures.records import Run
-from bench.run.runner import Bench
 from methods import Variant
 
 _MEASURED = ("costs",)  # knobs; what follows from them (a tree, when to stop) each side chooses by its own code
@@ -31,7 +30,6 @@ def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
     return dataclasses.replace(variant, config=dataclasses.replace(variant.config, **taken))
 
 
-def use_widths(bench: Bench, measured: dict[str, Any]) -> None:
-    """Let passes be padded as they were before."""
-    if measured.get("widths"):
-        bench.target.widths = {int(n): width for n, width in measured["widths"].items()}
+def widths_of(measured: dict[str, Any]) -> dict[int, int] | None:
+    """To which widths passes were padded before; None: not known."""
+    return {int(n): width for n, width in measured.get("widths", {}).items()} or None

@@ -20,17 +20,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 import methods
-from bench import questions
 from bench.config import RunConfig
 from bench.drafting.method import Method, Peer, cut_at_eos, decode, now_s
 from bench.drafting.sampling import Sampler
 from bench.drafting.step import Step
-from bench.engine.decoder import DecoderConfig
 from bench.errors import UserError
-from bench.models import checkpoints
-from bench.questions import ChatFormat
-from bench.run.contestants import memory_errors
-from bench.run.runner import generation_config, load_target
+from bench.models.loading import Compute, find, load, memory_errors
 
 WIDE = 100  # columns from which two answers fit beside each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
@@ -243,18 +238,15 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
         )
     if label == methods.BASELINE:
         raise UserError("vanilla is always there: name the method to set beside it with --method")
-    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
-    prompt = chat.prompt([], text)
-    context = DecoderConfig.from_hf(checkpoints.load_config(checkpoint)).context
+    model = find(config.model, config.revision, log)
+    prompt, context = model.chat.prompt([], text), model.context
     limit = min(config.max_new_tokens, context - len(prompt))
     if limit < 1:
         raise UserError(f"the prompt's {len(prompt)} tokens leave no room in the context of {context}: shorten it")
     if limit < config.max_new_tokens:
         log(f"the context of {context} tokens leaves room for {limit} new tokens")
-    log(f"loading {checkpoint.name}")
-    target = load_target(config, checkpoint, min(context, len(prompt) + limit + _SPARE_POSITIONS), log)
+    log(f"loading {model.checkpoint.name}")
+    target = load(model, Compute.of(config), min(context, len(prompt) + limit + _SPARE_POSITIONS), log).target
     sides = []
     for one in (methods.parse(methods.BASELINE), variant):
         with memory_errors(f"method {one.label}"):
@@ -262,8 +254,8 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
             method = one.method(target, one.config)
         if config.temperature:
             method.sampler = Sampler(config.temperature, config.top_p, config.top_k)
-        sides.append(Side(one.label, method, limit, eos, Detokenizer(chat.tokenizer)))
-    return Generation(config, checkpoint.name, prompt, sides)
+        sides.append(Side(one.label, method, limit, model.eos, Detokenizer(model.chat.tokenizer)))
+    return Generation(config, model.checkpoint.name, prompt, sides)
 
 
 def show(generation: Generation, console: Console, *, rejected: bool = False) -> None:

@@ -63,7 +63,7 @@ def python(code: str, *given: str) -> subprocess.CompletedProcess[str]:
 )
 def test_mistake_is_told_in_one_line_before_anything_is_loaded(cache, tmp_path, monkeypatch, capsys, flags, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.run.runner.load_target", None)
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
     line = error_of(flags, capsys, alone=True)
     assert re.search(told, line)
     assert list(tmp_path.iterdir()) == []

@@ -76,7 +76,7 @@ def test_what_the_other_side_measured_is_used(config, setting):
     measured = {"knobs": {setting.kangaroo: {"gamma": 1, "costs": costs}}, "widths": {"3": 7}}
     made = worker.Worker(config, measured, {})
     info = made.record.methods[setting.kangaroo]
-    assert made.bench.target.widths[3] == 7
+    assert made.examiner.loaded.target.widths[3] == 7
     assert info.config["gamma"] != 1  # a knob that is set, not measured: each side's own
     assert info.config["costs"] == costs
     knobs = {"vanilla": {}, setting.kangaroo: {"costs": costs}}

@@ -13,7 +13,7 @@ import torch
 
 from bench.drafting.step import Step
 from bench.engine.cache import KVCache
-from bench.run import runner
+from bench.run import examiner
 from methods.vanilla import Vanilla
 from tests.oracle import Oracle, Sideways, knowing
 from tests.tiny import ONE_TURN, Watched, records, run_bench, write_questions
@@ -89,12 +89,12 @@ def test_doubled_token_is_found(setting, add_method, capsys):
 @pytest.mark.parametrize("short", [0, 1])
 def test_answer_that_is_cut_one_short_is_found(setting, add_method, monkeypatch, capsys, short):
     add_method("faulty", Watched)
-    decoding = runner.decoding
+    decoding = examiner.decoding
 
     def cut(method, prompt, limit, eos, pause_after):
         return decoding(method, prompt, limit - short if isinstance(method, Watched) else limit, eos, pause_after)
 
-    monkeypatch.setattr(runner, "decoding", cut)
+    monkeypatch.setattr(examiner, "decoding", cut)
     status = status_of(setting)
     if not short:
         return check_sound(setting, status)

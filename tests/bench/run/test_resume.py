@@ -22,7 +22,7 @@ LOAD = methods.load
 KILLED = """
 import os, signal, sys
 from bench.figures import records
-from bench.run import runner
+from bench.run import recorder
 from bench.cli import main
 
 append = records.append_turns
@@ -31,7 +31,7 @@ def last_words(path, turns, go_on):
     append(path, turns, go_on)
     os.kill(os.getpid(), signal.SIGKILL)
 
-runner.append_turns = last_words
+recorder.append_turns = last_words
 main(sys.argv[1:])
 """
 
@@ -115,7 +115,7 @@ def test_finished_questions_are_not_asked_again(setting, whole, tmp_path, monkey
     before = read_turns(out)
     written = []
     monkeypatch.setattr(
-        "bench.run.runner.append_turns",
+        "bench.run.recorder.append_turns",
         lambda path, turns, go_on: (append_turns(path, turns, go_on), written.append(turns)),
     )
     assert main(["--resume", str(out)]) == 0

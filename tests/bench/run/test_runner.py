@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.drafting.step import Step
-from bench.run import contestants, runner
+from bench.run import contestants, examiner
 from methods import names
 from methods.vanilla import Vanilla
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, Watched, records, run_bench, words_of, write_questions
@@ -48,7 +48,7 @@ def calls(monkeypatch):
 
         return spy
 
-    monkeypatch.setattr(runner, "decoding", watched(runner.decoding))
+    monkeypatch.setattr(examiner, "decoding", watched(examiner.decoding))
     monkeypatch.setattr(contestants, "decode", watched(contestants.decode))
     return made
 

@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from bench.drafting.method import NoKnobs, Peer, decode
-from bench.run import runner
+from bench.run import examiner
 from methods.vanilla import Vanilla
 from tests.oracle import Clock, Oracle, Sideways, knowing, timed
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, records, run_bench, words_of, write_questions
@@ -31,14 +31,14 @@ def clock(monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """Every counted decode of the run as (method, prompt, limit, end tokens); warm-ups come without end tokens."""
-    calls, decoding = [], runner.decoding
+    calls, decoding = [], examiner.decoding
 
     def spy(method, prompt, limit, eos, pause_after):
         if eos:
             calls.append((method, tuple(prompt), limit, eos))
         return decoding(method, prompt, limit, eos, pause_after)
 
-    monkeypatch.setattr(runner, "decoding", spy)
+    monkeypatch.setattr(examiner, "decoding", spy)
     return calls
 
 

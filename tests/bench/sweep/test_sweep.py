@@ -284,15 +284,15 @@ def halting(add_method, monkeypatch):
     add_method("halting", Halting)
 
     def halt_in_run(setting) -> int:
-        plan = runner.Bench._plan
+        ask = runner.ask
 
-        def counted(self):
+        def counted(*given):
             # After the warm-up, both variants answer the two turns of the first question.
             Halting.halt_at = len(Halting.asked) + 2 * 2 + 1
-            return plan(self)
+            return ask(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runner.Bench, "_plan", counted)
+            patch.setattr(runner, "ask", counted)
             status = run_sweep(setting, "--grid", "kind=a,b", method="halting")
         Halting.halt_at = -1
         Halting.asked.clear()
