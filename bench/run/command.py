@@ -22,24 +22,15 @@ Adapt = Callable[[methods.Variant], methods.Variant]
 
 @dataclass(frozen=True)
 class Place:
-    """A run's name, and the folders for its records and its plots."""
+    """A run's name, and the folder for its records."""
 
     run_id: str
     folder: Path
-    plots: Path
 
-    @classmethod
-    def new(cls, started: datetime.datetime, method: str, question_set: str, out: str | None) -> Place:
-        """Where a run that starts now leaves its files; `out`: the folder that the user wants them in."""
-        run_id = f"{started:%Y%m%d-%H%M%S}-{_slug(method)}-{_slug(question_set)}"
-        return (
-            cls(run_id, Path(out), Path(out) / "plots") if out else cls(run_id, RUNS / run_id, Path("plots") / run_id)
-        )
-
-    @classmethod
-    def of(cls, folder: Path, run: Run) -> Place:
-        """Where a run that was begun has its files."""
-        return cls(run.run_id, folder, plots_of(folder, run.run_id))
+    @property
+    def plots(self) -> Path:
+        """The folder for its plots."""
+        return plots_of(self.folder, self.run_id)
 
 
 @dataclass(frozen=True)
@@ -87,8 +78,12 @@ def check(
         chosen = [variant if variant.label == methods.BASELINE else adapt(variant) for variant in chosen]
     choose_device(config.device)
     started = datetime.datetime.now(datetime.UTC)
-    named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
-    place = Place.of(*resumed) if resumed else Place.new(started, named_after, plan.questions.name, config.out)
+    if resumed is not None:
+        place = Place(resumed[1].run_id, resumed[0])
+    else:
+        named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
+        run_id = f"{started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(plan.questions.name)}"
+        place = Place(run_id, Path(config.out) if config.out else RUNS / run_id)
     check_writable(place.folder)
     if resumed is None and not of_sweep and (place.folder / SWEEP_FILE).exists():
         raise UserError(f"{place.folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")

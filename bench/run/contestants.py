@@ -21,8 +21,6 @@ WARM_UP = "Explain in a few sentences why the days are longer in summer than in 
 _WARM_UP_TOKENS = 24
 _WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
 _STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
-
-
 # Told who cannot take part, and why; returns where the others go on without.
 Fails = Callable[[str, Exception], None]
 

@@ -25,7 +25,8 @@ class Warnings:
     """What is worth a warning, each once: told at once, and kept with the run's record."""
 
     def __init__(self, log: Log):
-        self.log, self.texts = log, list[str]()
+        self.log = log
+        self.texts: list[str] = []
 
     def __call__(self, text: str) -> None:
         """Warn."""
