@@ -76,11 +76,11 @@ def run(options: Namespace) -> int:
     else:
         settings = resume.settings(resumed[1], (config.PRESETS[preset] if preset else {}) | given)
     left = runner.run(settings, say, resumed)
-    record, folder = left.record, left.place.folder
+    record, folder = left.record, left.folder
     if not left.turns:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
         return 130
-    paths = write_report(folder, left.place.plots)
+    paths = write_report(folder, left.plan.plots)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     print(terminal_table(summary))
     tell_written(paths)

@@ -59,7 +59,7 @@ def run(options: Namespace) -> int:
     if not paths:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
         return 130
-    return _show_sweep(left.place.folder, paths)
+    return _show_sweep(left.folder, paths)
 
 
 def _redraw_sweep(run_dir: Path) -> int:

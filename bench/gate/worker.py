@@ -35,16 +35,16 @@ class Worker:
     def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
         """`measured`: what the other side measured when it began, to be used here too."""
         knobs = functools.partial(with_knobs, measured=measured)
-        command = runner.check(config, adapt=knobs, widths=widths_of(measured))
-        self.examiner = runner.assemble(command, runner.load(command, _tell), _tell)
-        self.variants = command.variants
-        self.questions = {question.question_id: question for question in command.plan.questions.questions}
+        plan = runner.make_plan(config, adapt=knobs, widths=widths_of(measured))
+        self.examiner = runner.assemble(plan, runner.load(plan, _tell), _tell)
+        self.variants = plan.variants
+        self.questions = {question.question_id: question for question in plan.questions.questions}
         self.contestants = {contestant.label: contestant for contestant in self.examiner.contestants}
         _slow_down(self.contestants, slower)
         self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
         self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
         self.going: Generator[None, None, Turn]  # the answer under way
-        self.record = runner.prepare(command, self.examiner, _tell)
+        self.record = runner.prepare(plan, self.examiner, _tell)
 
     def handle(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The answer to one line."""

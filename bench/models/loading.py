@@ -48,7 +48,7 @@ class Compute:
     def torch_dtype(self) -> torch.dtype:
         """The number format; raises UserError where there is no such device."""
         on_cuda = choose_device(self.device).type == "cuda"
-        return DTYPES.get(self.dtype) or (torch.bfloat16 if on_cuda else torch.float32)
+        return DTYPES.get(self.dtype, torch.bfloat16 if on_cuda else torch.float32)
 
 
 @dataclass(frozen=True)

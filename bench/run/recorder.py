@@ -28,38 +28,36 @@ from bench.figures.records import (
 from bench.models.chat import ChatFormat
 from bench.models.loading import engine_facts
 from bench.run import environment
-from bench.run.command import Command, Place
-from bench.run.contestants import Contestant
 from bench.run.examiner import Examiner, Warnings
 from bench.run.memory import merged
+from bench.run.plan import Plan
 
 
 class Recorder:
     """The files of one run while it asks; afterwards, what it has left."""
 
-    def __init__(self, place: Place, record: Run, chat: ChatFormat, go_on: str):
-        """`go_on`: how the user goes on with the run if it is interrupted, for messages."""
-        self.place, self.record, self.chat, self.go_on = place, record, chat, go_on
+    def __init__(self, plan: Plan, record: Run, chat: ChatFormat):
+        self.plan, self.record, self.chat, self.folder = plan, record, chat, plan.folder
         self.turns: list[Turn] = []
         self.pieces: dict[str, str] = {}
         self._before = (record.wall_s, record.memory)  # this session's come on top
 
     def begin(self) -> None:
         """Set an earlier run in the folder aside; the record is written now, so that a killed run can be reported."""
-        _set_aside_earlier_run(self.place.folder)
+        _set_aside_earlier_run(self.folder)
         self.save()
-        write_turns(self.place.folder / TURNS_FILE, [])
+        write_turns(self.folder / TURNS_FILE, [])
 
     def take_over(self, turns: Sequence[Turn]) -> None:
         """What earlier sessions of the run have finished, which is in the folder."""
-        self.pieces = read_pieces(self.place.folder)
+        self.pieces = read_pieces(self.folder)
         self.save()
         self.turns += turns
         self._spell(turns)  # a kill may have come between a question's records and their spelling
 
     def keep(self, turns: Sequence[Turn]) -> None:
         """A question's records, and the text of every token in them: a report needs no tokenizer to show answers."""
-        append_turns(self.place.folder / TURNS_FILE, turns, self.go_on)
+        append_turns(self.folder / TURNS_FILE, turns, self.plan.go_on)
         self.turns += turns
         self._spell(turns)
 
@@ -73,32 +71,32 @@ class Recorder:
 
     def save(self) -> None:
         """Write the run's record as it is."""
-        write_json(self.place.folder / RUN_FILE, self.record)
+        write_json(self.folder / RUN_FILE, self.record)
 
     def _spell(self, turns: Sequence[Turn]) -> None:
         ids = {token for turn in turns for token in turn.token_ids}
         ids |= {token for turn in turns for step in turn.per_step_rejected for token in step}
         if new := {str(token) for token in ids} - self.pieces.keys():
             self.pieces |= {token: self.chat.piece(int(token)) for token in sorted(new, key=int)}
-            write_json(self.place.folder / PIECES_FILE, self.pieces)
+            write_json(self.folder / PIECES_FILE, self.pieces)
 
 
-def describe(command: Command, examiner: Examiner, infos: dict[str, MethodInfo]) -> Run:
-    """The record of a run as it begins: not complete. Warnings that come later join it."""
-    loaded, asked = examiner.loaded, command.plan.questions
-    checkpoint, target = loaded.checkpoint, loaded.target
+def describe(plan: Plan, examiner: Examiner, costs: dict[str, dict[str, Any] | None]) -> Run:
+    """The record of a run as it begins: not complete. `costs`: of passes, by label. Later warnings join it."""
+    loaded, asked, warnings = examiner.loaded, plan.questions, examiner.warnings.texts
     software = environment.describe_software()
     session = {key: software[key] for key in ("commit", "dirty", "load_1min")}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    session |= {"started": now, "wall_s": 0.0, "warnings": list(examiner.warnings.texts)}
+    session |= {"started": now, "wall_s": 0.0, "warnings": list(warnings)}
+    kinds = {c.label: "peer" if c.is_peer else "method" for c in examiner.contestants} | {methods.BASELINE: "vanilla"}
     return Run(
-        run_id=command.place.run_id,
+        run_id=plan.run_id,
         command=environment.command_line(),
         model={
-            "name": checkpoint.name,
-            "revision": checkpoint.revision,
-            "sha256": checkpoint.sha256,
-            "parameters": target.parameters,
+            "name": loaded.checkpoint.name,
+            "revision": loaded.checkpoint.revision,
+            "sha256": loaded.checkpoint.sha256,
+            "parameters": loaded.target.parameters,
             "chat_template": loaded.chat.template,
         },
         dataset={
@@ -107,28 +105,29 @@ def describe(command: Command, examiner: Examiner, infos: dict[str, MethodInfo])
             "questions": len(asked.questions),
             "tasks": asked.tasks,
         },
-        device=environment.describe_device(target.device),
-        dtype=target.precision,
+        device=environment.describe_device(loaded.target.device),
+        dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),
-        methods=infos,
-        engine=engine_facts(target),
+        methods={
+            c.label: MethodInfo(
+                kinds[c.label],
+                c.runner.lossless,
+                c.runner.extra_parameters,
+                dataclasses.asdict(c.runner.config),
+                c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
+                costs[c.label],
+            )
+            for c in examiner.contestants
+        },
+        engine=engine_facts(loaded.target),
         provenance={
-            "started": command.started.isoformat(timespec="seconds"),
+            "started": plan.started.isoformat(timespec="seconds"),
             **software,
-            "warnings": examiner.warnings.texts,
+            "warnings": warnings,
             "sessions": [session],
         },
         complete=False,
     )
-
-
-def describe_method(contestant: Contestant, costs: dict[str, Any] | None) -> MethodInfo:
-    """What a run's record says of a contestant; `costs`: of its passes, see `contestants.pass_costs`."""
-    kind = "vanilla" if contestant.label == methods.BASELINE else "peer" if contestant.is_peer else "method"
-    runner = contestant.runner
-    notes = runner.notes | ({"probe_windows": contestant.windows} if contestant.windows else {})
-    config = dataclasses.asdict(runner.config)
-    return MethodInfo(kind, runner.lossless, runner.extra_parameters, config, notes, costs)
 
 
 def continued(begun: Run, now: Run, warnings: Warnings) -> Run:

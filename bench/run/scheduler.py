@@ -18,18 +18,19 @@ from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 
 
-def ask_all(plan: Plan, examiner: Examiner, recorder: Recorder, log: Log) -> None:
+def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     """Ask what the recorder has no turns of; the run is then complete, unless the user interrupts it.
 
     Raises:
         UserError: the folder cannot be written any more.
 
     """
+    plan = recorder.plan
     todo = plan.todo({(turn.round, turn.question_id) for turn in recorder.turns})
     total_s = sum(expected_s(plan, examiner, asked.question) for asked in todo)
     asked = f"{len(plan.questions.questions)} questions of {len(plan.questions.tasks)} tasks"
     left = f", {len(todo)} left" if len(recorder.record.provenance["sessions"]) > 1 else ""
-    log(f"{asked}, {plan.rounds} round(s){left}: about {_minutes(total_s)}")
+    log(f"{asked}, {plan.config.rounds} round(s){left}: about {_minutes(total_s)}")
     begin_s, others = time.perf_counter(), environment.OthersMeter()
     with _progress(total_s) as bar:
         try:
@@ -41,14 +42,14 @@ def ask_all(plan: Plan, examiner: Examiner, recorder: Recorder, log: Log) -> Non
                 recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
             recorder.record.complete = True
         except KeyboardInterrupt:
-            log(f"interrupted: what is finished is kept; go on with {recorder.go_on}")
+            log(f"interrupted: what is finished is kept; go on with {plan.go_on}")
     recorder.save()
 
 
 def expected_s(plan: Plan, examiner: Examiner, question: Question) -> float:
     """Estimated seconds of one round of the question, by the warm-up's rates."""
     return sum(
-        contestant.expected_s(length, plan.max_new_tokens) * (1 + 2 * (contestant.prober is not None))
+        contestant.expected_s(length, plan.config.max_new_tokens) * (1 + 2 * (contestant.prober is not None))
         for contestant in plan.taking_part(question, examiner.contestants)
         for length in plan.prompt_lengths(question, examiner.loaded.chat)
         if length < examiner.context

@@ -29,6 +29,7 @@ from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
 from bench.run.examiner import Examiner
+from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 from bench.run.scheduler import expected_s
 from bench.train.trainers import trainer_of
@@ -182,18 +183,18 @@ def run(
     config = dataclasses.replace(config, out=str(folder))
     loaded = _train_all(config, planned, sweep, log)
     config, resumed = _going_on(config, earlier, sweep, log) or (_of_living(config, sweep), None)
-    command = runner.check(config, resumed, of_sweep=True)
+    asked = runner.make_plan(config, resumed, of_sweep=True)
     fails = functools.partial(_fail_in_run, sweep, resumed and resumed[1], log)
-    examiner = runner.assemble(command, loaded or runner.load(command, log), log, fails)
+    examiner = runner.assemble(asked, loaded or runner.load(asked, log), log, fails)
     with alone_in(folder):
-        record = runner.prepare(command, examiner, log, fails)
-        _warn_of_many(command, examiner, log)
+        record = runner.prepare(asked, examiner, log, fails)
+        _warn_of_many(asked, examiner, log)
         _keep(folder, sweep)  # now, so that what a killed run leaves can be drawn
-        left = runner.ask(command, examiner, record, log)
+        left = runner.ask(asked, examiner, record, log)
         _keep(folder, sweep)
     if not left.turns:
         return left, []
-    return left, [*write_sweep(folder), *write_report(folder, left.place.plots)]
+    return left, [*write_sweep(folder), *write_report(folder, left.plan.plots)]
 
 
 def _new_folder(method: str) -> Path:
@@ -238,7 +239,7 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
     shared = Compute.of(config).quantize == "none" and Compute.of(config).torch_dtype == torch.float32
     loaded = None
     if missing and shared:
-        loaded = runner.load(runner.check(_of_living(config, sweep), of_sweep=True), log, Recipe.length)
+        loaded = runner.load(runner.make_plan(_of_living(config, sweep), of_sweep=True), log, Recipe.length)
     elif missing:
         model = loading.find(config.model, config.revision, log)
         loaded = loading.load(model, compute(missing[0]), Recipe.length, log)
@@ -319,10 +320,9 @@ def _of_living(config: RunConfig, sweep: Sweep) -> RunConfig:
     return dataclasses.replace(config, method=labels)
 
 
-def _warn_of_many(command: runner.Command, examiner: Examiner, log: Log) -> None:
+def _warn_of_many(asked: Plan, examiner: Examiner, log: Log) -> None:
     if (count := len(examiner.config.method)) > MANY:
-        asked = command.plan.questions.questions
-        total_s = command.config.rounds * sum(expected_s(command.plan, examiner, question) for question in asked)
+        total_s = asked.config.rounds * sum(expected_s(asked, examiner, q) for q in asked.questions.questions)
         log(
             f"WARNING: {count} variants take long, about {total_s / 60:.0f} min: fewer values, --limit or --tasks make "
             "it shorter"
