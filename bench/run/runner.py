@@ -40,7 +40,7 @@ def run(
     adapt: Adapt | None = None,
     widths: dict[int, int] | None = None,
 ) -> Recorder:
-    """Carry out a whole run and leave its records in its folder; interrupted, what was done. For arguments: `make_plan`.
+    """Carry out a run and leave its records in its folder; interrupted, what was done. Arguments: see `make_plan`.
 
     Raises:
         UserError: a mistake in the command, another process is at work in the folder, or it cannot be written.
