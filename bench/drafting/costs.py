@@ -128,7 +128,9 @@ class Passes:
         """The layers above it and the choice of tokens, over n positions."""
         target, layer, tree = self.target, self.exit_layer, tree_of([-1] * (n - 1))
         return lambda: (
-            target.logits(target.run_layers(self.x[:, :n], self.position, self.cache, layer, tree=tree)[0])
+            target.logits(
+                target.run_layers(self.x[:, :n], tree.places(self.position, target.device), self.cache, layer)[0]
+            )
             .argmax(-1)
             .tolist()
         )

@@ -18,7 +18,7 @@ from bench.files import sha256
 from bench.models import checkpoints
 
 CONFIG_FILE = "config.json"
-WEIGHTS_ROOT = Path(__file__).parent / "weights"
+WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bench.engine.places import Places, Span
+
 ROOT = -1
 
 
@@ -45,6 +47,14 @@ class Tree:
             mask = torch.tensor([[bool(bits >> row & 1) for row in rows] for bits in self._seen])
             self._tensors[device] = (torch.tensor(self.depths, device=device), mask.to(device))
         return self._tensors[device]
+
+    def places(self, start: int, device: torch.device, row: int = 0, width: int | None = None) -> Places:
+        """Where rows row..row+width (None: all that follow) stand if the root is at position `start`."""
+        width = len(self.depths) - row if width is None else width
+        if self.is_chain:
+            return Places.after(start + row, width)
+        depths, seen = self.tensors(device)
+        return Places((Span(start, 0, row, depths[row : row + width], seen[row : row + width, : row + width]),), width)
 
 
 @functools.lru_cache(maxsize=256)

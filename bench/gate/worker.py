@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import bench
 import methods
 from bench.config import RunConfig
-from bench.drafting.method import Method
+from bench.drafting.method import SpeculativeMethod
 from bench.errors import UserError
 from bench.figures.records import Turn
 from bench.gate.measured import widths_of, with_knobs
@@ -43,7 +43,7 @@ class Worker:
         _slow_down(self.contestants, slower)
         self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
         self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
-        self.going: Generator[None, None, Turn]  # the answer under way
+        self.going: Generator[object, None, Turn]  # the answer under way
         self.record = runner.prepare(plan, self.examiner, _tell)
 
     def handle(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _slow_down(contestants: dict[str, Contestant], slower: dict[str, float]) -> 
     """Make methods do more work in each step, in proportion, so that the gate itself can be tested."""
     for label, share in slower.items():
         contestant = contestants.get(label)
-        if contestant is None or not isinstance(contestant.runner, Method):
+        if contestant is None or not isinstance(contestant.runner, SpeculativeMethod):
             raise UserError(f"--slow-down {label}: the gate has no such method of ours")
         slow_down(contestant.runner, share)
 

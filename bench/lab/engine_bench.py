@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from bench.config import RunConfig
 from bench.drafting.costs import Passes
-from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
-from bench.drafting.step import Step
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
+from bench.drafting.sequence import Step
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
@@ -224,7 +225,7 @@ def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort)
     return {label: _of_answers(contestant.runner, made[label], pass_s) for label, contestant in by_label.items()}
 
 
-def _of_answers(runner: Method | Peer, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
+def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
     """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
     seconds = [answer.decode_s for answer in answers]
     tokens = len(answers[0].token_ids) - answers[0].first_tokens
@@ -240,7 +241,7 @@ def _of_answers(runner: Method | Peer, answers: Sequence[Answer], pass_s: float)
     return found
 
 
-def _passes_of(runner: Method | Peer, steps: Sequence[Step]) -> float | None:
+def _passes_of(runner: Method, steps: Sequence[Step]) -> float | None:
     """What the passes of a mean step cost by themselves, in vanilla passes; None where that is not known."""
     if not isinstance(runner, SpeculativeMethod):
         return None

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import methods
 from bench.config import RunConfig
-from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.huge_pages import use_huge_pages
 from bench.errors import UserError, told
-from bench.models.chat import ChatFormat
 from bench.models.loading import Loaded, memory_errors
 
 T = TypeVar("T", methods.Variant, "Contestant")
@@ -35,7 +35,7 @@ class Contestant:
     """A method or peer, ready to decode."""
 
     label: str
-    runner: Method | Peer
+    runner: Method
     prober: SpeculativeMethod | None = None  # the same method as it drafts for the window probe
     windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
@@ -52,7 +52,7 @@ class Contestant:
         per_token_s = self.warm.decode_s / max(1, len(self.warm.token_ids) - 1)
         return prompt_tokens / self.warm_prompt * self.warm.prefill_s + new_tokens * per_token_s
 
-    def warm_up(self, prompt: list[int], room: int) -> Contestant:
+    def warm_up(self, prompt: list[int], room: int, sampler: Sampler | None) -> Contestant:
         """Decode `prompt` until the time per token is stable; never counted."""
         limit = min(_WARM_UP_TOKENS, room - len(prompt))
         if limit < 2:
@@ -61,7 +61,7 @@ class Contestant:
         for _ in range(_WARM_UP_MOST):
             try:
                 with memory_errors(f"method {self.label}"):
-                    self.warm = decode(self.runner, prompt, limit, frozenset())
+                    self.warm = decode(self.runner, prompt, limit, frozenset(), sampler)
             except UserError:
                 raise
             except Exception as error:
@@ -92,7 +92,7 @@ def _expanded(asked: Sequence[str]) -> Iterator[str]:
     """The methods asked for; `all` stands for every built-in one."""
     for label in asked:
         if label == ALL:
-            yield from (name for name in methods.built_in() if issubclass(methods.load(name), Method))
+            yield from (name for name in methods.built_in() if not issubclass(methods.load(name), Peer))
         else:
             yield label
 
@@ -106,7 +106,7 @@ def line_up(
         UserError: no weights, or out of memory; what else `fails` raises.
 
     """
-    return _each(chosen, lambda variant: _ready(variant, loaded, windows), fails)
+    return each_able(chosen, lambda variant: _ready(variant, loaded, windows), fails)
 
 
 def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant:
@@ -120,15 +120,7 @@ def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant
         return Contestant(variant.label, runner, *prober(runner, windows))
 
 
-def warmed_up(
-    contestants: Sequence[Contestant], chat: ChatFormat, context: int, fails: Fails = raising
-) -> list[Contestant]:
-    """Let everybody decode a prompt of no task, which gives the rates of estimates, too."""
-    prompt = chat.prompt([], WARM_UP)
-    return _each(contestants, lambda contestant: contestant.warm_up(prompt, context), fails)
-
-
-def _each(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
+def each_able(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
     """What `act` makes of the items, but for those where it fails and `fails` returns."""
     made = []
     for item in items:
@@ -139,7 +131,7 @@ def _each(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> l
     return made
 
 
-def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | None, int]:
+def prober(runner: Method, windows: int) -> tuple[SpeculativeMethod | None, int]:
     """`runner` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
     if not windows or not isinstance(runner, SpeculativeMethod):
         return None, 0
@@ -147,14 +139,9 @@ def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | Non
     return (type(runner)(runner.target, forced), reach) if reach else (None, 0)
 
 
-def set_sampler(contestants: Sequence[Contestant], config: RunConfig) -> Sampler | None:
+def sampler_of(config: RunConfig) -> Sampler | None:
     """One sampler for all, where the run samples."""
-    if not config.temperature:
-        return None
-    sampler = Sampler(config.temperature, config.top_p, config.top_k)
-    for contestant in contestants:
-        contestant.runner.sampler = sampler
-    return sampler
+    return Sampler(config.temperature, config.top_p, config.top_k) if config.temperature else None
 
 
 def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | None:
@@ -164,8 +151,8 @@ def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | 
     for one, come from the warm-up. Predictions are made of these, never of the run itself.
     """
     runner = contestant.runner
-    if not isinstance(runner, SpeculativeMethod) or runner.sampler is not None:
-        return None  # nothing that is timed here samples
+    if not isinstance(runner, SpeculativeMethod):
+        return None
     warm, base = _per_step(contestant), _per_step(vanilla)
     passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
     rest = warm["rest"] / base["total"]

@@ -9,7 +9,8 @@ import torch
 
 import methods
 from bench.config import RunConfig
-from bench.drafting.method import Answer, at_once, decoding, probe
+from bench.drafting.loop import at_once, decoding, probe
+from bench.drafting.method import Answer
 from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -17,7 +18,7 @@ from bench.figures.records import Turn
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run.audit import Auditor
-from bench.run.contestants import Contestant
+from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
 
 
@@ -52,6 +53,13 @@ class Examiner:
         """Positions that a conversation may take: the cache's, or fewer where the model was made for fewer."""
         return min(self.loaded.target.max_len, self.loaded.target.config.context)
 
+    def warm_up(self, fails: Fails = raising) -> None:
+        """Let everybody decode a prompt of no task, which gives the rates of estimates, too; who fails is out."""
+        prompt = self.loaded.chat.prompt([], WARM_UP)
+        self.contestants = each_able(
+            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+        )
+
     def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
         """All turns of a question in round `number`, by everybody, up to the one in which vanilla fails."""
         history: list[tuple[str, str]] = []
@@ -85,8 +93,8 @@ class Examiner:
         number: int,
         prompt: list[int],
         pause_after: int = 0,
-    ) -> Generator[None, None, Turn]:
-        """`answer` in pieces, see `bench.drafting.method.decoding`."""
+    ) -> Generator[object, None, Turn]:
+        """`answer` in pieces, see `bench.drafting.loop.decoding`."""
         turn = Turn(
             method=contestant.label,
             question_id=question.question_id,
@@ -104,7 +112,9 @@ class Examiner:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
         try:
             with self.memory.of(contestant.label):
-                answer = yield from decoding(contestant.runner, prompt, limit, self.loaded.eos, pause_after)
+                answer = yield from decoding(
+                    contestant.runner, prompt, limit, self.loaded.eos, self.sampler, pause_after
+                )
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn

@@ -113,7 +113,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, dict[str, Any] | N
                 kinds[c.label],
                 c.runner.lossless,
                 c.runner.extra_parameters,
-                dataclasses.asdict(c.runner.config),
+                c.runner.knobs(),
                 c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
             )

@@ -16,15 +16,7 @@ from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
 from bench.run import environment, resume
-from bench.run.contestants import (
-    Contestant,
-    Fails,
-    line_up,
-    pass_costs,
-    raising,
-    set_sampler,
-    warmed_up,
-)
+from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
 from bench.run.examiner import Examiner, auditor_of
 from bench.run.memory import PeakMeter
 from bench.run.plan import Adapt, Plan, make_plan
@@ -78,7 +70,7 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))
-    sampler = set_sampler(contestants, config)
+    sampler = sampler_of(config)
     return Examiner(loaded, contestants, config, sampler, auditor_of(loaded, log), PeakMeter(target.device), warnings)
 
 
@@ -86,8 +78,8 @@ def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) ->
     """Warm everybody up, and measure what passes cost; the record of the run as it begins."""
     everybody = ", ".join(contestant.label for contestant in examiner.contestants)
     log(f"warming up {f'vanilla and {len(examiner.config.method)} variants' if plan.of_sweep else everybody}")
-    examiner.contestants = warmed_up(examiner.contestants, examiner.loaded.chat, examiner.context, fails)
-    record = describe(plan, examiner, _costs(examiner.contestants, plan.resumed))
+    examiner.warm_up(fails)
+    record = describe(plan, examiner, _costs(examiner, plan.resumed))
     if (graphs := examiner.loaded.target.graphs) is not None:
         graphs.close()
         if graphs.reason:
@@ -116,15 +108,17 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
     return recorder
 
 
-def _costs(contestants: list[Contestant], begun: Run | None) -> dict[str, dict[str, Any] | None]:
+def _costs(examiner: Examiner, begun: Run | None) -> dict[str, dict[str, Any] | None]:
     """What everybody's passes cost: as a run that goes on has recorded it, else measured now."""
-    found = {}
-    for contestant in contestants:
+    found: dict[str, dict[str, Any] | None] = {}
+    for contestant in examiner.contestants:
         if begun is not None and contestant.label in begun.methods:
             found[contestant.label] = begun.methods[contestant.label].costs
+        elif examiner.sampler is not None:
+            found[contestant.label] = None  # nothing that is timed here samples
         else:
             with memory_errors(f"the costs of {contestant.label}"):
-                found[contestant.label] = pass_costs(contestant, contestants[0])
+                found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
     return found
 
 

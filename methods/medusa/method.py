@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 
 from bench.drafting import trained
 from bench.drafting.costs import Costs
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
 from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
+from bench.drafting.verify import Verify, exact, typical
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
@@ -178,8 +182,6 @@ class Medusa(SpeculativeMethod):
             lm_head = [Linear(own, layout=target.layout) for own in self.heads.lm_heads[:count]]
         else:
             lm_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
-        self.typical = TYPICAL if config.accept == "typical" else None
-        self.state: Tensor  # [1, d]: the final state one position before the newest token
         self._predicted: dict[str, Any] = {}
         size = vocab or target.config.vocab
 
@@ -202,7 +204,7 @@ class Medusa(SpeculativeMethod):
         self.node_depths, self.node_ranks = (
             torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
         )
-        sampled = "sampled" if tree_of(self.parents).is_chain and self.typical is None else "top"
+        sampled = "sampled" if tree_of(self.parents).is_chain and config.accept == "exact" else "top"
         self.config = replace(
             config,
             heads=count,
@@ -235,7 +237,7 @@ class Medusa(SpeculativeMethod):
         self._predicted = {"tree": choice.prediction(), "chain": chain.prediction()}
         return choice.paths
 
-    def draft_calls(self) -> Sequence[Callable[[], object]]:
+    def draft_calls(self) -> Many[Callable[[], object]]:
         """Drafting by one head, by two, .."""
         state = self.target.final_norm(self.target.embed([0])[0])
         first = torch.zeros(1, dtype=torch.long, device=self.target.device)
@@ -270,27 +272,41 @@ class Medusa(SpeculativeMethod):
         """Which weights it ran with, and what was predicted of the tree and of others, under greedy decoding."""
         return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
 
-    def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
-        """Keep the last state."""
-        self.state = final_states[0, -1:]
+    @property
+    def lossless(self) -> bool:
+        """Not with typical acceptance."""
+        return self.config.accept == "exact"
 
-    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
-        """Keep the last state."""
-        self.state = final_states[0, -1:]
+    def verification(self, sampler: Sampler | None) -> Verify:
+        """As `accept` says; greedy decoding is the same with both."""
+        return exact(sampler) if sampler is None or self.lossless else typical(sampler, *TYPICAL)
 
-    def propose(self, room: int) -> Draft:
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Keep the last state [1, d], one position before the newest token."""
+        sequence.notes = prompt.final[0, -1:]
+
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Keep the last state."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            sequence.notes = outcome.kept.final[0, -1:]
+
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """Sequence by sequence."""
+        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+
+    def _draft(self, sequence: Sequence, budget: int) -> Draft:
         """The heads' most probable (or drawn) tokens, combined as the tree says."""
-        count = sum(depth < room for depth in self.depths)  # sorted by depth: what is too deep stands last
+        count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep stands last
         if not count:
-            return Draft([])
-        logits = self.fast(self._input(self.state, self.context[-1]))
+            return NO_DRAFT
+        logits, sampler = self.fast(self._input(sequence.notes, sequence.context[-1])), sequence.sampler
         depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
-        if self.sampler is None or self.config.drafts == "top":
+        if sampler is None or self.config.drafts == "top":
             tokens, confidences = self._most_probable(logits, depths, ranks)
             return Draft(tokens, parents, confidences=confidences)
-        probabilities = self.sampler.probabilities(logits)
-        chosen = self.sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
+        probabilities = sampler.probabilities(logits)
+        chosen = sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
         if self.draft_ids is not None:
             chosen = self.draft_ids[chosen]
             whole = probabilities.new_zeros(len(probabilities), self.target.config.vocab)
@@ -416,7 +432,7 @@ def _chain(length: int) -> list[RankPath]:
     return [(0,) * depth for depth in range(1, length + 1)]
 
 
-def _spell(paths: Sequence[RankPath]) -> str:
+def _spell(paths: Many[RankPath]) -> str:
     """Paths as `tree=` takes them."""
     ordered = sorted(paths, key=lambda path: (len(path), path))
     return "/".join("-".join(map(str, path)) for path in ordered) or _NO_DRAFTS
