@@ -1,7 +1,8 @@
 """Methods by name: a file or a folder a method in this folder, or an entry point of the group `roobench.methods`.
 
 `names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
-its knobs; `kangaroo:paper` takes several at once.
+its knobs; `kangaroo:paper` takes several at once. A method whose weights can be trained has its trainer in a module
+`training` next to its own module, here as in other packages.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import re
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_PLUS = re.compile(r"\+(?=[a-z])")  # between methods; a plus inside a knob's value is followed by a number
+_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,45 @@ def load(name: str) -> type[Method]:
             )
         loaded: type[Method] = point.load()
         return loaded
-    return only_method_in(importlib.import_module(_modules()[name]))
+    from bench.drafting.method import Peer, SpeculativeMethod
+
+    only: type[Method] = only_in(importlib.import_module(_modules()[name]), SpeculativeMethod | Peer, "method")
+    return only
 
 
-def only_method_in(module: Any) -> type[Method]:
-    """The one concrete method or peer that `module` itself defines."""
-    from bench.drafting.method import Method
+def only_in(module: Any, kind: Any, what: str) -> Any:
+    """The one concrete subclass of `kind` that `module` itself defines; `what` names it in the error.
 
+    Raises:
+        UserError: there is none, or more than one.
+
+    """
     found = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
-        and issubclass(value, Method)
+        and issubclass(value, kind)
         and not inspect.isabstract(value)
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
         listed = ", ".join(cls.__name__ for cls in found) or "none"
-        raise UserError(f"{module.__name__} must define exactly one method, but defines {listed}")
-    only: type[Method] = found[0]
-    return only
+        raise UserError(f"{module.__name__} must define exactly one {what}, but defines {listed}")
+    return found[0]
+
+
+def trained() -> list[str]:
+    """Names of the methods whose weights can be trained; nothing is imported but the packages that hold them."""
+    return [name for name in names() if training_module(name)]
+
+
+def training_module(name: str) -> str | None:
+    """The module next to a method's own that has its trainer; None: its weights cannot be trained."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
+    module = _modules().get(name) or next((point.module for point in points), "")
+    package = module.rpartition(".")[0]
+    beside = f"{package}.training"
+    return beside if package and importlib.util.find_spec(beside) else None
 
 
 def parse(text: str) -> Variant:

@@ -29,7 +29,7 @@ class Costs:
     """Times in units of a vanilla step (all layers and the LM head over one position)."""
 
     shallow: float  # the layers below the exit, over one position; 0 where a method has no exit
-    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. Medusa heads
+    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. heads
     verify: tuple[tuple[int, float], ...]  # positions -> the layers above the exit and the LM head over so many
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from bench.drafting import costs
 from bench.drafting.costs import Costs
+from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States, Step
 from bench.drafting.verify import Verify, exact
@@ -70,6 +71,7 @@ class SpeculativeMethod(Method):
 
     taps: tuple[int, ...] = ()  # states after so many layers of the target that it wants to see
     resume_layer: int = 0  # layers of the target that drafting has already run when a draft is verified
+    published: ClassVar[Published | None] = None  # what its published form costs, for the lab
     memory: str = "question"  # what it remembers: nothing beyond a question; or "run"; or "corpus:<sha256>"
 
     @abstractmethod

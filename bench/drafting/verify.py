@@ -36,7 +36,7 @@ def exact(sampler: Sampler | None) -> Verify:
 
 
 def typical(sampler: Sampler, epsilon: float, delta: float) -> Verify:
-    """Medusa's typical acceptance, which is *not* lossless; the bonus is drawn from the target's distribution."""
+    """Typical acceptance, which is *not* lossless; the bonus is drawn from the target's distribution."""
 
     def verify(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         target = sampler.probabilities(logits)
@@ -118,7 +118,7 @@ def without(p: Tensor, x: int) -> Tensor:
 
 
 def accept_typical(drafts: Sequence[int], tree: Tree, target: Tensor, epsilon: float, delta: float) -> list[int]:
-    """Medusa's typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
+    """Typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
 
     A draft is plausible if p(x) > min(epsilon, delta exp(-H(p))), p the target's [n + 1, V] after its parent. Of the
     longest plausible paths, the most probable one.

@@ -36,7 +36,7 @@ from bench.engine.huge_pages import use_huge_pages
 from bench.engine.kernels import native
 from bench.engine.placement import choose_homes
 from bench.engine.places import Places, Span
-from bench.engine.products import Layout, Linear, choose_layout, measure_widths
+from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
 
@@ -133,7 +133,6 @@ class Decoder:
         self.quantize = quantize
         if quantize != "none":
             _check_quantize(dtype, device)
-        self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
         self.embedding: Tensor  # [V, d]
         self.norm: Tensor
         self.head_weight: Tensor  # [V, d], plain: for heads cut from it
@@ -156,15 +155,13 @@ class Decoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         max_len: int | None = None,
-        pad: bool = False,
         quantize: str = "none",
         homes: Sequence[torch.device] | None = None,
     ) -> Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
-        `max_len`: positions of cache and RoPE table (default: the model's context). `pad`: measure, on this device,
-        at which width a narrow pass is cheapest, and pad passes to it. `quantize`: of all matrices. `homes`: the device
-        of each layer (default: `device`, or several where it is too small); all else is on `device`.
+        `max_len`: positions of cache and RoPE table (default: the model's context). `quantize`: of all matrices.
+        `homes`: the device of each layer (default: `device`, or several where it is too small); the rest is on `device`.
 
         Raises:
             UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
@@ -201,9 +198,6 @@ class Decoder:
             use_huge_pages()  # before anything is measured
         if self.layout == "native":
             self.narrow = native.Layers(config, self.layers)
-        elif pad and device.type == "cpu":  # of the native kernels, no pass gets cheaper by getting wider
-            some = self.layers[: max(1, min(config.layers, 8))]
-            self.widths = measure_widths([lin for ly in some for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)], dtype)
         return self
 
     def _build_layer(self, take: _Taker, prefix: str) -> _Layer:

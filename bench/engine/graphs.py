@@ -168,13 +168,13 @@ class _Captured:
         if self.positions is not None and self.mask is not None:
             assert span.depths is not None
             assert span.seen is not None
-            n = len(span.depths)
+            n, end = len(span.depths), min(span.first + len(span.depths), self.length)  # shorter ones are only captured
             self.positions.fill_(span.base)
             self.positions[:n] += span.depths
             self.mask.fill_(-torch.inf)
             # What is padded sees the text before, as softmax needs something to look at.
             self.mask[:, : max(1, span.base)] = 0
-            self.mask[:n, span.base : span.first + n] = additive(span.seen, self.mask.dtype)
+            self.mask[:n, span.base : end] = additive(span.seen[:, : max(0, end - span.base)], self.mask.dtype)
 
     @torch.inference_mode()
     def call(self, body: Body) -> Tensor:

@@ -8,7 +8,8 @@ the nodes of a tree, each at the position of its depth, seeing its ancestors.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,14 @@ class Places:
     def after(cls, start: int, width: int, batch: int = 1) -> Places:
         """A text that goes on from position `start`, for sequences in lock-step."""
         return cls(tuple(Span(start, slot) for slot in range(batch)), width)
+
+    @classmethod
+    def side_by_side(cls, parts: Iterable[Places]) -> Places:
+        """Several sequences' places as one pass, the first in slot 0, and so on."""
+        every = list(parts)
+        assert len({part.width for part in every}) == 1, "rows of a pass are as many for each sequence"
+        spans = [span for part in every for span in part.spans]
+        return cls(tuple(replace(span, slot=slot) for slot, span in enumerate(spans)), every[0].width)
 
     @property
     def batch(self) -> int:

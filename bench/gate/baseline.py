@@ -15,16 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.config import RunConfig
+from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
 from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
-from bench.gate.measured import measured_by, widths_of, with_knobs
+from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
-from bench.models.packaged import DEFAULT_MODEL
 from bench.run import resume, runner
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
@@ -97,7 +96,7 @@ def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
         knobs = functools.partial(with_knobs, measured=measured)
-        left = runner.run(settings, log, adapt=knobs, widths=widths_of(measured))
+        left = runner.run(settings, log, adapt=knobs)
     run = left.record
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt

@@ -12,13 +12,12 @@ _MEASURED = ("costs",)  # knobs; what follows from them (a tree, when to stop) e
 
 
 def measured_by(run: Run) -> dict[str, Any]:
-    """Measured knobs by method, and pass widths."""
+    """Measured knobs by method."""
     return {
         "knobs": {
             label: {name: info.config[name] for name in _MEASURED if info.config.get(name)}
             for label, info in run.methods.items()
         },
-        "widths": run.engine.get("pass_widths", {}),
     }
 
 
@@ -28,8 +27,3 @@ def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
     values = measured.get("knobs", {}).get(variant.label, {})
     taken = {name: value for name, value in values.items() if name in _MEASURED and name in known}
     return dataclasses.replace(variant, config=dataclasses.replace(variant.config, **taken))
-
-
-def widths_of(measured: dict[str, Any]) -> dict[int, int] | None:
-    """To which widths passes were padded before; None: not known."""
-    return {int(n): width for n, width in measured.get("widths", {}).items()} or None

@@ -17,7 +17,7 @@ from bench.config import RunConfig
 from bench.drafting.method import SpeculativeMethod
 from bench.errors import UserError
 from bench.figures.records import Turn
-from bench.gate.measured import widths_of, with_knobs
+from bench.gate.measured import with_knobs
 from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
 from bench.run import runner
@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
         """`measured`: what the other side measured when it began, to be used here too."""
         knobs = functools.partial(with_knobs, measured=measured)
-        plan = runner.make_plan(config, adapt=knobs, widths=widths_of(measured))
+        plan = runner.make_plan(config, adapt=knobs)
         self.examiner = runner.assemble(plan, runner.load(plan, _tell), _tell)
         self.variants = plan.variants
         self.questions = {question.question_id: question for question in plan.questions.questions}

@@ -118,7 +118,6 @@ def load_decoder(
             dtype=dtype,
             device=device,
             max_len=max_len,
-            pad=True,
             quantize=quantize,
         )
 
@@ -170,7 +169,6 @@ def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs passes here."""
     facts: dict[str, Any] = {
         "weights": target.layout,
-        "pass_widths": {str(n): width for n, width in target.widths.items()},
         "cache_positions": target.max_len,
         "huge_pages_mib": huge_mib(),
     }

@@ -47,7 +47,6 @@ class Plan:
     run_id: str
     folder: Path
     resumed: Run | None  # the record of the run that goes on
-    widths: dict[int, int] | None  # of passes, as measured before; None: measured now
     of_sweep: bool
 
     @property
@@ -93,13 +92,12 @@ def make_plan(
     resumed: tuple[Path, Run] | None = None,
     *,
     adapt: Adapt | None = None,
-    widths: dict[int, int] | None = None,
     of_sweep: bool = False,
 ) -> Plan:
     """Plan a run.
 
     `resumed`: folder and record of a run to go on with; `config` is then that run's. `adapt` sets knobs of all but
-    vanilla; `widths`: at which positions are padded to how many, as another run has measured.
+    vanilla.
 
     Raises:
         UserError: unknown questions, tasks, methods, knobs or device, or a folder that this run cannot have.
@@ -110,7 +108,6 @@ def make_plan(
     chosen = variants(config)
     if resumed is not None:
         adapt = functools.partial(resume.as_begun, run=resumed[1])
-        widths = {int(n): width for n, width in resumed[1].engine.get("pass_widths", {}).items()}
     if adapt is not None:
         chosen = [variant if variant.label == methods.BASELINE else adapt(variant) for variant in chosen]
     choose_device(config.device)
@@ -126,7 +123,7 @@ def make_plan(
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)
-    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, widths, of_sweep)
+    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep)
 
 
 def _slug(text: str) -> str:

@@ -28,9 +28,7 @@ def run(
     config: RunConfig,
     log: Log = print,
     resumed: tuple[Path, Run] | None = None,
-    *,
     adapt: Adapt | None = None,
-    widths: dict[int, int] | None = None,
 ) -> Recorder:
     """Carry out a run and leave its records in its folder; interrupted, what was done. Arguments: see `make_plan`.
 
@@ -38,7 +36,7 @@ def run(
         UserError: a mistake in the command, another process is at work in the folder, or it cannot be written.
 
     """
-    plan = make_plan(config, resumed, adapt=adapt, widths=widths)
+    plan = make_plan(config, resumed, adapt=adapt)
     examiner = assemble(plan, load(plan, log), log)
     with alone_in(plan.folder):
         return ask(plan, examiner, prepare(plan, examiner, log), log)
@@ -65,8 +63,6 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
     config, target, warnings = plan.config, loaded.target, Warnings(log)
     if busy := environment.busy_warning():
         warnings(busy)
-    if plan.widths is not None:
-        target.widths = plan.widths
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 import torch
 
 import methods
-from bench.config import TRAININGS, RunConfig, TrainConfig
+from bench.config import RunConfig, TrainConfig
 from bench.drafting.method import Peer
 from bench.errors import UserError, did_you_mean
 from bench.figures.records import RUN_FILE, Run, alone_in, check_writable, read_run, write_json
@@ -32,8 +32,7 @@ from bench.run.examiner import Examiner
 from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 from bench.run.scheduler import expected_s
-from bench.train.trainers import trainer_of
-from bench.train.training import CARD, compute, train
+from bench.train.training import CARD, compute, train, trainer_of
 from bench.train.writer import Recipe
 
 MANY = 24  # variants from which on a sweep is said to take long
@@ -101,9 +100,9 @@ def _check_method(method: str, axes: Sequence[Axis]) -> None:
         raise UserError(f"{method!r} is a peer: a sweep is of a method of ours")
     name, _, knobs = method.partition(":")
     trained = [axis.name for axis in axes if axis.name.startswith(TRAIN)]
-    if trained and name not in TRAININGS:
+    if trained and name not in methods.trained():
         raise UserError(
-            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(TRAININGS)}"
+            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(methods.trained())}"
         )
     if trained and any(knob.startswith(f"{WEIGHTS}=") for knob in [*knobs.split(","), *(f"{a.name}=" for a in axes)]):
         raise UserError(f"--grid {trained[0]} trains the weights: leave out weights=...")
@@ -135,7 +134,7 @@ def _planned(
 
 def _training(method: str, settings: dict[str, str], fixed: dict[str, Any]) -> TrainConfig:
     """The method's training with some settings as spelled, others as they are."""
-    kind = TRAININGS[method]
+    kind = trainer_of(method).Config
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -294,7 +293,7 @@ def _train(
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(trainer_of(method), training, log, layers, loaded)  # type: ignore[arg-type]
+    train(method, training, log, layers, loaded)
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -324,3 +324,19 @@ def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, targe
         rows = ids if made is None else torch.searchsorted(made, ids)
         adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
     return Linear(adapter.head.weight.detach(), layout=target.layout)
+
+
+def published_call(target: Decoder) -> Callable[[], object] | None:
+    """A call of the published adapter (paper, section 3.1) and of the target's LM head over one position."""
+    c, device = target.config, target.device
+    if c.hidden % (2 * c.heads):
+        return None
+    with torch.device(device):
+        adapter = Adapter(AdapterConfig(c.hidden, c.heads, c.norm_eps)).to(target.dtype)
+    adapter.prepare(target.max_len, device)
+    adapter.pack(target.layout)
+    adapter.graphs = target.graphs
+    cache = KVCache(1, c.heads, c.hidden // c.heads, target.max_len, dtype=target.dtype, device=device)
+    cache.zero()
+    state, place = torch.randn(1, 1, c.hidden, device=device).to(target.dtype), target.max_len // 2
+    return lambda: target.head(adapter(state, place, cache)[0]).argmax(-1).tolist()

@@ -23,6 +23,7 @@ from torch import Tensor
 from bench.drafting import trained
 from bench.drafting.costs import Costs
 from bench.drafting.method import SpeculativeMethod
+from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
@@ -30,7 +31,7 @@ from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.errors import UserError
-from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head
+from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head, published_call
 
 STOPS = ("gain", "threshold")
 
@@ -118,6 +119,7 @@ class Kangaroo(SpeculativeMethod):
     """Drafts with the target's own first layers; see the module's docstring."""
 
     Config = KangarooConfig
+    published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "chain": {"beam": 1},
         "tree": {"beam": 3},

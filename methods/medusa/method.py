@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bench.drafting import trained
 from bench.drafting.costs import Costs
 from bench.drafting.method import SpeculativeMethod
+from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
@@ -41,6 +42,7 @@ FILES = (HEADS_FILE, "medusa_lm_head.safetensors", AUTHORS_FILE)
 _WHAT = "set of Medusa heads"
 TREES = Path(__file__).parent / "trees"
 PUBLISHED = "mc_sim_7b_63"
+_PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
 _NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
 _SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
@@ -155,10 +157,23 @@ class FastHeads:
         return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()
 
 
+def _published_call(target: Decoder) -> Callable[[], object]:
+    """A call of Medusa-1's heads, with LM heads of their own (paper, section 2.1.1), on one state."""
+    c = target.config
+    with torch.device(target.device):
+        heads = Heads(HeadsConfig(c.hidden, _PUBLISHED_HEADS, c.vocab)).to(target.dtype)
+    assert heads.lm_heads is not None
+    own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
+    fast = FastHeads(heads, _PUBLISHED_HEADS, own, layout=target.layout)
+    state = torch.randn(1, c.hidden, device=target.device).to(target.dtype)
+    return lambda: fast(state).argmax(-1).tolist()
+
+
 class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state; see the module's docstring."""
 
     Config = MedusaConfig
+    published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "chain": {"tree": "chain"},
         "paper": {"tree": PUBLISHED, "weights": "paper"},
