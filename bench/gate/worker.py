@@ -42,6 +42,7 @@ class Worker:
         self.contestants = {contestant.label: contestant for contestant in self.examiner.contestants}
         _slow_down(self.contestants, slower)
         self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
+        self.round: int | None = None  # the one that is being asked
         self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
         self.going: Generator[object, None, Turn]  # the answer under way
         self.record = runner.prepare(plan, self.examiner, _tell)
@@ -70,6 +71,9 @@ class Worker:
 
     def _begin(self, asked: dict[str, Any]) -> None:
         contestant, question = self.contestants[asked["label"]], self.questions[asked["question"]]
+        if asked["round"] != self.round:
+            self.round = asked["round"]
+            self.examiner.forget()
         self.going = self.examiner.answering(
             contestant, question, asked["turn"], asked["round"], self._prompt(asked), pause_after=STEPS
         )

@@ -10,7 +10,7 @@ import torch
 import methods
 from bench.config import RunConfig
 from bench.drafting.loop import at_once, decoding, probe
-from bench.drafting.method import Answer
+from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -59,6 +59,13 @@ class Examiner:
         self.contestants = each_able(
             self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
         )
+
+    def forget(self) -> None:
+        """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
+        for contestant in self.contestants:
+            for method in (contestant.runner, contestant.prober):
+                if isinstance(method, SpeculativeMethod):
+                    method.forget()
 
     def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
         """All turns of a question in round `number`, by everybody, up to the one in which vanilla fails."""

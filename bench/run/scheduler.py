@@ -34,7 +34,9 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     begin_s, others = time.perf_counter(), environment.OthersMeter()
     with _progress(total_s) as bar:
         try:
-            for number, question, backwards in todo:
+            for place, (number, question, backwards) in enumerate(todo):
+                if place == 0 or number != todo[place - 1].round:
+                    examiner.forget()
                 bar.set_postfix_str(f"{question.task} {question.question_id}")
                 taking_part = plan.taking_part(question, examiner.contestants)
                 recorder.keep(examiner.ask(question, number, taking_part, backwards=backwards))

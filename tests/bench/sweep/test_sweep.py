@@ -218,11 +218,11 @@ class Fragile(Vanilla):
             raise OSError("no weights")
         self.warm_up: list[int] = []
 
-    def prefill(self, prompt):
-        self.warm_up = self.warm_up or list(prompt)
-        if self.config.kind == "warm" or (self.config.kind == "asked" and list(prompt) != self.warm_up):
+    def open(self, sequence, prompt):
+        asked = sequence.context[:-1]
+        self.warm_up = self.warm_up or asked
+        if self.config.kind == "warm" or (self.config.kind == "asked" and asked != self.warm_up):
             raise ValueError("out of order")
-        return super().prefill(prompt)
 
 
 def test_failing_variants_are_told_and_the_others_go_on(setting, add_method, capsys):
@@ -296,11 +296,10 @@ class Halting(Vanilla):
     asked: ClassVar[list[list[int]]] = []
     halt_at: ClassVar[int] = -1  # number of prompts, over all variants
 
-    def prefill(self, prompt):
-        self.asked.append(list(prompt))
+    def open(self, sequence, prompt):
+        self.asked.append(sequence.context[:-1])
         if len(self.asked) == self.halt_at:
             raise KeyboardInterrupt
-        return super().prefill(prompt)
 
 
 @pytest.fixture
