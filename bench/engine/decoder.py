@@ -161,7 +161,7 @@ class Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
         `max_len`: positions of cache and RoPE table (default: the model's context). `quantize`: of all matrices.
-        `homes`: the device of each layer (default: `device`, or several where it is too small); the rest is on `device`.
+        `homes`: the device of each layer (default: `device`, or several where it is too small).
 
         Raises:
             UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.

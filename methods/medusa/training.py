@@ -18,7 +18,7 @@ from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
-from methods.medusa.method import Heads, HeadsConfig, save_heads
+from methods.medusa.heads import Heads, HeadsConfig, save_heads
 
 _WEIGHT_BY_HEAD = 0.8  # of the loss, from one head to the next (paper, section 2.2.1)
 _TOP = 5  # ranks whose share of hits is reported of the first head

@@ -160,7 +160,7 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
-    "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=2, tokens=2)),
+    "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2)),
     "prompt lookup, then kangaroo": lambda target: composed(target, lookup(2), adapter(threshold=0.0)),
     "kangaroo, drawn by gain, then lookup": lambda target: composed(
         target, adapter(drafts="sampled", stop="gain", costs=DEAR, draft_vocab=4), lookup(1)

@@ -15,7 +15,8 @@ from bench.drafting.sampling import Sampler
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig
-from methods.medusa.method import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
+from methods.medusa.heads import Heads, HeadsConfig, load_heads, save_heads
+from methods.medusa.method import PUBLISHED, Medusa, MedusaConfig
 
 NEVER = frozenset()
 
@@ -98,7 +99,7 @@ def test_heads_that_read_the_newest_token_share_the_targets_lm_head(medusa, sett
     method = medusa({"useful": False}, tree="chain")
     prompt = random_ids(15, seed=7)
     draft = proposal(method, prompt)
-    embedding = model.model.embed_tokens.weight[method.context[-1]].detach()
+    embedding = model.model.embed_tokens.weight[open_sequence(method, prompt).context[-1]].detach()
     x = torch.cat((last_state(model, prompt), model.model.norm(embedding)))
     expected = []
     for i in range(3):
