@@ -212,14 +212,13 @@ def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path,
     class Watched(kangaroo):
         def __init__(self, target, config):
             super().__init__(target, config)
-            made.append((config.costs, self.rule.costs, target.widths))
+            made.append((config.costs, self.rule.costs))
 
     monkeypatch.setattr(methods, "load", lambda name: Watched if name == "kangaroo" else LOAD(name))
     monkeypatch.setattr("bench.drafting.costs.measure", None)
     assert main(["--resume", str(out)]) == 0
     costs = before[gain]["config"]["costs"]
-    widths = json.loads((out / "run.json").read_text())["engine"]["pass_widths"]
-    assert made == [(costs, Costs.parse(costs), {int(n): width for n, width in widths.items()})]
+    assert made == [(costs, Costs.parse(costs))]
     assert json.loads((out / "run.json").read_text())["methods"] == before
 
 
