@@ -8,6 +8,7 @@ decided by how fast this machine is today; everything else is chosen by the code
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.gate.measured import measured_by, with_knobs
-from bench.run import environment, resume
-from bench.run.runner import Bench
+from bench.models import loading
+from bench.run import resume, runner
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
@@ -35,7 +36,7 @@ Records = tuple[Run, list[Turn]]
 
 def folder_of(given: dict[str, Any]) -> Path:
     """Where the baseline of a model on this kind of device lies."""
-    kind = environment.choose_device(given.get("device", "auto")).type
+    kind = loading.choose_device(given.get("device", "auto")).type
     model = given.get("model", DEFAULT_MODEL)
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
 
@@ -94,12 +95,13 @@ def write(folder: Path, now: Records) -> None:
 def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records:
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
-        bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
-        run = bench.run()
+        knobs = functools.partial(with_knobs, measured=measured)
+        left = runner.run(settings, log, adapt=knobs)
+    run = left.record
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt
     run.config["out"] = None  # a folder that is gone
-    return run, bench.turns
+    return run, left.turns
 
 
 def _speedups(records: Records) -> dict[str, float]:
