@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from bench.figures.published import COMPARABLE, PLACES, Result, Source, places_of, same_method, variants
 from bench.figures.summary import Cell, Summary
@@ -18,6 +19,9 @@ from bench.report.formats import (
     window_list,
 )
 from bench.report.model import Section, Strong, Table, table
+
+T = TypeVar("T")
+Show = Callable[[T, str], str]  # what a row shows of a task
 
 TITLE = "Published figures of the same method"
 _DIFFERENCE = (
@@ -48,50 +52,41 @@ def published_section(summary: Summary, sources: list[Source]) -> Section:
 
 
 def _tables(summary: Summary, base: str, found: list[tuple[Source, Result]]) -> list[Table]:
-    def made(
-        figure: str,
-        ours: Callable[[Cell], str],
-        theirs: Callable[[Result, str], str],
-        shown: tuple[str, ...] = PLACES,
-        left: int = 4,
-        of: list[tuple[Source, Result]] = found,
-    ) -> Table:
-        rows = [
-            [Strong("this run"), shown_name(name, entry), _setting(summary), device_name(summary.device)]
-            + [ours(entry.tasks[task]) if task in places else UNDEFINED for task in shown]
-            for name, entry in variants(summary, base).items()
-            for places in [places_of(entry) if shown is PLACES else list(entry.tasks)]
-        ]
-        rows += [[*_where(source, result), *(theirs(result, task) for task in shown)] for source, result in of]
-        header = [figure, "method", "model", "hardware", *map(task_name, shown)]
-        return table(header, rows, left, f"{base}: {figure}, here and as published")
-
-    tables = [
-        made(
-            "speedup",
-            lambda cell: times_between(getattr(cell, COMPARABLE)),
-            lambda result, task: times(result.speedup.get(task)),
-        ),
-        made(
-            "CR",
-            lambda cell: number(cell.compression_rate),
-            lambda result, task: number(result.compression_rate.get(task)),
-        ),
-    ]
+    """Ours first and marked. CTAR of the tasks that any source has, and only where one has it."""
     rated = [(source, result) for source, result in found if result.ctar]
-    if rated:
-        shown = tuple(task for task in PLACES if any(task in result.ctar for _, result in rated))
-        tables.append(
-            made(
-                "CTAR(1..)",
-                lambda cell: window_list(cell.ctar),
-                lambda result, task: window_list(result.ctar.get(task)),
-                shown,
-                4 + len(shown),
-                rated,
-            )
-        )
-    return tables
+    tasks = [task for task in PLACES if any(task in result.ctar for _, result in rated)]
+    kinds: list[tuple[str, Sequence[str], list[tuple[Source, Result]], Show[Cell], Show[Result]]] = [
+        (
+            "speedup",
+            PLACES,
+            found,
+            lambda c, _: times_between(getattr(c, COMPARABLE)),
+            lambda r, t: times(r.speedup.get(t)),
+        ),
+        ("CR", PLACES, found, lambda c, _: number(c.compression_rate), lambda r, t: number(r.compression_rate.get(t))),
+        ("CTAR(1..)", tasks, rated, lambda c, _: window_list(c.ctar), lambda r, t: window_list(r.ctar.get(t))),
+    ]
+    return [_table(summary, base, *kind) for kind in kinds if kind[2]]
+
+
+def _table(
+    summary: Summary,
+    base: str,
+    figure: str,
+    tasks: Sequence[str],
+    found: list[tuple[Source, Result]],
+    ours: Show[Cell],
+    theirs: Show[Result],
+) -> Table:
+    rows: list[list[str]] = []
+    for name, entry in variants(summary, base).items():
+        asked = places_of(entry)
+        about = [Strong("this run"), shown_name(name, entry), _setting(summary), device_name(summary.device)]
+        rows.append([*about, *(ours(entry.tasks[task], task) if task in asked else UNDEFINED for task in tasks)])
+    rows += [[*_where(source, result), *(theirs(result, task) for task in tasks)] for source, result in found]
+    header = [figure, "method", "model", "hardware", *map(task_name, tasks)]
+    left = len(header) if figure.startswith("CTAR") else 4
+    return table(header, rows, left, f"{base}: {figure}, here and as published")
 
 
 def _setting(summary: Summary) -> str:
