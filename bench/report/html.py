@@ -21,7 +21,7 @@ from bench.report.reader import SHADES, SHOWN_DIVERGENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAFE_NAME = re.compile(r"[\w:=,./() -]+")
-FIGURE = re.compile(r"(\S+) (\[.+\]|[\d,]+)")  # and what stands small beneath it: an interval, a count
+FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+)")  # and what stands small beneath it: an interval, a count
 
 
 def page(summary: Summary, sections: Sequence[Section]) -> str:
