@@ -122,10 +122,13 @@ def test_trained_example_samples_losslessly(linear_installed, target, mode, tmp_
     assert p_value(counts, exact(target, *mode)) > LEVEL
 
 
-def test_the_map_names_rooms_that_exist():
-    rooms = README.split("## Rooms", 1)[1].split("```")[1]
-    named = re.findall(r"^ *([\w/]+(?:\.py|/))", rooms, re.MULTILINE)
-    assert "runner.py" in named
-    assert "methods/" in named
-    for name in named:
-        assert any((ROOT / folder / name).exists() for folder in ("", "bench", "bench/engine")), name
+def test_the_map_names_files_that_exist():
+    layout = README.split("## Layout", 1)[1].split("```")[1]
+    folder = ROOT
+    for line in layout.strip().splitlines():
+        head = re.match(r"(  )?([\w/.]+)", line)
+        if head:
+            folder = (ROOT / "bench" if head[1] else ROOT) / head[2]
+            assert folder.exists(), head[2]
+        for name in re.findall(r"\b\w+\.(?:py|sh)\b", line):
+            assert list((folder if folder.is_dir() else ROOT).rglob(name)), f"{name} is not in {folder}"
