@@ -1,7 +1,8 @@
 """JSON that comes from a disk or a pipe, decoded into the types that the program declares.
 
-`decode(kind, value)` takes dataclasses, TypedDicts, lists, tuples, dictionaries, optional values and scalars. Bounds are
-declared with the type: `Annotated[float, Within(0)]`. A value that does not fit raises `Mismatch`, which names the field.
+`decode(kind, value)` takes dataclasses, TypedDicts, lists, tuples, dictionaries, optional values and scalars. Bounds
+are declared with the type: `Annotated[float, Within(0)]`. A value that does not fit raises `MismatchError`, which names
+the field.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
@@ -23,16 +24,16 @@ T = TypeVar("T")
 Decoder = Callable[[Any], Any]
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """A value that is not what its field declares; the message begins with the field."""
 
     def __init__(self, reason: str, field: str = ""):
         super().__init__(f"{field.removeprefix('.')}: {reason}" if field else reason)
         self.reason, self.field = reason, field
 
-    def inside(self, place: str) -> Mismatch:
+    def inside(self, place: str) -> MismatchError:
         """The same, seen from one level further out; `place` is `.name` or `[index]`."""
-        return Mismatch(self.reason, place + self.field)
+        return MismatchError(self.reason, place + self.field)
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Within:
     high: float = math.inf
 
     def check(self, value: float) -> None:
-        """Raise Mismatch for a number outside."""
+        """Raise MismatchError for a number outside."""
         if not self.low <= value <= self.high:
             bound = f"at least {self.low:g}" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
-            raise Mismatch(f"{value!r} must be {bound}")
+            raise MismatchError(f"{value!r} must be {bound}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,19 @@ class OneOf:
     known: tuple[str, ...]
 
     def check(self, value: str) -> None:
-        """Raise Mismatch for any other text."""
+        """Raise MismatchError for any other text."""
         if value not in self.known:
-            raise Mismatch(f"{value!r} must be one of {', '.join(map(repr, self.known))}")
+            raise MismatchError(f"{value!r} must be one of {', '.join(map(repr, self.known))}")
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A name that a file can have, and no path."""
+
+    def check(self, value: str) -> None:
+        """Raise MismatchError for a path."""
+        if value in ("", ".", "..") or set(value) & set("/\\\0"):
+            raise MismatchError(f"{value!r} must be a name without slashes")
 
 
 Count = Annotated[int, Within(0)]
@@ -70,10 +81,10 @@ def decode(kind: type[T], value: Any, *, lenient: bool = False) -> T:
     """`value`, as `json` reads it, as a `kind`. `lenient`: fields that `kind` does not have are left out.
 
     Raises:
-        Mismatch: it is of another type or out of bounds, a field is missing, or it has unknown fields.
+        MismatchError: it is of another type or out of bounds, a field is missing, or it has unknown fields.
 
     """
-    found: T = _decoder(kind, lenient)(value)
+    found: T = _decoder(typing.cast(Hashable, kind), lenient)(value)
     return found
 
 
@@ -95,7 +106,7 @@ def read(kind: type[T], path: Path, *, lenient: bool = False) -> T:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON, or (Mismatch) not a `kind`.
+        ValueError: it is not JSON, or (MismatchError) not a `kind`.
 
     """
     return decode(kind, parse(path.read_bytes()), lenient=lenient)
@@ -125,7 +136,7 @@ def _decoder(kind: Any, lenient: bool) -> Decoder:
     return _SCALARS[kind]
 
 
-def _bounded(inner: Decoder, bounds: tuple[Within | OneOf, ...]) -> Decoder:
+def _bounded(inner: Decoder, bounds: tuple[Within | OneOf | FileName, ...]) -> Decoder:
     def bounded(value: Any) -> Any:
         found = inner(value)
         for bound in bounds:
@@ -143,7 +154,7 @@ def _sequence(kind: type, item: Decoder) -> Decoder:
         try:
             for part in value:
                 found.append(item(part))
-        except Mismatch as error:
+        except MismatchError as error:
             raise error.inside(f"[{len(found)}]") from None
         return found if kind is list else tuple(found)
 
@@ -175,9 +186,9 @@ def _record(kind: Any, lenient: bool) -> Decoder:
             if name in decoders:
                 found[name] = _at(f".{name}", decoders[name], part)
             elif name not in derived and not lenient:
-                raise Mismatch(f"no such field{did_you_mean(name, decoders)}", f".{name}")
+                raise MismatchError(f"no such field{did_you_mean(name, decoders)}", f".{name}")
         if lacking := required - found.keys():
-            raise Mismatch("missing", f".{min(lacking)}")
+            raise MismatchError("missing", f".{min(lacking)}")
         return kind(**found)
 
     return record
@@ -186,7 +197,7 @@ def _record(kind: Any, lenient: bool) -> Decoder:
 def _at(place: str, item: Decoder, value: Any) -> Any:
     try:
         return item(value)
-    except Mismatch as error:
+    except MismatchError as error:
         raise error.inside(place) from None
 
 
@@ -200,7 +211,7 @@ def _text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Mismatch(f"{ascii(value)} is not valid Unicode text") from None
+        raise MismatchError(f"{value!a} is not valid Unicode text") from None
     return value
 
 
@@ -227,4 +238,4 @@ _SCALARS: dict[Any, Decoder] = {str: _text, bool: _bool, int: _int, float: _floa
 
 def _mismatch(wanted: str, value: Any) -> NoReturn:
     shown = repr(value) if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
-    raise Mismatch(f"{shown if len(shown) <= 60 else shown[:60] + '...'} must be {wanted}")
+    raise MismatchError(f"{shown if len(shown) <= 60 else shown[:60] + '...'} must be {wanted}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.figures.facts import PassCosts
 from bench.figures.records import Turn
 
 CONFIDENCE_EDGES = [step / 20 for step in range(21)]
@@ -56,7 +57,7 @@ def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> dict[str, floa
     return {part: ratio(ratio(seconds[part], _count_steps(turns)), vanilla_step_s) for part in STEP_PARTS}
 
 
-def predicted_step_cost(turns: Iterable[Turn], costs: dict[str, Any] | None) -> float | None:
+def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None) -> float | None:
     """The mean step in vanilla steps, from costs measured before the run and from what each step drafted.
 
     draft · calls + shallow · (depth + 1) + verify(drafted + 1) + rest; verify is linear between the measured widths

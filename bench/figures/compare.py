@@ -23,6 +23,7 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, metrics, stats
+from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, IDENTITY, Rules
@@ -81,7 +82,7 @@ def identity(run: Run) -> dict[str, Any]:
         run.model.get("sha256"),
         run.dataset.get("sha256"),
         run.dtype,
-        run.device.get("name"),
+        str(run.machine),
         run.config.get("max_new_tokens"),
         metrics.sampling(run),
     )
@@ -310,15 +311,9 @@ def _interleaved(base: Run, new: Run) -> bool:
 
 def _machine(run: Run) -> tuple[Any, ...]:
     """What decides how sums are rounded."""
-    device, torch = run.device, run.provenance.get("packages", {}).get("torch")
-    return (
-        device.get("name"),
-        device.get("instructions"),
-        device.get("threads"),
-        torch,
-        run.dtype,
-        run.engine.get("weights"),
-    )
+    machine, torch = run.machine, run.provenance.get("packages", {}).get("torch")
+    weights = run.engine.get("weights")
+    return machine.digest, machine.torch_instructions, machine.threads, torch, run.dtype, weights
 
 
 def _common(base: Sequence[Turn], new: Sequence[Turn]) -> list[Pair]:
@@ -414,7 +409,7 @@ def _per_step(key: str) -> Callable[[Sequence[Turn]], float | None]:
     return mean
 
 
-def _modelled(turns: Sequence[Turn], costs: dict[str, Any] | None) -> float | None:
+def _modelled(turns: Sequence[Turn], costs: PassCosts | None) -> float | None:
     return breakdown.ratio(metrics.compression_rate(turns), breakdown.predicted_step_cost(turns, costs))
 
 
@@ -436,7 +431,7 @@ def _side(run: Run) -> dict[str, Any]:
         "model": run.model.get("name"),
         "questions": run.dataset.get("name"),
         "dtype": run.dtype,
-        "device": run.device.get("name"),
+        "device": run.machine.name,
     }
 
 

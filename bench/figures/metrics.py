@@ -12,6 +12,7 @@ Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -82,7 +83,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
             **{key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
             "max_new_tokens": run.config.get("max_new_tokens"),
         },
-        "device": dict(run.device),
+        "device": dataclasses.asdict(run.machine),
         "dtype": run.dtype,
         "sampling": sampling(run),
         "complete": run.complete,

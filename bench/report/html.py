@@ -312,7 +312,7 @@ def _provenance(run: Run) -> Table:
         ("model", _text(run.model)),
         ("questions", _text(run.dataset)),
         ("dtype", run.dtype),
-        ("device", _text(run.device)),
+        ("device", _text(run.machine.facts())),
         ("engine", _text(run.engine)),
         ("settings", _text(run.config)),
         ("commit", f"{commit or 'unknown'}{' with uncommitted changes' if dirty else ''}"),

@@ -279,7 +279,7 @@ def _knobs(run: Run) -> str:
 
 
 def _provenance(run: Run) -> str:
-    provenance = dict(run.provenance)
+    provenance: dict[str, Any] = dict(run.provenance)
     several = provenance.pop("sessions", None) or []
     provenance.pop("warnings", None)  # stand at the top of the page
     commit = provenance.pop("commit", None)
@@ -293,7 +293,7 @@ def _provenance(run: Run) -> str:
             f"{run.dataset.get('name')} ({run.dataset.get('questions')}), sha256 {_short(run.dataset.get('sha256'))}",
         ],
         ["dtype", run.dtype],
-        ["device", _text(run.device)],
+        ["device", _text(run.machine.facts())],
         ["engine", _text(run.engine)],
         ["commit", _commit(commit, dirty)],
         *([key.replace("_", " "), _text(value)] for key, value in provenance.items()),
@@ -342,7 +342,7 @@ def _one_line(error: str) -> str:
 
 
 def _device_name(run: Run) -> str:
-    return str(run.device.get("name") or run.device.get("type"))
+    return run.machine.name or run.machine.type
 
 
 def _short(sha256: str | None) -> str:

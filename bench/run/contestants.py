@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from bench.config import RunConfig
 from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError, told
+from bench.figures.facts import PassCosts
 from bench.files import first_line
 
 ALL = "all"  # in place of a method's name
@@ -107,7 +107,7 @@ def set_sampler(contestants: Sequence[Contestant], config: RunConfig) -> Sampler
     return sampler
 
 
-def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | None:
+def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
     """What the method's passes cost by themselves, in units of a vanilla step with its bookkeeping.
 
     Passes come from microbenchmarks. What they leave out (`rest`), and the draft runs of a method that cannot be asked

@@ -29,6 +29,7 @@ from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.huge_pages import huge_mib, use_huge_pages
 from bench.engine.kernels import native
 from bench.errors import UserError
+from bench.figures.facts import EngineFacts, PassCosts, Session
 from bench.figures.records import (
     DERIVED,
     EXPORTED,
@@ -98,9 +99,9 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
         )
 
 
-def engine_facts(target: Decoder) -> dict[str, Any]:
+def engine_facts(target: Decoder) -> EngineFacts:
     """How the engine runs passes here."""
-    facts: dict[str, Any] = {
+    facts: EngineFacts = {
         "weights": target.layout,
         "pass_widths": {str(n): width for n, width in target.widths.items()},
         "cache_positions": target.max_len,
@@ -138,7 +139,7 @@ class Bench:
             self.variants = [
                 variant if variant.label == methods.BASELINE else adapt(variant) for variant in self.variants
             ]
-        environment.choose_device(config.device)
+        device = environment.choose_device(config.device)
         self.started = datetime.datetime.now(datetime.UTC)
         named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
         self.run_id = f"{self.started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(self.questions.name)}"
@@ -151,6 +152,7 @@ class Bench:
         if resumed is None and (other := next((n for n in self.other_records if (self.run_dir / n).exists()), None)):
             raise UserError(f"{self.run_dir} holds a sweep ({other}): choose another folder with --out")
 
+        self.machine = environment.describe_machine(device, config.threads or torch.get_num_threads())
         self.checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
         if self.resumed is not None:
             resume.check_unchanged(self.resumed, self._known_early())
@@ -405,8 +407,14 @@ class Bench:
         """The run as it begins: not complete."""
         checkpoint, target = self.checkpoint, self.target
         software = environment.describe_software()
-        session = {key: software[key] for key in ("commit", "dirty", "load_1min")}
-        session |= {"started": _now(), "wall_s": 0.0, "warnings": list(self.warnings)}
+        session: Session = {
+            "started": _now(),
+            "wall_s": 0.0,
+            "commit": software["commit"],
+            "dirty": software["dirty"],
+            "load_1min": software["load_1min"],
+            "warnings": list(self.warnings),
+        }
         kinds = {c.label: "peer" if c.is_peer else "method" for c in self.contestants} | {methods.BASELINE: "vanilla"}
         return Run(
             run_id=self.run_id,
@@ -424,7 +432,7 @@ class Bench:
                 "questions": len(self.questions.questions),
                 "tasks": self.questions.tasks,
             },
-            device=environment.describe_device(target.device),
+            machine=self.machine,
             dtype=target.precision,
             config=dataclasses.asdict(self.config),
             methods={
@@ -448,7 +456,7 @@ class Bench:
             complete=False,
         )
 
-    def _costs(self, contestant: Contestant) -> dict[str, Any] | None:
+    def _costs(self, contestant: Contestant) -> PassCosts | None:
         """As recorded, or measured now."""
         if self.resumed is not None and contestant.label in self.resumed.methods:
             return self.resumed.methods[contestant.label].costs
@@ -462,7 +470,8 @@ class Bench:
             "model": self.checkpoint.sha256,
             "questions": self.questions.sha256,
             "number of questions": len(self.questions.questions),
-            "device": environment.describe_device(environment.choose_device(self.config.device)).get("name"),
+            "device": self.machine.name,
+            "machine": self.machine.digest,
             "torch": software["torch"],
             "transformers": software["transformers"],
         }
@@ -531,7 +540,8 @@ def _set_aside_earlier_run(folder: Path) -> None:
     """Move an earlier run that lies in `folder` into a folder of its own there, so that it is not lost."""
     try:
         if (folder / RUN_FILE).is_file():
-            earlier = folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
+            run_id = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
+            earlier = folder / Path(run_id).name  # an id is a name, never a path
             earlier.mkdir()
             for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED):
                 if (folder / name).exists():

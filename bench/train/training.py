@@ -29,6 +29,7 @@ from bench.files import cache_root
 from bench.models import checkpoints
 from bench.questions import ChatFormat, QuestionSet
 from bench.run import environment
+from bench.run.processor import describe_processor
 from bench.run.runner import generation_config, load_target, memory_errors
 from bench.train import conversations, loop, packed, prompts
 from bench.train.conversations import Conversations
@@ -323,8 +324,8 @@ def card(
             "",
             f"    {environment.command_line()}",
             "",
-            f"on {environment.cpu_name()} ({trainer.device.type}), torch {torch.__version__}, in {wall_s / 60:.0f} min "
-            "(conversations and features taken from the cache cost nothing here).",
+            f"on {describe_processor().name} ({trainer.device.type}), torch {torch.__version__}, in "
+            f"{wall_s / 60:.0f} min (conversations and features taken from the cache cost nothing here).",
             "",
             f"- Target: {checkpoint.name}, sha256 of the weights {checkpoint.sha256[:16]}.",
             f"- Data: {len(made.lengths):,} conversations of {len(made.tokens):,} tokens, of which the target chose "

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 
-from bench.typed_json import Count, Mismatch, OneOf, Seconds, Share, decode, parse, read
+from bench.typed_json import Count, FileName, MismatchError, OneOf, Seconds, Share, decode, parse, read
 
 
 class Place(TypedDict, total=False):
@@ -26,6 +26,7 @@ class Guest:
 class Visit:
     who: str
     took_s: Seconds = 0.0
+    label: Annotated[str, FileName()] = "x"
     verdict: Annotated[str, OneOf(("good", "bad"))] = "good"
     counts: list[Count] = field(default_factory=list)
     shares: dict[str, Share] = field(default_factory=dict)
@@ -45,7 +46,7 @@ def test_what_fits_is_kept_as_declared():
         "guests": [{"name": "y"}], "anything": [{}], "doubled": 99,
     }  # fmt: skip
     found = decode(Visit, value)
-    assert found == Visit("x", 3.0, "good", [0, 2], {"a": 0.5}, ("b",), {"floors": 1}, [Guest("y")], [{}])
+    assert found == Visit("x", 3.0, "x", "good", [0, 2], {"a": 0.5}, ("b",), {"floors": 1}, [Guest("y")], [{}])
     assert (found.doubled, type(found.took_s)) == (6.0, float)  # derived anew, whatever the file says
 
 
@@ -59,6 +60,8 @@ def test_what_fits_is_kept_as_declared():
         ({"took_s": -5.0}, "took_s: -5.0 must be at least 0"),
         ({"took_s": 10**400}, "took_s: 1000.* must be a finite number"),
         ({"verdict": "maybe"}, "verdict: 'maybe' must be one of 'good', 'bad'"),
+        ({"label": "../x"}, "label: '../x' must be a name"),
+        ({"label": ".."}, "label: '..' must be a name"),
         ({"counts": None}, "counts: None must be a list"),
         ({"counts": [1, 2.0]}, r"counts\[1\]: 2.0 must be a whole number"),
         ({"counts": [1, -2]}, r"counts\[1\]: -2 must be at least 0"),
@@ -71,20 +74,20 @@ def test_what_fits_is_kept_as_declared():
     ],
 )
 def test_what_does_not_fit_is_named_with_its_field(change, said):
-    with pytest.raises(Mismatch, match=f"^{said}"):
+    with pytest.raises(MismatchError, match=f"^{said}"):
         decode(Visit, {"who": "x"} | change)
 
 
 def test_lenient_decoding_leaves_out_what_is_unknown_but_checks_the_rest():
     value = {"who": "x", "new": 1, "guests": [{"name": "y", "new": 2}]}
     assert decode(Visit, value, lenient=True) == Visit("x", guests=[Guest("y")])
-    with pytest.raises(Mismatch, match="who: missing"):
+    with pytest.raises(MismatchError, match="who: missing"):
         decode(Visit, {"new": 1}, lenient=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "NaN", "[Infinity]", "[" * 100_000, b"\xff", "9" * 5000])
 def test_text_that_is_not_json_is_a_value_error(text):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse(text)
 
 

@@ -1,4 +1,4 @@
-"""serve: one side of a gate, which starts it and speaks to it through its standard input and output."""
+"""gate-side: one side of a gate, which starts it and speaks to it through its standard input and output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.errors import UserError
 
 def parser() -> ArgumentParser:
     """What the command takes."""
-    return new_parser("serve", "One side of a gate; started by `gate` and of no use by itself.")
+    return new_parser("gate-side", "One side of a gate; started by `gate` and of no use by itself.")
 
 
 def run(options: Namespace) -> int:
@@ -30,7 +30,7 @@ def run(options: Namespace) -> int:
         settings = RunConfig(**frozen(given["config"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"serve is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
+            f"gate-side is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
         ) from error
     worker.serve(worker.Worker(settings, given.get("measured", {}), given.get("slower", {})), sys.stdin, out)
     return 0
