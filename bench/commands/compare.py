@@ -55,7 +55,7 @@ def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.figures.compare import compare
     from bench.figures.compare_answers import compare_answers
-    from bench.figures.records import read_run, read_turns
+    from bench.figures.records import read_records
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
     if any(files) and not all(files):
@@ -63,8 +63,8 @@ def run(options: Namespace) -> int:
     if all(files):
         found = [compare_answers(options.base, new, rules) for new in options.new]
     else:
-        base = read_run(options.base), read_turns(options.base)
-        found = [compare(base, (read_run(new), read_turns(new)), rules) for new in options.new]
+        base = read_records(options.base)
+        found = [compare(base, read_records(new), rules) for new in options.new]
     return max(show(compared, options, number) for number, compared in enumerate(found))
 
 

@@ -29,7 +29,9 @@ class Processor:
     cores: Count = 0  # physical
     logical_cores: Count = 0
     caches_bytes: dict[str, Count] = field(default_factory=dict)  # "L1d", "L2", "L3": as the first core sees them
-    instructions: tuple[str, ...] = ()  # of the sets that matter here: avx2, avx512f, amx_tile, neon, ...
+    instructions: list[str] = field(
+        default_factory=list
+    )  # of the sets that matter here: avx2, avx512f, amx_tile, neon, ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Result:
     compression_rate: dict[str, float]
     ctar: dict[str, list[float]]  # w = 1, 2, ...
     extra_parameters: int = 0  # 0: not said
+    knobs: dict[str, float] = field(default_factory=dict)  # of `settings`, those that programs read, by our names
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ passes of its shape.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from bench.errors import UserError
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import Result, read_source
-from bench.figures.records import Turn, read_run, read_turns
+from bench.figures.records import Turn, read_records
 
 METHODS = ("kangaroo", "medusa")  # whose draft models' costs are measured
 _GAMMA, _EXIT = 6, 2  # where a source does not say: Kangaroo's own
@@ -89,7 +88,7 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
     for result in of_shape or results:
         cr = _overall(result.compression_rate)
-        layer = _said(result.settings, "exit layer", _EXIT)
+        layer = int(result.knobs.get("exit_layer", _EXIT))
         shapes = _possible(result, cr)
         speedups = [cr * costs.passes[1] / costs.step_ms(result.method, item, layer) for item in shapes]
         yield {
@@ -106,19 +105,14 @@ def _possible(result: Result, cr: float) -> list[Shape]:
     """The least and the most that may have been drafted in a step."""
     if result.method == "medusa":
         return [Shape(_HEADS, _HEADS, 1)]
-    most = _said(result.settings, "gamma", _GAMMA)
+    most = result.knobs.get("gamma", _GAMMA)
     return [Shape(drafts, drafts, drafts) for drafts in (cr - 1, most)]
 
 
 def _assumed(result: Result) -> str:
     if result.method == "medusa":
         return f"a chain of {_HEADS} drafts"
-    return f"from {_said(result.settings, 'gamma', _GAMMA)} drafts in every step to none in vain"
-
-
-def _said(settings: str, name: str, default: int) -> int:
-    found = re.search(rf"{name} (\d+)", settings)
-    return int(found[1]) if found else default
+    return f"from {result.knobs.get('gamma', _GAMMA):g} drafts in every step to none in vain"
 
 
 def _overall(by_task: dict[str, float]) -> float:
@@ -129,7 +123,7 @@ def _overall(by_task: dict[str, float]) -> float:
 
 def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
     """Of a run every step is known."""
-    run, turns = read_run(folder), read_turns(folder)
+    run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
         own = [turn for turn in turns if turn.method == label and turn.error is None]

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.metrics import OVERALL, Cell, failed_throughout, summarize
-from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_run, read_turns
+from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_records
 from bench.report.cautions import cautions
 from bench.report.formats import lossless_text, markdown_table, number, times
 
@@ -122,8 +122,8 @@ def write_sweep(folder: Path) -> list[Path]:
     """
     from bench.report.sweep_figures import write_sweep_figures
 
-    sweep, run = read_sweep(folder), read_run(folder)
-    summary, points = measured(sweep, run, read_turns(folder))
+    sweep, (run, turns) = read_sweep(folder), read_records(folder)
+    summary, points = measured(sweep, run, turns)
     with atomic_writer(folder / SWEEP_CSV) as file:
         csv.writer(file, lineterminator="\n").writerows(csv_rows(sweep, points))
     figures = write_sweep_figures(sweep, summary, points, folder / "plots")

@@ -78,7 +78,7 @@ def _processor(
         cores=psutil.cpu_count(logical=False) or 0,
         logical_cores=os.cpu_count() or 0,
         caches_bytes=caches_bytes,
-        instructions=tuple(name for name in _SETS if name in present),
+        instructions=[name for name in _SETS if name in present],
     )
 
 

@@ -24,8 +24,10 @@ from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
 from bench.run.contestants import WARM_UP, Contestant
+from bench.train.scores import read_scores
 from bench.train.trainers import trainer_of
-from bench.train.training import CARD, train
+from bench.train.training import train
+from bench.typed_json import read
 
 Log = Callable[[str], None]
 
@@ -231,7 +233,8 @@ def _train_all(planned: Sequence[Planned], sweep: Sweep, log: Log) -> None:
         if p.training and p.training.out in failed:
             _fail(sweep, variant.label, failed[p.training.out], log)
         elif p.training:
-            variant.agreement = agreement_on(Path(str(p.training.out)))
+            scores = read_scores(Path(str(p.training.out)))
+            variant.agreement = scores.agreement if scores else None
 
 
 def _is_trained(training: TrainConfig) -> bool:
@@ -245,8 +248,8 @@ def _is_trained(training: TrainConfig) -> bool:
     if not path.is_file():
         return False
     try:
-        there = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        there = read(dict[str, Any], path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove {path.parent}, and it is trained again") from error
     for key, value in _settings(training).items():
         if there.get(key) != value:
@@ -270,17 +273,6 @@ def _train(method: str, training: TrainConfig, layers: Sequence[int], number: st
     log(f"training weights {number}, in {training.out}")
     train(trainer_of(method), training, log, layers)  # type: ignore[arg-type]
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
-
-
-def agreement_on(folder: Path) -> float | None:
-    """Held-out agreement with the target's choices after the last epoch, from the weights' card; None: not said."""
-    path = folder / CARD
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    if not rows or "agreement" not in rows[0]:
-        return None
-    column, ended = rows[0].index("agreement"), [row for row in rows if len(row) == len(rows[0])][-1]
-    return float(ended[column])
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import pytest
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.compare import BETTER, DECODE, PREFILL, SAME, UNKNOWN, WORSE, compare
+from bench.figures.machine import Machine
 from bench.figures.records import Audit, MethodInfo, Run, Turn, read_run, read_turns
 from bench.figures.rules import GateSettings
 from bench.gate import gate as gate_module
@@ -45,7 +46,7 @@ class Scripted:
         }
         self.run = Run(
             run_id="r", command="roobench", model={"name": "tiny", "sha256": "a" * 64},
-            dataset={"name": "mini", "sha256": "b" * 64}, device={"type": "cpu", "name": "a CPU"}, dtype="float32",
+            dataset={"name": "mini", "sha256": "b" * 64}, machine=Machine("cpu", "a CPU"), dtype="float32",
             config={"max_new_tokens": 9}, methods=methods, engine={}, provenance={"commit": name * 10},
         )  # fmt: skip
 
