@@ -70,8 +70,8 @@ def run(options: Namespace) -> int:
 
 def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
     """Print and write a comparison; the exit status that it asks for."""
-    from bench.figures.compare import UNKNOWN, WORSE
     from bench.figures.records import atomic_writer, write_json
+    from bench.figures.verdicts import UNKNOWN, WORSE
     from bench.report import compare_page
 
     print(compare_page.terminal(compared))

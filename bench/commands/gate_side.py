@@ -8,8 +8,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from bench.commands import new_parser
-from bench.config import RunConfig, frozen
+from bench.config import RunConfig
 from bench.errors import UserError
+from bench.typed_json import decode
 
 
 def parser() -> ArgumentParser:
@@ -27,8 +28,8 @@ def run(options: Namespace) -> int:
     first = sys.stdin.readline()
     try:
         given = json.loads(first)
-        settings = RunConfig(**frozen(given["config"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        settings = decode(RunConfig, given["config"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"gate-side is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
         ) from error

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from bench.errors import UserError, did_you_mean
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
-from bench.typed_json import Count, FileName, MismatchError, OneOf, Seconds, Share, decode, parse, read
+from bench.typed_json import Count, FileName, MismatchError, OneOf, Seconds, Share, Within, decode, parse, read
 
 SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
@@ -65,7 +65,7 @@ class Turn:
     task: str
     category: str
     turn: Count  # from 0
-    round: Count  # from 0
+    round: Annotated[int, Within(-1)]  # from 0; -1: a gate's warm-up, which no file keeps
     prompt_tokens: Count = 0
     token_ids: list[Count] = field(default_factory=list)  # the answer, EOS included where it was emitted
     prefill_s: Seconds = 0.0  # prompt in, first token out
@@ -314,7 +314,7 @@ def read_turns(folder: Path) -> list[Turn]:
     for number, line in enumerate(whole, 1):
         try:
             turns.append(decode(Turn, parse(line)))
-            _check_steps(turns[-1])
+            _check(turns[-1])
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number}: not a turn's record ({error}); restore the file, or remove the line"
@@ -322,8 +322,10 @@ def read_turns(folder: Path) -> list[Turn]:
     return turns
 
 
-def _check_steps(turn: Turn) -> None:
-    """Lists of one entry a step are of one length; some are empty where they were not recorded."""
+def _check(turn: Turn) -> None:
+    """What types do not say. Lists of one entry a step are of one length; some are empty where not recorded."""
+    if turn.round < 0:
+        raise MismatchError(f"{turn.round} must be at least 0", "round")
     lists = (
         "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_calls",
         "per_step_rejected",

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
+from bench.figures.compare import FLOOR, SPEEDUP, compare
 from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_records, write_json, write_turns
 from bench.figures.rules import Rules
+from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, use_widths, with_knobs
 from bench.models.packaged import DEFAULT_MODEL
 from bench.run import environment, resume

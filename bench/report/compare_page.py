@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from bench.figures.compare import BETTER, SAME, UNKNOWN, WORSE
 from bench.figures.metrics import OVERALL
+from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE
 from bench.report.formats import UNDEFINED, markdown_table, task_name
 
 MARKS = {WORSE: "🔴 worse", BETTER: "🟢 better", SAME: "⚪ same", UNKNOWN: "🟡 cannot tell"}

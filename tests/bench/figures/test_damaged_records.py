@@ -64,6 +64,7 @@ def test_a_runs_record_is_refused_with_its_field(damaged, change, said):
         ({"method": "ghost"}, r"method: 'ghost' is not in run\.json"),
         ({"method": "kangaro"}, "did you mean 'kangaroo'"),
         ({"round": "0"}, "round: '0' must be a whole number"),
+        ({"round": -1}, "round: -1 must be at least 0"),
         ({"accepted_confidence": [1.5]}, r"accepted_confidence\[0\]: 1.5 must be between 0 and 1"),
         ({"per_step_drafted": [1]}, "per_step_drafted: has not as many steps as the others"),
         ({"question_id": 0, "task": "qa"}, "kangaroo answered question 0, turn 0, in round 0 before"),

@@ -20,7 +20,7 @@ from bench.figures.records import read_run, read_turns, write_json, write_turns
 from bench.report.sweep_figures import draw, places, published_curve
 from bench.report.sweep_page import Axis, Point, Sweep, Variant, csv_rows, measured, read_sweep, table
 from bench.run import runner
-from bench.sweep.sweep import sweep
+from bench.sweep import sweep
 from bench.train import loop, prompts, training
 from bench.train.writer import Recipe
 from methods.kangaroo.training import AdapterTrainer
