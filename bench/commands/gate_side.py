@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from bench.commands import new_parser
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.typed_json import decode
+from bench.typed_json import decode_value
 
 
 def parser() -> ArgumentParser:
@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
     first = sys.stdin.readline()
     try:
         given = json.loads(first)
-        settings = decode(RunConfig, given["config"])
+        settings = decode_value(RunConfig, given["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"gate-side is started by gate, which says what to run; it was told {first[:80]!r} ({error})"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing_extensions import TypedDict
 
-from bench.typed_json import Count, Seconds, Share
+from bench.typed_json import Count, Real, Seconds, Share
 
 
 class PassCosts(TypedDict):
@@ -16,7 +16,7 @@ class PassCosts(TypedDict):
     shallow: Seconds
     draft: Seconds
     verify: dict[str, Seconds]  # by positions
-    rest: float  # what the microbenchmarks leave out; noise may make it negative
+    rest: Real  # what the microbenchmarks leave out; noise may make it negative
 
 
 class ModelFacts(TypedDict, total=False):
@@ -57,7 +57,7 @@ class Session(TypedDict, total=False):
     wall_s: Seconds
     commit: str | None
     dirty: bool | None
-    load_1min: float | None
+    load_1min: Real | None
     others_share: Share  # of the processors, used by other programs
     warnings: list[str]
 
@@ -71,7 +71,7 @@ class Provenance(TypedDict, total=False):
     packages: dict[str, str]
     commit: str | None
     dirty: bool | None
-    load_1min: float | None
+    load_1min: Real | None
     warnings: list[str]
     sessions: list[Session]
     interleaved: str  # of a gate's run: both sides' mark

@@ -11,7 +11,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
-from bench.typed_json import Count, OneOf, Seconds
+from pydantic import Field
+
+from bench.typed_json import Count, Seconds
 
 _DIGEST_CHARS = 12
 
@@ -48,7 +50,7 @@ class Gpu:
 class Machine:
     """What a run computed on, and with how many threads. `digest` is the same after a reboot or an update."""
 
-    type: Annotated[str, OneOf(("cpu", "cuda"))] = "cpu"  # what the run used
+    type: Annotated[str, Field(pattern="^(cpu|cuda)$")] = "cpu"  # what the run used
     name: str = ""  # of the GPU on CUDA, else of the processor
     threads: Count = 0  # of the run
     processor: Processor = field(default_factory=Processor)
@@ -58,7 +60,7 @@ class Machine:
     system: str = ""  # Linux, Darwin
     kernel: str = ""  # its release
     torch_instructions: str = ""  # the instruction set that torch's kernels take
-    digest: str = field(init=False, default="")
+    digest: str = ""  # made of the rest, whatever is given
 
     def __post_init__(self) -> None:
         lasting = {

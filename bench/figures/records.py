@@ -27,11 +27,13 @@ from typing import Annotated, Any, TextIO
 
 import jsonlines
 from filelock import FileLock, Timeout
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bench.errors import UserError, did_you_mean
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
-from bench.typed_json import Count, FileName, MismatchError, OneOf, Seconds, Share, Within, decode, parse, read
+from bench.typed_json import Count, FileName, MismatchError, Real, Seconds, Share, decode, read
 
 SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
@@ -48,12 +50,12 @@ DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.htm
 class Audit:
     """Is a method's answer vanilla's? Positions count from the answer's first token."""
 
-    verdict: Annotated[str, OneOf(("identical", "numerical", "different"))]
+    verdict: Annotated[str, Field(pattern="^(identical|numerical|different)$")]
     position: Count | None = None  # of the first divergence
     token: Count | None = None  # the method's there; None: its answer ended
     vanilla_token: Count | None = None
-    gap: float | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
-    tolerance: float | None = None  # twice the measured logit error of the run's dtype
+    gap: Real | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
+    tolerance: Real | None = None  # twice the measured logit error of the run's dtype
 
 
 @dataclass(slots=True)
@@ -65,12 +67,12 @@ class Turn:
     task: str
     category: str
     turn: Count  # from 0
-    round: Annotated[int, Within(-1)]  # from 0; -1: a gate's warm-up, which no file keeps
+    round: Annotated[int, Field(ge=-1)]  # from 0; -1: a gate's warm-up, which no file keeps
     prompt_tokens: Count = 0
     token_ids: list[Count] = field(default_factory=list)  # the answer, EOS included where it was emitted
     prefill_s: Seconds = 0.0  # prompt in, first token out
     decode_s: Seconds = 0.0  # everything after that
-    finish: Annotated[str, OneOf(("", "eos", "length"))] = ""
+    finish: Annotated[str, Field(pattern="^(eos|length)?$")] = ""
     per_step_drafted: list[Count] = field(default_factory=list)  # as proposed; empty for a peer
     per_step_accepted: list[Count] = field(default_factory=list)  # of the kept answer
     per_step_emitted: list[Count] = field(default_factory=list)  # of the kept answer
@@ -99,7 +101,7 @@ class Turn:
 class MethodInfo:
     """What a run says of one of its methods."""
 
-    kind: Annotated[str, OneOf(("vanilla", "method", "peer"))]
+    kind: Annotated[str, Field(pattern="^(vanilla|method|peer)$")]
     lossless: bool
     extra_parameters: Count  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
@@ -111,7 +113,7 @@ class MethodInfo:
 class Run:
     """Configuration and provenance of a run."""
 
-    run_id: Annotated[str, FileName()]
+    run_id: FileName
     command: str
     model: ModelFacts
     dataset: DatasetFacts
@@ -125,6 +127,10 @@ class Run:
     wall_s: Seconds = 0.0
     memory: MemoryFacts = field(default_factory=lambda: MemoryFacts())
     schema: int = SCHEMA
+
+
+class _Schema(TypedDict):
+    schema: int
 
 
 Records = tuple[Run, list[Turn]]
@@ -258,16 +264,15 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RUN_FILE
     try:
-        value = parse(path.read_bytes())
-        schema = value.get("schema") if isinstance(value, dict) else None
-        if schema != SCHEMA:
-            raise UserError(f"{path} has schema {schema!r}; this version reads {SCHEMA}: run the bench again")
-        return decode(Run, value)
+        content = path.read_bytes()
+        if (schema := decode(_Schema, content, lenient=True)["schema"]) != SCHEMA:
+            raise UserError(f"{path} has schema {schema}; this version reads {SCHEMA}: run the bench again")
+        return decode(Run, content)
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no {RUN_FILE}; name a folder like results/runs/<run id>") from None
     except MismatchError as error:
         raise UserError(f"{path} is not a run's record: {error}; restore the file, or run the bench again") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -308,14 +313,14 @@ def read_turns(folder: Path) -> list[Turn]:
         *whole, torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    with contextlib.suppress(ValueError):  # only the line's end may be missing
-        parse(torn)
+    with contextlib.suppress(MismatchError):  # only the line's end may be missing
+        decode(dict[str, Any], torn)
         whole.append(torn)
     for number, line in enumerate(whole, 1):
         try:
-            turns.append(decode(Turn, parse(line)))
+            turns.append(decode(Turn, line))
             _check(turns[-1])
-        except ValueError as error:
+        except MismatchError as error:
             raise UserError(
                 f"{path}, line {number}: not a turn's record ({error}); restore the file, or remove the line"
             ) from error
@@ -325,16 +330,15 @@ def read_turns(folder: Path) -> list[Turn]:
 def _check(turn: Turn) -> None:
     """What types do not say. Lists of one entry a step are of one length; some are empty where not recorded."""
     if turn.round < 0:
-        raise MismatchError(f"{turn.round} must be at least 0", "round")
+        raise MismatchError(f"round: must be at least 0, not {turn.round}")
     lists = (
         "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_calls",
         "per_step_rejected",
     )  # fmt: skip
     lengths = {name: len(steps) for name in lists if (steps := getattr(turn, name))}
     if len(set(lengths.values())) > 1:
-        raise MismatchError(
-            f"has not as many steps as the others: {lengths}", min(lengths, key=lambda name: lengths[name])
-        )
+        fewest = min(lengths, key=lambda name: lengths[name])
+        raise MismatchError(f"{fewest}: has not as many steps as the others ({lengths})")
 
 
 def read_pieces(folder: Path) -> dict[str, str]:
@@ -349,11 +353,7 @@ def read_pieces(folder: Path) -> dict[str, str]:
         return read(dict[str, str], path)
     except FileNotFoundError:
         return {}
-    except MismatchError as error:
-        raise UserError(
-            f"{path} does not map token ids to texts ({error}): remove it, and tokens are shown by their ids"
-        ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, MismatchError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it, and tokens are shown by their ids") from error
 
 

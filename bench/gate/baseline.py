@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
@@ -25,13 +27,14 @@ from bench.gate.measured import measured_by, use_widths, with_knobs
 from bench.models.packaged import DEFAULT_MODEL
 from bench.run import environment, resume
 from bench.run.runner import Bench
-from bench.typed_json import Within, read
+from bench.typed_json import read
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
 Log = Callable[[str], None]
+Speedup = Annotated[float, Field(ge=0)]
 
 
 def folder_of(given: dict[str, Any]) -> Path:
@@ -130,6 +133,6 @@ def _compared(
 def _floors(folder: Path) -> dict[str, float]:
     path = folder / FLOOR_FILE
     try:
-        return read(dict[str, Annotated[float, Within(0)]], path)
+        return read(dict[str, Speedup], path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): make the baseline anew with --update-baseline") from error

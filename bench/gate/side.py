@@ -18,7 +18,7 @@ from bench.errors import UserError
 from bench.figures.records import Run, Turn
 from bench.gate.checkout import Checkout
 from bench.gate.protocol import PROTOCOL
-from bench.typed_json import MismatchError, decode
+from bench.typed_json import MismatchError, decode_value
 
 T = TypeVar("T")
 _CLOSE_S = 20.0
@@ -114,7 +114,7 @@ class Side:
     def _decoded(self, kind: type[T], value: Any) -> T:
         """A record of the other process; fields of another version's records that ours do not have are left out."""
         try:
-            return decode(kind, value, lenient=True)
+            return decode_value(kind, value, lenient=True)
         except MismatchError as error:
             raise UserError(
                 f"{self.name} records runs in another way than this version ({error}): gate a newer base"

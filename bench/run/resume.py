@@ -13,7 +13,7 @@ from bench.config import RunConfig, frozen
 from bench.errors import UserError
 from bench.figures.records import TURNS_FILE, Run, Turn, read_records, read_run, write_turns
 from bench.questions import Question
-from bench.typed_json import MismatchError, decode
+from bench.typed_json import MismatchError, decode_value
 
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
@@ -74,7 +74,7 @@ def recorded_settings(run: Run) -> RunConfig:
     if unknown := run.config.keys() - known:
         raise UserError(f"cannot repeat run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
     try:
-        return decode(RunConfig, run.config)
+        return decode_value(RunConfig, run.config)
     except MismatchError as error:
         raise UserError(f"cannot repeat run {run.run_id}: its setting {error}") from error
 
@@ -122,7 +122,7 @@ def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
     if info is None:
         raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
     try:
-        return dataclasses.replace(variant, config=decode(variant.method.Config, info.config))
+        return dataclasses.replace(variant, config=decode_value(variant.method.Config, info.config))
     except ValueError as error:
         raise UserError(f"cannot resume run {run.run_id}: {variant.label} does not take its knobs ({error})") from error
 

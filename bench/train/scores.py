@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.typed_json import Count, Share, read
+from bench.typed_json import Count, Real, Share, read
 
 SCORES_FILE = "scores.json"
 _DIGITS = 3  # of scores: some ten thousand tokens are held out
@@ -29,8 +29,8 @@ class Epoch:
     """Scores after an epoch."""
 
     epoch: Count
-    loss: float  # in training
-    scores: dict[str, float]  # `agreement` with the target's own choices among them
+    loss: Real  # in training
+    scores: dict[str, Real]  # `agreement` with the target's own choices among them
     by_kind: dict[str, Share]  # agreement by kind of prompt; empty: not known
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from bench.figures.machine import Gpu, Machine, Processor
-from bench.typed_json import decode
+from bench.typed_json import decode_value
 
 GPU = Gpu("a GPU", 80 << 30, "535", "12.4")
 CPU = Processor("AMD EPYC", "AuthenticAMD", "26", "2", "1", "x86_64", 2, 2, {"L3": 32 << 20}, ["avx2"])
@@ -56,9 +56,9 @@ def test_a_gpu_is_part_of_it_where_the_run_computed_there():
 def test_a_record_gives_the_same_machine_back_and_an_edited_one_another():
     stored = json.loads(json.dumps(dataclasses.asdict(MACHINE)))
     assert stored["digest"] == MACHINE.digest
-    assert decode(Machine, stored) == MACHINE
+    assert decode_value(Machine, stored) == MACHINE
     stored["processor"]["model"] = "17"
-    assert decode(Machine, stored).digest == changed(model="17").digest
+    assert decode_value(Machine, stored).digest == changed(model="17").digest
 
 
 def test_facts_leave_out_what_is_not_known():

@@ -32,7 +32,7 @@ def test_agreement_is_the_last_epochs():
 def test_weights_without_scores_have_none_and_broken_ones_are_named(tmp_path):
     assert read_scores(tmp_path) is None
     (tmp_path / SCORES_FILE).write_text('{"model": 3}')
-    with pytest.raises(UserError, match=r"scores\.json cannot be read \(model: 3 must be a text"):
+    with pytest.raises(UserError, match=r"scores\.json cannot be read \(model: Input should be a valid string, not 3"):
         read_scores(tmp_path)
 
 
