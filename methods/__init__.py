@@ -1,7 +1,8 @@
 """Methods by name: a file or a folder a method in this folder, or an entry point of the group `roobench.methods`.
 
 `names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
-its knobs; `kangaroo:paper` takes several at once.
+its knobs; `kangaroo:paper` takes several at once. A method whose weights can be trained has its trainer in a module
+`training` next to its own module, here as in other packages.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -17,10 +20,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from bench.drafting.method import Method, Peer
+    from bench.drafting.method import Method
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
+_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Variant:
     """A method with its knobs, as asked for on the command line."""
 
     label: str  # what tables show: the spelling that was asked for
-    method: type[Method] | type[Peer]
+    method: type[Method]
     config: Any  # an instance of the method's Config
 
 
@@ -53,7 +57,7 @@ def _modules() -> dict[str, str]:
     return {name.replace("_", "-"): module for name, module in found.items()}
 
 
-def load(name: str) -> type[Method] | type[Peer]:
+def load(name: str) -> type[Method]:
     """Import the method called `name`.
 
     Raises:
@@ -67,37 +71,73 @@ def load(name: str) -> type[Method] | type[Peer]:
             raise UserError(
                 f"the installed plug-in {point.value!r} takes the name of a built-in method, {name!r}: rename it"
             )
-        loaded: type[Method] | type[Peer] = point.load()
+        loaded: type[Method] = point.load()
         return loaded
-    return only_method_in(importlib.import_module(_modules()[name]))
+    from bench.drafting.method import Peer, SpeculativeMethod
+
+    only: type[Method] = only_in(importlib.import_module(_modules()[name]), SpeculativeMethod | Peer, "method")
+    return only
 
 
-def only_method_in(module: Any) -> type[Method] | type[Peer]:
-    """The one concrete method or peer that `module` itself defines."""
-    from bench.drafting.method import Method, Peer
+def only_in(module: Any, kind: Any, what: str) -> Any:
+    """The one concrete subclass of `kind` that `module` itself defines; `what` names it in the error.
 
+    Raises:
+        UserError: there is none, or more than one.
+
+    """
     found = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
-        and issubclass(value, Method | Peer)
+        and issubclass(value, kind)
         and not inspect.isabstract(value)
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
         listed = ", ".join(cls.__name__ for cls in found) or "none"
-        raise UserError(f"{module.__name__} must define exactly one method, but defines {listed}")
-    only: type[Method] | type[Peer] = found[0]
-    return only
+        raise UserError(f"{module.__name__} must define exactly one {what}, but defines {listed}")
+    return found[0]
+
+
+def trained() -> list[str]:
+    """Names of the methods whose weights can be trained; nothing is imported but the packages that hold them."""
+    return [name for name in names() if training_module(name)]
+
+
+def training_module(name: str) -> str | None:
+    """The module next to a method's own that has its trainer; None: its weights cannot be trained."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
+    module = _modules().get(name) or next((point.module for point in points), "")
+    package = module.rpartition(".")[0]
+    beside = f"{package}.training"
+    return beside if package and importlib.util.find_spec(beside) else None
 
 
 def parse(text: str) -> Variant:
     """`name`, `name:key=value,key=value` or `name:preset,key=value` -> the method with its knobs.
 
+    `a+b` composes methods, each spelled with its own knobs: the first that has a draft drafts.
+
     Raises:
         UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
 
     """
+    parts = _PLUS.split(text)
+    if len(parts) == 1:
+        return _parse_one(text)
+    from bench.drafting.composition import Composition, CompositionConfig, Member
+    from bench.drafting.method import SpeculativeMethod
+
+    members = []
+    for variant in map(_parse_one, parts):
+        if not issubclass(variant.method, SpeculativeMethod):
+            raise UserError(f"{variant.label!r} brings its own loop and cannot be part of {text!r}")
+        members.append(Member(variant.label, variant.method, variant.config))
+    return Variant(text, Composition, CompositionConfig(tuple(members)))
+
+
+def _parse_one(text: str) -> Variant:
     name, _, knobs = text.partition(":")
     method = load(name)
     types = get_type_hints(method.Config)
@@ -118,7 +158,7 @@ def parse(text: str) -> Variant:
         raise UserError(f"method {text!r}: {error}") from error
 
 
-def knobs(method: type[Method] | type[Peer]) -> list[tuple[str, Any, str]]:
+def knobs(method: type[Method]) -> list[tuple[str, Any, str]]:
     """(name, default, help) of each knob."""
     fields = dataclasses.fields(method.Config)
     return [(field.name, field.default, field.metadata.get("help", "")) for field in fields]

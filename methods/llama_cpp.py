@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from bench.drafting.method import Answer, Peer, now_s
+from bench.drafting.method import Answer, Peer
+from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
+from bench.engine.timing import now_s
 from bench.errors import UserError
 from bench.files import first_line, sha256, writing
 from bench.models import packaged as packaged_model
@@ -70,16 +72,18 @@ class LlamaCpp(Peer):
         """Whose arithmetic it is, on which file."""
         return self._notes
 
-    def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
+    def generate(
+        self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
+    ) -> Answer:
         """At most `limit` tokens, each the most probable one; nothing is left of an earlier prompt.
 
         Raises:
             UserError: the run samples.
 
         """
-        if self.sampler is not None:
+        if sampler is not None:
             raise UserError(
-                f"llama-cpp decodes greedily, and --temperature is {self.sampler.temperature}: leave one of them out"
+                f"llama-cpp decodes greedily, and --temperature is {sampler.temperature}: leave one of them out"
             )
         device = self.target.device
         start_s = now_s(device)

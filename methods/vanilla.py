@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import TextMethod
+from bench.drafting.sequence import NO_DRAFT, Draft
 
 
-class Vanilla(SpeculativeMethod):
+class Vanilla(TextMethod):
     """Drafts nothing, so a step is one target pass over the newest token."""
 
-    def propose(self, room: int) -> Draft:
+    def propose_text(self, context: list[int], budget: int) -> Draft:
         """Nothing."""
-        return Draft([])
+        return NO_DRAFT

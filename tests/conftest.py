@@ -1,4 +1,4 @@
-"""Tiny random models, a byte tokenizer and Kangaroo adapters, all made here: no test needs a network.
+"""Tiny random models, a byte tokenizer and weights of methods, all made here: no test needs a network.
 
 What is said to be right comes from transformers: `hf_logits` and `hf_greedy` are the references of the engine's and the
 methods' tests. Models are shared between tests: copy one (`copy.deepcopy`) before changing its weights.
@@ -7,7 +7,7 @@ methods' tests. Models are shared between tests: copy one (`copy.deepcopy`) befo
 from __future__ import annotations
 
 import functools
-import json
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from bench.engine.decoder import Decoder
 from bench.models.checkpoints import Checkpoint
+from tests import reference
+from tests.reference import VOCAB
 
-VOCAB = 272
 CONTEXT = 512
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
@@ -133,34 +134,18 @@ def hf_logits() -> Callable[..., Tensor]:
     return lambda model, token_ids: _logits(model, tuple(token_ids))
 
 
-@functools.cache
-def _greedy(model: Any, prompt: tuple[int, ...], limit: int, eos: frozenset[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=limit,
-        do_sample=False,
-        eos_token_id=sorted(eos) or None,
-        pad_token_id=0,
-    )
-    return out[0, len(prompt) :].tolist()
-
-
 @pytest.fixture(scope="session")
 def hf_greedy() -> Callable[..., list[int]]:
     """(hf_model, prompt, limit, eos) -> the answer of transformers' own greedy `generate`."""
-    return lambda model, prompt, limit, eos=frozenset(): list(_greedy(model, tuple(prompt), limit, frozenset(eos)))
+    return lambda model, prompt, limit, eos=frozenset(): list(
+        reference.greedy(model, tuple(prompt), limit, frozenset(eos))
+    )
 
 
 @pytest.fixture(scope="session")
 def random_ids() -> Callable[..., list[int]]:
     """(how many, seed) -> token ids."""
-
-    def make(count: int, seed: int = 0) -> list[int]:
-        return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-    return make
+    return reference.random_ids
 
 
 @pytest.fixture(scope="session")
@@ -193,130 +178,24 @@ def tiny_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """(hf_model, options) -> the folder of a random Kangaroo adapter with 4 heads.
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(method's name, hf_model, options) -> the folder of weights that `tests/methods/tiny_weights/NAME.py` writes."""
 
-    Written here, not by the project: file and tensor names are the published ones. `useful`: its final norm is the
-    target's and its attention is weak, so on a `faint` model many drafts are right. `authors`: their two files, which
-    know neither exit layer nor ranking. `changes` go into config.json (a value of None: left out), `tensors` replace
-    weights (None: left out), `ranking` lists token ids by falling frequency.
-    """
-
-    def write(
-        model: Any,
-        *,
-        useful: bool = True,
-        authors: bool = False,
-        ranking: list[int] | None = None,
-        changes: dict[str, Any] | None = None,
-        tensors: dict[str, Tensor | None] | None = None,
-    ) -> Path:
-        folder = tmp_path_factory.mktemp("adapter")
-        d = model.config.hidden_size
-        weights = _adapter_weights(d)
-        if useful:
-            weights["layers.0.self_attn.o_proj.weight"] *= 0.1
-            weights["norm.weight"] = model.model.norm.weight.detach().clone()
-        config = {"hidden_size": d, "num_attention_heads": 4, "rms_norm_eps": 1e-6}
-        if authors:
-            config |= {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": VOCAB}
-        else:
-            config |= {"exit_layer": 1, "draft_vocab": 0}
-            if ranking is not None:
-                weights["token_ranking"] = torch.tensor(ranking, dtype=torch.int32)
-        weights = {name: tensor for name, tensor in (weights | (tensors or {})).items() if tensor is not None}
-        config = {key: value for key, value in (config | (changes or {})).items() if value is not None}
-        (folder / "config.json").write_text(json.dumps(config))
-        if authors:
-            torch.save(weights, folder / "pytorch_model.bin")
-        else:
-            from safetensors.torch import save_file
-
-            save_file(weights, folder / "adapter.safetensors")
+    def write(name: str, model: Any, **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}").write(folder, model, **options)
         return folder
 
     return write
-
-
-def _adapter_weights(d: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(11)
-    matrices = {
-        f"layers.0.self_attn.{name}_proj.weight": torch.randn(d, d, generator=generator) * 1.5 / d**0.5
-        for name in "qkvo"
-    }
-    names = ("layers.0.input_layernorm.weight", "norm.weight")
-    return matrices | {name: 1 + 0.3 * torch.randn(d, generator=generator) for name in names}
 
 
 @pytest.fixture(scope="session")
-def tiny_heads(tmp_path_factory: pytest.TempPathFactory, random_ids: Callable[..., list[int]]) -> Callable[..., Path]:
-    """(hf_model, options) -> the folder of Medusa heads.
-
-    `useful`: own LM heads that fit the model's greedy answers to a few prompts, so that drafts are often right, and
-    sometimes wrong; otherwise random ones that share the target's LM head and read the newest token. `authors`: their
-    file, which knows nothing else. `ranks` [T, heads] with `lengths` and `kinds`: the record of ranks. `ranking` lists
-    token ids by falling frequency; `changes` go into config.json, `tensors` replace weights (None: left out).
-    """
-
-    def write(
-        model: Any,
-        *,
-        heads: int = 3,
-        useful: bool = True,
-        authors: bool = False,
-        ranks: tuple[Tensor, list[int], list[int]] | None = None,
-        ranking: list[int] | None = None,
-        changes: dict[str, Any] | None = None,
-        tensors: dict[str, Tensor | None] | None = None,
-    ) -> Path:
-        folder = tmp_path_factory.mktemp("heads")
-        d, vocab = model.config.hidden_size, model.config.vocab_size
-        generator = torch.Generator().manual_seed(5)
-        weights = {"weight": torch.zeros(heads, d, d), "bias": torch.zeros(heads, d)}
-        if useful:
-            weights["lm_heads"] = _fitted_lm_heads(model, heads, [random_ids(12, seed=1), random_ids(1, seed=2)])
-        else:
-            weights["weight"] = torch.randn(heads, d, d, generator=generator) / d**0.5
-            weights["bias"] = torch.randn(heads, d, generator=generator)
-            weights["input"] = torch.randn(heads, d, 2 * d, generator=generator) / d**0.5
-        if authors:
-            named = {}
-            for i in range(heads):
-                named[f"{i}.0.linear.weight"], named[f"{i}.0.linear.bias"] = weights["weight"][i], weights["bias"][i]
-                named[f"{i}.1.weight"] = weights["lm_heads"][i]
-            torch.save(_without_nones(named | (tensors or {})), folder / "medusa_lm_head.pt")
-            (folder / "config.json").write_text(json.dumps({"medusa_num_heads": 2, "medusa_num_layers": 1}))
-            return folder
-        if ranking is not None:
-            weights["token_ranking"] = torch.tensor(ranking, dtype=torch.int32)
-        if ranks is not None:
-            weights["ranks"] = ranks[0].to(torch.uint8)
-            weights["rank_lengths"] = torch.tensor(ranks[1], dtype=torch.int32)
-            weights["rank_kinds"] = torch.tensor(ranks[2], dtype=torch.int8)
-        config = {"hidden_size": d, "heads": heads, "vocab_size": vocab, "own_lm_heads": useful}
-        config |= {"reads_newest": not useful, "draft_vocab": 0}
-        from safetensors.torch import save_file
-
-        save_file(_without_nones(weights | (tensors or {})), folder / "heads.safetensors")
-        (folder / "config.json").write_text(json.dumps({"heads": config | (changes or {})}))
-        return folder
-
-    return write
+def tiny_adapter(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
+    """(hf_model, options) -> the folder of a Kangaroo adapter."""
+    return functools.partial(tiny_weights, "kangaroo")
 
 
-def _without_nones(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-
-
-def _fitted_lm_heads(model: Any, heads: int, prompts: list[list[int]]) -> Tensor:
-    """[heads, V, d]: from final states to the tokens that came 2, 3, .. places later, by regression."""
-    rows: list[Tensor] = []
-    texts = [prompt + _greedy(model, tuple(prompt), 40, frozenset()) for prompt in prompts]
-    with torch.inference_mode():
-        states = [model(torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0] for text in texts]
-    for head in range(heads):
-        x = torch.cat([state[: -head - 2] for state in states]).double()
-        y = torch.nn.functional.one_hot(torch.tensor([t for text in texts for t in text[head + 2 :]]), VOCAB).double()
-        solution = torch.linalg.solve(x.T @ x + 3.0 * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
-        rows.append(solution.T.float())
-    return torch.stack(rows).clone()
+@pytest.fixture(scope="session")
+def tiny_heads(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
+    """(hf_model, options) -> the folder of Medusa heads."""
+    return functools.partial(tiny_weights, "medusa")

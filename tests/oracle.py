@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sequence import Draft
 from methods.vanilla import Vanilla
 
 

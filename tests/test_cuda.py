@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import methods
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.drafting.tree import tree_of
 from bench.engine.timing import between_s, mark
 from tests.tiny import QUESTIONS, records, run_bench, write_questions
@@ -36,7 +36,7 @@ def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, hf_logits,
     cache = decoder.new_cache()
     decoder.run_layers(decoder.embed(ids[:-1]), 0, cache)
     tree = tree_of([-1, -1, 0, 2, 1])
-    states = decoder.run_layers(decoder.embed([ids[-1], *drafts]), len(ids) - 1, cache, tree=tree)
+    states = decoder.run_layers(decoder.embed([ids[-1], *drafts]), tree.places(len(ids) - 1, decoder.device), cache)
     found = decoder.logits(states[0, [0, *(i + 1 for i in path)]]).cpu()
     expected = hf_logits(model, [*ids, *(drafts[i] for i in path)])[len(ids) - 1 :]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)

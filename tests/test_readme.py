@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.errors import UserError
 
 ROOT = Path(__file__).parent.parent

@@ -11,6 +11,7 @@ import yaml
 
 import methods
 from bench.commands.gate import parser
+from bench.drafting.method import SpeculativeMethod
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "method-plugin"
 WORKFLOWS = [TEMPLATE / ".github/workflows/speed.yml", Path(__file__).parents[1] / ".github/workflows/ci.yml"]
@@ -27,11 +28,11 @@ def module():
 def test_the_entry_point_names_the_only_method(module):
     project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["roobench.methods"] == {"my-method": "my_method:MyMethod"}
-    assert methods.only_method_in(module) is module.MyMethod
+    assert methods.only_in(module, SpeculativeMethod, "method") is module.MyMethod
 
 
 def test_its_method_is_lossless(module, tiny_config, tiny_model, tiny_decoder, hf_greedy):
-    from bench.drafting.method import decode
+    from bench.drafting.loop import decode
 
     config, model = tiny_model("tied")
     prompt = [5, 9, 9, 2]

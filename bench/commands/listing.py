@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 
 import methods
 from bench.commands import new_parser
+from bench.config import DEFAULT_MODEL
 
 
 def parser() -> ArgumentParser:
@@ -17,7 +18,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.drafting.method import Peer
-    from bench.models.checkpoints import DEFAULT_MODEL, list_cache
+    from bench.models.checkpoints import list_cache
     from bench.questions import TASKS
 
     print("methods")

@@ -13,7 +13,8 @@ from bench.errors import UserError
 _EPILOG = """\
 Passes, exit layers and the published draft models are measured on this device, with random weights of the shape; how
 many tokens a step yields is taken from a paper's figures or from a run's records. The product is a PROJECTION, no
-measurement. A paper gives the compression rate, but not how much was drafted for it: Kangaroo's projection is a range.
+measurement. A paper gives the compression rate, but not how much was drafted for it: where drafting may stop early, the
+projection is a range.
 
 examples:
   python run_bench.py project --shape vicuna-7b --device cuda
@@ -33,7 +34,7 @@ def parser() -> ArgumentParser:
         type=Path,
         action="append",
         metavar="FILE|RUN_DIR",
-        help="published figures or a run's folder; may be repeated (default: results/published/kangaroo_paper.json)",
+        help="published figures or a run's folder; may be repeated (default: all of results/published)",
     )
     made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write it for programs")
     add_run_flags(made, _RUN_FLAGS)
@@ -47,7 +48,7 @@ def run(options: Namespace) -> int:
     from bench.lab import projection as project
     from bench.report import engine_page
 
-    sources = options.acceptance or [PUBLISHED / "kangaroo_paper.json"]
+    sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
     engine = _measured(options) if options.engine is None else _read(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
@@ -68,7 +69,7 @@ def _measured(options: Namespace) -> dict[str, object]:
 def _read(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"passes", "drafts", "drafters"} <= found.keys():
+        if not {"passes", "drafts", "drafters", "published"} <= found.keys():
             raise ValueError("it has no costs of passes and draft models")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error

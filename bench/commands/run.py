@@ -15,7 +15,7 @@ _COMMANDS = """\
 other commands (each has its own --help):
   report RUN_DIR     redraw tables and plots from a run's records
   sweep              one run over the product of some knobs' values, or of some settings of training
-  train METHOD       train kangaroo's or medusa's weights for a model, on its own answers to prompts of all kinds
+  train METHOD       train a method's weights (train kangaroo) for a model, on its own answers to prompts of all kinds
   list               methods with their knobs, tasks, models
   generate PROMPT    vanilla and a method side by side on your own prompt, streamed
   export RUN_DIR     a run as answer files in Spec-Bench's format

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import REMAINDER, ArgumentParser, Namespace
+from typing import TypeVar
 
+import methods
 from bench import config
 from bench.commands import new_parser, say, tell_written
 
-_WHAT = {
-    "kangaroo": "train an adapter for Kangaroo",
-    "medusa": "train Medusa's heads",
+S = TypeVar("S")
+_CONVERSATIONS = {
     "conversations": "only write the conversations that methods are trained on, into the cache",
     "collect": "pack the conversations in the cache into the files that come with the project",
 }
@@ -17,27 +18,36 @@ _WHAT = {
 
 def parser() -> ArgumentParser:
     """What the command takes."""
-    made = new_parser("train", "Train a method's small weights for a model, on conversations that the model writes.")
-    kinds = made.add_subparsers(dest="what", required=True, metavar="WHAT", title="what to train")
-    settings = config.TRAININGS | {"conversations": config.Writing, "collect": config.Collecting}
-    for what, text in _WHAT.items():
-        own = kinds.add_parser(what, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        for flag, options in config.flags(settings[what]):
-            own.add_argument(flag, **options)
+    kinds = {method: f"train the weights of {method}" for method in methods.trained()} | _CONVERSATIONS
+    listed = "\n".join(f"  {what:<18} {text}" for what, text in kinds.items())
+    made = new_parser(
+        "train",
+        "Train a method's small weights for a model, on conversations that the model writes.",
+        f"what to train (each has its own --help):\n{listed}",
+    )
+    made.add_argument("what", choices=kinds, metavar="WHAT", help="a method, conversations or collect, see below")
+    made.add_argument("flags", nargs=REMAINDER, metavar="...", help="its flags")
     return made
 
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
-    given = config.frozen({k: v for k, v in vars(options).items() if k != "what" and v is not None})
     from bench.train import training
-    from bench.train.trainers import trainer_of
 
     if options.what == "conversations":
-        paths = training.write_conversations(config.Writing(**given), say)
+        paths = training.write_conversations(_settings(config.Writing, options), say)
     elif options.what == "collect":
-        paths = training.collect_conversations(config.Collecting(**given), say)
+        paths = training.collect_conversations(_settings(config.Collecting, options), say)
     else:
-        paths = training.train(trainer_of(options.what), config.TRAININGS[options.what](**given), say)
+        settings = _settings(training.trainer_of(options.what).Config, options)
+        paths = training.train(options.what, settings, say)
     tell_written(paths)
     return 0
+
+
+def _settings(of: type[S], options: Namespace) -> S:
+    """What the flags of WHAT, known only with it, say."""
+    made = new_parser(f"train {options.what}", (of.__doc__ or "").strip())
+    for flag, arguments in config.flags(of):
+        made.add_argument(flag, **arguments)
+    return of(**config.given(made.parse_args(options.flags), of))

@@ -29,7 +29,7 @@ class Costs:
     """Times in units of a vanilla step (all layers and the LM head over one position)."""
 
     shallow: float  # the layers below the exit, over one position; 0 where a method has no exit
-    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. Medusa heads
+    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. heads
     verify: tuple[tuple[int, float], ...]  # positions -> the layers above the exit and the LM head over so many
 
     def __str__(self) -> str:
@@ -128,7 +128,9 @@ class Passes:
         """The layers above it and the choice of tokens, over n positions."""
         target, layer, tree = self.target, self.exit_layer, tree_of([-1] * (n - 1))
         return lambda: (
-            target.logits(target.run_layers(self.x[:, :n], self.position, self.cache, layer, tree=tree)[0])
+            target.logits(
+                target.run_layers(self.x[:, :n], tree.places(self.position, target.device), self.cache, layer)[0]
+            )
             .argmax(-1)
             .tolist()
         )

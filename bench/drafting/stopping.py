@@ -1,5 +1,5 @@
 """When a draft model that knows how sure it is should stop: by a threshold, or where one more draft costs more than it
-is expected to bring. Both keep chains and beams of drafts, level by level."""
+is expected to bring. Both keep chains and beams of drafts, level by level. A rule is of one question."""
 
 from __future__ import annotations
 
@@ -69,9 +69,6 @@ class ThresholdRule:
     def end(self, accepted: int) -> None:
         """The step's drafts were verified."""
 
-    def reset(self) -> None:
-        """A question begins."""
-
 
 class GainRule:
     """Drafts as long as time spent on one more draft is expected to earn more than a step without it would.
@@ -82,12 +79,8 @@ class GainRule:
 
     def __init__(self, calibration: Calibration, costs: Costs):
         self.calibration, self.costs = calibration, costs
-        self.reset()
+        self.tokens = self.time = float(_PRIOR_STEPS)  # of this question: the rate starts as vanilla's
         self.begin()
-
-    def reset(self) -> None:
-        """A question begins: the rate starts as vanilla's."""
-        self.tokens = self.time = float(_PRIOR_STEPS)
 
     def begin(self) -> None:
         """A step begins."""

@@ -18,7 +18,7 @@ from bench.files import sha256
 from bench.models import checkpoints
 
 CONFIG_FILE = "config.json"
-WEIGHTS_ROOT = Path(__file__).parent / "weights"
+WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -45,24 +45,24 @@ def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Pa
 
     """
     if asked in ("", "paper"):
-        return packaged(method, model, paper=bool(asked))
+        return packaged(method, model, asked)
     folder = Path(asked).expanduser()
     if not folder.exists() and _HUB_ID.fullmatch(asked):
         return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files])
     return folder
 
 
-def packaged(method: str, model: str, *, paper: bool = False) -> Path:
-    """Where the weights that come with the project for `model` lie, or those built as published.
+def packaged(method: str, model: str, form: str = "") -> Path:
+    """The folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
 
     Raises:
         UserError: there are none.
 
     """
-    folder = default_folder(method, model, paper=paper)
+    folder = default_folder(method, model, form)
     if not any(folder.glob("*.safetensors")):
-        train = f"python run_bench.py train {method}{' --architecture paper' if paper else ''} --model {model}"
-        which = " built as published" if paper else ""
+        train = f"python run_bench.py train {method}{f' --architecture {form}' if form else ''} --model {model}"
+        which = " built as published" if form else ""
         raise UserError(
             f"no weights{which} of {method} come with the project for model {model!r}: train them ({train}) or name "
             f"their folder ({method}:weights=FOLDER)"
@@ -70,9 +70,9 @@ def packaged(method: str, model: str, *, paper: bool = False) -> Path:
     return folder
 
 
-def default_folder(method: str, model: str, *, paper: bool = False) -> Path:
-    """Where a method's weights for `model` are kept."""
-    return WEIGHTS_ROOT / model / (f"{method}-paper" if paper else method)
+def default_folder(method: str, model: str, form: str = "") -> Path:
+    """Where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
+    return WEIGHTS_ROOT / model / (f"{method}-{form}" if form else method)
 
 
 def read_config(folder: Path, what: str, build: Callable[[dict[str, Any]], Any]) -> Any:

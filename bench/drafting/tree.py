@@ -2,7 +2,7 @@
 
 Drafts are numbered in the order in which they were proposed, parents before their children; -1 is the root, the newest
 token, which is no draft. A chain is the tree in which every draft follows the one before. In a pass, row 0 is the root
-and row i + 1 is draft i. (Medusa, arXiv 2401.10774, section 2.1.2; SpecInfer, arXiv 2305.09781.)
+and row i + 1 is draft i. (arXiv 2401.10774, section 2.1.2; SpecInfer, arXiv 2305.09781.)
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from bench.engine.places import Places, Span
 
 ROOT = -1
 
@@ -46,6 +48,14 @@ class Tree:
             self._tensors[device] = (torch.tensor(self.depths, device=device), mask.to(device))
         return self._tensors[device]
 
+    def places(self, start: int, device: torch.device, row: int = 0, width: int | None = None) -> Places:
+        """Where rows row..row+width (None: all that follow) stand if the root is at position `start`."""
+        width = len(self.depths) - row if width is None else width
+        if self.is_chain:
+            return Places.after(start + row, width)
+        depths, seen = self.tensors(device)
+        return Places((Span(start, 0, row, depths[row : row + width], seen[row : row + width, : row + width]),), width)
+
 
 @functools.lru_cache(maxsize=256)
 def _remembered(parents: tuple[int, ...]) -> Tree:
@@ -63,7 +73,7 @@ def chain_of(length: int) -> Tree:
 
 
 def tree_from_paths(paths: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """A tree given by its nodes' rank paths, like Medusa's lists: (0, 2) is the third choice after the first choice.
+    """A tree given by its nodes' rank paths, as papers list them: (0, 2) is the third choice after the first choice.
 
     Returns the parent and the rank of each node, nodes sorted by length, then by ranks.
 

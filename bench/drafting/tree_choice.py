@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bench.drafting.costs import Costs
 
 MISS = 255  # in place of a rank: the token was not among the ones that were ranked
-Path = tuple[int, ...]  # the rank in each head, as Medusa lists its trees
+Path = tuple[int, ...]  # the rank in each head, as published trees are listed
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,43 @@ Rows of the target's choices and probabilities are those of the pass: row 0 the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import Draft
 from bench.drafting.tree import ROOT, Tree
+
+# A draft [n] and the target's logits [n + 1, V] -> the accepted drafts, by number, and the bonus.
+Verify = Callable[[Draft, Tensor], tuple[list[int], int]]
+
+
+def exact(sampler: Sampler | None) -> Verify:
+    """Lossless: the output is the target's own, token for token (None: greedy decoding) or in distribution."""
+
+    def greedy(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+        choices = logits.argmax(-1).tolist()
+        accepted = accept_greedy(draft.tokens, draft.tree, choices)
+        return accepted, choices[accepted[-1] + 1 if accepted else 0]
+
+    def sampled(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+        assert sampler is not None
+        return accept_sampled(draft.tokens, draft.tree, sampler.probabilities(logits), draft.drawn, sampler)
+
+    return greedy if sampler is None else sampled
+
+
+def typical(sampler: Sampler, epsilon: float, delta: float) -> Verify:
+    """Typical acceptance, which is *not* lossless; the bonus is drawn from the target's distribution."""
+
+    def verify(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+        target = sampler.probabilities(logits)
+        accepted = accept_typical(draft.tokens, draft.tree, target, epsilon, delta)
+        return accepted, sampler.draw(target[accepted[-1] + 1 if accepted else 0])
+
+    return verify
 
 
 def accept_greedy(drafts: Sequence[int], tree: Tree, choices: Sequence[int]) -> list[int]:
@@ -88,7 +118,7 @@ def without(p: Tensor, x: int) -> Tensor:
 
 
 def accept_typical(drafts: Sequence[int], tree: Tree, target: Tensor, epsilon: float, delta: float) -> list[int]:
-    """Medusa's typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
+    """Typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
 
     A draft is plausible if p(x) > min(epsilon, delta exp(-H(p))), p the target's [n + 1, V] after its parent. Of the
     longest plausible paths, the most probable one.

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.drafting.tree import Tree
-
 # Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
 # more rows, its root included.
 BLOCK = 128
@@ -29,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, n, heads, D] by its positions' angles, cos and sin [n, heads, D] as `fused_rope` makes them."""
+    """Rotate x [B, n, heads, D] by its positions' angles, cos and sin [(B,) n, heads, D] as `fused_rope` makes them."""
     # Swapping the halves is one operation where negating and joining them would be four.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -41,15 +39,15 @@ def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused_rope(cos: Tensor, sin: Tensor, turned: int, kept: int) -> tuple[Tensor, Tensor]:
-    """Tables [n, D] for one position each -> tables [n, turned + kept, D] for all heads of a fused product at once.
+    """Tables [.., n, D] for one position each -> tables [.., n, turned + kept, D] for all heads of a fused product.
 
     Queries and keys turn; values, the last `kept` heads, stay as they are. Made once a pass, this spares every layer
     the slicing and joining.
     """
-    n, head_dim = cos.shape
+    *rows, head_dim = cos.shape
     return (
-        torch.cat((cos[:, None].expand(n, turned, head_dim), cos.new_ones(n, kept, head_dim)), dim=1),
-        torch.cat((sin[:, None].expand(n, turned, head_dim), sin.new_zeros(n, kept, head_dim)), dim=1),
+        torch.cat((cos[..., None, :].expand(*rows, turned, head_dim), cos.new_ones(*rows, kept, head_dim)), dim=-2),
+        torch.cat((sin[..., None, :].expand(*rows, turned, head_dim), sin.new_zeros(*rows, kept, head_dim)), dim=-2),
     )
 
 
@@ -66,9 +64,9 @@ def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.de
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
 
-    `mask` [G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees all keys
-    (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head are folded
-    into its query positions, so that keys and values are read once and never repeated in memory.
+    `mask` [(B, 1,) G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees
+    all keys (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head
+    are folded into its query positions, so that keys and values are read once and never repeated in memory.
     """
     batch, n, heads, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -79,15 +77,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
     return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
-
-
-def tree_places(tree: Tree, row: int, n: int, width: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions [width] and mask [width, start + row + width] of a tree's rows row..row+n, padded to `width` rows."""
-    depths, seen = tree.tensors(device)
-    mask = torch.ones(width, start + row + width, dtype=torch.bool, device=device)  # what is padded may see anything
-    mask[:n, start : start + row + n] = seen[row : row + n, : row + n]
-    mask[:n, start + row + n :] = False
-    return F.pad(depths[row : row + n] + start, (0, width - n), value=start), mask
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.engine.places import Places
+
 
 class KVCache:
     """Keys and values of `layers` layers for `batch` sequences in lock-step.
@@ -63,16 +65,20 @@ class KVCache:
         for part in self._parts:
             part.zero_()
 
-    def update(self, layer: int, start: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, n, 2 * H_kv, D] at positions start..start+n.
+    def update(self, layer: int, places: Places, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, n, 2 * H_kv, D] at their places.
 
-        Returns all keys and all values up to there, [B, H_kv, start + n, D] each.
+        Returns the keys and values of these sequences up to the last row written, [B, H_kv, end, D] each.
         """
-        n = kv.shape[1]
-        assert start + n <= self.max_len, f"cache of {self.max_len} positions written up to {start + n}"
-        store = self._layers[layer]
-        store.narrow(3, start, n).copy_(_as_stored(kv))
-        keys, values = store.narrow(3, 0, start + n).unbind(0)
+        assert places.end <= self.max_len, f"cache of {self.max_len} positions written up to {places.end}"
+        store, stored, span = self._layers[layer], _as_stored(kv), places.together
+        if span is not None:
+            store[:, : places.batch].narrow(3, span.first, places.width).copy_(stored)
+            keys, values = store[:, : places.batch].narrow(3, 0, places.end).unbind(0)
+            return keys, values
+        for number, one in enumerate(places.spans):
+            store[:, one.slot, :, one.first : one.first + places.width] = stored[:, number]
+        keys, values = store[:, [one.slot for one in places.spans], :, : places.end].unbind(0)
         return keys, values
 
     def update_rows(self, layer: int, rows: Tensor, kv: Tensor, length: int) -> tuple[Tensor, Tensor]:

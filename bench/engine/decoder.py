@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.drafting.tree import Tree
 from bench.engine.attention import (
     BLOCK,
     additive,
@@ -30,14 +29,14 @@ from bench.engine.attention import (
     fused_rope,
     rms_norm,
     rope_table,
-    tree_places,
 )
 from bench.engine.cache import KVCache
-from bench.engine.graphs import Places, choose_graphs
+from bench.engine.graphs import Fixed, choose_graphs
 from bench.engine.huge_pages import use_huge_pages
 from bench.engine.kernels import native
 from bench.engine.placement import choose_homes
-from bench.engine.products import Layout, Linear, choose_layout, measure_widths
+from bench.engine.places import Places, Span
+from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
 
@@ -134,7 +133,6 @@ class Decoder:
         self.quantize = quantize
         if quantize != "none":
             _check_quantize(dtype, device)
-        self.widths: dict[int, int] = {}  # positions asked for -> positions run; empty: as asked
         self.embedding: Tensor  # [V, d]
         self.norm: Tensor
         self.head_weight: Tensor  # [V, d], plain: for heads cut from it
@@ -157,15 +155,13 @@ class Decoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         max_len: int | None = None,
-        pad: bool = False,
         quantize: str = "none",
         homes: Sequence[torch.device] | None = None,
     ) -> Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
-        `max_len`: positions of cache and RoPE table (default: the model's context). `pad`: measure, on this device,
-        at which width a narrow pass is cheapest, and pad passes to it. `quantize`: of all matrices. `homes`: the device
-        of each layer (default: `device`, or several where it is too small); all else is on `device`.
+        `max_len`: positions of cache and RoPE table (default: the model's context). `quantize`: of all matrices.
+        `homes`: the device of each layer (default: `device`, or several where it is too small).
 
         Raises:
             UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
@@ -202,9 +198,6 @@ class Decoder:
             use_huge_pages()  # before anything is measured
         if self.layout == "native":
             self.narrow = native.Layers(config, self.layers)
-        elif pad and device.type == "cpu":  # of the native kernels, no pass gets cheaper by getting wider
-            some = self.layers[: max(1, min(config.layers, 8))]
-            self.widths = measure_widths([lin for ly in some for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)], dtype)
         return self
 
     def _build_layer(self, take: _Taker, prefix: str) -> _Layer:
@@ -243,10 +236,12 @@ class Decoder:
 
     def new_cache(self, batch: int = 1, max_len: int | None = None) -> KVCache:
         """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
-        c = self.config
-        length = (max_len or self.max_len) + BLOCK
-        length += -length % _ALIGNED
+        c, length = self.config, self.padded(max_len or self.max_len)
         return KVCache(c.layers, c.kv_heads, c.head_dim, length, batch=batch, dtype=self.dtype, homes=self.homes)
+
+    def padded(self, max_len: int) -> int:
+        """Rows of a cache for `max_len` positions: drafts beyond them are written, too."""
+        return max_len + BLOCK + -(max_len + BLOCK) % _ALIGNED
 
     def by_operations(self) -> Decoder:
         """The same weights, run operation by operation by torch: what our own kernels are held against."""
@@ -264,78 +259,67 @@ class Decoder:
         return F.embedding(ids if ids.dim() == 2 else ids[None], self.embedding)
 
     def run_layers(
-        self,
-        x: Tensor,
-        start: int,
-        cache: KVCache,
-        first: int = 0,
-        last: int | None = None,
-        tree: Tree | None = None,
-        row: int = 0,
+        self, x: Tensor, places: Places | int, cache: KVCache, first: int = 0, last: int | None = None
     ) -> Tensor:
-        """Layers [first, last) over x [B, n, d] at positions start..start+n, reading and writing `cache`.
+        """Layers [first, last) over x [B, n, d] at its places, reading and writing `cache`.
 
-        With a `tree` whose root stands at position `start`, x are its rows row..row+n: each at the position of its
-        depth, seeing its ancestors; in the cache they lie row by row from `start` on, earlier rows being there.
+        `places`: an integer stands for a text that goes on from that position, for all sequences alike.
         """
-        n = x.shape[1]
+        batch, n, _ = x.shape
         last = self.config.layers if last is None else last
-        if self.narrow is not None and n <= native.MOST_POSITIONS and x.shape[0] == 1 and cache.data.is_contiguous():
-            return self._run_narrow(self.narrow, x, start, cache, (first, last), tree, row)
+        if isinstance(places, int):
+            places = Places.after(places, n, batch)
+        assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
+        if self.narrow is not None and n <= native.MOST_POSITIONS and batch == 1 and cache.data.is_contiguous():
+            return self._run_narrow(self.narrow, x, places.spans[0], cache, (first, last))
         if self.graphs is not None and first < last:
-            body = functools.partial(self._run_placed, cache, first, last)
-            states = self.graphs.run(cache, (first, last), body, [x], start, tree, row)
+            body = functools.partial(self._run_fixed, cache, first, last)
+            states = self.graphs.run(cache, (first, last), body, [x], places)
             if states is not None:
                 return states
-        # Measured for one sequence; a batch in lock-step is wide enough as it is.
-        if x.shape[0] == 1 and (width := self.widths.get(n, n)) > n:
-            x = F.pad(x, (0, 0, 0, width - n))
-        width, c = x.shape[1], self.config
-        if tree is None or tree.is_chain:
-            start, tree = start + row, None
-            cos, sin = self.cos[start : start + width], self.sin[start : start + width]
-            mask = self._mask_for(width, start)
-        else:
-            places, mask = tree_places(tree, row, n, width, start, self.device)
-            cos, sin = self.cos[places], self.sin[places]
-            mask = additive(mask, self.dtype).expand(c.heads // c.kv_heads, -1, -1).reshape(-1, mask.shape[1])
-            start += row
-        rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
+        rope, mask = self._rope_and_mask(places)
         for home, numbers in itertools.groupby(range(first, last), key=self.homes.__getitem__):
             x, mask = x.to(home), None if mask is None else mask.to(home)
             rope = rope[0].to(home), rope[1].to(home)
             for i in numbers:
-                x = self._run_layer(self.layers[i], x, functools.partial(cache.update, i, start), rope, mask)
-        return x[:, :n].to(self.device)
+                write = functools.partial(cache.update, i, places)
+                x = self._run_layer(self.layers[i], x, write, rope, mask)
+        return x.to(self.device)
 
-    def _run_placed(self, cache: KVCache, first: int, last: int, places: Places, x: Tensor) -> Tensor:
+    def _rope_and_mask(self, places: Places) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """The tables of `fused_rope` at these places, and what `attend` adds to the scores; None: nothing."""
+        c, span = self.config, places.together
+        group = c.heads // c.kv_heads
+        if span is not None and span.depths is None:
+            rows = slice(span.first, span.first + places.width)
+            cos, sin, mask = self.cos[rows], self.sin[rows], self._mask_for(places.width, span.first)
+        else:
+            positions = places.positions(self.device)
+            cos, sin = self.cos[positions], self.sin[positions]
+            seen = additive(places.seen(self.device), self.dtype)  # [B, n, end]
+            mask = seen[:, None].expand(-1, group, -1, -1).flatten(1, 2)[:, None]
+        return fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads), mask
+
+    def _run_fixed(self, cache: KVCache, first: int, last: int, fixed: Fixed, x: Tensor) -> Tensor:
         """Layers [first, last) over x [1, w, d] with everything at fixed sizes, to be captured."""
         c = self.config
-        cos, sin = self.cos[places.positions], self.sin[places.positions]
+        cos, sin = self.cos[fixed.positions], self.sin[fixed.positions]
         rope = fused_rope(cos, sin, c.heads + c.kv_heads, c.kv_heads)
-        mask = places.mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, places.length)
+        mask = fixed.mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, fixed.length)
         for i in range(first, last):
-            write = functools.partial(cache.update_rows, i, places.rows, length=places.length)
+            write = functools.partial(cache.update_rows, i, fixed.rows, length=fixed.length)
             x = self._run_layer(self.layers[i], x, write, rope, mask)
         return x
 
     def _run_narrow(
-        self,
-        narrow: native.Layers,
-        x: Tensor,
-        start: int,
-        cache: KVCache,
-        layers: tuple[int, int],
-        tree: Tree | None,
-        row: int,
+        self, narrow: native.Layers, x: Tensor, span: Span, cache: KVCache, layers: tuple[int, int]
     ) -> Tensor:
-        n, mask = x.shape[1], None
-        if tree is None or tree.is_chain:
-            rope = self.cos[start + row : start + row + n], self.sin[start + row : start + row + n]
-        else:
-            places, seen = tree_places(tree, row, n, n, start, self.device)
-            rope, mask = (self.cos[places], self.sin[places]), additive(seen, self.dtype)
-        return narrow.run(x, start + row, cache, *layers, rope, mask)
+        if span.depths is None or span.seen is None:
+            rows = slice(span.first, span.first + x.shape[1])
+            return narrow.run(x, span.first, cache, layers, (self.cos[rows], self.sin[rows]), None)
+        positions = span.depths + span.base
+        mask = F.pad(additive(span.seen, self.dtype), (span.base, 0))
+        return narrow.run(x, span.first, cache, layers, (self.cos[positions], self.sin[positions]), mask)
 
     def _run_layer(
         self,

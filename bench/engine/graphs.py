@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bench.drafting.tree import Tree
-from bench.engine.attention import additive, tree_places
+from bench.engine.attention import additive
 from bench.engine.cache import KVCache
+from bench.engine.places import Places, Span
 
 MOST_POSITIONS = 64  # wider passes have work enough for each launch
 _SHORTEST = 256  # positions of the cache that a captured pass looks at, at least; then twice as many, and so on
@@ -32,8 +31,8 @@ Call = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the w rows of a pass stand, of which attention looks at L positions."""
+class Fixed:
+    """The places of a captured pass, in tensors of fixed sizes: w rows, of which attention looks at L positions."""
 
     rows: Tensor  # [w], of the cache
     positions: Tensor  # [w], in the text
@@ -68,62 +67,43 @@ class Graphs:
         self._closed = True
 
     def run(
-        self,
-        cache: KVCache,
-        name: Hashable,
-        body: Body,
-        inputs: Sequence[Tensor],
-        start: int,
-        tree: Tree | None = None,
-        row: int = 0,
+        self, cache: KVCache, name: Hashable, body: Body, inputs: Sequence[Tensor], places: Places
     ) -> Tensor | None:
-        """`body(places, *inputs)`, captured where it has not been before; None: it has to be run without.
+        """`body(fixed, *inputs)`, captured where it has not been before; None: it has to be run without.
 
-        `inputs` [1, n, ...]; `start`, `tree`, `row` as for `Decoder.run_layers`. `name` stands for `body` among those
-        that use `cache`, where their graphs are kept.
+        `inputs` [1, n, ...]; `name` stands for `body` among those that use `cache`, where their graphs are kept.
         """
-        batch, n = inputs[0].shape[:2]
-        if tree is not None and tree.is_chain:
-            start, tree, row = start + row, None, 0
-        if self.reason or batch != 1 or not 0 < n <= MOST_POSITIONS or start + row + _width(n) > cache.max_len:
+        n, span = places.width, places.spans[0]
+        if self.reason or places.batch != 1 or not 0 < n <= MOST_POSITIONS or span.first + _width(n) > cache.max_len:
             return None
-        made = cache.captured.setdefault((name, tree is None), {})
+        made = cache.captured.setdefault((name, span.depths is None), {})
         if _width(n) not in made and not self._closed:
             try:
-                self._capture(made, cache.max_len, body, inputs, start, tree, row)
+                self._capture(made, cache.max_len, body, inputs, span)
             except RuntimeError as error:
                 self.reason = str(error).splitlines()[0]
                 warnings.warn(f"passes run kernel by kernel, as none can be captured: {self.reason}", stacklevel=2)
                 return None
         width = min((width for width in made if width >= n), default=0)
-        end = start + row + width
+        end = span.first + width
         if not width or end > cache.max_len:
             return None
         captured = next(one for one in made[width] if one.length >= end)
-        places = None if tree is None else tree_places(tree, row, n, width, start, self.device)
-        return captured(inputs, start + row, places)[:, :n]
+        return captured(inputs, span)[:, :n]
 
     def _capture(
-        self,
-        made: dict[int, list[_Captured]],
-        max_len: int,
-        body: Body,
-        inputs: Sequence[Tensor],
-        start: int,
-        tree: Tree | None,
-        row: int,
+        self, made: dict[int, list[_Captured]], max_len: int, body: Body, inputs: Sequence[Tensor], span: Span
     ) -> None:
         """This width, and of chains, whose widths vary from step to step, all narrower ones; each for every length."""
-        n = inputs[0].shape[1]
-        widths = [_width(n)] if tree is not None else [1 << i for i in range(_width(n).bit_length())]
+        n, tree = inputs[0].shape[1], span.depths is not None
+        widths = [_width(n)] if tree else [1 << i for i in range(_width(n).bit_length())]
         for width in widths:
             if width in made:
                 continue
-            places = None if tree is None else tree_places(tree, row, n, width, start, self.device)
             shorter = [x[:, :width] for x in inputs]
-            captured = [_Captured(shorter, width, length, tree=tree is not None) for length in _lengths(max_len)]
+            captured = [_Captured(shorter, width, length, tree=tree) for length in _lengths(max_len)]
             for one in captured:
-                one.fill(shorter, start + row, places)
+                one.fill(shorter, span)
                 one.repeat = self._record(functools.partial(one.call, body))
             made[width] = captured
 
@@ -175,31 +155,35 @@ class _Captured:
             self.mask = inputs[0].new_zeros(width, length)
 
     @torch.inference_mode()
-    def __call__(self, inputs: Sequence[Tensor], first: int, places: tuple[Tensor, Tensor] | None) -> Tensor:
-        self.fill(inputs, first, places)
+    def __call__(self, inputs: Sequence[Tensor], span: Span) -> Tensor:
+        self.fill(inputs, span)
         return self.repeat().clone()  # the next replay writes where this one did
 
     @torch.inference_mode()
-    def fill(self, inputs: Sequence[Tensor], first: int, places: tuple[Tensor, Tensor] | None) -> None:
+    def fill(self, inputs: Sequence[Tensor], span: Span) -> None:
         """Put everything in its buffer; none of it waits for the device."""
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer[:, : given.shape[1]] = given
-        self.first.fill_(first)
-        if places is not None:
-            assert self.positions is not None
-            assert self.mask is not None
-            self.positions.copy_(places[0])
-            added = additive(places[1], self.mask.dtype)
-            self.mask.copy_(F.pad(added, (0, self.length - added.shape[1]), value=-torch.inf))
+        self.first.fill_(span.first)
+        if self.positions is not None and self.mask is not None:
+            assert span.depths is not None
+            assert span.seen is not None
+            n, end = len(span.depths), min(span.first + len(span.depths), self.length)  # shorter ones are only captured
+            self.positions.fill_(span.base)
+            self.positions[:n] += span.depths
+            self.mask.fill_(-torch.inf)
+            # What is padded sees the text before, as softmax needs something to look at.
+            self.mask[:, : max(1, span.base)] = 0
+            self.mask[:n, span.base : end] = additive(span.seen[:, : max(0, end - span.base)], self.mask.dtype)
 
     @torch.inference_mode()
     def call(self, body: Body) -> Tensor:
         """The pass itself, on what is in the buffers. It is not kept: whoever holds the cache would hold itself."""
         rows = self.first + torch.arange(self.inputs[0].shape[1], device=self.first.device)
         if self.positions is not None and self.mask is not None:
-            return body(Places(rows, self.positions, self.mask), *self.inputs)
+            return body(Fixed(rows, self.positions, self.mask), *self.inputs)
         seen = torch.arange(self.length, device=rows.device) <= rows[:, None]
-        return body(Places(rows, rows, additive(seen, self.inputs[0].dtype)), *self.inputs)
+        return body(Fixed(rows, rows, additive(seen, self.inputs[0].dtype)), *self.inputs)
 
 
 def choose_graphs(device: torch.device) -> Graphs | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from bench.config import RunConfig
+from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import FLOOR, SPEEDUP, compare
@@ -23,8 +23,7 @@ from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_records, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.figures.verdicts import SAME, WORSE, new_metric, settle
-from bench.gate.measured import measured_by, use_widths, with_knobs
-from bench.models.packaged import DEFAULT_MODEL
+from bench.gate.measured import measured_by, with_knobs
 from bench.run import environment, resume
 from bench.run.runner import Bench
 from bench.typed_json import read
@@ -98,7 +97,6 @@ def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
         bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
-        use_widths(bench, measured)
         run = bench.run()
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt

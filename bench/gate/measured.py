@@ -6,20 +6,18 @@ import dataclasses
 from typing import Any
 
 from bench.figures.records import Run
-from bench.run.runner import Bench
 from methods import Variant
 
 _MEASURED = ("costs",)  # knobs; what follows from them (a tree, when to stop) each side chooses by its own code
 
 
 def measured_by(run: Run) -> dict[str, Any]:
-    """Measured knobs by method, and pass widths."""
+    """Measured knobs by method."""
     return {
         "knobs": {
             label: {name: info.config[name] for name in _MEASURED if info.config.get(name)}
             for label, info in run.methods.items()
         },
-        "widths": run.engine.get("pass_widths", {}),
     }
 
 
@@ -29,9 +27,3 @@ def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
     values = measured.get("knobs", {}).get(variant.label, {})
     taken = {name: value for name, value in values.items() if name in _MEASURED and name in known}
     return dataclasses.replace(variant, config=dataclasses.replace(variant.config, **taken))
-
-
-def use_widths(bench: Bench, measured: dict[str, Any]) -> None:
-    """Let passes be padded as they were before."""
-    if measured.get("widths"):
-        bench.target.widths = {int(n): width for n, width in measured["widths"].items()}

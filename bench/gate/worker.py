@@ -13,10 +13,10 @@ from typing import Any, TextIO
 import bench
 import methods
 from bench.config import RunConfig
-from bench.drafting.method import Method
+from bench.drafting.method import SpeculativeMethod
 from bench.errors import UserError
 from bench.figures.records import Run, Turn
-from bench.gate.measured import use_widths, with_knobs
+from bench.gate.measured import with_knobs
 from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
 from bench.run.contestants import Contestant
@@ -34,13 +34,12 @@ class Worker:
     def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
         """`measured`: what the other side measured when it began, to be used here too."""
         self.bench = Bench(config, _tell, adapt=lambda variant: with_knobs(variant, measured))
-        use_widths(self.bench, measured)
         self.questions = {question.question_id: question for question in self.bench.questions.questions}
         self.contestants = {contestant.label: contestant for contestant in self.bench.contestants}
         _slow_down(self.contestants, slower)
         self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
         self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
-        self.going: Generator[None, None, Turn]  # the answer under way
+        self.going: Generator[object, None, Turn]  # the answer under way
         self.record: Run = self.bench.prepare()
 
     def handle(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def _slow_down(contestants: dict[str, Contestant], slower: dict[str, float]) -> 
     """Make methods do more work in each step, in proportion, so that the gate itself can be tested."""
     for label, share in slower.items():
         contestant = contestants.get(label)
-        if contestant is None or not isinstance(contestant.runner, Method):
+        if contestant is None or not isinstance(contestant.runner, SpeculativeMethod):
             raise UserError(f"--slow-down {label}: the gate has no such method of ours")
         slow_down(contestant.runner, share)
 

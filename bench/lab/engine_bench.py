@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import methods
 from bench.config import RunConfig
 from bench.drafting.costs import Passes
-from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
-from bench.drafting.step import Step
-from bench.engine.cache import KVCache
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
+from bench.drafting.published import Published
+from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
-from bench.engine.products import Linear
 from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
 from bench.models import checkpoints
@@ -32,8 +33,6 @@ from bench.run.contestants import Contestant, memory_errors, variants
 from bench.run.memory import peak_bytes
 from bench.run.runner import device_and_dtype, engine_facts, load_target
 from methods import BASELINE
-from methods.kangaroo.adapter import Adapter, AdapterConfig
-from methods.medusa.method import FastHeads, Heads, HeadsConfig
 
 Log = Callable[[str], None]
 SCHEMA = 1
@@ -42,7 +41,6 @@ HEADS = (1024, 4096, 8192, 16384)
 _BUFFER_BYTES = 512 << 20  # read from end to end: larger than any cache
 _PATH = [1, 3, 5]  # drafts kept of a tree: their rows have to move
 _PROMPT = 64  # tokens
-_MEDUSA_HEADS = 4  # as published with 591M parameters on Vicuna-7B
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +98,7 @@ def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Ch
     with memory_errors(f"random weights of {shape} in {dtype}"):
         target = Decoder.from_weights(
             hf_config, random_weights(hf_config, dtype, device),
-            name=shape, dtype=dtype, device=device, max_len=context, pad=True,
+            name=shape, dtype=dtype, device=device, max_len=context,
             quantize=config.quantize, homes=[device] * hf_config.num_hidden_layers,
         )  # fmt: skip
     return checkpoint_of(shape), target
@@ -162,34 +160,17 @@ def _heads(target: Decoder, repeats: int) -> dict[str, Any]:
     return dict(zip(map(str, [*cuts, vocab]), _ms(calls, repeats, target.device), strict=True))
 
 
-def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
-    """A call of the published draft models at one position, with random weights, LM head and choice included, ms.
+def published() -> dict[str, Published]:
+    """What methods say of their published forms, by method."""
+    loaded = {name: methods.load(name) for name in methods.names()}
+    declared = {name: m.published for name, m in loaded.items() if issubclass(m, SpeculativeMethod)}
+    return {name: own for name, own in declared.items() if own}
 
-    Kangaroo's adapter and the target's LM head (arXiv 2404.18911, section 3.1); Medusa-1's four heads with LM heads of
-    their own (arXiv 2401.10774, section 2.1.1).
-    """
-    c, device = target.config, target.device
-    if c.hidden % (2 * c.heads):
-        return {}
-    with torch.device(device):
-        adapter = Adapter(AdapterConfig(c.hidden, c.heads, c.norm_eps)).to(target.dtype)
-        heads = Heads(HeadsConfig(c.hidden, _MEDUSA_HEADS, c.vocab)).to(target.dtype)
-    adapter.prepare(target.max_len, device)
-    adapter.pack(target.layout)
-    adapter.graphs = target.graphs
-    size = c.hidden // c.heads
-    cache = KVCache(1, c.heads, size, target.max_len, dtype=target.dtype, device=device)
-    cache.zero()
-    assert heads.lm_heads is not None
-    own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
-    fast = FastHeads(heads, _MEDUSA_HEADS, own, layout=target.layout)
-    state = torch.randn(1, 1, c.hidden, device=device).to(target.dtype)
-    place = target.max_len // 2
-    calls = [
-        lambda: target.head(adapter(state, place, cache)[0]).argmax(-1).tolist(),
-        lambda: fast(state[0]).argmax(-1).tolist(),
-    ]
-    return dict(zip(("kangaroo", "medusa"), _ms(calls, repeats, device), strict=True))
+
+def _drafters(target: Decoder, repeats: int) -> dict[str, float]:
+    """A call of each published draft model that can have the target's sizes, with random weights, ms."""
+    calls = {name: call for name, own in published().items() if (call := own.call(target))}
+    return dict(zip(calls, _ms(list(calls.values()), repeats, target.device), strict=True))
 
 
 def _cache(target: Decoder, repeats: int) -> dict[str, float]:
@@ -220,7 +201,7 @@ def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort)
     return {label: _of_answers(contestant.runner, made[label], pass_s) for label, contestant in by_label.items()}
 
 
-def _of_answers(runner: Method | Peer, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
+def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
     """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
     seconds = [answer.decode_s for answer in answers]
     tokens = len(answers[0].token_ids) - answers[0].first_tokens
@@ -236,7 +217,7 @@ def _of_answers(runner: Method | Peer, answers: Sequence[Answer], pass_s: float)
     return found
 
 
-def _passes_of(runner: Method | Peer, steps: Sequence[Step]) -> float | None:
+def _passes_of(runner: Method, steps: Sequence[Step]) -> float | None:
     """What the passes of a mean step cost by themselves, in vanilla passes; None where that is not known."""
     if not isinstance(runner, SpeculativeMethod):
         return None
@@ -252,7 +233,9 @@ def _passes_of(runner: Method | Peer, steps: Sequence[Step]) -> float | None:
 
 
 def _conclude(found: dict[str, Any], target: Decoder) -> None:
-    """What follows from the parts."""
+    """What follows from the parts, and what to know of the draft models that were timed."""
+    forms = {name: dataclasses.asdict(own) for name, own in published().items() if name in found["drafters"]}
+    found["published"] = {name: {k: v for k, v in form.items() if k != "call"} for name, form in forms.items()}
     answers = found["answers"]
     vanilla = answers[BASELINE]
     step_s = vanilla["step_ms"] / 1e3

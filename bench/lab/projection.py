@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.drafting.published import Published
 from bench.errors import UserError
 from bench.figures.metrics import OVERALL, TASKS
-from bench.figures.published import Result, read_source
+from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
-
-METHODS = ("kangaroo", "medusa")  # whose draft models' costs are measured
-_GAMMA, _EXIT = 6, 2  # where a source does not say: Kangaroo's own
-_HEADS = 4  # of Medusa-1, in a chain
 
 
 @dataclass(frozen=True)
@@ -39,22 +36,26 @@ class Costs:
 
     passes: dict[int, float]
     exits: dict[int, float]  # the layers below an exit over one position
-    drafters: dict[str, float]
+    drafters: dict[str, float]  # a call of a method's published draft model
+    forms: dict[str, Published]  # of these methods
 
     @classmethod
     def of(cls, engine: dict[str, Any]) -> Costs:
         """From its record."""
         passes, exits = ({int(n): ms for n, ms in engine[part].items()} for part in ("passes", "drafts"))
-        return cls(passes, exits, engine["drafters"])
+        return cls(
+            passes, exits, engine["drafters"], {name: Published(**form) for name, form in engine["published"].items()}
+        )
 
     def step_ms(self, method: str, shape: Shape, exit_layer: int) -> float:
-        """A step of `method`. Kangaroo's drafts have gone through the layers below the exit: the others verify."""
+        """A step of `method`. Drafts that have gone through the layers below an exit are verified by the others."""
         verify = _between(self.passes, shape.drafted + 1)
-        if method != "kangaroo":
-            return self.drafters[method] * shape.calls + verify
+        drafting = self.drafters[method] * shape.calls
+        if not exit_layer:
+            return drafting + verify
         shallow = _between(self.exits, exit_layer)
         below = shallow / self.passes[1] * verify  # of a pass over as many positions, the share below the exit
-        return shallow * (shape.depth + 1) + self.drafters[method] * shape.calls + verify - below
+        return shallow * (shape.depth + 1) + drafting + verify - below
 
 
 def _between(measured: dict[int, float], place: float) -> float:
@@ -69,27 +70,32 @@ def project(engine: dict[str, Any], sources: Iterable[Path]) -> list[dict[str, A
     """A row for every method and source whose acceptance is known, at the costs in `engine` (`bench-engine`'s record).
 
     Raises:
-        UserError: a source cannot be read, or has nothing that can be projected.
+        UserError: a source cannot be read, or none has anything that can be projected.
 
     """
-    costs, rows = Costs.of(engine), []
-    for path in sources:
-        found = list(_recorded(costs, path) if path.is_dir() else _published(costs, path, engine["model"]))
-        if not found:
-            raise UserError(f"{path} has no acceptance of {' or '.join(METHODS)} that can be projected")
-        rows += found
+    costs, paths = Costs.of(engine), list(sources)
+    rows = [
+        row
+        for path in paths
+        for row in (_recorded(costs, path) if path.is_dir() else _published(costs, path, engine["model"]))
+    ]
+    if not rows:
+        raise UserError(
+            f"no acceptance of {' or '.join(costs.forms)} that can be projected is in {', '.join(map(str, paths))}"
+        )
     return rows
 
 
 def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]:
     """Of a paper only the compression rate is known: bounds over what may have been drafted for it."""
     source = read_source(path)
-    results = [result for result in source.results if result.method in METHODS and result.compression_rate]
+    results = [result for result in source.results if result.method in costs.forms and result.compression_rate]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
     for result in of_shape or results:
-        cr = _overall(result.compression_rate)
-        layer = int(result.knobs.get("exit_layer", _EXIT))
-        shapes = _possible(result, cr)
+        form, cr = costs.forms[result.method], _overall(result.compression_rate)
+        layer = int(result.knobs.get("exit_layer", form.exit_layer))
+        most = int(result.knobs.get("gamma", form.drafts))
+        shapes, assumed = _possible(form, most, cr)
         speedups = [cr * costs.passes[1] / costs.step_ms(result.method, item, layer) for item in shapes]
         yield {
             "method": result.label,
@@ -97,22 +103,16 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
             "compression_rate": cr,
             "projected": [min(speedups), max(speedups)],
             "published": result.speedup.get(OVERALL),
-            "assumed": _assumed(result),
+            "assumed": assumed,
         }
 
 
-def _possible(result: Result, cr: float) -> list[Shape]:
-    """The least and the most that may have been drafted in a step."""
-    if result.method == "medusa":
-        return [Shape(_HEADS, _HEADS, 1)]
-    most = result.knobs.get("gamma", _GAMMA)
-    return [Shape(drafts, drafts, drafts) for drafts in (cr - 1, most)]
-
-
-def _assumed(result: Result) -> str:
-    if result.method == "medusa":
-        return f"a chain of {_HEADS} drafts"
-    return f"from {result.knobs.get('gamma', _GAMMA):g} drafts in every step to none in vain"
+def _possible(form: Published, most: int, cr: float) -> tuple[list[Shape], str]:
+    """The least and the most that may have been drafted in a step, and in words."""
+    if not form.call_per_draft:
+        return [Shape(most, most, 1)], f"a chain of {most} drafts"
+    bounds = [Shape(drafts, drafts, drafts) for drafts in (cr - 1, most)]
+    return bounds, f"from {most} drafts in every step to none in vain"
 
 
 def _overall(by_task: dict[str, float]) -> float:
@@ -127,9 +127,9 @@ def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
     for label, info in run.methods.items():
         method = label.partition(":")[0]
         own = [turn for turn in turns if turn.method == label and turn.error is None]
-        if method not in METHODS or not own:
+        if method not in costs.forms or not own:
             continue
-        layer = int(info.config.get("exit_layer") or _EXIT)
+        layer = int(info.config.get("exit_layer") or costs.forms[method].exit_layer)
         steps = list(_steps(own))
         rate = fmean(emitted for emitted, _ in steps)
         mean_ms = fmean(costs.step_ms(method, shape, layer) for _, shape in steps)

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
 from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, writing
 from bench.models import packaged as packaged_model
-from bench.models.packaged import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import torch

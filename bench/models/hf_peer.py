@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.drafting.method import Answer, Peer, now_s
+from bench.drafting.method import Answer, Peer
+from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.engine.quantize import Q4
+from bench.engine.timing import now_s
 from bench.models.checkpoints import Checkpoint
 from bench.models.quiet import quiet
 from bench.models.shapes import RandomCheckpoint, hf_model
@@ -34,7 +36,9 @@ class HFPeer(Peer):
         """What `generate` is told beyond prompt, limit, end tokens and sampling."""
 
     @torch.inference_mode()
-    def generate(self, prompt: Sequence[int], limit: int, eos: frozenset[int]) -> Answer:
+    def generate(
+        self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
+    ) -> Answer:
         """At most `limit` tokens; the time to the first is taken from the library's streaming hook.
 
         Where the library's first pass verifies drafts beside the prompt, tokens that come with the first one cost no
@@ -51,7 +55,7 @@ class HFPeer(Peer):
             eos_token_id=sorted(eos),
             pad_token_id=min(eos, default=0),
             streamer=clock,
-            **self._sampling(),
+            **_sampling(sampler),
             **self.options,
         )
         end_s = now_s(device)
@@ -59,12 +63,12 @@ class HFPeer(Peer):
         first = min(clock.first, len(tokens))
         return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s, first_tokens=first)
 
-    def _sampling(self) -> dict[str, Any]:
-        if (sampler := self.sampler) is None:
-            return {"do_sample": False}
-        torch.manual_seed(sampler.number)
-        chances = {"temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": sampler.top_k}
-        return {"do_sample": True, **chances}
+
+def _sampling(sampler: Sampler | None) -> dict[str, Any]:
+    if sampler is None:
+        return {"do_sample": False}
+    torch.manual_seed(sampler.number)
+    return {"do_sample": True, "temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": sampler.top_k}
 
 
 def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Any:

@@ -10,7 +10,8 @@ import torch
 
 import methods
 from bench.config import RunConfig
-from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError, told
 from bench.figures.facts import PassCosts
@@ -28,7 +29,7 @@ class Contestant:
     """A method or peer, ready to decode."""
 
     label: str
-    runner: Method | Peer
+    runner: Method
     prober: SpeculativeMethod | None = None  # the same method as it drafts for the window probe
     windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
@@ -45,7 +46,7 @@ class Contestant:
         per_token_s = self.warm.decode_s / max(1, len(self.warm.token_ids) - 1)
         return prompt_tokens / self.warm_prompt * self.warm.prefill_s + new_tokens * per_token_s
 
-    def warm_up(self, prompt: list[int], room: int) -> None:
+    def warm_up(self, prompt: list[int], room: int, sampler: Sampler | None) -> None:
         """Decode `prompt` until the time per token is stable; never counted."""
         limit = min(_WARM_UP_TOKENS, room - len(prompt))
         if limit < 2:
@@ -54,7 +55,7 @@ class Contestant:
         for _ in range(_WARM_UP_MOST):
             try:
                 with memory_errors(f"method {self.label}"):
-                    self.warm = decode(self.runner, prompt, limit, frozenset())
+                    self.warm = decode(self.runner, prompt, limit, frozenset(), sampler)
             except UserError:
                 raise
             except Exception as error:
@@ -84,12 +85,12 @@ def _expanded(asked: Sequence[str]) -> Iterator[str]:
     """The methods asked for; `all` stands for every built-in one."""
     for label in asked:
         if label == ALL:
-            yield from (name for name in methods.built_in() if issubclass(methods.load(name), Method))
+            yield from (name for name in methods.built_in() if not issubclass(methods.load(name), Peer))
         else:
             yield label
 
 
-def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | None, int]:
+def prober(runner: Method, windows: int) -> tuple[SpeculativeMethod | None, int]:
     """`runner` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
     if not windows or not isinstance(runner, SpeculativeMethod):
         return None, 0
@@ -97,14 +98,9 @@ def prober(runner: Method | Peer, windows: int) -> tuple[SpeculativeMethod | Non
     return (type(runner)(runner.target, forced), reach) if reach else (None, 0)
 
 
-def set_sampler(contestants: Sequence[Contestant], config: RunConfig) -> Sampler | None:
+def sampler_of(config: RunConfig) -> Sampler | None:
     """One sampler for all, where the run samples."""
-    if not config.temperature:
-        return None
-    sampler = Sampler(config.temperature, config.top_p, config.top_k)
-    for contestant in contestants:
-        contestant.runner.sampler = sampler
-    return sampler
+    return Sampler(config.temperature, config.top_p, config.top_k) if config.temperature else None
 
 
 def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
@@ -114,8 +110,8 @@ def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
     for one, come from the warm-up. Predictions are made of these, never of the run itself.
     """
     runner = contestant.runner
-    if not isinstance(runner, SpeculativeMethod) or runner.sampler is not None:
-        return None  # nothing that is timed here samples
+    if not isinstance(runner, SpeculativeMethod):
+        return None
     warm, base = _per_step(contestant), _per_step(vanilla)
     passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
     rest = warm["rest"] / base["total"]

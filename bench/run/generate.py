@@ -22,14 +22,15 @@ from rich.text import Text
 import methods
 from bench import questions
 from bench.config import RunConfig
-from bench.drafting.method import Method, Peer, cut_at_eos, decode, now_s
+from bench.drafting.loop import decode, decoding
+from bench.drafting.method import Answer, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
-from bench.drafting.step import Step
+from bench.drafting.sequence import Step
 from bench.engine.decoder import DecoderConfig
 from bench.errors import UserError
 from bench.models import checkpoints
 from bench.questions import ChatFormat
-from bench.run.contestants import memory_errors
+from bench.run.contestants import memory_errors, sampler_of
 from bench.run.runner import generation_config, load_target
 
 WIDE = 100  # columns from which two answers fit beside each other
@@ -85,25 +86,29 @@ class Side:
     """One method on its way through an answer."""
 
     label: str
-    method: Method
+    method: SpeculativeMethod
     limit: int
     eos: frozenset[int]
     detokenizer: Detokenizer
-    token_ids: list[int] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)  # as kept: what follows EOS is cut off
+    sampler: Sampler | None = None
+    said: Answer = field(default_factory=lambda: Answer([], 0.0, 0.0))  # as far as it has come
     text: list[tuple[str, str]] = field(default_factory=list)  # (piece, style), rejected drafts included
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
+    done: bool = False
 
     @property
-    def done(self) -> bool:
-        """Whether the answer has ended."""
-        return bool(self.token_ids) and (len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos)
+    def token_ids(self) -> list[int]:
+        """The answer's tokens so far."""
+        return self.said.token_ids
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps so far, as kept: what follows EOS is cut off."""
+        return self.said.steps
 
     @property
     def tok_per_s(self) -> float | None:
         """Decode rate; the first token belongs to the prefill."""
-        return (len(self.token_ids) - 1) / self.decode_s if self.decode_s else None
+        return (len(self.token_ids) - 1) / self.said.decode_s if self.said.decode_s else None
 
     @property
     def compression_rate(self) -> float | None:
@@ -117,29 +122,25 @@ class Side:
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Read the prompt and take the first token."""
-        device = self.method.target.device
-        start_s = now_s(device)
-        first = self.method.prefill(prompt)
-        self.prefill_s = now_s(device) - start_s
-        self._take(first, BONUS)
+        self._going = decoding(self.method, prompt, self.limit, self.eos, self.sampler, pause_after=1)
+        self.said = next(self._going)
+        self._take(self.token_ids[0], BONUS)
+        self.done = len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos
 
     def advance(self) -> None:
-        """One step, timed; its tokens go to the text."""
-        device = self.method.target.device
-        start_s = now_s(device)
-        step = cut_at_eos(self.method.step(self.limit - len(self.token_ids)), self.eos)
-        self.decode_s += now_s(device) - start_s
-        self.steps.append(step)
+        """One step; its tokens go to the text."""
+        next(self._going)
+        step = self.steps[-1]
+        self.done = len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos
         for number, token in enumerate(step.emitted):
             if number == len(step.emitted) - 1:
                 self.text += [(self.detokenizer.alone(other), REJECTED) for other in step.rejected]
             self._take(token, ACCEPTED if number < step.accepted else BONUS)
+        if self.done:
+            self.text.append((self.detokenizer.rest(), self.text[-1][1]))
 
     def _take(self, token: int, style: str) -> None:
-        self.token_ids.append(token)
         self.text.append((self.detokenizer.push(token), style))
-        if self.done:
-            self.text.append((self.detokenizer.rest(), style))
 
 
 @dataclass
@@ -154,16 +155,17 @@ class Generation:
     def run(self, on_step: Callable[[], None] = lambda: None) -> None:
         """Answer to the end; `on_step` is called whenever a side has new text."""
         for side in self.sides:
-            decode(side.method, self.prompt[-_WARM_UP_PROMPT:], min(_WARM_UP_TOKENS, side.limit), frozenset())
+            limit = min(_WARM_UP_TOKENS, side.limit)
+            decode(side.method, self.prompt[-_WARM_UP_PROMPT:], limit, frozenset(), side.sampler)
         if (graphs := self.sides[0].method.target.graphs) is not None:
             graphs.close()
         for side in self.sides:
-            if side.method.sampler is not None:
-                side.method.sampler.seed(f"{self.config.seed}")
+            if side.sampler is not None:
+                side.sampler.seed(f"{self.config.seed}")
             side.begin(self.prompt)
             on_step()
         while going := [side for side in self.sides if not side.done]:
-            min(going, key=lambda side: side.decode_s).advance()
+            min(going, key=lambda side: side.said.decode_s).advance()
             on_step()
 
     @property
@@ -199,8 +201,8 @@ def _side_json(side: Side) -> dict[str, Any]:
         "text": side.answer,
         "token_ids": side.token_ids,
         "finish": "eos" if side.token_ids[-1] in side.eos else "length",
-        "prefill_s": side.prefill_s,
-        "decode_s": side.decode_s,
+        "prefill_s": side.said.prefill_s,
+        "decode_s": side.said.decode_s,
         "tok_per_s": side.tok_per_s,
         "compression_rate": side.compression_rate,
         "per_step_drafted": [step.drafted for step in side.steps],
@@ -258,11 +260,10 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     sides = []
     for one in (methods.parse(methods.BASELINE), variant):
         with memory_errors(f"method {one.label}"):
-            assert issubclass(one.method, Method)
+            assert issubclass(one.method, SpeculativeMethod)
             method = one.method(target, one.config)
-        if config.temperature:
-            method.sampler = Sampler(config.temperature, config.top_p, config.top_k)
-        sides.append(Side(one.label, method, limit, eos, Detokenizer(chat.tokenizer)))
+        sampler = sampler_of(config)
+        sides.append(Side(one.label, method, limit, eos, Detokenizer(chat.tokenizer), sampler))
     return Generation(config, checkpoint.name, prompt, sides)
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 import methods
 from bench import questions
 from bench.config import RunConfig
-from bench.drafting.method import Answer, Peer, at_once, decoding, probe
+from bench.drafting.loop import at_once, decoding, probe
+from bench.drafting.method import Answer, Peer
 from bench.engine.decoder import Decoder, DecoderConfig
 from bench.engine.huge_pages import huge_mib, use_huge_pages
 from bench.engine.kernels import native
@@ -53,7 +54,7 @@ from bench.models import checkpoints
 from bench.questions import ChatFormat, Question, QuestionSet
 from bench.run import environment, resume
 from bench.run.audit import Auditor
-from bench.run.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, set_sampler, variants
+from bench.run.contestants import WARM_UP, Contestant, memory_errors, pass_costs, prober, sampler_of, variants
 from bench.run.memory import PeakMeter, merged
 
 Log = Callable[[str], None]
@@ -94,7 +95,6 @@ def load_target(config: RunConfig, checkpoint: checkpoints.Checkpoint, max_len: 
             dtype=dtype,
             device=device,
             max_len=max_len,
-            pad=True,
             quantize=config.quantize,
         )
 
@@ -103,7 +103,6 @@ def engine_facts(target: Decoder) -> EngineFacts:
     """How the engine runs passes here."""
     facts: EngineFacts = {
         "weights": target.layout,
-        "pass_widths": {str(n): width for n, width in target.widths.items()},
         "cache_positions": target.max_len,
         "huge_pages_mib": huge_mib(),
     }
@@ -166,10 +165,8 @@ class Bench:
         own_context = DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
         self.context = min(context, own_context)
         self.target = load_target(config, self.checkpoint, self.context, log)
-        if self.resumed is not None:  # measured anew, they might be others
-            self.target.widths = {int(n): width for n, width in self.resumed.engine.get("pass_widths", {}).items()}
         self.contestants = [self._contestant(variant) for variant in self.variants]
-        self.sampler = set_sampler(self.contestants, config)
+        self.sampler = sampler_of(config)
         self.auditor = Auditor(self.target, self._float32_reference)
         self.memory = PeakMeter(self.target.device)
         self.turns: list[Turn] = []
@@ -328,7 +325,7 @@ class Bench:
         number: int,
         prompt: list[int],
         pause_after: int = 0,
-    ) -> Generator[None, None, Turn]:
+    ) -> Generator[object, None, Turn]:
         """`answer` in pieces, see `bench.drafting.method.decoding`."""
         turn = Turn(
             method=contestant.label,
@@ -347,7 +344,7 @@ class Bench:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
         try:
             with self.memory.of(contestant.label):
-                answer = yield from decoding(contestant.runner, prompt, limit, self.eos, pause_after)
+                answer = yield from decoding(contestant.runner, prompt, limit, self.eos, self.sampler, pause_after)
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn
@@ -388,7 +385,7 @@ class Bench:
         self.log(f"warming up {', '.join(c.label for c in self.contestants)}")
         prompt = self.chat.prompt([], WARM_UP)
         for contestant in self.contestants:
-            contestant.warm_up(prompt, self.context)
+            contestant.warm_up(prompt, self.context, self.sampler)
 
     def _expected_s(self, question: Question) -> float:
         lengths = _prompt_lengths(question, self.chat, self.config.max_new_tokens)
@@ -440,7 +437,7 @@ class Bench:
                     kinds[c.label],
                     c.runner.lossless,
                     c.runner.extra_parameters,
-                    dataclasses.asdict(c.runner.config),
+                    c.runner.knobs(),
                     c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
                     self._costs(c),
                 )
@@ -460,6 +457,8 @@ class Bench:
         """As recorded, or measured now."""
         if self.resumed is not None and contestant.label in self.resumed.methods:
             return self.resumed.methods[contestant.label].costs
+        if self.sampler is not None:
+            return None  # nothing that is timed here samples
         with memory_errors(f"the costs of {contestant.label}"):
             return pass_costs(contestant, self.contestants[0])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import methods
-from bench.config import TRAININGS, RunConfig, TrainConfig
+from bench.config import RunConfig, TrainConfig
 from bench.drafting.method import Peer
 from bench.errors import UserError, did_you_mean
 from bench.figures.records import RUN_FILE, Run, check_writable, read_run, write_json
@@ -25,8 +25,7 @@ from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep
 from bench.run import resume, runner
 from bench.run.contestants import WARM_UP, Contestant
 from bench.train.scores import read_scores
-from bench.train.trainers import trainer_of
-from bench.train.training import train
+from bench.train.training import train, trainer_of
 from bench.typed_json import read
 
 Log = Callable[[str], None]
@@ -96,9 +95,9 @@ def _check_method(method: str, axes: Sequence[Axis]) -> None:
         raise UserError(f"{method!r} is a peer: a sweep is of a method of ours")
     name, _, knobs = method.partition(":")
     trained = [axis.name for axis in axes if axis.name.startswith(TRAIN)]
-    if trained and name not in TRAININGS:
+    if trained and name not in methods.trained():
         raise UserError(
-            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(TRAININGS)}"
+            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(methods.trained())}"
         )
     if trained and any(knob.startswith(f"{WEIGHTS}=") for knob in [*knobs.split(","), *(f"{a.name}=" for a in axes)]):
         raise UserError(f"--grid {trained[0]} trains the weights: leave out weights=...")
@@ -130,7 +129,7 @@ def _planned(
 
 def _training(method: str, settings: dict[str, str], fixed: dict[str, Any]) -> TrainConfig:
     """The method's training with some settings as spelled, others as they are."""
-    kind = TRAININGS[method]
+    kind = trainer_of(method).Config
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -271,7 +270,7 @@ def _train(method: str, training: TrainConfig, layers: Sequence[int], number: st
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(trainer_of(method), training, log, layers)  # type: ignore[arg-type]
+    train(method, training, log, layers)
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 
@@ -317,7 +316,7 @@ class SweepBench(runner.Bench):
         alive = []
         for contestant in self.contestants:
             try:
-                contestant.warm_up(prompt, self.context)
+                contestant.warm_up(prompt, self.context, self.sampler)
             except Exception as error:
                 if contestant.label not in self.config.method:
                     raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import math
 import shutil
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -19,8 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import methods
 from bench import questions
-from bench.config import TOKENS, Collecting, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, Writing
+from bench.config import TOKENS, Collecting, RunConfig, TrainConfig, Writing
 from bench.drafting import trained
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -48,9 +51,12 @@ TRIED = "TRIED.md"  # what else was tried, written by hand; joined to the card
 
 
 class Trainer(ABC):
-    """A method's weights in training: their loss and scores on features of the frozen target."""
+    """A method's weights in training: their loss and scores on features of the frozen target.
 
-    method: ClassVar[str]  # as in `train METHOD`
+    A method that is trained has one subclass in a module `training` next to its own: `train METHOD` and sweeps find it.
+    """
+
+    Config: ClassVar[type[TrainConfig]] = TrainConfig  # its settings, which become the flags of `train METHOD`
     title: ClassVar[str]  # of the card
     loss_text: str
     scores_text: ClassVar[str]
@@ -114,14 +120,24 @@ class Trainer(ABC):
         """The weights' form, for the card."""
 
 
+def trainer_of(method: str) -> type[Trainer]:
+    """The trainer of a method that is trained (one of `methods.trained()`).
+
+    Raises:
+        UserError: its module does not define exactly one.
+
+    """
+    module = methods.training_module(method)
+    assert module is not None, f"{method} is not trained"
+    only: type[Trainer] = methods.only_in(importlib.import_module(module), Trainer, "trainer")
+    return only
+
+
 @memory_errors("training")
 def train(
-    of: type[Trainer],
-    config: KangarooTraining | MedusaTraining,
-    log: Callable[[str], None] = print,
-    exit_layers: Sequence[int] = (),
+    method: str, config: TrainConfig, log: Callable[[str], None] = print, exit_layers: Sequence[int] = ()
 ) -> list[Path]:
-    """Train a method's weights as `config` says; returns the files written.
+    """Train a method's weights as `config`, its trainer's settings, says; returns the files written.
 
     `exit_layers`: those of trainings to come, whose features the same passes of the target may as well give.
 
@@ -131,7 +147,7 @@ def train(
     """
     begin_s = time.perf_counter()
     checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    out = Path(config.out) if config.out else _default_folder(of, config, checkpoint.name)
+    out = Path(config.out) if config.out else trained.default_folder(method, checkpoint.name, config.form)
     _check_writable(out)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
     target = _load_target(config, checkpoint, log)
@@ -146,7 +162,7 @@ def train(
         found = loop.features(target, made, config.exit_layer, folders.pop(config.exit_layer), bar.update, folders)
 
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
-    trainer = of(target, config, found, made, ranking)
+    trainer = trainer_of(method)(target, config, found, made, ranking)
     history = trainer.fit()
     wall_s = time.perf_counter() - begin_s
     scores = _scores(trainer, history, made, checkpoint)
@@ -191,14 +207,6 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
     total = Conversations.joined([before, made])
     log(f"{made.answer_tokens:,} answer tokens packed, {total.answer_tokens:,} in all: {_mixture(total)}")
     return files
-
-
-def _default_folder(of: type[Trainer], config: KangarooTraining | MedusaTraining, model: str) -> Path:
-    """Where runs look, for the architectures that they ask for by name; others beside these."""
-    published = isinstance(config, MedusaTraining) and config.own_lm_heads
-    folder = trained.default_folder(of.method, model, paper=published or config.architecture == "paper")
-    another = config.architecture.startswith("paper-")
-    return folder.with_name(f"{of.method}-{config.architecture}") if another else folder
 
 
 def _feature_folders(
@@ -389,10 +397,6 @@ def _check_writable(out: Path) -> None:
 
 
 def _bar(total: float, what: str) -> Any:
-    return tqdm(total=math.ceil(total), desc=what, unit="", unit_scale=True, mininterval=0.5 if _tty() else 15.0)
-
-
-def _tty() -> bool:
-    import sys
-
-    return sys.stderr.isatty()
+    return tqdm(
+        total=math.ceil(total), desc=what, unit="", unit_scale=True, mininterval=0.5 if sys.stderr.isatty() else 15.0
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bench.drafting import trained
 from bench.drafting.stopping import Calibration
-from bench.drafting.tree import Tree
-from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation, tree_places
+from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.engine.graphs import Graphs, Places
+from bench.engine.graphs import Fixed, Graphs
+from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
 
@@ -140,51 +140,46 @@ class Adapter(nn.Module):
         }
 
     def forward(
-        self,
-        h: Tensor,
-        start: int = 0,
-        cache: KVCache | None = None,
-        before: Tensor | None = None,
-        tree: Tree | None = None,
-        row: int = 0,
+        self, h: Tensor, places: Places | int = 0, cache: KVCache | None = None, before: Tensor | None = None
     ) -> Tensor:
-        """Exit states h [B, n, d] at positions start..start+n -> states for the LM head [B, n, d].
+        """Exit states h [B, n, d] at their places -> states for the LM head [B, n, d].
 
-        `before` [B, n, d] (feedback only): post-norm final states one position before each. Without a cache the n
-        positions are all there is (training). `tree`, `row`: as for `Decoder.run_layers`.
+        `places`: as for `Decoder.run_layers`. `before` [B, n, d] (feedback only): post-norm final states one position
+        before each. Without a cache the n positions are all there is (training).
         """
+        if isinstance(places, int):
+            places = Places.after(places, h.shape[1], h.shape[0])
         if self.graphs is not None and cache is not None and self.config.attention:
-            body = functools.partial(self._forward_placed, cache)
+            body = functools.partial(self._forward_fixed, cache)
             inputs = [h] if self.input is None or before is None else [h, before]
-            states = self.graphs.run(cache, "adapter", body, inputs, start, tree, row)
+            states = self.graphs.run(cache, "adapter", body, inputs, places)
             if states is not None:
                 return states
         x = self.join(h, before)
         if not self.config.attention:  # every position on its own
             return self.finish(x, None)
         heads, n = self.config.num_attention_heads, h.shape[1]
-        places: Tensor | slice = slice(start, start + n)
+        span = places.spans[0]
+        rows: Tensor | slice = slice(span.first, span.first + n)
         mask = None
-        if tree is not None:
-            places, seen = tree_places(tree, row, n, n, start, h.device)
-            mask = additive(seen, h.dtype)
-        elif n > 1 and start > 0:
-            rows = torch.arange(start, start + n, device=h.device)[:, None]
-            mask = additive(rows >= torch.arange(start + n, device=h.device), h.dtype)
-        qkv = self.qkv(x, places)
+        if span.depths is not None:
+            rows = span.base + span.depths
+        if span.depths is not None or (n > 1 and span.first > 0):
+            mask = additive(places.seen(h.device)[0], h.dtype)
+        qkv = self.qkv(x, rows)
         if cache is not None:
-            k, v = cache.update(0, start + row, qkv[:, :, heads:])
+            k, v = cache.update(0, places, qkv[:, :, heads:])
         else:
             k, v = qkv[:, :, heads:].transpose(1, 2).chunk(2, dim=1)
         return self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
 
-    def _forward_placed(self, cache: KVCache, places: Places, h: Tensor, before: Tensor | None = None) -> Tensor:
+    def _forward_fixed(self, cache: KVCache, fixed: Fixed, h: Tensor, before: Tensor | None = None) -> Tensor:
         """Over h [1, w, d] with everything at fixed sizes, to be captured."""
         heads = self.config.num_attention_heads
         x = self.join(h, before)
-        qkv = self.qkv(x, places.positions)
-        k, v = cache.update_rows(0, places.rows, qkv[:, :, heads:], places.length)
-        return self.finish(x, attend(qkv[:, :, :heads], k, v, places.mask))
+        qkv = self.qkv(x, fixed.positions)
+        k, v = cache.update_rows(0, fixed.rows, qkv[:, :, heads:], fixed.length)
+        return self.finish(x, attend(qkv[:, :, :heads], k, v, fixed.mask))
 
     def join(self, h: Tensor, before: Tensor | None) -> Tensor:
         """What attention starts from: the exit states, with feedback projected together with the states before."""
@@ -329,3 +324,19 @@ def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, targe
         rows = ids if made is None else torch.searchsorted(made, ids)
         adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
     return Linear(adapter.head.weight.detach(), layout=target.layout)
+
+
+def published_call(target: Decoder) -> Callable[[], object] | None:
+    """A call of the published adapter (paper, section 3.1) and of the target's LM head over one position."""
+    c, device = target.config, target.device
+    if c.hidden % (2 * c.heads):
+        return None
+    with torch.device(device):
+        adapter = Adapter(AdapterConfig(c.hidden, c.heads, c.norm_eps)).to(target.dtype)
+    adapter.prepare(target.max_len, device)
+    adapter.pack(target.layout)
+    adapter.graphs = target.graphs
+    cache = KVCache(1, c.heads, c.hidden // c.heads, target.max_len, dtype=target.dtype, device=device)
+    cache.zero()
+    state, place = torch.randn(1, 1, c.hidden, device=device).to(target.dtype), target.max_len // 2
+    return lambda: target.head(adapter(state, place, cache)[0]).argmax(-1).tolist()

@@ -10,8 +10,10 @@ expected gain (see `bench.drafting.stopping`); `kangaroo:paper` has none of them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,13 +22,16 @@ from torch import Tensor
 
 from bench.drafting import trained
 from bench.drafting.costs import Costs
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.published import Published
+from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.errors import UserError
-from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head
+from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head, published_call
 
 STOPS = ("gain", "threshold")
 
@@ -96,10 +101,25 @@ class KangarooConfig:
             raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
 
 
+@dataclass
+class Progress:
+    """What Kangaroo keeps of a sequence."""
+
+    rule: ThresholdRule | GainRule
+    cache: KVCache  # the adapter's
+    # Rows that the adapter has yet to read: exit states and, with feedback, the states one position before.
+    unread: Tensor  # [1, m, d]
+    unread_before: Tensor  # [1, m, d]
+    last: Tensor  # [1, 0 or 1, d], with feedback: the state one position before the newest token
+    read: int = 0  # levels of the step under way that the adapter has read, the newest token being the first
+    states: Tensor | None = None  # of the draft under way
+
+
 class Kangaroo(SpeculativeMethod):
     """Drafts with the target's own first layers; see the module's docstring."""
 
     Config = KangarooConfig
+    published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "chain": {"beam": 1},
         "tree": {"beam": 3},
@@ -122,25 +142,18 @@ class Kangaroo(SpeculativeMethod):
         made = self.adapter.config
         self.feedback = made.feedback
         config = _completed(config, made, stored.knobs)
-        self.exit_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
-        self.adapter.prepare(self.cache.max_len, target.device)
+        self.exit_layer = self.resume_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
+        self.taps = (self.exit_layer,)
+        self.caches: dict[int, KVCache] = {}  # the adapter's, by a sequence's slot
+        self.adapter.prepare(target.padded(target.max_len), target.device)
         self.adapter.pack(target.layout)
         self.adapter.graphs = target.graphs
-        heads = self.adapter.config.num_attention_heads
-        self.adapter_cache = KVCache(
-            1,
-            heads,
-            target.config.hidden // heads,
-            self.cache.max_len,
-            dtype=target.dtype,
-            device=target.device,
-        )
         self.draft_ids = trained.draft_ids(config.draft_vocab, stored.ranking, target, folder)
         if made.own_head:
             self.draft_head = own_head(self.adapter, self.draft_ids, stored.ranking, target, folder)
         else:
             self.draft_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
-        self.rule: ThresholdRule | GainRule = ThresholdRule(config.threshold)
+        self.new_rule: Callable[[], ThresholdRule | GainRule] = partial(ThresholdRule, config.threshold)
         self.config = replace(config, exit_layer=self.exit_layer)
         if config.stop == "gain":
             if stored.calibration is None:
@@ -149,20 +162,24 @@ class Kangaroo(SpeculativeMethod):
                 )
             if config.costs:
                 self.costs = Costs.parse(config.costs)
-            self.rule = GainRule(stored.calibration, self.costs)
+            self.new_rule = partial(GainRule, stored.calibration, self.costs)
             # Records show what ran, not what was left open.
             self.config = replace(self.config, costs=str(self.costs))
-        # Rows that the adapter has yet to read: exit states and, with feedback, the states one position before.
-        self.unread: Tensor  # [1, m, d]
-        self.unread_before: Tensor  # [1, m, d]
-        self.last: Tensor  # [1, 1, d], with feedback: the state one position before the newest token
-        self.step_states: Tensor  # [1, n + 1, d]: exit states of the step under way
-        self.read = 0  # levels of it that the adapter has read, the newest token being the first
 
-    def draft_calls(self) -> Sequence[Callable[[], object]]:
+    def _cache(self, slot: int) -> KVCache:
+        """The adapter's cache for the sequence in a slot."""
+        if slot not in self.caches:
+            c, target = self.adapter.config, self.target
+            heads, head_dim = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+            length = len(self.adapter.cos)
+            made = KVCache(1, heads, head_dim, length, dtype=target.dtype, device=target.device)
+            self.caches[slot] = made
+        return self.caches[slot]
+
+    def draft_calls(self) -> Many[Callable[[], object]]:
         """The adapter and the choice of candidates, over one position."""
-        state = self.target.embed([0])
-        return [lambda: self._candidates(self.adapter(state, 0, self.adapter_cache, state), [ROOT])]
+        state, cache = self.target.embed([0]), self._cache(0)
+        return [lambda: self._candidates(self.adapter(state, 0, cache, state), [ROOT], None)]
 
     @property
     def widest(self) -> int:
@@ -184,31 +201,38 @@ class Kangaroo(SpeculativeMethod):
         """The adapter's weights, with its own LM head, as cut, if it has one; else that is the target's."""
         return sum(p.numel() for p in self.adapter.parameters())
 
-    def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
+    def open(self, sequence: Sequence, prompt: States) -> None:
         """Let the adapter read the prompt."""
-        self.rule.reset()
-        before, self.last = None, exit_states[:, :0]
+        exit_states, cache = prompt.taps[self.exit_layer], self._cache(sequence.slot)
+        none = exit_states[:, :0]
+        before, last = None, none
         if self.feedback:
-            before, self.last = one_before(final_states), final_states[:, -1:]
-        self.adapter(exit_states, 0, self.adapter_cache, before)
-        self.unread = self.unread_before = exit_states[:, :0]
+            before, last = one_before(prompt.final), prompt.final[:, -1:]
+        self.adapter(exit_states, 0, cache, before)
+        sequence.notes = Progress(self.new_rule(), cache, none, none, last)
 
-    def propose(self, room: int) -> Draft:
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """Sequence by sequence."""
+        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+
+    def _draft(self, sequence: Sequence, budget: int) -> Draft:
         """Draft level by level while the rule says so: a chain (paper, algorithm 1), or the paths of a beam."""
+        progress: Progress = sequence.notes
+        rule = progress.rule
         tokens: list[int] = []
         parents: list[int] = []
         drawn: list[Tensor] = []
         confidences: list[float] = []
         level = [ROOT]
-        states = [self._shallow([self.context[-1]], chain_of(0), 0)]
+        states = [self._shallow(sequence, [sequence.context[-1]], chain_of(0), 0)]
         outputs: Tensor | None = None
-        self.rule.begin()
-        self.read = 0
-        while self.read < min(self.config.gamma, room) and len(tokens) < self.config.nodes and self.rule.goes_on():
-            outputs = self._read(states[-1], level, parents, outputs)
-            self.read += 1
-            candidates = self._candidates(outputs, level)
-            kept = self.rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))
+        rule.begin()
+        read = 0
+        while read < min(self.config.gamma, budget) and len(tokens) < self.config.nodes and rule.goes_on():
+            outputs = self._read(sequence, states[-1], level, parents, outputs)
+            read += 1
+            candidates = self._candidates(outputs, level, sequence.sampler)
+            kept = rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))
             if not kept:
                 break
             first = len(tokens)
@@ -217,37 +241,39 @@ class Kangaroo(SpeculativeMethod):
             drawn += [candidate.drawn for candidate in kept if candidate.drawn is not None]
             confidences += [candidate.confidence for candidate in kept]
             level = list(range(first, len(tokens)))
-            states.append(self._shallow(tokens[first:], tree_of(parents), first + 1))
-        self.step_states = torch.cat(states, dim=1)
+            states.append(self._shallow(sequence, tokens[first:], tree_of(parents), first + 1))
         # What was drawn is not what the rule was sure of.
         said = None if drawn else confidences
-        return Draft(tokens, parents, drawn or None, self.step_states, self.exit_layer, said, self.read)
+        progress.read, progress.states = read, torch.cat(states, dim=1)
+        return Draft(tokens, parents, drawn or None, progress.states, self.exit_layer, said, read)
 
-    def _shallow(self, tokens: Sequence[int], tree: Tree, row: int) -> Tensor:
+    def _shallow(self, sequence: Sequence, tokens: Many[int], tree: Tree, row: int) -> Tensor:
         """Exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""
-        x = self.target.embed(tokens)
-        return self.target.run_layers(x, self.length, self.cache, 0, self.exit_layer, tree, row)
+        places = tree.places(sequence.length, self.target.device, row, len(tokens))
+        return self.target.run_layers(self.target.embed(tokens), places, sequence.cache, 0, self.exit_layer)
 
-    def _read(self, states: Tensor, level: list[int], parents: list[int], outputs: Tensor | None) -> Tensor:
+    def _read(
+        self, sequence: Sequence, states: Tensor, level: list[int], parents: list[int], outputs: Tensor | None
+    ) -> Tensor:
         """The adapter's states [1, m, d] over a level's exit states; `outputs`: those of the level before."""
+        progress: Progress = sequence.notes
         if outputs is None:  # the newest token, behind what the adapter has yet to read
-            unread = torch.cat((self.unread, states), dim=1)
-            before = torch.cat((self.unread_before, self.last), dim=1)
-            start = self.length + 1 - unread.shape[1]
-            return self.adapter(unread, start, self.adapter_cache, before)[:, -1:]
+            unread = torch.cat((progress.unread, states), dim=1)
+            before = torch.cat((progress.unread_before, progress.last), dim=1)
+            start = sequence.length + 1 - unread.shape[1]
+            return self.adapter(unread, start, progress.cache, before)[:, -1:]
         # The parents of a level are nodes of the level before, which ends where this one begins.
-        above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
         tree, row = tree_of(parents), level[0] + 1
-        if tree.is_chain:
-            return self.adapter(states, self.length + row, self.adapter_cache, outputs)
-        return self.adapter(states, self.length, self.adapter_cache, outputs[:, above], tree, row)
+        places = tree.places(sequence.length, self.target.device, row, len(level))
+        above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
+        return self.adapter(states, places, progress.cache, outputs if tree.is_chain else outputs[:, above])
 
-    def _candidates(self, outputs: Tensor, level: list[int]) -> list[Candidate]:
+    def _candidates(self, outputs: Tensor, level: list[int], sampler: Sampler | None) -> list[Candidate]:
         """The tokens that may follow a level's nodes, given the adapter's states [1, m, d] there."""
         logits = self.draft_head(outputs[0]).float()
         probabilities = logits.softmax(-1)
-        if self.sampler is not None and self.config.drafts == "sampled":
-            return [self._drawn(logits, probabilities, level[0])]
+        if sampler is not None and self.config.drafts == "sampled":
+            return [self._drawn(logits, probabilities, level[0], sampler)]
         best = probabilities.topk(min(self.config.beam, probabilities.shape[-1]), dim=-1)
         tokens = best.indices if self.draft_ids is None else self.draft_ids[best.indices]
         # One transfer for both, the only wait for the device in a draft step (inherent to the early exit).
@@ -258,35 +284,42 @@ class Kangaroo(SpeculativeMethod):
             for confidence, token in zip(*row, strict=True)
         ]
 
-    def _drawn(self, logits: Tensor, probabilities: Tensor, parent: int) -> Candidate:
+    def _drawn(self, logits: Tensor, probabilities: Tensor, parent: int, sampler: Sampler) -> Candidate:
         """A draft drawn from the distribution after a chain's newest node.
 
         Its confidence is the largest probability, not its own: to drop a draft for being what was drawn would not be
         lossless.
         """
-        assert self.sampler is not None
-        q = self.sampler.probabilities(logits)[0]
+        q = sampler.probabilities(logits)[0]
         if self.draft_ids is not None:
             q = q.new_zeros(self.target.config.vocab).index_copy(0, self.draft_ids, q)
-        return Candidate(parent, self.sampler.draw(q), float(probabilities.max()), q)
+        return Candidate(parent, sampler.draw(q), float(probabilities.max()), q)
 
-    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
-        """Forget rejected drafts, and note what the adapter has to read before it drafts again.
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Note what the adapter has to read before it drafts again."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            self._observe(sequence.notes, outcome)
 
-        It has read all drafts of a chain but the last one, so that only after a full match one row is left (the
-        one-token lag). With feedback it read them with its own states for want of the target's, and those of a tree
-        lie scattered: these are read again.
+    def _observe(self, progress: Progress, outcome: Outcome) -> None:
+        """Forget rejected drafts, and note what is left to read.
+
+        The adapter has read all drafts of a chain but the last one, so that only after a full match one row is left
+        (the one-token lag). With feedback it read them with its own states for want of the target's, and those of a
+        tree lie scattered: these are read again. So are those that another member of a composition drafted.
         """
-        self.rule.end(len(accepted))
-        known = min(1, self.read) if self.feedback or self.config.beam > 1 else self.read
-        if self.read:
-            self.unread = self.unread_before = self.step_states[:, :0]
-        kept = self.step_states[:, [0, *(draft + 1 for draft in accepted)]]
-        self.unread = torch.cat((self.unread, kept[:, known:]), dim=1)
+        read, is_ours = progress.read, outcome.draft.states is progress.states
+        progress.read = 0
+        if is_ours:
+            progress.rule.end(len(outcome.accepted))
+        known = read if is_ours and not self.feedback and self.config.beam == 1 else min(1, read)
+        kept = outcome.kept.taps[self.exit_layer]
+        if read:
+            progress.unread = progress.unread_before = kept[:, :0]
+        progress.unread = torch.cat((progress.unread, kept[:, known:]), dim=1)
         if self.feedback:
-            before = torch.cat((self.last, final_states), dim=1)
-            self.unread_before = torch.cat((self.unread_before, before[:, known:-1]), dim=1)
-            self.last = before[:, -1:]
+            before = torch.cat((progress.last, outcome.kept.final), dim=1)
+            progress.unread_before = torch.cat((progress.unread_before, before[:, known:-1]), dim=1)
+            progress.last = before[:, -1:]
 
 
 def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:

@@ -12,31 +12,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.drafting import trained
 from bench.drafting.costs import Costs
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.published import Published
+from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
 from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
+from bench.drafting.verify import Verify, exact, typical
 from bench.engine.decoder import MAX_DRAFTS, Decoder
-from bench.engine.products import Layout, Linear
+from bench.engine.products import Linear
 from bench.errors import UserError
+from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
 
-HEADS_FILE = "heads.safetensors"
-AUTHORS_FILE = "medusa_lm_head.pt"
-FILES = (HEADS_FILE, "medusa_lm_head.safetensors", AUTHORS_FILE)
-_WHAT = "set of Medusa heads"
 TREES = Path(__file__).parent / "trees"
 PUBLISHED = "mc_sim_7b_63"
+_PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
 _NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
 _SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
@@ -91,70 +93,23 @@ class MedusaConfig:
             raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
 
 
-@dataclass(frozen=True)
-class HeadsConfig:
-    """Dimensions of a set of heads, and what they were made for."""
-
-    hidden_size: int
-    heads: int
-    vocab_size: int  # of the LM heads: the target's, or the draft vocabulary
-    own_lm_heads: bool = True  # as published (Medusa-1); else the target's LM head serves all
-    reads_newest: bool = False  # beyond the paper: input is the state and the newest token's embedding
-    draft_vocab: int = 0  # 0: whole
-
-    def __post_init__(self) -> None:
-        if min(self.hidden_size, self.heads, self.vocab_size) < 1:
-            raise ValueError("hidden_size, heads and vocab_size must be at least 1")
-
-
-class Heads(nn.Module):
-    """H heads side by side: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
-
-    With their own LM heads H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads the
-    newest token starts from a projection of the state and that token's embedding under the target's final norm.
-    """
-
-    def __init__(self, config: HeadsConfig):
-        super().__init__()
-        h, d = config.heads, config.hidden_size
-        self.config = config
-        self.input = nn.Parameter(torch.zeros(h, d, 2 * d)) if config.reads_newest else None
-        self.weight = nn.Parameter(torch.zeros(h, d, d))
-        self.bias = nn.Parameter(torch.zeros(h, d))
-        self.lm_heads = nn.Parameter(torch.zeros(h, config.vocab_size, d)) if config.own_lm_heads else None
-
-    def forward(self, head: int, states: Tensor) -> Tensor:
-        """What one head makes of its input [m, d or 2 d]: states [m, d] for an LM head. For training."""
-        x = states if self.input is None else F.linear(states, self.input[head])
-        return x + F.silu(F.linear(x, self.weight[head], self.bias[head]))
-
-
-class FastHeads:
-    """The first heads on one state at once, laid out for this device, with one shared LM head or their own [heads]."""
-
-    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout):
-        def joined(stack: Tensor) -> Linear:
-            return Linear(stack[:count].detach().flatten(0, 1), layout=layout)
-
-        self.count, self.hidden = count, heads.config.hidden_size
-        self.input = None if heads.input is None else joined(heads.input)
-        self.weight = heads.weight[:count].detach().contiguous()  # [H, d, d]
-        self.bias = heads.bias[:count].detach()
-        self.lm_head = lm_head
-
-    def __call__(self, state: Tensor) -> Tensor:
-        """Input [1, d or 2 d] -> float32 logits [H, V]."""
-        x = state.expand(self.count, -1) if self.input is None else self.input(state).view(self.count, self.hidden)
-        x = x + F.silu(torch.baddbmm(self.bias[:, :, None], self.weight, x[:, :, None])[:, :, 0])
-        if isinstance(self.lm_head, Linear):
-            return self.lm_head(x).float()
-        return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()
+def _published_call(target: Decoder) -> Callable[[], object]:
+    """A call of Medusa-1's heads, with LM heads of their own (paper, section 2.1.1), on one state."""
+    c = target.config
+    with torch.device(target.device):
+        heads = Heads(HeadsConfig(c.hidden, _PUBLISHED_HEADS, c.vocab)).to(target.dtype)
+    assert heads.lm_heads is not None
+    own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
+    fast = FastHeads(heads, _PUBLISHED_HEADS, own, layout=target.layout)
+    state = torch.randn(1, c.hidden, device=target.device).to(target.dtype)
+    return lambda: fast(state).argmax(-1).tolist()
 
 
 class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state; see the module's docstring."""
 
     Config = MedusaConfig
+    published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "chain": {"tree": "chain"},
         "paper": {"tree": PUBLISHED, "weights": "paper"},
@@ -171,15 +126,13 @@ class Medusa(SpeculativeMethod):
             raise UserError(f"heads={count} asked for, but {folder} has {made.heads}")
         vocab = made.draft_vocab if config.draft_vocab < 0 else config.draft_vocab
         if self.heads.lm_heads is not None:
-            _cut_own(self.heads, vocab, ranking, target, folder)
+            cut_own(self.heads, vocab, ranking, target, folder)
         self.draft_ids = trained.draft_ids(vocab, ranking, target, folder)
         lm_head: Linear | list[Linear]
         if self.heads.lm_heads is not None:
             lm_head = [Linear(own, layout=target.layout) for own in self.heads.lm_heads[:count]]
         else:
             lm_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
-        self.typical = TYPICAL if config.accept == "typical" else None
-        self.state: Tensor  # [1, d]: the final state one position before the newest token
         self._predicted: dict[str, Any] = {}
         size = vocab or target.config.vocab
 
@@ -202,7 +155,7 @@ class Medusa(SpeculativeMethod):
         self.node_depths, self.node_ranks = (
             torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
         )
-        sampled = "sampled" if tree_of(self.parents).is_chain and self.typical is None else "top"
+        sampled = "sampled" if tree_of(self.parents).is_chain and config.accept == "exact" else "top"
         self.config = replace(
             config,
             heads=count,
@@ -235,7 +188,7 @@ class Medusa(SpeculativeMethod):
         self._predicted = {"tree": choice.prediction(), "chain": chain.prediction()}
         return choice.paths
 
-    def draft_calls(self) -> Sequence[Callable[[], object]]:
+    def draft_calls(self) -> Many[Callable[[], object]]:
         """Drafting by one head, by two, .."""
         state = self.target.final_norm(self.target.embed([0])[0])
         first = torch.zeros(1, dtype=torch.long, device=self.target.device)
@@ -270,27 +223,41 @@ class Medusa(SpeculativeMethod):
         """Which weights it ran with, and what was predicted of the tree and of others, under greedy decoding."""
         return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
 
-    def begin(self, exit_states: Tensor, final_states: Tensor) -> None:
-        """Keep the last state."""
-        self.state = final_states[0, -1:]
+    @property
+    def lossless(self) -> bool:
+        """Not with typical acceptance."""
+        return self.config.accept == "exact"
 
-    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:
-        """Keep the last state."""
-        self.state = final_states[0, -1:]
+    def verification(self, sampler: Sampler | None) -> Verify:
+        """As `accept` says; greedy decoding is the same with both."""
+        return exact(sampler) if sampler is None or self.lossless else typical(sampler, *TYPICAL)
 
-    def propose(self, room: int) -> Draft:
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Keep the last state [1, d], one position before the newest token."""
+        sequence.notes = prompt.final[0, -1:]
+
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Keep the last state."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            sequence.notes = outcome.kept.final[0, -1:]
+
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """Sequence by sequence."""
+        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+
+    def _draft(self, sequence: Sequence, budget: int) -> Draft:
         """The heads' most probable (or drawn) tokens, combined as the tree says."""
-        count = sum(depth < room for depth in self.depths)  # sorted by depth: what is too deep stands last
+        count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep stands last
         if not count:
-            return Draft([])
-        logits = self.fast(self._input(self.state, self.context[-1]))
+            return NO_DRAFT
+        logits, sampler = self.fast(self._input(sequence.notes, sequence.context[-1])), sequence.sampler
         depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
-        if self.sampler is None or self.config.drafts == "top":
+        if sampler is None or self.config.drafts == "top":
             tokens, confidences = self._most_probable(logits, depths, ranks)
             return Draft(tokens, parents, confidences=confidences)
-        probabilities = self.sampler.probabilities(logits)
-        chosen = self.sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
+        probabilities = sampler.probabilities(logits)
+        chosen = sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
         if self.draft_ids is not None:
             chosen = self.draft_ids[chosen]
             whole = probabilities.new_zeros(len(probabilities), self.target.config.vocab)
@@ -312,75 +279,6 @@ class Medusa(SpeculativeMethod):
         # One transfer for both; float64 holds every token id.
         rows = torch.stack((ids.double(), confidences.double())).tolist()
         return [int(token) for token in rows[0]], rows[1]
-
-
-def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, RankRecord | None]:
-    """Heads for `target` from our format or the authors', the ranking of tokens and the record of ranks, if stored.
-
-    Raises:
-        UserError: not a folder of heads, an unreadable file, or heads for another target.
-
-    """
-    tensors = trained.read_tensors(folder, _WHAT, FILES)
-    if (folder / HEADS_FILE).is_file():
-        config: HeadsConfig = trained.read_config(folder, _WHAT, lambda value: HeadsConfig(**value["heads"]))
-    else:  # their config.json says another number of heads than the file holds
-        tensors = _stacked(tensors, folder)
-        h, d = tensors["weight"].shape[:2]
-        config = HeadsConfig(d, h, tensors["lm_heads"].shape[1])
-    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
-    if config.own_lm_heads and not config.draft_vocab and config.vocab_size != target.config.vocab:
-        raise UserError(
-            f"the {_WHAT} in {folder} is for another model: its vocabulary has {config.vocab_size} tokens, "
-            f"but {target.name}'s {target.config.vocab}"
-        )
-    heads = Heads(config)
-    trained.fill(heads, tensors, {name: name for name, _ in heads.named_parameters()}, folder, _WHAT)
-    record = None
-    if "ranks" in tensors:
-        record = RankRecord(*(tensors[name].numpy() for name in ("ranks", "rank_lengths", "rank_kinds")))
-        if not record.fits() or record.ranks.shape[1] != config.heads:
-            raise UserError(f"the {_WHAT} in {folder} has ranks of another shape than it says: fetch or train it again")
-    return heads.to(target.device, target.dtype).requires_grad_(False), tensors.get("token_ranking"), record
-
-
-def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The authors' tensors stacked; of head 0, `0.0.linear.weight` [d, d], `.bias` [d], `0.1.weight` [V, d]."""
-    names = {"weight": "0.linear.weight", "bias": "0.linear.bias", "lm_heads": "1.weight"}
-    count = len({name.split(".")[0] for name in tensors})
-    expected = {f"{head}.{name}" for head in range(count) for name in names.values()}
-    if not tensors or expected != tensors.keys():
-        odd = ", ".join(sorted(expected ^ tensors.keys())[:3])
-        raise UserError(f"{folder} holds no heads of Medusa's layout, a residual block and an LM head each: {odd}")
-    try:
-        return {ours: torch.stack([tensors[f"{head}.{name}"] for head in range(count)]) for ours, name in names.items()}
-    except RuntimeError as error:
-        raise UserError(f"the heads in {folder} are not all of one shape: {error}") from error
-
-
-def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
-    """Write heads and what belongs to them in our format (two files in an existing folder), in half precision."""
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
-    tensors["token_ranking"] = ranking.to(torch.int32)
-    for name, array in (("ranks", record.ranks), ("rank_lengths", record.lengths), ("rank_kinds", record.kinds)):
-        tensors[name] = torch.from_numpy(array)
-    save_file(tensors, folder / HEADS_FILE)
-    (folder / trained.CONFIG_FILE).write_text(
-        json.dumps({"heads": asdict(heads.config)}, indent=1) + "\n", encoding="utf-8"
-    )
-
-
-def _cut_own(heads: Heads, vocab: int, ranking: Tensor | None, target: Decoder, folder: Path) -> None:
-    """Cut the heads' own LM heads to a smaller draft vocabulary."""
-    made = heads.config.draft_vocab
-    if vocab == made:
-        return
-    ids = trained.draft_ids(vocab, ranking, target, folder)
-    if made or ids is None or heads.lm_heads is None:
-        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} are made for {made or 'all'} tokens")
-    heads.lm_heads.data = heads.lm_heads.data[:, ids]
 
 
 def _read_tree(asked: str, heads: int) -> list[RankPath]:
@@ -416,7 +314,7 @@ def _chain(length: int) -> list[RankPath]:
     return [(0,) * depth for depth in range(1, length + 1)]
 
 
-def _spell(paths: Sequence[RankPath]) -> str:
+def _spell(paths: Many[RankPath]) -> str:
     """Paths as `tree=` takes them."""
     ordered = sorted(paths, key=lambda path: (len(path), path))
     return "/".join("-".join(map(str, path)) for path in ordered) or _NO_DRAFTS

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sequence import Draft
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from dataclasses import fields
 
 import pytest
 
-from bench.config import PRESETS, KangarooTraining, MedusaTraining, RunConfig, TrainConfig, flags, from_flags
+from bench.config import PRESETS, RunConfig, TrainConfig, flags, from_flags
 from bench.errors import UserError
+from methods.kangaroo.training import KangarooTraining
+from methods.medusa.training import MedusaTraining
 
 
 def parser(of) -> argparse.ArgumentParser:

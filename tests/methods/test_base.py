@@ -7,18 +7,21 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.drafting.method import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, decoding
+from bench.drafting import loop
+from bench.drafting.loop import decode, decoding
+from bench.drafting.method import NoKnobs
 from bench.drafting.sampling import Sampler
-from bench.drafting.step import Step
+from bench.drafting.sequence import Draft, Step
 from bench.drafting.tree import tree_of
-from methods import base
+from bench.drafting.verify import typical
 from methods.vanilla import Vanilla
+from tests.fakes import OneSequence
 
 LIMIT = 12
 NEVER = frozenset()
 
 
-class Scripted(SpeculativeMethod):
+class Scripted(OneSequence):
     """Proposes what `script` says for the part of the reference answer that comes next."""
 
     def __init__(self, target, script: Callable[[list[int], int], list[int]], answer: list[int], prompt_len: int):
@@ -27,12 +30,12 @@ class Scripted(SpeculativeMethod):
         self.commits: list[tuple[int, int]] = []
         self.rooms: list[int] = []
 
-    def propose(self, room):
+    def draft(self, room):
         self.rooms.append(room)
         return Draft(self.script(self.answer[len(self.context) - self.prompt_len :], room))
 
-    def commit(self, accepted, final_states):
-        self.commits.append((len(accepted), final_states.shape[1]))
+    def observed(self, outcome):
+        self.commits.append((len(outcome.accepted), outcome.kept.final.shape[1]))
 
 
 def wrong(tokens):
@@ -83,7 +86,7 @@ def test_scripted_drafts_give_the_exact_steps(script, drafted, accepted, scene):
     assert [len(step.emitted) for step in answer.steps] == [count + 1 for count in accepted]
     assert method.commits == [(count, count + 1) for count in accepted]
     assert method.context == prompt + reference[:LIMIT]
-    assert method.length == len(method.context) - 1
+    assert method.sequence.length == len(method.context) - 1
     left = LIMIT - 1
     for room, count in zip(method.rooms, accepted, strict=True):  # one token is always left for the bonus
         assert room == left - 1
@@ -103,14 +106,15 @@ def test_an_answer_in_pieces_is_the_same_and_its_pauses_take_no_time(after, paus
     """A clock that only goes on in pauses: nothing else takes time."""
     _, target, prompt, _ = scene
     now = [0.0]
-    monkeypatch.setattr(base, "now_s", lambda device: now[0])
+    monkeypatch.setattr(loop, "now_s", lambda device: now[0])
     method = Vanilla(target, NoKnobs())
     whole = decode(method, prompt, 9, frozenset())
-    pieces, paused = decoding(method, prompt, 9, frozenset(), after), 0
+    pieces, paused = decoding(method, prompt, 9, frozenset(), None, after), 0
     answer = None
     while answer is None:
         try:
-            next(pieces)
+            so_far = next(pieces).token_ids
+            assert so_far == whole.token_ids[: len(so_far)]
             paused += 1
             now[0] += 1000
         except StopIteration as ended:
@@ -129,7 +133,7 @@ def test_a_second_question_starts_afresh(scene, hf_greedy, random_ids):
     method.answer, method.prompt_len = hf_greedy(model, second, 40), len(second)
     answer = decode(method, second, LIMIT, NEVER)
     assert method.context == second + answer.token_ids == second + method.answer[:LIMIT]
-    assert method.length == len(second) + LIMIT - 1
+    assert method.sequence.length == len(second) + LIMIT - 1
     assert [step.accepted for step in answer.steps] == [3, 3, 2]
 
 
@@ -140,15 +144,12 @@ def test_more_drafts_than_room_are_refused(scene):
         decode(greedy, prompt, LIMIT, NEVER)
 
 
-def test_a_step_that_overshoots_the_limit_is_refused(scene):
+def test_a_step_that_overshoots_the_limit_is_refused(scene, monkeypatch):
     _, decoder, prompt, reference = scene
-
-    class Overshooting(Scripted):
-        def step(self, room):
-            return super().step(room + 2)
-
-    with pytest.raises(AssertionError, match="Overshooting emitted 13 tokens with room for 12"):
-        decode(Overshooting(decoder, right(3), reference, len(prompt)), prompt, LIMIT, NEVER)
+    step = loop.speculate
+    monkeypatch.setattr(loop, "speculate", lambda method, some, budgets: step(method, some, [budgets[0] + 2]))
+    with pytest.raises(AssertionError, match="Scripted emitted 13 tokens with room for 12"):
+        decode(Scripted(decoder, right(3), reference, len(prompt)), prompt, LIMIT, NEVER)
 
 
 def first_new(reference: list[int], at: int) -> int:
@@ -192,7 +193,7 @@ def test_eos_as_the_first_token_needs_no_step(scene):
     ],
 )
 def test_what_follows_the_first_eos_is_not_counted(step, kept):
-    assert cut_at_eos(step, frozenset({9})) == kept
+    assert step.cut_at(frozenset({9})) == kept
 
 
 def test_hooks_are_handed_transformers_states(scene):
@@ -200,23 +201,24 @@ def test_hooks_are_handed_transformers_states(scene):
     seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     class Listening(Scripted):
-        exit_layer = 2
+        taps = (2,)
 
-        def begin(self, exit_states, final_states):
-            seen.append((len(self.context), exit_states, final_states))
+        def open(self, sequence, prompt):
+            super().open(sequence, prompt)
+            seen.append((len(self.context), prompt.taps[2], prompt.final))
 
-        def commit(self, accepted, final_states):
-            seen.append((len(self.context), None, final_states))
+        def observed(self, outcome):
+            seen.append((len(self.context), outcome.kept.taps[2], outcome.kept.final))
 
     decode(Listening(decoder, right_then_wrong(2, 1), reference, len(prompt)), prompt, LIMIT, NEVER)
     with torch.inference_mode():
         out = model(torch.tensor([prompt + reference[:LIMIT]]), output_hidden_states=True)
     last = out.hidden_states[-1][0]  # behind the final norm
-    torch.testing.assert_close(seen[0][1][0], out.hidden_states[2][0, : len(prompt)], rtol=0, atol=1e-4)
     assert [length for length, _, _ in seen] == [10, 13, 16, 19, 21]
-    for length, _, final in seen:  # the newest token is not yet read
-        rows = last[length - 1 - final.shape[1] : length - 1]
-        torch.testing.assert_close(final[0], rows, rtol=0, atol=1e-4)
+    for length, tapped, final in seen:  # the newest token is not yet read
+        rows = slice(length - 1 - final.shape[1], length - 1)
+        torch.testing.assert_close(final[0], last[rows], rtol=0, atol=1e-4)
+        torch.testing.assert_close(tapped[0], out.hidden_states[2][0, rows], rtol=0, atol=1e-4)
 
 
 # --- trees -----------------------------------------------------------------------------------------------------------
@@ -225,13 +227,13 @@ def test_hooks_are_handed_transformers_states(scene):
 class ScriptedTree(Scripted):
     """The script gives (token, parent) pairs; drafts deeper than there is room for are left out."""
 
-    def propose(self, room):
+    def draft(self, room):
         self.rooms.append(room)
         pairs = cut(self.script(self.answer[len(self.context) - self.prompt_len :], room), room)
         return Draft([token for token, _ in pairs], [parent for _, parent in pairs])
 
-    def commit(self, accepted, final_states):
-        self.commits.append((list(accepted), final_states.shape[1]))
+    def observed(self, outcome):
+        self.commits.append((list(outcome.accepted), outcome.kept.final.shape[1]))
 
 
 def cut(pairs, room):
@@ -292,22 +294,22 @@ def test_scripted_trees_give_the_exact_steps(script, drafted, kept, scene):
     assert method.commits == [(path, len(path) + 1) for path in kept]
     assert [len(step.emitted) for step in answer.steps] == [len(path) + 1 for path in kept]
     assert method.context == prompt + reference[:LIMIT]
-    assert method.length == len(method.context) - 1
+    assert method.sequence.length == len(method.context) - 1
     left = LIMIT - 1
     for room, path in zip(method.rooms, kept, strict=True):
         assert room == left - 1
         left -= len(path) + 1
 
 
-@pytest.mark.parametrize("typical", [None, (0.09, 0.3)], ids=["lossless", "typical"])
+@pytest.mark.parametrize("plausible", [None, (0.09, 0.3)], ids=["lossless", "typical"])
 @pytest.mark.parametrize("name", TREES)
-def test_samples_near_temperature_0_are_the_greedy_answer(name, typical, scene):
+def test_samples_near_temperature_0_are_the_greedy_answer(name, plausible, scene):
     _, decoder, prompt, reference = scene
     script, drafted, kept = TREES[name]
     method = ScriptedTree(decoder, script, reference, len(prompt))
-    method.sampler, method.typical = Sampler(1e-4), typical
-    assert method.lossless == (typical is None)
-    answer = decode(method, prompt, LIMIT, NEVER)
+    if plausible is not None:
+        method.verification = lambda sampler: typical(sampler, *plausible)
+    answer = decode(method, prompt, LIMIT, NEVER, Sampler(1e-4))
     assert answer.token_ids == reference[:LIMIT]
     assert [step.drafted for step in answer.steps] == drafted
     assert [path for path, _ in method.commits] == kept
@@ -326,7 +328,7 @@ def test_a_tree_deeper_than_room_is_refused(room, scene):
     _, decoder, prompt, reference = scene
 
     class Deep(Scripted):
-        def propose(self, room):
+        def draft(self, room):
             return Draft([5] * (room + 3), [-1, -1, *range(1, room + 2)])
 
     with pytest.raises(AssertionError, match=f"{room + 2} drafts in a row proposed with room for {room}"):
@@ -350,16 +352,16 @@ def test_eos_inside_an_accepted_path_cuts_the_step(scene):
 class Resumed(ScriptedTree):
     """Runs the target's first two layers itself, level by level, and hands their states over."""
 
-    def propose(self, room):
-        draft = super().propose(room)
+    def draft(self, room):
+        draft = super().draft(room)
         parents = list(draft.parents)
         rows, states = [self.context[-1], *draft.tokens], []
         depths = draft.tree.depths
         for depth in range(draft.tree.depth + 1):
             level = [row for row in range(len(rows)) if depths[row] == depth]
-            known = tree_of(parents[: level[-1]])
+            places = tree_of(parents[: level[-1]]).places(self.sequence.length, self.target.device, level[0])
             x = self.target.embed([rows[row] for row in level])
-            states.append(self.target.run_layers(x, self.length, self.cache, 0, 2, known, level[0]))
+            states.append(self.target.run_layers(x, places, self.sequence.cache, 0, 2))
         return Draft(draft.tokens, parents, states=torch.cat(states, dim=1), resume_layer=2)
 
 
@@ -372,9 +374,9 @@ def test_states_of_accepted_paths_are_transformers(name, base, scene):
     seen: list[tuple[int, torch.Tensor]] = []
 
     class Listening(base):
-        def commit(self, accepted, final_states):
-            super().commit(accepted, final_states)
-            seen.append((len(self.context), final_states))
+        def observed(self, outcome):
+            super().observed(outcome)
+            seen.append((len(self.context), outcome.kept.final))
 
     method = Listening(decoder, script, reference, len(prompt))
     assert decode(method, prompt, LIMIT, NEVER).token_ids == reference[:LIMIT]

@@ -1,10 +1,13 @@
 """What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
 
-A method that needs weights says in `OPTIONS` which knobs to test it with; any other method needs no edit here.
+Weights of a method that is trained, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
+`write(folder, hf_model, **options)` and `variants(write)`.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import itertools
 import json
 import shutil
@@ -12,29 +15,12 @@ import shutil
 import pytest
 
 import methods
-from bench.drafting.method import Answer, Method, Peer, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import Answer, Method, Peer
+from bench.engine.cache import KVCache
 from bench.models.checkpoints import Checkpoint
 
 LIMITS = (1, 2, 7, 40)
-# name -> (hf_model, tiny_adapter, tiny_heads) -> the knobs to test it with: several variants of one method.
-OPTIONS = {
-    "kangaroo": lambda model, adapter, heads: [
-        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 3},
-        {"weights": str(adapter(model)), "threshold": 0.5},
-        {"weights": str(adapter(model, useful=False, changes={"exit_layer": 2})), "threshold": 0.0},
-        {"weights": str(adapter(model, ranking=list(range(60, 200)))), "threshold": 0.0, "draft_vocab": 140},
-        {"weights": str(adapter(model)), "threshold": 0.0, "gamma": 4, "beam": 3},
-        {"weights": str(adapter(model)), "threshold": 0.2, "gamma": 3, "beam": 10, "nodes": 9},
-    ],
-    "medusa": lambda model, adapter, heads: [
-        {"weights": str(heads(model)), "tree": "chain"},
-        {"weights": str(heads(model)), "tree": "mc_sim_7b_63"},
-        {"weights": str(heads(model)), "tree": "0/1/0-0/1-0/1-1/0-0-2"},
-        {"weights": str(heads(model)), "tree": "0/2", "heads": 1},
-        {"weights": str(heads(model, useful=False)), "tree": "0/1/0-3"},
-        {"weights": str(heads(model, ranking=list(range(60, 200)))), "tree": "chain", "draft_vocab": 140},
-    ],
-}
 KINDS = ("tied", "qwen3")
 
 
@@ -46,13 +32,16 @@ def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
 
 
 @pytest.fixture
-def build(setting, tiny_adapter, tiny_heads):
+def build(setting, tiny_weights):
     """name -> the method, or its variants, on the setting's decoder."""
     model, decoder, checkpoint = setting
 
-    def make(name: str) -> list[Method | Peer]:
+    def make(name: str) -> list[Method]:
         method = methods.load(name)
-        asked = OPTIONS[name](model, tiny_adapter, tiny_heads) if name in OPTIONS else [{}]
+        asked = [{}]
+        if name in methods.trained():
+            tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
+            asked = tiny.variants(functools.partial(tiny_weights, name, model))
         extra = [checkpoint] if issubclass(method, Peer) else []
         return [method(decoder, method.Config(**knobs), *extra) for knobs in asked]
 
@@ -69,7 +58,7 @@ def prompts(random_ids):
     return [random_ids(12, seed=1), random_ids(1, seed=2)]
 
 
-def check_counts(method: Method | Peer, answer: Answer, eos: frozenset[int] = frozenset()) -> None:
+def check_counts(method: Method, answer: Answer, eos: frozenset[int] = frozenset()) -> None:
     """Steps add up to the answer: its first token belongs to none, every other one to the step that emitted it."""
     if isinstance(method, Peer):
         return
@@ -118,14 +107,6 @@ def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy,
         assert steps[0] == steps[1]
 
 
-def test_padded_passes_change_no_token(name, build, setting, hf_greedy, random_ids, monkeypatch):
-    model, decoder, _ = setting
-    monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 4: 4, 5: 7, 6: 8})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    for method, prompt in itertools.product(build(name), prompts(random_ids)):
-        assert decode(method, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
-
-
 def test_the_context_may_be_used_up(name, build, setting, hf_greedy, random_ids):
     model, decoder, _ = setting
     prompt = random_ids(decoder.max_len - 25, seed=5)
@@ -141,7 +122,7 @@ def test_times_are_taken_apart(name, build, random_ids):
         assert sum(step.draft_s for step in answer.steps) <= answer.decode_s
 
 
-@pytest.mark.parametrize("speculative", OPTIONS)
+@pytest.mark.parametrize("speculative", methods.trained())
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, setting, random_ids):
     """Otherwise the tests above would show little."""
     accepted = set()
@@ -156,8 +137,10 @@ def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, b
     """Otherwise the cache would never have been moved."""
     method = build(speculative)[variant]
     kept = []
-    keep_path = method.cache.keep_path
-    monkeypatch.setattr(method.cache, "keep_path", lambda start, path: kept.append(path) or keep_path(start, path))
+    keep_path = KVCache.keep_path
+    monkeypatch.setattr(
+        KVCache, "keep_path", lambda self, start, path: kept.append(path) or keep_path(self, start, path)
+    )
     for prompt in prompts(random_ids):
         decode(method, prompt, 40, frozenset())
     assert [path for path in kept if path != list(range(len(path)))]

@@ -23,13 +23,19 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
-from bench.drafting.method import Draft, Method, NoKnobs, SpeculativeMethod, decode
+from bench.drafting.composition import Composition, CompositionConfig, Member
+from bench.drafting.loop import decode
+from bench.drafting.method import Method, NoKnobs
 from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
+from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.medusa.method import Medusa, MedusaConfig
+from methods.pld import PLD, PLDConfig
 from methods.vanilla import Vanilla
+from tests.fakes import OneSequence
 
 VOCAB, LENGTH, ANSWERS = 5, 4, 250
 PROMPT = [0, 3, 1]
@@ -86,21 +92,23 @@ def guesses_from(logits: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, .
     return guesses
 
 
-class Guessing(SpeculativeMethod):
+class Guessing(OneSequence):
     """Drafts so many siblings a level from the guesses: drawn without replacement, or the most probable ones."""
 
     def __init__(self, target: Target, widths: tuple[int, ...], *, sampled: bool):
         super().__init__(target.decoder, NoKnobs())
         self.guesses, self.widths, self.sampled = target.guesses, widths, sampled
 
-    def propose(self, room):
+    def draft(self, room):
         tokens, parents, drawn = [], [], []
         level = [(-1, tuple(self.context[len(PROMPT) :]))]
         for width in self.widths[:room]:
             above, level = level, []
             for parent, text in above:
                 q = self.guesses[text]
-                siblings = self.sampler.draw_distinct(q[None], width)[0] if self.sampled else q.topk(width).indices
+                siblings = (
+                    self.sequence.sampler.draw_distinct(q[None], width)[0] if self.sampled else q.topk(width).indices
+                )
                 for token in siblings.tolist():
                     level.append((len(tokens), (*text, token)))
                     tokens.append(token)
@@ -118,6 +126,18 @@ def kangaroo(target: Target, **knobs: Any) -> Kangaroo:
 def medusa(target: Target, **knobs: Any) -> Medusa:
     folder = target.heads(target.model, heads=2, useful=False, ranking=[3, 0, 1, 4, 2])
     return Medusa(target.decoder, MedusaConfig(weights=str(folder), **knobs))
+
+
+def composed(target: Target, *members: Callable[[Target], Member]) -> Composition:
+    return Composition(target.decoder, CompositionConfig(tuple(member(target) for member in members)))
+
+
+def lookup(ngram: int) -> Callable[[Target], Member]:
+    return lambda target: Member("pld", PLD, PLDConfig(ngram=ngram, tokens=2))
+
+
+def adapter(**knobs: Any) -> Callable[[Target], Member]:
+    return lambda target: Member("kangaroo", Kangaroo, kangaroo(target, **knobs).config)
 
 
 # Drafts of which the adapter is not sure are dropped.
@@ -140,6 +160,11 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
+    "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2)),
+    "prompt lookup, then kangaroo": lambda target: composed(target, lookup(2), adapter(threshold=0.0)),
+    "kangaroo, drawn by gain, then lookup": lambda target: composed(
+        target, adapter(drafts="sampled", stop="gain", costs=DEAR, draft_vocab=4), lookup(1)
+    ),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 
@@ -167,11 +192,11 @@ def exact(target: Target, temperature: float, top_p: float) -> np.ndarray:
 
 def sampled(method: Method, temperature: float, top_p: float) -> tuple[np.ndarray, set[int]]:
     """How often each answer came, [VOCAB] * LENGTH, and how many drafts a step kept."""
-    method.sampler = Sampler(temperature, top_p, 0)
+    sampler = Sampler(temperature, top_p, 0)
     counts, accepted = np.zeros([VOCAB] * LENGTH), set()
     for i in range(ANSWERS):
-        method.sampler.seed(f"{SEED}{i}")
-        answer = decode(method, PROMPT, LENGTH, frozenset())
+        sampler.seed(f"{SEED}{i}")
+        answer = decode(method, PROMPT, LENGTH, frozenset(), sampler)
         counts[tuple(answer.token_ids)] += 1
         accepted |= {step.accepted for step in answer.steps}
     return counts, accepted
@@ -236,7 +261,7 @@ def test_drafts_that_are_all_accepted_are_noticed(name, target, monkeypatch):
             path.append(following[0])
         return path, sampler.draw(probabilities[path[-1] + 1 if path else 0])
 
-    monkeypatch.setattr("bench.drafting.method.accept_sampled", first_path)
+    monkeypatch.setattr("bench.drafting.verify.accept_sampled", first_path)
     counts, _ = sampled(BUILDERS[name](target), *MODES["temperature 1"])
     assert p_value(counts, exact(target, *MODES["temperature 1"])) < LEVEL
 
@@ -244,7 +269,10 @@ def test_drafts_that_are_all_accepted_are_noticed(name, target, monkeypatch):
 @pytest.mark.parametrize("name", ["chain, deterministic", "kangaroo, tree"])
 def test_typical_acceptance_is_another_distribution_and_says_so(name, target):
     method = BUILDERS[name](target)
-    method.typical = (0.09, 0.3)
-    assert not method.lossless
+    method.verification = lambda sampler: typical(sampler, 0.09, 0.3)
     counts, _ = sampled(method, *MODES["temperature 1"])
+    assert p_value(counts, exact(target, *MODES["temperature 1"])) < LEVEL
+    of_medusa = medusa(target, tree="chain", accept="typical")
+    assert not of_medusa.lossless
+    counts, _ = sampled(of_medusa, *MODES["temperature 1"])
     assert p_value(counts, exact(target, *MODES["temperature 1"])) < LEVEL

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.engine.cache import KVCache
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
@@ -232,8 +232,8 @@ def test_dynamic_trees_are_those_grown_from_scratch(kind, gamma, beam, nodes, th
     knobs = {"gamma": gamma, "beam": beam, "nodes": nodes, "threshold": threshold}
     method = Kangaroo(decoder, KangarooConfig(exit_layer=1, weights=str(folder), **knobs))
     made = []
-    propose = method.propose
-    method.propose = lambda room: made.append((tuple(method.context), room, propose(room))) or made[-1][2]
+    propose = method._draft
+    method._draft = lambda one, room: made.append((tuple(one.context), room, propose(one, room))) or made[-1][2]
     answer = decode(method, random_ids(12, seed=1), LIMIT, frozenset())
     for context, room, draft in made:
         tokens, parents = grown(reference, context, 1, min(gamma, room), beam, nodes, threshold)

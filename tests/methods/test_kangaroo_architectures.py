@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter, save_adapter

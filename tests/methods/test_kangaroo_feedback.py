@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from bench.drafting.costs import Costs, measure
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from bench.errors import UserError
 from methods.kangaroo.adapter import load_adapter
@@ -232,8 +232,8 @@ def test_gain_rule_worked_out_by_hand():
     assert kept_by(rule, 1, (-1, 0.01)) == []
     rule.end(0)  # a draft was made, though none verified: 0.1 + 0.05 + 0.9
     assert rule.tokens / rule.time == pytest.approx(12 / 10.65)
-    rule.reset()
-    assert rule.tokens / rule.time == 1
+    fresh = GainRule(IDENTITY, costs)
+    assert fresh.tokens / fresh.time == 1
 
 
 def test_gain_rule_of_a_beam_worked_out_by_hand():

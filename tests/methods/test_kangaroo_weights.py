@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.drafting.stopping import Calibration
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -82,7 +82,7 @@ def test_the_adapter_follows_the_targets_dtype(model, tiny_decoder, tiny_adapter
     decoder = tiny_decoder(model.config, model, dtype=torch.bfloat16)
     method = Kangaroo(decoder, KangarooConfig(weights=str(tiny_adapter(model))))
     assert {p.dtype for p in method.adapter.parameters()} == {torch.bfloat16}
-    assert method.adapter.cos.dtype == method.adapter_cache.keys.dtype == torch.bfloat16
+    assert method.adapter.cos.dtype == method._cache(0).keys.dtype == torch.bfloat16
     assert len(decode(method, random_ids(5), 10, frozenset()).token_ids) == 10
 
 

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 import methods
 from bench.drafting.costs import Costs
-from bench.drafting.method import decode
+from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig
-from methods.medusa.method import PUBLISHED, Heads, HeadsConfig, Medusa, MedusaConfig, load_heads, save_heads
+from methods.medusa.heads import Heads, HeadsConfig, load_heads, save_heads
+from methods.medusa.method import PUBLISHED, Medusa, MedusaConfig
 
 NEVER = frozenset()
 
@@ -43,9 +44,9 @@ def last_state(model, tokens):
         return model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[-1][0, -1]
 
 
-def proposal(method, prompt, room=10):
-    method.prefill(prompt)
-    return method.propose(room)
+def proposal(method, prompt, room=10, sampler=None):
+    (draft,) = method.propose([open_sequence(method, prompt, sampler)], [room])
+    return draft
 
 
 # --- size ------------------------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ def test_heads_that_read_the_newest_token_share_the_targets_lm_head(medusa, sett
     method = medusa({"useful": False}, tree="chain")
     prompt = random_ids(15, seed=7)
     draft = proposal(method, prompt)
-    embedding = model.model.embed_tokens.weight[method.context[-1]].detach()
+    embedding = model.model.embed_tokens.weight[open_sequence(method, prompt).context[-1]].detach()
     x = torch.cat((last_state(model, prompt), model.model.norm(embedding)))
     expected = []
     for i in range(3):
@@ -115,8 +116,8 @@ def test_a_cut_vocabulary_drafts_only_its_tokens(medusa, random_ids):
         cut = medusa({"useful": useful, "ranking": ranking}, tree="0/1/2/3", draft_vocab=30)
         prompt = random_ids(9, seed=8)
         assert set(proposal(cut, prompt).tokens) <= set(ranking[:30])
-        whole.prefill(prompt)
-        scores = whole.fast(whole._input(whole.state, whole.context[-1]))[0]
+        opened = open_sequence(whole, prompt)
+        scores = whole.fast(whole._input(opened.notes, opened.context[-1]))[0]
         found = scores[list(proposal(cut, prompt).tokens)]
         torch.testing.assert_close(found, scores[60:90].topk(4).values)
 
@@ -132,11 +133,11 @@ def test_no_path_is_longer_than_the_room(room, medusa, random_ids):
 
 def test_drawn_drafts_come_with_their_distribution(medusa, random_ids):
     method = medusa({"ranking": list(range(60, 200))}, tree="0/1/0-0", drafts="sampled", draft_vocab=100)
-    method.sampler = Sampler(0.8, top_p=0.9)
+    sampler = Sampler(0.8, top_p=0.9)
     seen = set()
     for seed in range(30):
-        method.sampler.seed(str(seed))
-        draft = proposal(method, random_ids(9, seed=8))
+        sampler.seed(str(seed))
+        draft = proposal(method, random_ids(9, seed=8), sampler=sampler)
         assert len(draft.drawn) == 3
         assert draft.drawn[0] is draft.drawn[1] or torch.equal(draft.drawn[0], draft.drawn[1])
         for token, q in zip(draft.tokens[:1] + draft.tokens[2:], (draft.drawn[0], draft.drawn[2]), strict=True):
@@ -158,7 +159,6 @@ def test_typical_acceptance_is_not_called_lossless(medusa):
     assert medusa(tree="chain").lossless
     method = medusa(tree="chain", accept="typical")
     assert not method.lossless
-    assert method.typical == (0.09, 0.3)
     assert method.config.drafts == "top"
 
 

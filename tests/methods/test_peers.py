@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import methods
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
+from bench.models import hf_peer
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
-from methods import hf_peer
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf
@@ -101,11 +101,11 @@ def test_both_sample_as_the_run_does_and_repeat_by_their_seed(peer_class, scene,
     _, decoder, checkpoint = scene
     peer = peer_class(decoder, peer_class.Config(), checkpoint)
     told = options(peer)
-    peer.sampler = Sampler(0.7, 0.9, 20)
+    sampler = Sampler(0.7, 0.9, 20)
     answers = []
     for seed in ("a", "a", "b"):
-        peer.sampler.seed(seed)
-        answers.append(decode(peer, list(range(30)), 20, NEVER).token_ids)
+        sampler.seed(seed)
+        answers.append(decode(peer, list(range(30)), 20, NEVER, sampler).token_ids)
     assert answers[0] == answers[1] != answers[2]
     for given in told:
         assert {key: given[key] for key in ("do_sample", "temperature", "top_p", "top_k")} == {
@@ -264,9 +264,8 @@ def test_llama_is_marked_as_another_arithmetic_and_its_file_is_recorded(peer):
 
 
 def test_llama_refuses_to_sample(peer):
-    peer.sampler = Sampler(0.5, 1.0, 0)
     with pytest.raises(UserError, match=r"decodes greedily, and --temperature is 0\.5"):
-        decode(peer, [1, 2], 3, NEVER)
+        decode(peer, [1, 2], 3, NEVER, Sampler(0.5, 1.0, 0))
 
 
 def test_gguf_of_another_vocabulary_is_refused(fake, scene, model, monkeypatch):

@@ -3,22 +3,25 @@
 import dataclasses
 
 import pytest
+import torch
 
-from bench.drafting.method import Draft, NoKnobs, SpeculativeMethod, cut_at_eos, decode, probe
-from bench.drafting.step import Step
-from methods import base
+from bench.drafting import loop
+from bench.drafting.loop import decode, open_sequence, probe, speculate
+from bench.drafting.method import NoKnobs
+from bench.drafting.sequence import Draft, Step
+from tests.fakes import OneSequence
 
 NEVER = frozenset()
 
 
-class Told(SpeculativeMethod):
+class Told(OneSequence):
     """Proposes the drafts that it is told, one `Draft` a step, then nothing."""
 
     def __init__(self, target, drafts):
         super().__init__(target, NoKnobs())
         self.drafts = iter(drafts)
 
-    def propose(self, room):
+    def draft(self, room):
         return next(self.drafts, Draft([]))
 
 
@@ -80,18 +83,18 @@ def test_unknown_confidences_stay_unknown(scene):
 
 def test_what_eos_cuts_off_is_neither_accepted_nor_lost():
     step = Step([4, 9, 6], 4, 2, 4, 1, [7], [0.9, 0.8], [0.3], draft_s=1.0, verify_s=2.0)
-    kept = cut_at_eos(step, frozenset({4}))
+    kept = step.cut_at(frozenset({4}))
     assert (kept.emitted, kept.accepted, kept.accepted_confidence) == ([4], 1, [0.9])
     assert kept.rejected == kept.rejected_confidence == []
     assert (kept.drafted, kept.depth, kept.calls, kept.draft_s, kept.verify_s) == (4, 4, 1, 1.0, 2.0)
-    assert cut_at_eos(step, frozenset({6})) == step
+    assert step.cut_at(frozenset({6})) == step
 
 
 def test_times_are_those_between_the_marks(scene, monkeypatch):
     """A scripted clock: the first mark of each step, then 2 s of drafting and 5 s of verification."""
     decoder, prompt, _ = scene
     moments = iter([base + at for base in range(0, 1000, 100) for at in (0.0, 2.0, 7.0)])
-    monkeypatch.setattr(base, "mark", lambda device: next(moments))
+    monkeypatch.setattr(loop, "mark", lambda device: next(moments))
     steps = decode(Told(decoder, []), prompt, 5, NEVER).steps
     assert [(step.draft_s, step.verify_s) for step in steps] == [(2.0, 5.0)] * 4
 
@@ -126,7 +129,8 @@ def test_probe_leaves_the_cache_as_reading_the_answer_would(scene, random_ids):
     method = Told(decoder, [Draft([1, 2, 3]) for _ in range(5)])
     probe(method, prompt, answer, 3)
     fresh = decode(Told(decoder, []), [*prompt, *answer], 4, NEVER).token_ids
-    assert method.step(4).emitted == fresh[:1]
+    (step,) = speculate(method, [method.sequence], [4])
+    assert step.emitted == fresh[:1]
 
 
 @pytest.mark.parametrize("name", ["kangaroo", "medusa"])
@@ -142,8 +146,8 @@ def test_probing_drafts_as_many_as_asked_whatever_the_chances(name, tiny_model, 
     probing, reach = made.probing(3)
     assert reach == 3
     forced = method(made.target, probing)
-    forced.prefill([1, 2, 3])
-    assert len(forced.propose(10).tokens) == 3
-    made.prefill([1, 2, 3])
-    assert len(made.propose(10).tokens) == 1
+    for one, drafts in ((forced, 3), (made, 1)):
+        with torch.inference_mode():
+            (draft,) = one.propose([open_sequence(one, [1, 2, 3])], [10])
+        assert len(draft.tokens) == drafts
     assert dataclasses.asdict(made.config) != dataclasses.asdict(forced.config)

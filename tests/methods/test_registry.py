@@ -1,8 +1,7 @@
-"""Methods by name: spelling, errors that help, lazy import, and which module may know which."""
+"""Methods by name: spelling, errors that help, lazy import, and what is found next to them."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import subprocess
@@ -13,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import methods
+from bench.drafting.method import Peer, SpeculativeMethod
 from bench.errors import UserError
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.vanilla import Vanilla
@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 PLUGIN = """
 from dataclasses import dataclass
 
-from bench.drafting.method import Draft, SpeculativeMethod
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sequence import Draft
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def refused(text: str) -> str:
 def test_every_file_is_a_method():
     assert {"vanilla", "kangaroo", "hf-generate"} <= set(methods.names())
     assert methods.names() == sorted(methods.names())
-    helpers = {"base", "hf_peer", "kangaroo_adapter", "trained", "__init__", "weights", "trees"}
-    assert not helpers & {*methods.names(), *(name.replace("-", "_") for name in methods.names())}
+    assert not {"adapter", "method", "training", "__init__", "weights", "trees"} & {*methods.names()}
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -70,6 +70,11 @@ def test_knobs_are_read_by_their_types():
     assert variant.config == KangarooConfig(exit_layer=2, gamma=4, threshold=0.0, draft_vocab=-1, weights="a=b/c")
     assert type(variant.config.threshold) is float
     assert type(variant.config.gamma) is int
+
+
+@pytest.mark.parametrize("folder", ["out/exit_layer=1+draft_vocab=0", "c++/adapters"])
+def test_a_plus_within_a_knob_composes_nothing(folder):
+    assert methods.parse(f"kangaroo:weights={folder},gamma=1").config == KangarooConfig(weights=folder, gamma=1)
 
 
 def test_a_preset_sets_several_knobs_and_later_ones_win():
@@ -174,7 +179,7 @@ def test_a_file_must_define_exactly_one_method(source, listed):
     module = ModuleType("odd")
     exec(source, vars(module))
     with pytest.raises(UserError, match=f"odd must define exactly one method, but defines {listed}"):
-        methods.only_method_in(module)
+        methods.only_in(module, SpeculativeMethod | Peer, "method")
 
 
 def test_names_are_found_without_importing_anything():
@@ -188,51 +193,3 @@ def test_names_are_found_without_importing_anything():
         "assert 'methods.vanilla' in sys.modules and 'methods.kangaroo.method' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
-
-
-def imports(path: Path) -> set[str]:
-    """Everything that a file imports, `from a import b` as both `a` and `a.b`."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide where they lead"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return found
-
-
-def test_methods_do_not_know_each_other():
-    shared = ("bench.drafting.method", "bench.models.hf_peer", "bench.drafting.trained")
-    files = [path for path in (ROOT / "methods").rglob("*.py") if path.name != "__init__.py"]
-    assert len(files) >= 5
-    for path in files:
-        # What methods share knows none of them, and of each other only the contract; a method's own parts are named
-        # after it.
-        parts = tuple(f"methods.{part.stem}" for part in files if part.stem.startswith(f"{path.stem}_"))
-        allowed = shared[:1] if f"methods.{path.stem}" in shared[1:] else () if path.stem == "base" else shared + parts
-        known = {name for name in imports(path) if name.startswith("methods.")}
-        assert not [name for name in known if not f"{name}.".startswith(tuple(f"{own}." for own in allowed))], path
-
-
-def test_the_engine_knows_neither_methods_nor_the_runner():
-    files = list((ROOT / "bench" / "engine").rglob("*.py"))
-    assert len(files) >= 4
-    for path in files:
-        for name in imports(path):
-            inside = name.split(".")[0] not in ("bench", "methods", "run_bench")
-            assert inside or name.startswith(("bench.engine", "bench.errors", "bench.files")), f"{path} imports {name}"
-
-
-def test_methods_know_neither_the_runner_nor_the_reports():
-    upper = (
-        "bench.run.runner",
-        "bench.cli",
-        "bench.report",
-        "bench.train",
-        "bench.figures.metrics",
-        "bench.run.audit",
-        "run_bench",
-    )
-    for path in (ROOT / "methods").rglob("*.py"):
-        assert not [name for name in imports(path) if name.startswith(upper)], path

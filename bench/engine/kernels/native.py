@@ -239,16 +239,15 @@ class Layers:
         x: Tensor,
         start: int,
         cache: KVCache,
-        first: int,
-        last: int,
+        layers: tuple[int, int],
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Tensor:
-        """Layers [first, last) over x [1, n, d], written from position `start` on; see `Decoder.run_layers`.
+        """Layers [first, last) over x [1, n, d], written from row `start` of the cache on; see `Decoder.run_layers`.
 
         `rope`: cosines and sines [n, D] of the positions; `mask` [n, start + n] is added to the scores, None: causal.
         """
-        library, c = kernels(), self.config
+        library, c, (first, last) = kernels(), self.config, layers
         assert library is not None
         n = x.shape[1]
         assert start + n <= cache.max_len, f"cache of {cache.max_len} positions written up to {start + n}"

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from bench.drafting.tree import chain_of, tree_of
 from bench.engine.decoder import MAX_DRAFTS, Decoder, DecoderConfig
 from bench.engine.kernels import native
-from bench.engine.products import can_pack
+from bench.engine.places import Places
 from bench.errors import UserError
 
 TOLERANCE = 1e-4
@@ -59,11 +59,9 @@ def assert_close(found, expected, tolerance: float = TOLERANCE) -> None:
     assert error <= tolerance, f"largest error {error}"
 
 
-@pytest.fixture(params=["plain", "packed", "native"])
+@pytest.fixture(params=["plain", "native"])
 def layout(request, monkeypatch):
     """All ways to hold the weights."""
-    if request.param == "packed" and not can_pack(torch.float32, CPU):
-        pytest.skip("weights cannot be packed here")
     if request.param == "native" and native.kernels() is None:
         pytest.skip(f"no kernels here: {native.why_not()}")
     monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda dtype, device: request.param)
@@ -142,38 +140,6 @@ def test_two_layer_ranges_are_one_run(kind, tiny_model, tiny_decoder, hf_logits,
         assert_close(torch.cat(found), expected)
 
 
-@pytest.mark.parametrize("widths", [{1: 4, 2: 4, 3: 4}, {1: 2, 2: 3, 3: 8, 5: 6, 8: 8}])
-def test_padded_passes_give_the_same_logits(kind, widths, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
-    config, model = tiny_model(kind)
-    decoder = tiny_decoder(config, model)
-    monkeypatch.setattr(decoder, "widths", widths)
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    for split in ([1] * 8, [2, 2, 1, 3, 1], [3, 5, 8, 1, 4], [20, 1, 3, 70, 2]):
-        ids = random_ids(sum(split), seed=len(split))
-        found = read(decoder, ids, fresh_cache(decoder), split=split)
-        assert_close(found, hf_logits(model, ids))
-
-
-def test_padding_reaches_the_layers(tiny_model, tiny_decoder, monkeypatch, random_ids):
-    decoder = tiny_decoder(*tiny_model("tied"))
-    monkeypatch.setattr(decoder, "widths", {3: 5})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    cache = fresh_cache(decoder)
-    out = decoder.run_layers(decoder.embed(random_ids(3)), 0, cache)
-    assert out.shape == (1, 3, 48)
-    written = cache.keys[0, 0, 0, :, 0].isfinite().sum()
-    assert written == 5
-
-
-def test_padding_at_the_end_of_the_context_fits(tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
-    config, model = tiny_model("tied")
-    decoder = tiny_decoder(config, model, max_len=12)
-    monkeypatch.setattr(decoder, "widths", {1: 8, 2: 8})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    ids = random_ids(12)
-    assert_close(read(decoder, ids, fresh_cache(decoder), split=[9, 2, 1]), hf_logits(model, ids))
-
-
 def test_sequences_in_lock_step_do_not_mix(kind, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
@@ -211,15 +177,6 @@ def test_a_cut_head_gives_rows_of_the_whole_head(kind, layout, tiny_model, tiny_
 def test_parameters_are_transformers_count(kind, layout, tiny_model, tiny_decoder):
     config, model = tiny_model(kind)
     assert tiny_decoder(config, model).parameters == sum(p.numel() for p in model.parameters())
-
-
-def test_padding_measured_on_the_device_keeps_the_logits(tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
-    config, model = tiny_model("tied")
-    monkeypatch.setattr("bench.engine.decoder.choose_layout", lambda *_: "plain")
-    decoder = tiny_decoder(config, model, pad=True)
-    assert set(decoder.widths) == set(range(1, 9))
-    ids = random_ids(20)
-    assert_close(read(decoder, ids, fresh_cache(decoder), split=[10, 1, 2, 3, 4]), hf_logits(model, ids))
 
 
 def test_token_ids_may_be_a_list_or_a_tensor(tiny_model, tiny_decoder):
@@ -295,18 +252,6 @@ def test_a_weight_of_the_wrong_shape_is_named_with_both_shapes(kind, name, tiny_
         assert said in str(refusal.value)
 
 
-def test_a_batch_in_lock_step_is_not_padded(tiny_model, tiny_decoder, monkeypatch):
-    decoder = tiny_decoder(*tiny_model("tied"))
-    monkeypatch.setattr(decoder, "widths", {1: 4})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    rows = []
-    product = decoder.layers[0].qkv
-    monkeypatch.setattr(decoder.layers[0], "qkv", lambda x: rows.append(tuple(x.shape[:2])) or product(x))
-    for batch in (1, 3):
-        decoder.run_layers(decoder.embed(torch.zeros(batch, 1)), 0, decoder.new_cache(batch))
-    assert rows == [(1, 4), (3, 1)]
-
-
 # --- trees -----------------------------------------------------------------------------------------------------------
 
 
@@ -336,7 +281,7 @@ def run_tree(decoder, tokens, start, cache, blocks, parents, growing=False, firs
     for size in blocks:
         tree = tree_of(parents[: row + size - 1] if growing else parents)
         x = decoder.embed(tokens[row : row + size]) if states is None else states[:, row : row + size]
-        passes.append(decoder.run_layers(x, start, cache, first, last, tree=tree, row=row))
+        passes.append(decoder.run_layers(x, tree.places(start, CPU, row, size), cache, first, last))
         row += size
     assert row == len(parents) + 1
     return torch.cat(passes, dim=1)
@@ -384,7 +329,7 @@ def test_a_chain_told_as_a_tree_is_an_ordinary_pass(kind, tiny_model, tiny_decod
     found = []
     for row, end in ((0, 1), (1, 4), (4, 8)):
         x = decoder.embed(ids[8 + row : 8 + end])
-        found.append(decoder.logits(decoder.run_layers(x, 8, cache, tree=chain_of(7), row=row)[0]))
+        found.append(decoder.logits(decoder.run_layers(x, chain_of(7).places(8, CPU, row, end - row), cache)[0]))
     assert_close(torch.cat(found), hf_logits(model, ids)[8:])
 
 
@@ -404,32 +349,10 @@ def test_a_tree_is_resumed_in_the_middle(kind, blocks, tiny_model, tiny_decoder,
         assert_close(decoder.logits(states[0]), expected)
 
 
-@pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
-def test_padded_tree_passes_give_the_same_logits(
-    kind, blocks, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch
-):
+def test_a_path_that_is_kept_is_read_on_from(kind, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
-    monkeypatch.setattr(decoder, "widths", {1: 4, 2: 4, 3: 4, 5: 6, 7: 8, 13: 16})
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
-    context, drafts, parents = random_ids(9, 1), random_ids(12, 2), some_parents(12, 6)
-    cache = fresh_cache(decoder)
-    read(decoder, context[:-1], cache)
-    written = cache.keys[0, 0, 0, :, 0].isfinite().sum()
-    states = run_tree(decoder, [context[-1], *drafts], len(context) - 1, cache, blocks, parents)
-    assert states.shape[1] == 13
-    assert cache.keys[0, 0, 0, :, 0].isfinite().sum() > written + 13  # padding reached the layers
-    assert_close(decoder.logits(states[0]), expected_rows(hf_logits, model, context, parents, drafts))
-
-
-@pytest.mark.parametrize("widths", [{}, {1: 4, 2: 4, 3: 4, 13: 16}], ids=["plain", "padded"])
-def test_a_path_that_is_kept_is_read_on_from(
-    kind, widths, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch
-):
-    config, model = tiny_model(kind)
-    decoder = tiny_decoder(config, model)
-    monkeypatch.setattr(decoder, "widths", widths)
-    monkeypatch.setattr(decoder, "narrow", None)  # by operations, which alone pad
+    monkeypatch.setattr(decoder, "narrow", None)
     cache = fresh_cache(decoder)
     context = random_ids(9, 1)
     read(decoder, context[:-1], cache)
@@ -483,6 +406,7 @@ def test_a_tree_in_lock_step_does_not_mix_sequences(tiny_model, tiny_decoder, hf
     cache = fresh_cache(decoder, batch=2)
     decoder.run_layers(decoder.embed(torch.tensor(contexts)[:, :-1]), 0, cache)
     rows = torch.cat((torch.tensor(contexts)[:, -1:], torch.tensor(drafts)), dim=1)
-    found = decoder.logits(decoder.run_layers(decoder.embed(rows), 8, cache, tree=tree_of(parents)))
+    places = Places.side_by_side([tree_of(parents).places(8, CPU)] * 2)
+    found = decoder.logits(decoder.run_layers(decoder.embed(rows), places, cache))
     for i in range(2):
         assert_close(found[i], expected_rows(hf_logits, model, contexts[i], parents, drafts[i]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import methods
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.drafting.tree import tree_of
 from bench.engine import graphs
 from bench.engine.cache import KVCache
@@ -76,7 +76,7 @@ def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_d
     for size in blocks:
         row = sum(x.shape[1] for x in passes)
         x = decoder.embed(rows[row : row + size])
-        passes.append(decoder.run_layers(x, len(ids) - 1, cache, tree=tree, row=row))
+        passes.append(decoder.run_layers(x, tree.places(len(ids) - 1, CPU, row, x.shape[1]), cache))
     found = decoder.logits(torch.cat(passes, dim=1)[0, [0, *(i + 1 for i in PATH)]])
     expected = hf_logits(model, [*ids, *(drafts[i] for i in PATH)])[len(ids) - 1 :]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
@@ -120,7 +120,7 @@ def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_cap
     before = len(recorded)
     assert before
     if "kangaroo" in made.__name__.lower():
-        assert method.adapter_cache.captured
+        assert method.caches[0].captured
     again = decode(method, prompt, 50, frozenset())
     assert len(recorded) == before  # everything was there
     alone = decode(made(target.by_operations(), made.Config(**knobs, **given)), prompt, 50, frozenset())
@@ -143,7 +143,7 @@ def test_widths_are_rounded_and_narrower_ones_and_all_lengths_made_at_once(
     assert len(recorded) == 15
     read(decoder, random_ids(5), cache, [5], start=20)
     assert len(recorded) == 20
-    decoder.run_layers(decoder.embed(random_ids(7)), 0, cache, tree=tree_of(PARENTS))
+    decoder.run_layers(decoder.embed(random_ids(7)), tree_of(PARENTS).places(0, CPU), cache)
     assert len(recorded) == 25  # of a tree this width alone
 
 
@@ -153,13 +153,13 @@ def test_once_closed_a_pass_takes_the_next_width_that_there_is_or_none(
     config, model = tiny_model("tied")
     decoder = tiny_decoder(config, model)
     ids, cache, tree = random_ids(40), decoder.new_cache(), tree_of(PARENTS)
-    decoder.run_layers(decoder.embed(random_ids(7)), 0, cache, tree=tree)
+    decoder.run_layers(decoder.embed(random_ids(7)), tree.places(0, CPU), cache)
     before = len(recorded)
     decoder.graphs.close()
     found = read(decoder, ids, cache, [20, 1, 3, 15, 1])
     torch.testing.assert_close(found, hf_logits(model, ids), rtol=0, atol=1e-4)
     smaller = tree_of(PARENTS[:2])  # 3 rows, where there is a pass over 8
-    states = decoder.run_layers(decoder.embed([ids[-1], 5, 6]), len(ids) - 1, cache, tree=smaller)
+    states = decoder.run_layers(decoder.embed([ids[-1], 5, 6]), smaller.places(len(ids) - 1, CPU), cache)
     expected = torch.cat([hf_logits(model, [*ids, *more])[-1:] for more in ([], [5], [6])])
     torch.testing.assert_close(decoder.logits(states[0]), expected, rtol=0, atol=1e-4)
     assert len(recorded) == before

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import methods
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.engine.placement import choose_homes, place
 from bench.errors import UserError
 

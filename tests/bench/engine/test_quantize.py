@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.drafting.method import decode
+from bench.drafting.loop import decode
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.products import Linear

@@ -8,10 +8,14 @@ import json
 import pytest
 import torch
 
+import methods
 from bench.cli import main
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.published import Published
 from bench.engine.decoder import Decoder
 from bench.lab import engine_bench
 from bench.models import shapes
+from methods.vanilla import Vanilla
 
 TINY = {
     "hidden_size": 64,
@@ -79,12 +83,27 @@ def test_every_part_is_measured_and_told(small, setting, tmp_path, capsys):
     assert found["answers"]["vanilla"]["over_vanilla"] == 1.0
     assert list(found["passes"])[:4] == ["1", "2", "3", "4"]
     assert found["random_weights"] is False
+    assert list(found["drafters"]) == list(found["published"]) == ["kangaroo", "medusa"]
     assert found["vanilla"]["weight_bytes"] > 4 * found["parameters"] * 0.9
-    times = [*found["passes"].values(), *found["drafts"].values(), *found["head"].values(), *found["cache"].values()]
+    times = [ms for part in ("passes", "drafts", "drafters", "head", "cache") for ms in found[part].values()]
     assert all(value > 0 for value in times)
     told = capsys.readouterr().out
     for words in ("of the read bandwidth", "a pass over n positions", "LM head of n tokens", "hf-generate"):
         assert words in told
+
+
+def test_what_a_method_declares_as_published_is_timed(tiny_model, tiny_decoder, monkeypatch):
+    class Announced(SpeculativeMethod):
+        published = Published("a table", drafts=3, call=lambda target: lambda: None)
+
+    class Unfitting(SpeculativeMethod):
+        published = Published("a network that cannot have these sizes", drafts=3, call=lambda target: None)
+
+    found = {"announced": Announced, "unfitting": Unfitting, "vanilla": Vanilla}
+    monkeypatch.setattr(methods, "names", lambda: list(found))
+    monkeypatch.setattr(methods, "load", found.__getitem__)
+    assert engine_bench.published() == {"announced": Announced.published, "unfitting": Unfitting.published}
+    assert list(engine_bench._drafters(tiny_decoder(*tiny_model("tied")), 1)) == ["announced"]
 
 
 def test_a_shape_needs_no_model_and_has_peers(small, tmp_path, capsys):

@@ -15,6 +15,10 @@ ENGINE = {
     "device": {"type": "cuda", "name": "a GPU", "threads": 4}, "engine": {"weights": "plain"}, "warnings": [],
     "peak_bytes": 2**34, "passes": {"1": 10.0, "2": 10.0, "4": 12.0, "8": 20.0},
     "drafts": {"1": 0.5, "2": 1.0, "4": 2.0}, "drafters": {"kangaroo": 0.4, "medusa": 1.5},
+    "published": {
+        "kangaroo": {"what": "an adapter", "drafts": 6, "exit_layer": 2, "call_per_draft": True},
+        "medusa": {"what": "heads", "drafts": 4, "exit_layer": 0, "call_per_draft": False},
+    },
 }  # fmt: skip
 PAPER = {
     "schema": 1, "source": "a paper", "citation": "c", "url": "u", "benchmark": "b", "definitions": {},
@@ -52,6 +56,14 @@ def test_a_papers_kangaroo_lies_between_no_draft_in_vain_and_gamma_drafts(paper)
     assert kangaroo["projected"] == pytest.approx([most, least])
     assert kangaroo["published"] == 1.5
     assert medusa["projected"] == pytest.approx([2 * 10 / (1.5 + 14)] * 2)
+
+
+def test_any_method_whose_draft_model_was_timed_is_projected(paper):
+    form = {"what": "a datastore", "drafts": 3, "exit_layer": 0, "call_per_draft": False}
+    engine = {**ENGINE, "drafters": {"rest": 2.0}, "published": {"rest": form}}
+    (rest,) = project(engine, [paper])
+    assert rest["projected"] == pytest.approx([2 * 10 / (2.0 + 12)] * 2)
+    assert rest["assumed"] == "a chain of 3 drafts"
 
 
 def test_of_a_run_every_step_counts(setting, tmp_path):

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from bench.drafting.method import NoKnobs, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import NoKnobs
 from bench.run.audit import Auditor
 from methods.vanilla import Vanilla
 

@@ -14,8 +14,9 @@ from rich.console import Console
 import methods
 from bench.cli import main
 from bench.config import RunConfig
-from bench.drafting.method import Draft, Method, decode
-from bench.drafting.step import Step
+from bench.drafting.loop import decode
+from bench.drafting.method import Method
+from bench.drafting.sequence import Draft, Step
 from bench.run import generate
 from bench.run.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
 from methods.vanilla import Vanilla

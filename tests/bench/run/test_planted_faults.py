@@ -11,7 +11,7 @@ import shutil
 import pytest
 import torch
 
-from bench.drafting.step import Step
+from bench.drafting.sequence import Step
 from bench.engine.cache import KVCache
 from bench.run import runner
 from methods.vanilla import Vanilla

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.drafting.step import Step
+from bench.drafting.sequence import Step
 from bench.run import contestants, runner
 from methods import names
 from methods.vanilla import Vanilla

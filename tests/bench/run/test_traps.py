@@ -12,7 +12,8 @@ import shutil
 
 import pytest
 
-from bench.drafting.method import NoKnobs, Peer, decode
+from bench.drafting.loop import decode
+from bench.drafting.method import NoKnobs, Peer
 from bench.run import runner
 from methods.vanilla import Vanilla
 from tests.oracle import Clock, Oracle, Sideways, knowing, timed

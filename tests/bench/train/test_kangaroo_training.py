@@ -14,16 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from bench.cli import main
-from bench.config import KangarooTraining
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.models import checkpoints
 from bench.train import conversations, loop, packed, prompts, training
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.writer import Recipe
+from methods.kangaroo import training as kangaroo_training
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter
-from methods.kangaroo.method import training as kangaroo_training
-from methods.kangaroo.training import AdapterTrainer
+from methods.kangaroo.training import AdapterTrainer, KangarooTraining
 from tests.tiny import records, run_bench
 
 EXIT = 1

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from bench.cli import main
-from bench.config import MedusaTraining
 from bench.drafting.tree_choice import MISS
 from bench.train import loop, training
-from methods.medusa.training import HeadsTrainer
+from methods.medusa.training import HeadsTrainer, MedusaTraining
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
 from tests.tiny import records, run_bench
 

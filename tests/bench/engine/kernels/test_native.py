@@ -85,7 +85,9 @@ def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, random_ids
     parents = [-1, -1, 0, 2, 1]
     cache = decoder.new_cache()
     decoder.run_layers(decoder.embed(ids[:-1]), 0, cache)
-    found = decoder.run_layers(decoder.embed([ids[-1], *drafts]), len(ids) - 1, cache, tree=tree_of(parents))
+    found = decoder.run_layers(
+        decoder.embed([ids[-1], *drafts]), tree_of(parents).places(len(ids) - 1, torch.device("cpu")), cache
+    )
     for path in ([0, 2, 3], [1, 4]):
         alone = decoder.new_cache()
         text = [*ids, *(drafts[i] for i in path)]

@@ -1,0 +1,119 @@
+"""Several methods as one, `a+b`: the first member that has a draft drafts, and all see what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
+from bench.engine.decoder import Decoder
+from bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Member:
+    """A method in a composition, with its knobs."""
+
+    label: str
+    method: type[SpeculativeMethod]
+    config: Any
+
+
+@dataclass(frozen=True)
+class CompositionConfig:
+    """The members, in the order in which they are asked."""
+
+    members: tuple[Member, ...]
+
+
+class Composition(SpeculativeMethod):
+    """Asks its members in order and takes the first draft; a sequence's notes are a list, of one entry a member."""
+
+    Config = CompositionConfig
+
+    def __init__(self, target: Decoder, config: CompositionConfig):
+        super().__init__(target, config)
+        self.members = [member.method(target, member.config) for member in config.members]
+        self.taps = tuple(sorted({layer for member in self.members for layer in member.taps}))
+        for label, member in self._named():
+            if not member.lossless:
+                raise UserError(f"{label} is not lossless, and cannot be part of a composition")
+            if any(layer < member.resume_layer for layer in self.taps):
+                raise UserError(
+                    f"{label} drafts with the first {member.resume_layer} layers, of which another member taps states: "
+                    "give them one exit layer"
+                )
+        self.memory = ", ".join(dict.fromkeys(member.memory for member in self.members))
+
+    def _named(self) -> list[tuple[str, SpeculativeMethod]]:
+        return [(given.label, member) for given, member in zip(self.config.members, self.members, strict=True)]
+
+    @property
+    def extra_parameters(self) -> int:
+        """Of all members."""
+        return sum(member.extra_parameters for member in self.members)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """Those of each member, and their names in the order of `Draft.part`."""
+        return {"parts": [label for label, _ in self._named()]} | {
+            label: member.notes for label, member in self._named() if member.notes
+        }
+
+    def knobs(self) -> dict[str, Any]:
+        """Those of each member."""
+        return {label: member.knobs() for label, member in self._named()}
+
+    @property
+    def widest(self) -> int:
+        """Of the member that asks for most."""
+        return max(member.widest for member in self.members)
+
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Every member opens the sequence."""
+        sequence.notes = [None] * len(self.members)
+        for part, member in enumerate(self.members):
+            with _own_notes([sequence], part):
+                member.open(sequence, prompt)
+
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """For each sequence, the first draft that has tokens."""
+        drafts = [NO_DRAFT] * len(sequences)
+        for part, member in enumerate(self.members):
+            asked = [i for i, draft in enumerate(drafts) if not draft.tokens]
+            if not asked:
+                break
+            with _own_notes([sequences[i] for i in asked], part):
+                found = member.propose([sequences[i] for i in asked], [budgets[i] for i in asked])
+            for i, draft in zip(asked, found, strict=True):
+                if draft.tokens or drafts[i].states is None:  # states of the newest token are worth keeping
+                    drafts[i] = replace(draft, part=part) if part else draft
+        return drafts
+
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Every member sees every outcome."""
+        for part, member in enumerate(self.members):
+            with _own_notes(sequences, part):
+                member.observe(sequences, outcomes)
+
+    def forget(self) -> None:
+        """Every member forgets."""
+        for member in self.members:
+            member.forget()
+
+
+@contextmanager
+def _own_notes(sequences: Many[Sequence], part: int) -> Iterator[None]:
+    """A member finds its own notes where a method's are."""
+    whole = [sequence.notes for sequence in sequences]
+    for sequence, notes in zip(sequences, whole, strict=True):
+        sequence.notes = notes[part]
+    try:
+        yield
+    finally:
+        for sequence, notes in zip(sequences, whole, strict=True):
+            notes[part], sequence.notes = sequence.notes, notes

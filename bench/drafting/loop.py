@@ -1,0 +1,208 @@
+"""The one loop: prefill, then steps of drafting and verification, counted alike for every method.
+
+It serves runs, `generate`, the window probe and the gate. EOS and the limit are applied here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from collections.abc import Sequence as Many
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
+from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States, Step
+from bench.drafting.tree import ROOT, chain_of
+from bench.engine.cache import KVCache
+from bench.engine.decoder import Decoder
+from bench.engine.places import Places
+from bench.engine.timing import Mark, between_s, mark, now_s
+
+T = TypeVar("T")
+
+# The target's caches of what a method decodes, by slot: kept from one question to the next, as making one takes time.
+_caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def open_sequence(
+    method: SpeculativeMethod, prompt: Many[int], sampler: Sampler | None = None, slot: int = 0
+) -> Sequence:
+    """Read the prompt through all layers; the sequence then ends with the token that this yields."""
+    target, slots = method.target, _caches.setdefault(method, {})
+    if slot not in slots:
+        slots[slot] = target.new_cache()
+    places = Places.after(0, len(prompt))
+    states = _run_through(target, target.embed(prompt), places, slots[slot], method)
+    _, first = method.verification(sampler)(NO_DRAFT, target.project(states.final[0, -1:]))
+    sequence = Sequence([*prompt, first], len(prompt), slots[slot], slot, sampler)
+    method.open(sequence, states)
+    return sequence
+
+
+@torch.inference_mode()
+def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Many[int]) -> list[Step]:
+    """One step of each sequence: draft, verify, keep the accepted drafts and the bonus.
+
+    `budgets`: tokens that each may still take, at least 1; never more are emitted.
+    """
+    device = method.target.device
+    drafting = mark(device)
+    drafts = method.propose(sequences, [budget - 1 for budget in budgets])
+    steps, outcomes = [], []
+    for sequence, draft, budget in zip(sequences, drafts, budgets, strict=True):
+        verifying = mark(device)
+        outcome = _verify(method, sequence, draft.merged(), budget)
+        verified = mark(device)
+        sequence.cache.keep_path(sequence.length, outcome.accepted)
+        sequence.context += outcome.emitted
+        sequence.length += len(outcome.emitted)
+        outcomes.append(outcome)
+        steps.append(_recorded(outcome, (drafting, verifying, verified)))
+        drafting = verified
+    method.observe(sequences, outcomes)
+    return steps
+
+
+def _verify(method: SpeculativeMethod, sequence: Sequence, draft: Draft, budget: int) -> Outcome:
+    """One pass over the newest token and all drafts."""
+    target, proposed = method.target, draft.proposed
+    assert proposed.tree.depth < budget, f"{proposed.tree.depth} drafts in a row proposed with room for {budget - 1}"
+    rows = draft.states
+    if rows is None:
+        rows = target.embed([sequence.context[-1], *draft.tokens])
+    places = draft.tree.places(sequence.length, target.device)
+    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
+    logits = target.project(states.final[0])
+    accepted, bonus = method.verification(sequence.sampler)(proposed, logits[: len(proposed.tokens) + 1])
+    return Outcome(draft, accepted, bonus, states, logits)
+
+
+def _run_through(
+    target: Decoder, x: Tensor, places: Places, cache: KVCache, method: SpeculativeMethod, first: int = 0
+) -> States:
+    """The layers from `first` on, stopping where the method taps states."""
+    taps: dict[int, Tensor] = {}
+    for layer in sorted(method.taps):
+        assert layer >= first, f"{type(method).__name__} taps layer {layer}, but drafting has run {first}"
+        if layer > first:
+            x = target.run_layers(x, places, cache, first, layer)
+        taps[layer], first = x, layer
+    return States(target.final_norm(target.run_layers(x, places, cache, first)), taps)
+
+
+def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
+    """The step as records tell it."""
+    draft, accepted = outcome.draft.proposed, outcome.accepted
+    children = draft.tree.children.get(accepted[-1] if accepted else ROOT, ())
+    rejected = [node for node in children if draft.tokens[node] != outcome.bonus]
+    said, calls = draft.confidences, outcome.draft.calls
+    return Step(
+        outcome.emitted,
+        drafted=len(draft.tokens),
+        accepted=len(accepted),
+        depth=draft.tree.depth,
+        calls=int(bool(draft.tokens)) if calls is None else calls,
+        rejected=[draft.tokens[node] for node in rejected],
+        accepted_confidence=[] if said is None else [said[node] for node in accepted],
+        rejected_confidence=[] if said is None else [said[node] for node in rejected],
+        part=outcome.draft.part,
+        marks=marks,
+    )
+
+
+def decode(
+    method: Method, prompt: Many[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
+) -> Answer:
+    """The answer of a method to `prompt`: at most `limit` tokens (>= 1), ending with the first one in `eos`."""
+    return at_once(decoding(method, prompt, limit, eos, sampler))
+
+
+def at_once(pieces: Generator[object, None, T]) -> T:
+    """What a generator that never pauses returns."""
+    try:
+        next(pieces)
+    except StopIteration as ended:
+        value: T = ended.value
+        return value
+    raise AssertionError("it paused, although not asked to")
+
+
+def decoding(
+    method: Method,
+    prompt: Many[int],
+    limit: int,
+    eos: frozenset[int],
+    sampler: Sampler | None = None,
+    pause_after: int = 0,
+) -> Generator[Answer, None, Answer]:
+    """`decode` in pieces: it pauses after the prefill and then after every `pause_after` steps (0: never).
+
+    In a pause, which is not timed, it gives the answer as far as it has come. A peer cannot be made to pause.
+    """
+    if isinstance(method, Peer):
+        answer = method.generate(prompt, limit, eos, sampler)
+        assert 1 <= len(answer.token_ids) <= limit, f"{type(method).__name__} gave {len(answer.token_ids)} tokens"
+        assert not eos & set(answer.token_ids[:-1]), f"{type(method).__name__} went on after the end"
+        return answer
+    assert isinstance(method, SpeculativeMethod)
+    device = method.target.device
+    start_s = now_s(device)
+    sequence = open_sequence(method, prompt, sampler)
+    answer = Answer(sequence.context[len(prompt) :], now_s(device) - start_s, 0.0)
+    if pause_after:
+        yield answer
+    tokens, start_s = answer.token_ids, now_s(device)
+    while len(tokens) < limit and tokens[-1] not in eos:
+        (step,) = speculate(method, [sequence], [limit - len(tokens)])
+        answer.steps.append(step.cut_at(eos))
+        tokens += answer.steps[-1].emitted
+        if pause_after and len(answer.steps) % pause_after == 0:
+            answer.decode_s += now_s(device) - start_s
+            yield answer
+            start_s = now_s(device)
+    answer.decode_s += now_s(device) - start_s
+    for step in answer.steps:
+        drafting, verifying, verified = step.marks
+        step.draft_s, step.verify_s = between_s(drafting, verifying), between_s(verifying, verified)
+    assert len(tokens) <= limit, f"{type(method).__name__} emitted {len(tokens)} tokens with room for {limit}"
+    return answer
+
+
+def probe(method: SpeculativeMethod, prompt: Many[int], answer: Many[int], windows: int) -> list[int]:
+    """At each position of `answer` but its first token: how many of at most `windows` drafts in a row are right.
+
+    Teacher-forced: every draft starts from the answer's own tokens. Of a tree, the first path counts.
+    """
+    sequence = open_sequence(method, prompt)
+    sequence.context[-1] = answer[0]
+    right = []
+    for position in range(1, len(answer)):
+        wanted = answer[position : position + windows]
+        drafts = _follow(method, sequence, answer[position], windows)
+        hits = [draft == token for draft, token in zip(drafts, wanted, strict=False)]
+        right.append(hits.index(False) if False in hits else len(hits))
+    return right
+
+
+@torch.inference_mode()
+def _follow(method: SpeculativeMethod, sequence: Sequence, token: int, budget: int) -> list[int]:
+    """Draft, then go on with `token` whatever the target says; the drafts of the first path."""
+    target = method.target
+    (draft,) = method.propose([sequence], [budget])
+    rows = target.embed([sequence.context[-1]]) if draft.states is None else draft.states[:, :1]
+    places = chain_of(0).places(sequence.length, target.device)
+    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
+    sequence.context.append(token)
+    sequence.length += 1
+    method.observe([sequence], [Outcome(draft, [], token, states, target.project(states.final[0]))])
+    path: list[int] = []
+    node = ROOT
+    while children := draft.proposed.tree.children.get(node, ()):
+        node = children[0]
+        path.append(draft.tokens[node])
+    return path

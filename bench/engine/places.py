@@ -1,0 +1,88 @@
+"""Where the rows of a pass stand: one value for every way of running a pass, and for a draft model's own cache.
+
+A pass runs w rows (tokens) of each of B sequences. The rows of a sequence lie side by side in the cache, behind what it
+has read for good. Their positions in the text and what they see are those of a text that goes on (causal), or those of
+the nodes of a tree, each at the position of its depth, seeing its ancestors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """The w rows of one sequence."""
+
+    base: int  # positions that the sequence has read for good: every row sees them
+    slot: int = 0  # of the cache
+    before: int = 0  # rows of the same tree that earlier passes have written behind `base`
+    depths: Tensor | None = None  # [w]: a row's position is base + depth; None: causal
+    seen: Tensor | None = None  # [w, before + w] bool: which rows behind `base` each row sees; None: causal
+
+    @property
+    def first(self) -> int:
+        """The cache's row of the first of them."""
+        return self.base + self.before
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a pass stand."""
+
+    spans: tuple[Span, ...]  # [B]
+    width: int  # w
+
+    @classmethod
+    def after(cls, start: int, width: int, batch: int = 1) -> Places:
+        """A text that goes on from position `start`, for sequences in lock-step."""
+        return cls(tuple(Span(start, slot) for slot in range(batch)), width)
+
+    @classmethod
+    def side_by_side(cls, parts: Iterable[Places]) -> Places:
+        """Several sequences' places as one pass, the first in slot 0, and so on."""
+        every = list(parts)
+        assert len({part.width for part in every}) == 1, "rows of a pass are as many for each sequence"
+        spans = [span for part in every for span in part.spans]
+        return cls(tuple(replace(span, slot=slot) for slot, span in enumerate(spans)), every[0].width)
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return len(self.spans)
+
+    @functools.cached_property
+    def together(self) -> Span | None:
+        """The one span that stands for all, where sequences are in lock-step in the cache's first slots."""
+        one = self.spans[0]
+        alike = all(s.base == one.base and s.depths is None and s.slot == i for i, s in enumerate(self.spans))
+        return one if alike or (len(self.spans) == 1 and one.slot == 0) else None
+
+    @property
+    def end(self) -> int:
+        """The cache's rows up to the last that is written."""
+        return max(span.first for span in self.spans) + self.width
+
+    def positions(self, device: torch.device) -> Tensor:
+        """[B, w], in the text."""
+        steps = torch.arange(self.width, device=device)
+        return torch.stack([s.base + (s.before + steps if s.depths is None else s.depths) for s in self.spans])
+
+    def seen(self, device: torch.device) -> Tensor:
+        """[B, w, end] bool: which rows of the cache each row sees."""
+        steps = torch.arange(self.width, device=device)[:, None]
+        rows = torch.arange(self.end, device=device)
+        masks = []
+        for span in self.spans:
+            if span.seen is None:
+                masks.append(rows <= span.first + steps)
+            else:
+                beyond = self.end - span.first - self.width
+                masks.append(F.pad(F.pad(span.seen, (span.base, 0), value=True), (0, beyond), value=False))
+        return torch.stack(masks)

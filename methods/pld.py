@@ -1,0 +1,52 @@
+"""Prompt lookup decoding (Saxena, 2023; the defaults are those of Spec-Bench's copy, arXiv 2401.07851)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.drafting.method import TextMethod
+from bench.drafting.sequence import NO_DRAFT, Draft
+from bench.engine.decoder import MAX_DRAFTS, Decoder
+
+
+@dataclass(frozen=True)
+class PLDConfig:
+    """The knobs of prompt lookup."""
+
+    ngram: int = field(default=3, metadata={"help": "newest tokens to look for, at most; then fewer, down to 1"})
+    tokens: int = field(default=10, metadata={"help": "drafts: the tokens that followed; a match needs as many"})
+    length: str = field(
+        default="all",
+        metadata={"help": "all; or cost: only as many as verify for less than they bring if accepted, on this device"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.ngram < 1:
+            raise ValueError(f"ngram={self.ngram} must be at least 1")
+        if not 1 <= self.tokens <= MAX_DRAFTS:
+            raise ValueError(f"tokens={self.tokens} must lie in 1..{MAX_DRAFTS}")
+        if self.length not in ("all", "cost"):
+            raise ValueError(f"length={self.length} must be all or cost")
+
+
+class PLD(TextMethod):
+    """Drafts what followed the newest n-gram where it first stood in the text."""
+
+    Config = PLDConfig
+
+    def __init__(self, target: Decoder, config: Any):
+        super().__init__(target, config)
+        self.most = config.tokens
+        if config.length == "cost":
+            self.most = max(range(config.tokens + 1), key=lambda n: (1 + n) / self.costs.verifying(1 + n))
+
+    def propose_text(self, context: list[int], budget: int) -> Draft:
+        """The longest match counts, and of these the first one that enough tokens follow."""
+        most, tokens = min(self.most, budget), self.config.tokens
+        for n in range(min(self.config.ngram, len(context) - 1), 0, -1):
+            newest = context[-n:]
+            for end in range(n, len(context) - tokens + 1):
+                if context[end - 1] == newest[-1] and context[end - n : end] == newest:
+                    return Draft(context[end : end + most])
+        return NO_DRAFT
