@@ -5,33 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sequence import Draft
 from methods.vanilla import Vanilla
+from tests.fakes import OneSequence
 
 
-class Oracle(SpeculativeMethod):
+class Oracle(OneSequence):
     """Drafts a chain of the next `width` tokens of `answer_to(prompt)`, for as long as the answer has followed it."""
 
     width = 4
     answer_to: Callable[[list[int]], list[int]]
 
-    def begin(self, exit_states, final_states):
-        self.prompt_tokens = self.length
+    def open(self, sequence, prompt):
+        super().open(sequence, prompt)
+        self.prompt_tokens = sequence.length
 
     def coming(self, room: int) -> list[int]:
         """What follows by the reference, at most `room` tokens."""
         answer = type(self).answer_to(self.context[: self.prompt_tokens])
         return answer[len(self.context) - self.prompt_tokens :][:room]
 
-    def propose(self, room):
+    def draft(self, room):
         return Draft(self.coming(min(room, self.width)))
 
 
 class Sideways(Oracle):
     """Beside a wrong draft the two right ones: the accepted rows of the cache have to move."""
 
-    def propose(self, room):
+    def draft(self, room):
         right = self.coming(min(room, 2))
         if len(right) < 2:
             return Draft([])
@@ -61,13 +62,12 @@ def timed(clock: Clock, prefill_s: float, step_s: float | Callable[[list[int]], 
     """Vanilla whose prefill and steps take so many seconds of `clock`; a function of the prompt says how many."""
 
     class Timed(Vanilla):
-        def prefill(self, prompt):
+        def open(self, sequence, prompt):
             clock.now += prefill_s
-            self.step_s = step_s(list(prompt)) if callable(step_s) else step_s
-            return super().prefill(prompt)
+            self.step_s = step_s(sequence.context[:-1]) if callable(step_s) else step_s
 
-        def step(self, room):
+        def propose(self, sequences, budgets):
             clock.now += self.step_s
-            return super().step(room)
+            return super().propose(sequences, budgets)
 
     return Timed

@@ -58,9 +58,8 @@ class Watched(Vanilla):
     def seen(prompt: list[int]) -> None:
         """A test puts its own here."""
 
-    def prefill(self, prompt):
-        type(self).seen(list(prompt))
-        return super().prefill(prompt)
+    def open(self, sequence, prompt):
+        type(self).seen(sequence.context[:-1])
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

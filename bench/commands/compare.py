@@ -54,8 +54,8 @@ def rules_of(options: Namespace) -> Rules:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.figures.compare import compare
-    from bench.figures.compare_answers import compare_answers
     from bench.figures.records import read_records
+    from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
     if any(files) and not all(files):

@@ -27,7 +27,7 @@ def run(options: Namespace) -> int:
 
     decode = None
     if options.model is not None:
-        from bench.questions import ChatFormat
+        from bench.models.chat import ChatFormat
 
         checkpoint = checkpoints.resolve(options.model, log=say)
         run = read_run(options.run_dir)

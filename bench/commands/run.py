@@ -75,23 +75,23 @@ def run(options: Namespace) -> int:
         settings = config.from_flags(given, preset or "laptop")
     else:
         settings = resume.settings(resumed[1], (config.PRESETS[preset] if preset else {}) | given)
-    bench_run = runner.Bench(settings, say, resumed)
-    record = bench_run.run()
-    if not bench_run.turns:
+    left = runner.run(settings, say, resumed)
+    record, folder = left.record, left.folder
+    if not left.turns:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
         return 130
-    paths = write_report(bench_run.run_dir, bench_run.plots_dir)
-    summary = json.loads((bench_run.run_dir / "summary.json").read_text(encoding="utf-8"))
+    paths = write_report(folder, left.plan.plots)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     print(terminal_table(summary))
     tell_written(paths)
     if not record.complete:
         print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)
-        print(f"go on with: python run_bench.py --resume {bench_run.run_dir}", file=sys.stderr)
+        print(f"go on with: python run_bench.py --resume {folder}", file=sys.stderr)
         return 130
-    failed = metrics.not_lossless(record, bench_run.turns)
+    failed = metrics.not_lossless(record, left.turns)
     if failed:
-        print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {bench_run.run_dir}", file=sys.stderr)
-    dead = metrics.failed_throughout(record, bench_run.turns)
+        print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}", file=sys.stderr)
+    dead = metrics.failed_throughout(record, left.turns)
     for label, error in dead.items():
         print(f"{label} failed in every question, first with: {error}", file=sys.stderr)
     return 1 if failed or dead else 0

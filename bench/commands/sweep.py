@@ -55,11 +55,11 @@ def run(options: Namespace) -> int:
     settings = config.from_flags({"peer": ("none",)} | asked, preset or "laptop")
     from bench.sweep import sweep
 
-    bench_run, paths = sweep.run(settings, grids or [], training, log=say)
+    left, paths = sweep.run(settings, grids or [], training, log=say)
     if not paths:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
         return 130
-    return _show_sweep(bench_run.run_dir, paths)
+    return _show_sweep(left.folder, paths)
 
 
 def _redraw_sweep(run_dir: Path) -> int:

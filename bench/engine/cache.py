@@ -37,9 +37,9 @@ class KVCache:
         self.captured: dict[Hashable, dict[int, Any]] = {}  # passes that write here, by width: see `graphs`
         self._parts = []  # [layers, 2, B, H_kv, S, D]: neighbours on one device. One copy writes keys and values.
         for home, own in itertools.groupby(homes or [torch.device(device)] * layers):
-            # On a CPU empty, not zeros: pages that no answer reaches are then never touched. Elsewhere passes may look
-            # at rows that they mask (see `graphs`), which must be finite.
-            make = torch.empty if home.type == "cpu" else torch.zeros
+            # On a CPU empty, not zeros: pages that no answer reaches are then never touched. Elsewhere, and where
+            # sequences stand apart, passes look at rows that they mask, which must be finite.
+            make = torch.empty if home.type == "cpu" and batch == 1 else torch.zeros
             shape = (len(list(own)), 2, batch, kv_heads, max_len, head_dim)
             self._parts.append(make(shape, dtype=dtype, device=home))
         self._layers = [layer for part in self._parts for layer in part]  # [2, B, H_kv, S, D] each

@@ -8,6 +8,7 @@ decided by how fast this machine is today; everything else is chosen by the code
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_recor
 from bench.figures.rules import Rules
 from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, with_knobs
-from bench.run import environment, resume
-from bench.run.runner import Bench
+from bench.models import loading
+from bench.run import resume, runner
 from bench.typed_json import read
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
@@ -38,7 +39,7 @@ Speedup = Annotated[float, Field(ge=0)]
 
 def folder_of(given: dict[str, Any]) -> Path:
     """Where the baseline of a model on this kind of device lies."""
-    kind = environment.choose_device(given.get("device", "auto")).type
+    kind = loading.choose_device(given.get("device", "auto")).type
     model = given.get("model", DEFAULT_MODEL)
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
 
@@ -96,12 +97,13 @@ def write(folder: Path, now: Records) -> None:
 def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records:
     with tempfile.TemporaryDirectory(prefix="roobench-baseline-") as scratch:
         settings = dataclasses.replace(settings, out=scratch)
-        bench = Bench(settings, log, adapt=lambda variant: with_knobs(variant, measured))
-        run = bench.run()
+        knobs = functools.partial(with_knobs, measured=measured)
+        left = runner.run(settings, log, adapt=knobs)
+    run = left.record
     if not run.complete:  # part of a run is no evidence
         raise KeyboardInterrupt
     run.config["out"] = None  # a folder that is gone
-    return run, bench.turns
+    return run, left.turns
 
 
 def _speedups(records: Records) -> dict[str, float]:

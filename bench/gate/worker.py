@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import sys
@@ -15,12 +16,12 @@ import methods
 from bench.config import RunConfig
 from bench.drafting.method import SpeculativeMethod
 from bench.errors import UserError
-from bench.figures.records import Run, Turn
+from bench.figures.records import Turn
 from bench.gate.measured import with_knobs
 from bench.gate.protocol import PROTOCOL
 from bench.gate.slow_down import slow_down
+from bench.run import runner
 from bench.run.contestants import Contestant
-from bench.run.runner import Bench
 
 # An answer's steps that one side takes before it is the other's turn. A shared machine's speed wanders within seconds:
 # whole answers of 32 tokens in turns differed by 4% (standard deviation) where no code did, four steps in turns by 2%.
@@ -29,18 +30,22 @@ _SETTLE_S = 0.005  # threads that wait for work spin for milliseconds, which wou
 
 
 class Worker:
-    """A bench that is told what to answer."""
+    """A run that is told what to ask."""
 
     def __init__(self, config: RunConfig, measured: dict[str, Any], slower: dict[str, float]):
         """`measured`: what the other side measured when it began, to be used here too."""
-        self.bench = Bench(config, _tell, adapt=lambda variant: with_knobs(variant, measured))
-        self.questions = {question.question_id: question for question in self.bench.questions.questions}
-        self.contestants = {contestant.label: contestant for contestant in self.bench.contestants}
+        knobs = functools.partial(with_knobs, measured=measured)
+        plan = runner.make_plan(config, adapt=knobs)
+        self.examiner = runner.assemble(plan, runner.load(plan, _tell), _tell)
+        self.variants = plan.variants
+        self.questions = {question.question_id: question for question in plan.questions.questions}
+        self.contestants = {contestant.label: contestant for contestant in self.examiner.contestants}
         _slow_down(self.contestants, slower)
         self.history: dict[tuple[int, int], list[tuple[str, str]]] = {}  # by question and round: what was said so far
+        self.round: int | None = None  # the one that is being asked
         self.open: dict[str, Turn] = {}  # answers to the turn that is being asked
         self.going: Generator[object, None, Turn]  # the answer under way
-        self.record: Run = self.bench.prepare()
+        self.record = runner.prepare(plan, self.examiner, _tell)
 
     def handle(self, asked: dict[str, Any]) -> dict[str, Any]:
         """The answer to one line."""
@@ -49,7 +54,7 @@ class Worker:
                 return {
                     "protocol": PROTOCOL,
                     "files": {"bench": bench.__file__}
-                    | {variant.label: inspect.getfile(variant.method) for variant in self.bench.variants},
+                    | {variant.label: inspect.getfile(variant.method) for variant in self.variants},
                     "run": dataclasses.asdict(self.record),
                     "questions": [
                         {"id": q.question_id, "task": q.task, "turns": len(q.turns)} for q in self.questions.values()
@@ -66,7 +71,10 @@ class Worker:
 
     def _begin(self, asked: dict[str, Any]) -> None:
         contestant, question = self.contestants[asked["label"]], self.questions[asked["question"]]
-        self.going = self.bench.answering(
+        if asked["round"] != self.round:
+            self.round = asked["round"]
+            self.examiner.forget()
+        self.going = self.examiner.answering(
             contestant, question, asked["turn"], asked["round"], self._prompt(asked), pause_after=STEPS
         )
 
@@ -86,7 +94,7 @@ class Worker:
         """Everybody has answered the turn: audit, and go on with vanilla's answer."""
         vanilla, question = self.open[methods.BASELINE], self.questions[asked["question"]]
         if vanilla.error is None:
-            self.bench.audit(self.open, self._prompt(asked))
+            self.examiner.audit(self.open, self._prompt(asked))
             self._said(asked).append((question.turns[asked["turn"]], vanilla.text))
         turns = [dataclasses.asdict(turn) for turn in self.open.values()]
         self.open = {}
@@ -97,7 +105,7 @@ class Worker:
 
     def _prompt(self, asked: dict[str, Any]) -> list[int]:
         text = self.questions[asked["question"]].turns[asked["turn"]]
-        return self.bench.chat.prompt(self._said(asked)[: asked["turn"]], text)
+        return self.examiner.loaded.chat.prompt(self._said(asked)[: asked["turn"]], text)
 
 
 def _tell(line: str) -> None:

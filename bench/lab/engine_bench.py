@@ -27,11 +27,11 @@ from bench.engine.timing import interleaved
 from bench.errors import UserError, did_you_mean
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
+from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
 from bench.models.shapes import SHAPES, checkpoint_of, config_of, random_weights
 from bench.run import environment
-from bench.run.contestants import Contestant, memory_errors, variants
+from bench.run.contestants import Contestant, variants
 from bench.run.memory import peak_bytes
-from bench.run.runner import device_and_dtype, engine_facts, load_target
 from methods import BASELINE
 
 Log = Callable[[str], None]
@@ -62,7 +62,7 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
     chosen = variants(config)
     if shape is None:
         checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-        target = load_target(config, checkpoint, context, log)
+        target = load_decoder(checkpoint, *set_up(Compute.of(config), log), max_len=context, quantize=config.quantize)
     else:
         checkpoint, target = _of_shape(config, shape, context, log)
     contestants = []
@@ -93,7 +93,7 @@ def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Ch
     if shape not in SHAPES:
         raise UserError(f"unknown shape {shape!r}{did_you_mean(shape, SHAPES)}; there are {', '.join(SHAPES)}")
     log(f"making random weights of {shape}")
-    device, dtype = device_and_dtype(config, log)
+    device, dtype = set_up(Compute.of(config), log)
     hf_config = config_of(shape)
     with memory_errors(f"random weights of {shape} in {dtype}"):
         target = Decoder.from_weights(

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TypeVar
 
 import methods
 from bench.config import RunConfig
 from bench.drafting.loop import decode
 from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
+from bench.engine.huge_pages import use_huge_pages
 from bench.errors import UserError, told
 from bench.figures.facts import PassCosts
-from bench.files import first_line
+from bench.models.loading import Loaded, memory_errors
 
+T = TypeVar("T", methods.Variant, "Contestant")
 ALL = "all"  # in place of a method's name
 WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
 _WARM_UP_TOKENS = 24
 _WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
 _STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
+# Told who cannot take part, and why; returns where the others go on without.
+Fails = Callable[[str, Exception], None]
+
+
+def raising(label: str, error: Exception) -> None:
+    """End the run, as where nobody is told what else to do."""
+    raise error
 
 
 @dataclass
@@ -46,7 +53,7 @@ class Contestant:
         per_token_s = self.warm.decode_s / max(1, len(self.warm.token_ids) - 1)
         return prompt_tokens / self.warm_prompt * self.warm.prefill_s + new_tokens * per_token_s
 
-    def warm_up(self, prompt: list[int], room: int, sampler: Sampler | None) -> None:
+    def warm_up(self, prompt: list[int], room: int, sampler: Sampler | None) -> Contestant:
         """Decode `prompt` until the time per token is stable; never counted."""
         limit = min(_WARM_UP_TOKENS, room - len(prompt))
         if limit < 2:
@@ -66,6 +73,7 @@ class Contestant:
             if stable:
                 break
         self.warm_prompt = len(prompt)
+        return self
 
 
 def variants(config: RunConfig) -> list[methods.Variant]:
@@ -88,6 +96,40 @@ def _expanded(asked: Sequence[str]) -> Iterator[str]:
             yield from (name for name in methods.built_in() if not issubclass(methods.load(name), Peer))
         else:
             yield label
+
+
+def line_up(
+    chosen: Sequence[methods.Variant], loaded: Loaded, windows: int, fails: Fails = raising
+) -> list[Contestant]:
+    """The variants made ready on the target; with `windows`, those that can are made once more for the probe.
+
+    Raises:
+        UserError: no weights, or out of memory; what else `fails` raises.
+
+    """
+    return each_able(chosen, lambda variant: _ready(variant, loaded, windows), fails)
+
+
+def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant:
+    target = loaded.target
+    with memory_errors(f"method {variant.label}"):
+        if issubclass(variant.method, Peer):
+            return Contestant(variant.label, variant.method(target, variant.config, loaded.checkpoint))
+        runner = variant.method(target, variant.config)
+        if target.device.type == "cpu":
+            use_huge_pages()  # not for peers, which come later: they run as they do elsewhere
+        return Contestant(variant.label, runner, *prober(runner, windows))
+
+
+def each_able(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
+    """What `act` makes of the items, but for those where it fails and `fails` returns."""
+    made = []
+    for item in items:
+        try:
+            made.append(act(item))
+        except Exception as error:
+            fails(item.label, error)
+    return made
 
 
 def prober(runner: Method, windows: int) -> tuple[SpeculativeMethod | None, int]:
@@ -133,19 +175,3 @@ def _per_step(contestant: Contestant) -> dict[str, float]:
     steps = contestant.warm.steps
     rest_s = contestant.warm.decode_s - sum(step.draft_s + step.verify_s for step in steps)
     return {"total": contestant.warm.decode_s / len(steps), "rest": rest_s / len(steps)}
-
-
-@contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Out of memory becomes a sentence."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        remedy = (
-            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
-        )
-        raise UserError(f"not enough memory for {what} ({first_line(error)}): {remedy}") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise UserError(f"not enough memory for {what}: take a smaller model or --dtype bfloat16") from error

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +17,6 @@ import psutil
 import torch
 
 from bench.engine.timing import interleaved
-from bench.errors import UserError
 from bench.figures.facts import Provenance
 from bench.figures.machine import Gpu, Machine
 from bench.run.processor import describe_processor
@@ -27,37 +25,6 @@ _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy",
 _BUSY_PERCENT = 15
 _BUFFER_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # larger than any cache
 _ROOT = Path(__file__).parents[2]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto: CUDA where torch can use it, else CPU.
-
-    Raises:
-        UserError: no such device, or torch cannot use it.
-
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: give cpu, cuda, cuda:N or auto") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"device {name!r} is not there: this torch ({torch.__version__}) sees {found} CUDA devices")
-    return device
-
-
-def unused_gpu_warning(device: torch.device) -> str | None:
-    """A sentence if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
-    if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
-        return None
-    return (
-        f"this machine has an NVIDIA GPU, but this torch ({torch.__version__}) cannot use it: the run is on the CPU. "
-        "Install a CUDA build of torch that fits the driver (nvidia-smi shows it)"
-    )
 
 
 def busy_warning() -> str | None:
@@ -86,18 +53,6 @@ def _busy_s() -> float:
     times = psutil.cpu_times()
     # What guests use is counted among user's and nice's already.
     return float(sum(times) - sum(getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice")))
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether the driver's own tool lists a GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return False
-    try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def describe_machine(device: torch.device, threads: int) -> Machine:

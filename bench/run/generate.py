@@ -20,18 +20,14 @@ from rich.panel import Panel
 from rich.text import Text
 
 import methods
-from bench import questions
 from bench.config import RunConfig
 from bench.drafting.loop import decode, decoding
 from bench.drafting.method import Answer, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Step
-from bench.engine.decoder import DecoderConfig
 from bench.errors import UserError
-from bench.models import checkpoints
-from bench.questions import ChatFormat
-from bench.run.contestants import memory_errors, sampler_of
-from bench.run.runner import generation_config, load_target
+from bench.models.loading import Compute, find, load, memory_errors
+from bench.run.contestants import sampler_of
 
 WIDE = 100  # columns from which two answers fit beside each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
@@ -245,26 +241,23 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
         )
     if label == methods.BASELINE:
         raise UserError("vanilla is always there: name the method to set beside it with --method")
-    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
-    prompt = chat.prompt([], text)
-    context = DecoderConfig.from_hf(checkpoints.load_config(checkpoint)).context
+    model = find(config.model, config.revision, log)
+    prompt, context = model.chat.prompt([], text), model.context
     limit = min(config.max_new_tokens, context - len(prompt))
     if limit < 1:
         raise UserError(f"the prompt's {len(prompt)} tokens leave no room in the context of {context}: shorten it")
     if limit < config.max_new_tokens:
         log(f"the context of {context} tokens leaves room for {limit} new tokens")
-    log(f"loading {checkpoint.name}")
-    target = load_target(config, checkpoint, min(context, len(prompt) + limit + _SPARE_POSITIONS), log)
+    log(f"loading {model.checkpoint.name}")
+    target = load(model, Compute.of(config), min(context, len(prompt) + limit + _SPARE_POSITIONS), log).target
     sides = []
     for one in (methods.parse(methods.BASELINE), variant):
         with memory_errors(f"method {one.label}"):
             assert issubclass(one.method, SpeculativeMethod)
             method = one.method(target, one.config)
         sampler = sampler_of(config)
-        sides.append(Side(one.label, method, limit, eos, Detokenizer(chat.tokenizer), sampler))
-    return Generation(config, checkpoint.name, prompt, sides)
+        sides.append(Side(one.label, method, limit, model.eos, Detokenizer(model.chat.tokenizer), sampler))
+    return Generation(config, model.checkpoint.name, prompt, sides)
 
 
 def show(generation: Generation, console: Console, *, rejected: bool = False) -> None:

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
+
+import torch
 
 import methods
 from bench.config import RunConfig, TrainConfig
 from bench.drafting.method import Peer
 from bench.errors import UserError, did_you_mean
-from bench.figures.records import RUN_FILE, Run, check_writable, read_run, write_json
+from bench.figures.records import RUN_FILE, Run, alone_in, check_writable, read_run, write_json
+from bench.models import loading
+from bench.models.loading import Compute, Loaded, Log
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
-from bench.run.contestants import WARM_UP, Contestant
+from bench.run.examiner import Examiner
+from bench.run.plan import Plan
+from bench.run.recorder import Recorder
+from bench.run.scheduler import expected_s
 from bench.train.scores import read_scores
-from bench.train.training import train, trainer_of
+from bench.train.training import compute, train, trainer_of
+from bench.train.writer import Recipe
 from bench.typed_json import read
-
-Log = Callable[[str], None]
 
 MANY = 24  # variants from which on a sweep is said to take long
 TRAIN = "train."  # begins the name of an axis of training
@@ -153,11 +160,12 @@ def _convert(name: str, value: str, kind: type) -> Any:
 
 def run(
     config: RunConfig, grids: Sequence[str], training: dict[str, Any], log: Log = print
-) -> tuple[SweepBench, list[Path]]:
+) -> tuple[Recorder, list[Path]]:
     """Train what is to be trained, run all variants beside vanilla, and write records, table and figures.
 
-    `config.method` is the one method; `training`: settings of every training. What fails is told and left out. Returns
-    the runner's bench after its run, and the files written.
+    `config.method` is the one method; `training`: settings of every training. What fails is told and left out. The
+    model is loaded once, for runs in float32 also for their trainings. Returns what the run has left, and the files
+    written.
 
     Raises:
         UserError: a mistake in the command, a folder of another sweep, or nothing is left to run.
@@ -173,15 +181,21 @@ def run(
     log(
         f"{len(planned)} variants, in {folder}; interrupted, the sweep goes on with the same command and --out {folder}"
     )
-    _train_all(planned, sweep, log)
     config = dataclasses.replace(config, out=str(folder))
-    bench = _going_on(config, earlier, sweep, log) or _prepared(config, sweep, log)
-    _keep(folder, sweep)  # now, so that what a killed run leaves can be drawn
-    bench.run()
-    _keep(folder, sweep)
-    if not bench.turns:
-        return bench, []
-    return bench, [*write_sweep(folder), *write_report(bench.run_dir, bench.plots_dir)]
+    loaded = _train_all(config, planned, sweep, log)
+    config, resumed = _going_on(config, earlier, sweep, log) or (_of_living(config, sweep), None)
+    asked = runner.make_plan(config, resumed, of_sweep=True)
+    fails = functools.partial(_fail_in_run, sweep, resumed and resumed[1], log)
+    examiner = runner.assemble(asked, loaded or runner.load(asked, log), log, fails)
+    with alone_in(folder):
+        record = runner.prepare(asked, examiner, log, fails)
+        _warn_of_many(asked, examiner, log)
+        _keep(folder, sweep)  # now, so that what a killed run leaves can be drawn
+        left = runner.ask(asked, examiner, record, log)
+        _keep(folder, sweep)
+    if not left.turns:
+        return left, []
+    return left, [*write_sweep(folder), *write_report(folder, left.plan.plots)]
 
 
 def _new_folder(method: str) -> Path:
@@ -215,17 +229,26 @@ def _keep(folder: Path, sweep: Sweep) -> None:
     write_json(folder / SWEEP_FILE, sweep)
 
 
-def _train_all(planned: Sequence[Planned], sweep: Sweep, log: Log) -> None:
-    """Train each set of weights once; variants whose training fails are out."""
+def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log: Log) -> Loaded | None:
+    """Train each set of weights once; variants whose training fails are out.
+
+    All trainings are on one loaded model. If it will do for the run as well, it is returned.
+    """
     trainings = list({p.training.out: p.training for p in planned if p.training}.values())
     layers = sorted({training.exit_layer for training in trainings})
-    for training in trainings:
-        _is_trained(training)  # a mistake in the command is told before an hour of work
+    missing = [t for t in trainings if not _is_trained(t)]  # a mistake in the command is told before an hour of work
+    shared = Compute.of(config).quantize == "none" and Compute.of(config).torch_dtype == torch.float32
+    loaded = None
+    if missing and shared:
+        loaded = runner.load(runner.make_plan(_of_living(config, sweep), of_sweep=True), log, Recipe.length)
+    elif missing:
+        model = loading.find(config.model, config.revision, log)
+        loaded = loading.load(model, compute(missing[0]), Recipe.length, log)
     failed: dict[str | None, str] = {}
     for number, training in enumerate(trainings, 1):
         assert training.out
         try:
-            _train(sweep.method.partition(":")[0], training, layers, f"{number} of {len(trainings)}", log)
+            _train(sweep.method.partition(":")[0], training, layers, f"{number} of {len(trainings)}", loaded, log)
         except Exception as error:  # any failure is a result: told, and the others go on
             failed[training.out] = f"training failed: {_reason(error)}"
     for p, variant in zip(planned, sweep.variants, strict=True):
@@ -234,6 +257,7 @@ def _train_all(planned: Sequence[Planned], sweep: Sweep, log: Log) -> None:
         elif p.training:
             scores = read_scores(Path(str(p.training.out)))
             variant.agreement = scores.agreement if scores else None
+    return loaded if shared else None
 
 
 def _is_trained(training: TrainConfig) -> bool:
@@ -264,13 +288,15 @@ def _settings(training: TrainConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
-def _train(method: str, training: TrainConfig, layers: Sequence[int], number: str, log: Log) -> None:
+def _train(
+    method: str, training: TrainConfig, layers: Sequence[int], number: str, loaded: Loaded | None, log: Log
+) -> None:
     """One set of weights, unless it lies there."""
     if _is_trained(training):
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(method, training, log, layers)
+    train(method, training, log, layers, loaded)
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 
@@ -279,68 +305,28 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-class _VariantError(Exception):
-    """A variant cannot be made."""
-
-    def __init__(self, label: str, reason: str):
-        super().__init__(reason)
-        self.label = label
+def _of_living(config: RunConfig, sweep: Sweep) -> RunConfig:
+    """The settings of a run of all variants that have not failed."""
+    labels = tuple(variant.label for variant in sweep.variants if variant.label not in sweep.failed)
+    return dataclasses.replace(config, method=labels)
 
 
-class SweepBench(runner.Bench):
-    """A run that goes on without the variants that fail before its first question."""
-
-    other_records = ()
-
-    def __init__(self, config: RunConfig, sweep: Sweep, log: Log, resumed: tuple[Path, Run] | None = None):
-        self.sweep = sweep
-        super().__init__(config, log, resumed)
-
-    @property
-    def go_on(self) -> str:
-        """By the sweep's own command."""
-        return f"the same command and --out {self.run_dir}"
-
-    def _contestant(self, variant: methods.Variant) -> Contestant:
-        try:
-            return super()._contestant(variant)
-        except Exception as error:
-            if variant.label not in self.config.method:
-                raise
-            raise _VariantError(variant.label, _reason(error)) from error
-
-    def _warm_up(self) -> None:
-        """As a run does; who fails is left out."""
-        self.log(f"warming up vanilla and {len(self.config.method)} variants")
-        prompt = self.chat.prompt([], WARM_UP)
-        alive = []
-        for contestant in self.contestants:
-            try:
-                contestant.warm_up(prompt, self.context, self.sampler)
-            except Exception as error:
-                if contestant.label not in self.config.method:
-                    raise
-                if self.resumed is not None:
-                    raise UserError(
-                        f"cannot go on with run {self.run_id}: {contestant.label} fails now: {_reason(error)}"
-                    ) from error
-                _fail(self.sweep, contestant.label, _reason(error), self.log)
-            else:
-                alive.append(contestant)
-        self.contestants = alive
-        if len(self.config.method) > MANY:
-            total_s = self.config.rounds * sum(map(self._expected_s, self.questions.questions))
-            self.log(
-                f"WARNING: {len(self.config.method)} variants take long, about {total_s / 60:.0f} min: fewer values, "
-                "--limit or --tasks make it shorter"
-            )
+def _warn_of_many(asked: Plan, examiner: Examiner, log: Log) -> None:
+    if (count := len(examiner.config.method)) > MANY:
+        total_s = asked.config.rounds * sum(expected_s(asked, examiner, q) for q in asked.questions.questions)
+        log(
+            f"WARNING: {count} variants take long, about {total_s / 60:.0f} min: fewer values, --limit or --tasks make "
+            "it shorter"
+        )
 
 
-def _going_on(config: RunConfig, earlier: Sweep | None, sweep: Sweep, log: Log) -> SweepBench | None:
-    """The runner of the sweep's interrupted run, with the variants that it has; None: there is none to go on with.
+def _going_on(
+    config: RunConfig, earlier: Sweep | None, sweep: Sweep, log: Log
+) -> tuple[RunConfig, tuple[Path, Run]] | None:
+    """The sweep's interrupted run, and settings with the variants that it has; None: there is none to go on with.
 
     Raises:
-        UserError: one of its variants fails now.
+        UserError: its variants are spelled otherwise.
 
     """
     folder = Path(str(config.out))
@@ -362,25 +348,16 @@ def _going_on(config: RunConfig, earlier: Sweep | None, sweep: Sweep, log: Log) 
     for variant in sweep.variants:
         if variant.label not in labels:
             sweep.failed[variant.label] = earlier.failed.get(variant.label, "was not in the run that was gone on with")
-    try:
-        return SweepBench(dataclasses.replace(config, method=labels), sweep, log, (folder, run))
-    except _VariantError as error:
-        raise UserError(f"cannot go on with run {run.run_id}: {error.label} fails now: {error}") from error
+    return dataclasses.replace(config, method=labels), (folder, run)
 
 
-def _prepared(config: RunConfig, sweep: Sweep, log: Log) -> SweepBench:
-    """The runner, ready, with every variant that can be made.
-
-    Raises:
-        UserError: there is none.
-
-    """
-    while True:
-        labels = tuple(variant.label for variant in sweep.variants if variant.label not in sweep.failed)
-        try:
-            return SweepBench(dataclasses.replace(config, method=labels), sweep, log)
-        except _VariantError as error:
-            _fail(sweep, error.label, str(error), log)
+def _fail_in_run(sweep: Sweep, begun: Run | None, log: Log, label: str, error: Exception) -> None:
+    """A run goes on without the variants that fail before its first question, unless it was begun with them."""
+    if label not in [variant.label for variant in sweep.variants]:
+        raise error
+    if begun is not None:
+        raise UserError(f"cannot go on with run {begun.run_id}: {label} fails now: {_reason(error)}") from error
+    _fail(sweep, label, _reason(error), log)
 
 
 def _fail(sweep: Sweep, label: str, reason: str, log: Log) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from bench.train import prompts
 from bench.train.journal import Conversation, Journal
 from bench.train.writer import PromptQueue, Recipe, Writer, prompt_key

@@ -23,17 +23,18 @@ from tqdm import tqdm
 
 import methods
 from bench import questions
-from bench.config import TOKENS, Collecting, RunConfig, TrainConfig, Writing
+from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.drafting import trained
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import check_writable, write_json
 from bench.files import cache_root
-from bench.models import checkpoints
-from bench.questions import ChatFormat, QuestionSet
+from bench.models.chat import ChatFormat
+from bench.models.checkpoints import Checkpoint
+from bench.models.loading import Compute, Loaded, find, load, memory_errors
+from bench.questions import QuestionSet
 from bench.run import environment
 from bench.run.processor import describe_processor
-from bench.run.runner import generation_config, load_target, memory_errors
 from bench.train import conversations, loop, packed, prompts
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
@@ -135,26 +136,32 @@ def trainer_of(method: str) -> type[Trainer]:
 
 @memory_errors("training")
 def train(
-    method: str, config: TrainConfig, log: Callable[[str], None] = print, exit_layers: Sequence[int] = ()
+    method: str,
+    config: TrainConfig,
+    log: Callable[[str], None] = print,
+    exit_layers: Sequence[int] = (),
+    loaded: Loaded | None = None,
 ) -> list[Path]:
     """Train a method's weights as `config`, its trainer's settings, says; returns the files written.
 
-    `exit_layers`: those of trainings to come, whose features the same passes of the target may as well give.
+    `exit_layers`: those of trainings to come, whose features the same passes of the target may as well give. `loaded`:
+    the model where it is at hand, in float32.
 
     Raises:
         UserError: unknown model, no room for the exit layer, unwritable output or cache, no usable conversations.
 
     """
     begin_s = time.perf_counter()
-    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    model = loaded or find(config.model, config.revision, log)
+    checkpoint, chat = model.checkpoint, model.chat
     out = Path(config.out) if config.out else trained.default_folder(method, checkpoint.name, config.form)
     _check_writable(out)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    target = _load_target(config, checkpoint, log)
+    loaded = loaded or load(model, compute(config), Recipe.length, log)
+    target = loaded.target
     if not 0 < config.exit_layer < target.config.layers:
         raise UserError(f"--exit-layer {config.exit_layer} must lie in 1..{target.config.layers - 1} for {target.name}")
 
-    made = _found(config, target, chat, checkpoint, log)
+    made = _found(config, loaded, log)
     made, checked = _decontaminate(made, chat, config.decontaminate, log)
     layers = {config.exit_layer, *(layer for layer in exit_layers if 0 < layer < target.config.layers)}
     folders = _feature_folders(checkpoint, made, layers)
@@ -174,10 +181,10 @@ def train(
 @memory_errors("writing conversations")
 def write_conversations(config: Writing, log: Callable[[str], None] = print) -> list[Path]:
     """Have the model write conversations into the cache; returns the folder that they are in."""
-    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    model = find(config.model, config.revision, log)
+    checkpoint = model.checkpoint
     packed_ones = packed.load(checkpoint)
-    made = _written(config, _load_target(config, checkpoint, log), chat, checkpoint, packed_ones)
+    made = _written(config, load(model, compute(config), Recipe.length, log), packed_ones)
     log(f"{made.answer_tokens:,} answer tokens, {packed_ones.answer_tokens:,} of them packed before")
     return [conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)]
 
@@ -189,10 +196,10 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
         UserError: unknown model, a question set that is not at hand, a folder that cannot be written.
 
     """
-    checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
+    model = find(config.model, config.revision, log)
+    checkpoint = model.checkpoint
     folder = Path(config.out) if config.out else packed.FOLDER
     check_writable(folder)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
     before = packed.load(checkpoint, folder)
     journals = sorted(conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256).glob("*.jsonl"))
     made = Conversations.of([row for path in journals for row in Journal(path).read()])
@@ -200,7 +207,7 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
     files = []
     if len(made.lengths):
         sets = [questions.load(source) for source in config.decontaminate]
-        clean = made.keep(_is_clean(made, chat, sets))
+        clean = made.keep(_is_clean(made, model.chat, sets))
         log(f"{len(made.lengths) - len(clean.lengths)} conversations left out for overlap with questions")
         files = [packed.add(clean, checkpoint, folder)] if len(clean.lengths) else []
         made = clean
@@ -209,9 +216,7 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
     return files
 
 
-def _feature_folders(
-    checkpoint: checkpoints.Checkpoint, made: Conversations, exit_layers: Iterable[int]
-) -> dict[int, Path]:
+def _feature_folders(checkpoint: Checkpoint, made: Conversations, exit_layers: Iterable[int]) -> dict[int, Path]:
     """Where features are kept, by exit layer.
 
     They belong to the very tokens, which differ from one data set or decontamination to the next.
@@ -221,38 +226,29 @@ def _feature_folders(
     return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
 
 
-def _load_target(config: Writing, checkpoint: checkpoints.Checkpoint, log: Callable[[str], None]) -> Decoder:
-    run = RunConfig(model=config.model, device=config.device, threads=config.threads, dtype="float32")
-    return load_target(run, checkpoint, Recipe.length, log)
+def compute(config: Writing) -> Compute:
+    """What a training computes on, and in float32."""
+    return Compute(config.device, "float32", config.threads)
 
 
-def _found(
-    config: TrainConfig,
-    target: Decoder,
-    chat: ChatFormat,
-    checkpoint: checkpoints.Checkpoint,
-    log: Callable[[str], None],
-) -> Conversations:
+def _found(config: TrainConfig, model: Loaded, log: Callable[[str], None]) -> Conversations:
     """Those that come with the project for this model, or some of them, drawn; where they do not suffice, with more."""
-    there = packed.load(checkpoint)
+    there = packed.load(model.checkpoint)
     if not there.answer_tokens or there.answer_tokens < config.tokens:
-        return _written(config, target, chat, checkpoint, there)
+        return _written(config, model, there)
     drawn = there.drawn(config.tokens, config.seed) if config.tokens else there
     of = f" of the {there.answer_tokens:,}" if config.tokens else ""
     log(f"{drawn.answer_tokens:,}{of} answer tokens that come with the project")
     return drawn
 
 
-def _written(
-    config: Writing, target: Decoder, chat: ChatFormat, checkpoint: checkpoints.Checkpoint, there: Conversations
-) -> Conversations:
+def _written(config: Writing, model: Loaded, there: Conversations) -> Conversations:
     """Those that are `there` and more, written now or taken from the cache, until they are as many as asked for."""
     recipe = Recipe(tokens=config.tokens or TOKENS, seed=config.seed)
-    recipe = replace(recipe, length=min(recipe.length, target.max_len))
-    eos = questions.eos_ids(chat.tokenizer, generation_config(checkpoint))
-    folder = conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)
+    recipe = replace(recipe, length=min(recipe.length, model.target.max_len))
+    folder = conversations.journals_of(cache_root(), model.checkpoint.name, model.checkpoint.sha256)
     with _bar(recipe.tokens, "conversations, answer tokens") as bar:
-        return conversations.make(target, chat, eos, recipe, folder, bar.update, there)
+        return conversations.make(model.target, model.chat, model.eos, recipe, folder, bar.update, there)
 
 
 def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
@@ -307,9 +303,7 @@ def _write(out: Path, trainer: Trainer, scores: Scores, card_text: str) -> list[
     return files
 
 
-def _scores(
-    trainer: Trainer, history: list[dict[str, float]], made: Conversations, checkpoint: checkpoints.Checkpoint
-) -> Scores:
+def _scores(trainer: Trainer, history: list[dict[str, float]], made: Conversations, checkpoint: Checkpoint) -> Scores:
     mixture = {kind: round(count / max(1, made.answer_tokens), 3) for kind, count in made.by_kind().items()}
     data = Data(len(made.lengths), len(made.tokens), made.answer_tokens, mixture, len(trainer.held_out))
     parameters = sum(p.numel() for p in trainer.module.parameters())

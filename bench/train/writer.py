@@ -15,7 +15,7 @@ import torch
 
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from bench.train import prompts
 from bench.train.journal import Conversation
 from bench.train.prompts import Prompt

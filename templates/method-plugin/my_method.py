@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from bench.drafting.method import SpeculativeMethod
-from bench.drafting.sequence import Draft
+from bench.drafting.method import Draft, TextMethod
 
 
 @dataclass(frozen=True)
@@ -13,11 +12,11 @@ class MyConfig:
     length: int = field(default=1, metadata={"help": "drafts in a step"})
 
 
-class MyMethod(SpeculativeMethod):
+class MyMethod(TextMethod):
     """See "Add a method" in Roobench's README for what it may do."""
 
     Config = MyConfig
 
-    def propose(self, room: int) -> Draft:
-        """At most `room` tokens to be verified after `self.context`."""
-        return Draft(self.context[-1:] * min(self.config.length, room))
+    def propose_text(self, context: list[int], budget: int) -> Draft:
+        """At most `budget` tokens in a row, to be verified after `context`."""
+        return Draft(context[-1:] * min(self.config.length, budget))

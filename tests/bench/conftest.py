@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import methods
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from tests import fakes
 from tests.tiny import QUESTIONS, write_questions
 

@@ -16,9 +16,9 @@ import methods
 from bench import __version__
 from bench.cli import main
 from bench.errors import UserError
+from bench.models import loading
 from bench.models.checkpoints import DEFAULT_MODEL
 from bench.questions import TASKS
-from bench.run import environment
 from tests.tiny import records, run_bench
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def python(code: str, *given: str) -> subprocess.CompletedProcess[str]:
 )
 def test_mistake_is_told_in_one_line_before_anything_is_loaded(cache, tmp_path, monkeypatch, capsys, flags, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bench.run.runner.load_target", None)
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
     line = error_of(flags, capsys, alone=True)
     assert re.search(told, line)
     assert list(tmp_path.iterdir()) == []
@@ -255,13 +255,13 @@ def test_report_redraws_the_same_files_without_torch(setting, monkeypatch):
 
 
 def test_gpu_that_torch_cannot_use_is_a_loud_warning_and_the_run_goes_on(setting, monkeypatch, capsys):
-    monkeypatch.setattr(environment, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(loading, "has_nvidia_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = ["--method", "vanilla", "--tasks", "qa"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     assert "WARNING: this machine has an NVIDIA GPU, but this torch" in capsys.readouterr().err
     assert records(setting.out)[0].machine.type == "cpu"
-    monkeypatch.setattr(environment, "has_nvidia_gpu", lambda: False)
+    monkeypatch.setattr(loading, "has_nvidia_gpu", lambda: False)
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     assert "WARNING" not in capsys.readouterr().err
 
@@ -282,9 +282,9 @@ def test_gpu_is_believed_only_if_the_drivers_tool_lists_one(monkeypatch, code, l
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     done = subprocess.CompletedProcess([], code, listed, "")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: done)
-    assert environment.has_nvidia_gpu() is expected
+    assert loading.has_nvidia_gpu() is expected
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert environment.has_nvidia_gpu() is False
+    assert loading.has_nvidia_gpu() is False
 
 
 def test_unsupported_model_is_told_in_one_line(setting, tmp_path, capsys):

@@ -229,7 +229,8 @@ def test_answers_are_distributed_as_the_targets(build, mode, target):
     method = build(target)
     assert method.lossless
     counts, accepted = sampled(method, *mode)
-    assert SEED or accepted == ({0} if type(method) is Vanilla else {0, 1, 2})  # some are accepted whole once in 100
+    if not SEED:  # some are accepted whole once in 100; a lookup's seldom are
+        assert {Vanilla: {0}, PLD: {0, 1}}.get(type(method), {0, 1, 2}) <= accepted
     assert p_value(counts, exact(target, *mode)) > LEVEL
 
 

@@ -14,12 +14,12 @@ from bench.cli import main
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import NOT_INTERLEAVED, compare
-from bench.figures.compare_answers import ACCEPTED, LIMITS, TIME, compare_answers
 from bench.figures.machine import Machine, Processor
 from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE, judge, worst
 from bench.report import compare_page
+from bench.spec_bench.compare_answers import ACCEPTED, LIMITS, TIME, compare_answers
 
 COSTS = {"shallow": 0.05, "draft": 0.05, "verify": {"1": 0.9, "2": 1.0, "3": 1.1, "9": 1.7}, "rest": 0.05}
 QUESTIONS = 12

@@ -9,7 +9,7 @@ import pytest
 
 from bench.cli import main
 from bench.figures.records import read_run, read_turns, write_turns
-from bench.run import runner
+from bench.run.examiner import Examiner
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_an_interrupted_run_is_no_evidence(gate, baseline, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = (baseline / "turns.jsonl").read_bytes()
-    monkeypatch.setattr(runner.Bench, "answer", interrupted)
+    monkeypatch.setattr(Examiner, "answer", interrupted)
     assert gate() == 130
     assert gate("--update-baseline") == 130
     assert (baseline / "turns.jsonl").read_bytes() == before

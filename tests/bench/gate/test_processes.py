@@ -18,9 +18,9 @@ from tests.bench.gate.test_checkout import git
 ROOT = Path(__file__).parents[3]
 TEMPLATE = ROOT / "templates" / "method-plugin"
 FAULT = '''
-    def _verify(self, draft, logits):
+    def verification(self, sampler):
         """Accepts whatever was drafted."""
-        return list(range(len(draft.tokens))), int(logits[-1].argmax())
+        return lambda draft, logits: (list(range(len(draft.tokens))), int(logits[-1].argmax()))
 '''
 DIST_INFO = {"METADATA": "Metadata-Version: 2.1\nName: roobench-my-method\nVersion: 0\n"}
 DIST_INFO["entry_points.txt"] = "[roobench.methods]\nmy-method = my_method:MyMethod\n"

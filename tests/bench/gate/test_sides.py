@@ -10,6 +10,7 @@ import json
 import pytest
 
 from bench.config import RunConfig
+from bench.drafting.loop import open_sequence, speculate
 from bench.errors import UserError
 from bench.gate import side as side_module
 from bench.gate import slow_down, worker
@@ -73,14 +74,13 @@ def test_a_worker_answers_as_a_run_does(config, setting):
 
 def test_what_the_other_side_measured_is_used(config, setting):
     costs = "0.100/0.100/1:1.000/2:1.100"
-    measured = {"knobs": {setting.kangaroo: {"gamma": 1, "costs": costs}}, "widths": {"3": 7}}
+    measured = {"knobs": {setting.kangaroo: {"gamma": 1, "costs": costs}}}
     made = worker.Worker(config, measured, {})
     info = made.record.methods[setting.kangaroo]
-    assert made.bench.target.widths[3] == 7
     assert info.config["gamma"] != 1  # a knob that is set, not measured: each side's own
     assert info.config["costs"] == costs
     knobs = {"vanilla": {}, setting.kangaroo: {"costs": costs}}
-    assert measured_by(made.record) == {"knobs": knobs, "widths": {"3": 7}}
+    assert measured_by(made.record) == {"knobs": knobs}
 
 
 def test_only_what_differs_from_the_defaults_is_told(config):
@@ -99,13 +99,16 @@ def test_a_slowed_method_does_a_share_more_and_answers_the_same(config, monkeypa
     done = []
     run_layers = method.target.run_layers
     monkeypatch.setattr(method.target, "run_layers", lambda *a, **k: done.append(a) or run_layers(*a, **k))
-    method.prefill([1, 2, 3])
-    expected = [method.step(9).emitted for _ in range(10)]
+
+    def ten_steps() -> list[list[int]]:
+        sequence = open_sequence(method, [1, 2, 3])
+        return [speculate(method, [sequence], [9])[0].emitted for _ in range(10)]
+
+    expected = ten_steps()
     without = len(done)
     slow_down.slow_down(method, share)  # begins with a pass that counts for nothing
     done.clear()
-    method.prefill([1, 2, 3])
-    assert [method.step(9).emitted for _ in range(10)] == expected
+    assert ten_steps() == expected
     assert len(done) - without == passes
 
 

@@ -141,10 +141,12 @@ def test_one_stale_row_in_a_cache_is_found(scene, tiny_decoder):
     class Stale(Vanilla):
         """Its fifth step leaves another token's keys and values in one layer's row of the newest position."""
 
-        def commit(self, accepted, final_states):
-            if len(self.context) == len(prompt) + 6:
-                self.cache.keys[1, :, :, self.length - 1] = self.cache.keys[1, :, :, 2]
-                self.cache.values[1, :, :, self.length - 1] = self.cache.values[1, :, :, 2]
+        def observe(self, sequences, outcomes):
+            (sequence,) = sequences
+            if len(sequence.context) == len(prompt) + 6:
+                cache, last = sequence.cache, sequence.length - 1
+                cache.keys[1, :, :, last] = cache.keys[1, :, :, 2]
+                cache.values[1, :, :, last] = cache.values[1, :, :, 2]
 
     found = decode(Stale(decoder, NoKnobs()), prompt, LIMIT, frozenset()).token_ids
     right = decode(Vanilla(decoder, NoKnobs()), prompt, LIMIT, frozenset()).token_ids

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -14,9 +15,9 @@ from rich.console import Console
 import methods
 from bench.cli import main
 from bench.config import RunConfig
+from bench.drafting import loop
 from bench.drafting.loop import decode
-from bench.drafting.method import Method
-from bench.drafting.sequence import Draft, Step
+from bench.drafting.sequence import Draft, Sequence, Step
 from bench.run import generate
 from bench.run.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
 from methods.vanilla import Vanilla
@@ -35,18 +36,26 @@ def answered(setting, capsys, *flags: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-class Scripted(Method):
-    """Emits given steps; its target is only asked for its device."""
+class Scripted(Vanilla):
+    """Emits given steps, the first of which is the prefill's; its target is only asked for its device."""
 
     def __init__(self, target, steps: list[Step]):
         super().__init__(target, None)
-        self.first, self.steps = steps[0].emitted[0], list(steps[1:])
+        self.steps = [replace(step, marks=(0.0, 0.0, 0.0)) for step in steps]
 
-    def prefill(self, prompt):
-        return self.first
 
-    def step(self, room):
-        return self.steps.pop(0)
+@pytest.fixture
+def by_script(monkeypatch):
+    """Let the loop take its steps from the methods' scripts."""
+
+    def opened(method, prompt, sampler=None):
+        return Sequence([*prompt, method.steps.pop(0).emitted[0]], len(prompt), cache=None)
+
+    def stepped(method, sequences, budgets):
+        return [method.steps.pop(0)]
+
+    monkeypatch.setattr(loop, "open_sequence", opened)
+    monkeypatch.setattr(loop, "speculate", stepped)
 
 
 @pytest.fixture
@@ -154,20 +163,20 @@ def test_the_side_whose_clock_is_behind_goes_next(target, tiny_tokenizer, monkey
     class Slow(Vanilla):
         seconds = 3.0
 
-        def step(self, room):
+        def propose_text(self, context, budget):
             went.append(self.seconds)
             clock[0] += self.seconds
-            return super().step(room)
+            return super().propose_text(context, budget)
 
     class Quick(Slow):
         seconds = 1.0
 
-    monkeypatch.setattr(generate, "now_s", lambda device: clock[0])
+    monkeypatch.setattr(loop, "now_s", lambda device: clock[0])
     sides = [Side(m.__name__, m(target, None), 5, frozenset(), Detokenizer(tiny_tokenizer)) for m in (Slow, Quick)]
     monkeypatch.setattr(generate, "decode", lambda *given: None)
     Generation(RunConfig(), "tiny", [1, 2, 3], sides).run()
     assert went == [3, 1, 1, 1, 3, 1, 3, 3]
-    assert [side.decode_s for side in sides] == [12.0, 4.0]
+    assert [side.said.decode_s for side in sides] == [12.0, 4.0]
     assert [side.tok_per_s for side in sides] == [pytest.approx(1 / 3), 1.0]
 
 
@@ -179,7 +188,7 @@ def test_warm_up_is_not_counted_and_changes_nothing(target, tiny_tokenizer):
     assert len(side.steps) == 5
 
 
-def test_what_follows_eos_is_cut_from_a_step(target, tiny_tokenizer):
+def test_what_follows_eos_is_cut_from_a_step(target, tiny_tokenizer, by_script):
     steps = [Step([65]), Step([66, 258, 67, 68], drafted=4, accepted=3)]
     side = Side("m", Scripted(target, steps), 50, EOS, Detokenizer(tiny_tokenizer))
     side.begin([1])
@@ -190,7 +199,7 @@ def test_what_follows_eos_is_cut_from_a_step(target, tiny_tokenizer):
     assert [style for piece, style in side.text if piece] == [BONUS, ACCEPTED]
 
 
-def test_lost_drafts_stand_before_the_token_that_beat_them(target, tiny_tokenizer):
+def test_lost_drafts_stand_before_the_token_that_beat_them(target, tiny_tokenizer, by_script):
     step = Step([66, 67], drafted=3, accepted=1, rejected=[70, 71])
     side = Side("m", Scripted(target, [Step([65]), step]), 50, EOS, Detokenizer(tiny_tokenizer))
     side.begin([1])
@@ -213,9 +222,9 @@ class Drafting(Vanilla):
 
     answer: tuple[int, ...] = ()
 
-    def propose(self, room):
-        right, after = self.answer[len(self.context) - PROMPT_TOKENS :][:2]
-        return Draft([right, (after + 1) % 256][:room])
+    def propose_text(self, context, budget):
+        right, after = self.answer[len(context) - PROMPT_TOKENS :][:2]
+        return Draft([right, (after + 1) % 256][:budget])
 
 
 @pytest.fixture
@@ -295,7 +304,7 @@ def test_narrow_terminal_has_no_columns(race):
     assert said.index("--- vanilla") < said.index("--- drafting") < said.index("accepted draft")
 
 
-def test_answer_cannot_command_the_terminal(target, tiny_tokenizer):
+def test_answer_cannot_command_the_terminal(target, tiny_tokenizer, by_script):
     tokens = tiny_tokenizer.encode("a\x1b[2Jb\x07\n", add_special_tokens=False)
     side = Side("m", Scripted(target, [Step([t]) for t in tokens]), len(tokens), EOS, Detokenizer(tiny_tokenizer))
     side.begin([1])
@@ -305,7 +314,7 @@ def test_answer_cannot_command_the_terminal(target, tiny_tokenizer):
     assert generate.styled(side).plain == "a␛[2Jb␇\n"
 
 
-def test_closing_lines_tell_rates_and_where_the_outputs_part(target, tiny_tokenizer):
+def test_closing_lines_tell_rates_and_where_the_outputs_part(target, tiny_tokenizer, by_script):
     scripts = {"vanilla": [[65], [66], [67], [68]], "m": [[65], [66, 70, 68]]}
     sides = [
         Side(
@@ -321,7 +330,7 @@ def test_closing_lines_tell_rates_and_where_the_outputs_part(target, tiny_tokeni
         side.begin([1])
         while not side.done:
             side.advance()
-    sides[0].decode_s, sides[1].decode_s = 6.0, 2.0
+    sides[0].said.decode_s, sides[1].said.decode_s = 6.0, 2.0
     race = Generation(RunConfig(), "tiny", [1], sides)
     first, second = generate.closing_lines(race)
     assert first == "vanilla: 4 tokens, 0.5 tok/s, 3 steps, CR 1.00"

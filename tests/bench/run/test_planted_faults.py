@@ -11,9 +11,10 @@ import shutil
 import pytest
 import torch
 
+from bench.drafting import loop
 from bench.drafting.sequence import Step
 from bench.engine.cache import KVCache
-from bench.run import runner
+from bench.run import examiner
 from methods.vanilla import Vanilla
 from tests.oracle import Oracle, Sideways, knowing
 from tests.tiny import ONE_TURN, Watched, records, run_bench, write_questions
@@ -69,18 +70,22 @@ def test_cache_that_forgets_to_move_one_row_behind_a_rejected_draft_is_found(
     assert all(abs(audit.gap) > audit.tolerance for audit in found)
 
 
-def test_doubled_token_is_found(setting, add_method, capsys):
+def test_doubled_token_is_found(setting, add_method, monkeypatch, capsys):
     class Doubles(Vanilla):
         """Its third step says its token twice."""
 
-        def step(self, room):
-            self.steps += 1
-            step = super().step(room)
-            return Step(step.emitted * 2, 1, 1) if self.steps == 3 and room > 1 else step
-
-        def begin(self, exit_states, final_states):
+        def open(self, sequence, prompt):
             self.steps = 0
 
+    def doubled(method, sequences, budgets):
+        steps = speculate(method, sequences, budgets)
+        if isinstance(method, Doubles):
+            method.steps += 1
+            return [Step(steps[0].emitted * 2, 1, 1, marks=steps[0].marks)] if method.steps == 3 else steps
+        return steps
+
+    speculate = loop.speculate
+    monkeypatch.setattr(loop, "speculate", doubled)
     add_method("faulty", Doubles)
     found = check_found(setting, capsys, status_of(setting))
     assert {audit.position for audit in found} == {4}  # the first token is the prefill's, then two of one token each
@@ -89,12 +94,12 @@ def test_doubled_token_is_found(setting, add_method, capsys):
 @pytest.mark.parametrize("short", [0, 1])
 def test_answer_that_is_cut_one_short_is_found(setting, add_method, monkeypatch, capsys, short):
     add_method("faulty", Watched)
-    decoding = runner.decoding
+    decoding = examiner.decoding
 
-    def cut(method, prompt, limit, eos, pause_after):
-        return decoding(method, prompt, limit - short if isinstance(method, Watched) else limit, eos, pause_after)
+    def cut(method, prompt, limit, *more):
+        return decoding(method, prompt, limit - short if isinstance(method, Watched) else limit, *more)
 
-    monkeypatch.setattr(runner, "decoding", cut)
+    monkeypatch.setattr(examiner, "decoding", cut)
     status = status_of(setting)
     if not short:
         return check_sound(setting, status)
@@ -112,7 +117,7 @@ def test_answer_that_goes_on_past_its_end_token_is_found(setting, add_method, hf
     setting.questions = write_questions(tmp_path / "one.jsonl", ONE_TURN)
     add_method("faulty", knowing(Oracle, setting, hf_greedy))
     check_sound(setting, status_of(setting))
-    monkeypatch.setattr("bench.drafting.method.cut_at_eos", lambda step, eos: step)
+    monkeypatch.setattr(Step, "cut_at", lambda self, eos: self)
     (audit,) = check_found(setting, capsys, status_of(setting))
     assert (audit.position, audit.token, audit.vanilla_token) == (place + 1, answer[place + 1], None)
 
@@ -123,11 +128,14 @@ def test_rounding_in_bfloat16_is_counted_as_numerical_and_fails_no_run(setting, 
 
         swapped = True
 
-        def begin(self, exit_states, final_states):
+        def open(self, sequence, prompt):
             self.swapped = False
 
-        def _verify(self, draft, logits):
-            accepted, best = super()._verify(draft, logits)
+        def verification(self, sampler):
+            verify = super().verification(sampler)
+            return lambda draft, logits: self.rounded(logits, *verify(draft, logits))
+
+        def rounded(self, logits, accepted, best):
             values, tokens = logits[-1].topk(2)
             close = values[0] - values[1] <= torch.finfo(torch.bfloat16).eps * values[0].abs()
             if close and not self.swapped:

@@ -22,7 +22,7 @@ LOAD = methods.load
 KILLED = """
 import os, signal, sys
 from bench.figures import records
-from bench.run import runner
+from bench.run import recorder
 from bench.cli import main
 
 append = records.append_turns
@@ -31,7 +31,7 @@ def last_words(path, turns, go_on):
     append(path, turns, go_on)
     os.kill(os.getpid(), signal.SIGKILL)
 
-runner.append_turns = last_words
+recorder.append_turns = last_words
 main(sys.argv[1:])
 """
 
@@ -115,7 +115,7 @@ def test_finished_questions_are_not_asked_again(setting, whole, tmp_path, monkey
     before = read_turns(out)
     written = []
     monkeypatch.setattr(
-        "bench.run.runner.append_turns",
+        "bench.run.recorder.append_turns",
         lambda path, turns, go_on: (append_turns(path, turns, go_on), written.append(turns)),
     )
     assert main(["--resume", str(out)]) == 0
@@ -212,14 +212,13 @@ def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path,
     class Watched(kangaroo):
         def __init__(self, target, config):
             super().__init__(target, config)
-            made.append((config.costs, self.rule.costs, target.widths))
+            made.append((config.costs, self.rule.costs))
 
     monkeypatch.setattr(methods, "load", lambda name: Watched if name == "kangaroo" else LOAD(name))
     monkeypatch.setattr("bench.drafting.costs.measure", None)
     assert main(["--resume", str(out)]) == 0
     costs = before[gain]["config"]["costs"]
-    widths = json.loads((out / "run.json").read_text())["engine"]["pass_widths"]
-    assert made == [(costs, Costs.parse(costs), {int(n): width for n, width in widths.items()})]
+    assert made == [(costs, Costs.parse(costs))]
     assert json.loads((out / "run.json").read_text())["methods"] == before
 
 

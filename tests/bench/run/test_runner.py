@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.drafting.sequence import Step
-from bench.run import contestants, runner
+from bench.run import contestants, examiner
 from methods import names
 from methods.vanilla import Vanilla
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, Watched, records, run_bench, words_of, write_questions
@@ -20,16 +19,23 @@ EOS = 258
 class Wrong(Vanilla):
     """Calls itself lossless, but its third token is another."""
 
-    def step(self, room):
-        step = super().step(room)
-        if self.length == self.begin_length + 2:
-            self.context[-1] = (step.emitted[0] + 1) % 256
-            return Step([self.context[-1]])
-        return step
+    steps = 0
 
-    def prefill(self, prompt):
-        self.begin_length = len(prompt)
-        return super().prefill(prompt)
+    def open(self, sequence, prompt):
+        self.steps = 0
+
+    def propose(self, sequences, budgets):
+        self.steps += 1
+        return super().propose(sequences, budgets)
+
+    def verification(self, sampler):
+        verify = super().verification(sampler)
+
+        def wrong(draft, logits):
+            accepted, best = verify(draft, logits)
+            return accepted, (best + 1) % 256 if self.steps == 2 else best
+
+        return wrong
 
 
 class Admits(Wrong):
@@ -42,13 +48,13 @@ def calls(monkeypatch):
     made = []
 
     def watched(decode):
-        def spy(method, prompt, limit, eos, *pause):
+        def spy(method, prompt, limit, eos, *more):
             made.append((type(method).__name__, list(prompt), not eos))
-            return decode(method, prompt, limit, eos, *pause)
+            return decode(method, prompt, limit, eos, *more)
 
         return spy
 
-    monkeypatch.setattr(runner, "decoding", watched(runner.decoding))
+    monkeypatch.setattr(examiner, "decoding", watched(examiner.decoding))
     monkeypatch.setattr(contestants, "decode", watched(contestants.decode))
     return made
 
@@ -160,6 +166,22 @@ def test_rounds_repeat_everything_and_are_told_apart(setting):
     assert len(turns) == 16
     assert len(by_round[0]) == 8
     assert sorted(by_round[0]) == sorted(by_round[1])
+
+
+def test_no_round_knows_what_another_has_learned(setting, add_method, calls):
+    class Remembers(Vanilla):
+        memory = "run"
+
+        def forget(self):
+            calls.append("forget")
+
+    add_method("remembers", Remembers)
+    source = write_questions(Path(setting.questions), ONE_TURN, ANOTHER)
+    assert run_bench(setting.model, source, setting.out, "--method", "remembers", "--rounds", "2") == 0
+    own = [call if call == "forget" else call[2] for call in calls if call == "forget" or call[0] == "Remembers"]
+    warm_ups = own.index("forget")
+    assert warm_ups >= 1
+    assert own == [True] * warm_ups + ["forget", False, False] * 2
 
 
 def test_warm_up_decodes_with_everybody_and_is_recorded_nowhere(setting, calls):
@@ -304,4 +326,4 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
 
     monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
     labels = [variant.label for variant in contestants.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
-    assert labels == ["vanilla", "kangaroo", "medusa", "kangaroo:gamma=2", "hf-generate"]
+    assert labels == ["vanilla", "kangaroo", "medusa", "pld", "kangaroo:gamma=2", "hf-generate"]

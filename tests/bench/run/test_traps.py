@@ -12,9 +12,10 @@ import shutil
 
 import pytest
 
+from bench.drafting import loop
 from bench.drafting.loop import decode
 from bench.drafting.method import NoKnobs, Peer
-from bench.run import runner
+from bench.run import examiner
 from methods.vanilla import Vanilla
 from tests.oracle import Clock, Oracle, Sideways, knowing, timed
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, records, run_bench, words_of, write_questions
@@ -25,21 +26,21 @@ EOS = 258
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("bench.drafting.method.now_s", clock)
+    monkeypatch.setattr("bench.drafting.loop.now_s", clock)
     return clock
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Every counted decode of the run as (method, prompt, limit, end tokens); warm-ups come without end tokens."""
-    calls, decoding = [], runner.decoding
+    calls, decoding = [], examiner.decoding
 
-    def spy(method, prompt, limit, eos, pause_after):
+    def spy(method, prompt, limit, eos, *more):
         if eos:
             calls.append((method, tuple(prompt), limit, eos))
-        return decoding(method, prompt, limit, eos, pause_after)
+        return decoding(method, prompt, limit, eos, *more)
 
-    monkeypatch.setattr(runner, "decoding", spy)
+    monkeypatch.setattr(examiner, "decoding", spy)
     return calls
 
 
@@ -100,15 +101,15 @@ def test_limit_is_neither_overshot_by_a_trees_depth_nor_undershot(setting, add_m
 
 def test_step_that_overshoots_the_limit_is_a_failure_and_counts_for_nobody(setting, add_method, hf_greedy):
     class Greedy(knowing(Oracle, setting, hf_greedy)):
-        def step(self, room):
-            return super().step(60 if self.context[: len(marzipan)] == marzipan else room)
+        def draft(self, room):
+            return super().draft(60 if self.context[: len(marzipan)] == marzipan else room)
 
     marzipan = setting.chat.prompt([], ONE_TURN[2][0])
     add_method("greedy", Greedy)
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "greedy") == 0
     failed = {turn.question_id: turn.error for turn in turns_of(setting, "greedy") if turn.error}
     assert list(failed) == [ONE_TURN[0]]
-    assert "with room for 8" in failed[ONE_TURN[0]]
+    assert "with room for 1" in failed[ONE_TURN[0]]
     assert json.loads((setting.out / "summary.json").read_text())["excluded_questions"] == [ONE_TURN[0]]
 
 
@@ -144,7 +145,7 @@ def test_baseline_runs_on_the_very_decoder_of_the_methods(setting, asked):
     flags = ["--method", setting.kangaroo, "--peer", "hf-generate"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     assert len({id(method.target) for method, *_ in asked}) == 1
-    caches = [method.cache.data for method, *_ in asked if not isinstance(method, Peer)]
+    caches = [loop._caches[method][0].data for method, *_ in asked if not isinstance(method, Peer)]
     assert len({(cache.shape, cache.dtype) for cache in caches}) == 1
 
 
@@ -183,7 +184,7 @@ def test_peer_with_an_arithmetic_of_its_own_is_never_called_equal(setting, add_m
             super().__init__(target, config, checkpoint)
             self.vanilla = Vanilla(target, NoKnobs())
 
-        def generate(self, prompt, limit, eos):
+        def generate(self, prompt, limit, eos, sampler=None):
             answer = decode(self.vanilla, prompt, limit, eos)
             answer.token_ids[-1] = (answer.token_ids[-1] + 1) % 256
             return answer
@@ -207,10 +208,10 @@ def failing(setting, add_method, clock, tmp_path):
     add_method("vanilla", timed(clock, prefill_s=1, step_s=lambda prompt: 100 if prompt == fatal else 1))
 
     class Breaks(timed(clock, prefill_s=1, step_s=0.5)):
-        def step(self, room):
-            if self.context[: len(fatal)] == fatal and self.length > len(fatal):
+        def propose(self, sequences, budgets):
+            if sequences[0].context[: len(fatal)] == fatal and sequences[0].length > len(fatal):
                 raise RuntimeError("half-way")
-            return super().step(room)
+            return super().propose(sequences, budgets)
 
     add_method("breaks", Breaks)
     source = write_questions(tmp_path / "q.jsonl", ONE_TURN, (22, "qa", ["Fail here."]), ANOTHER)
@@ -245,8 +246,8 @@ def test_history_is_the_baselines_answer_for_every_method(setting, add_method, a
 
         lossless = False
 
-        def _verify(self, draft, logits):
-            return [], int(logits[-1].topk(2).indices[1])
+        def verification(self, sampler):
+            return lambda draft, logits: ([], int(logits[-1].topk(2).indices[1]))
 
     add_method("chatters", Chatters)
     source = write_questions(setting.out.parent / "q.jsonl", TWO_TURNS)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from bench.cli import main
 from bench.errors import UserError
 from bench.figures.metrics import OVERALL
 from bench.figures.records import read_run, read_turns, write_json, write_turns
+from bench.models import loading
 from bench.report.sweep_figures import draw, places, published_curve
 from bench.report.sweep_page import Axis, Point, Sweep, Variant, csv_rows, measured, read_sweep, table
 from bench.run import runner
@@ -216,11 +218,11 @@ class Fragile(Vanilla):
             raise OSError("no weights")
         self.warm_up: list[int] = []
 
-    def prefill(self, prompt):
-        self.warm_up = self.warm_up or list(prompt)
-        if self.config.kind == "warm" or (self.config.kind == "asked" and list(prompt) != self.warm_up):
+    def open(self, sequence, prompt):
+        asked = sequence.context[:-1]
+        self.warm_up = self.warm_up or asked
+        if self.config.kind == "warm" or (self.config.kind == "asked" and asked != self.warm_up):
             raise ValueError("out of order")
-        return super().prefill(prompt)
 
 
 def test_failing_variants_are_told_and_the_others_go_on(setting, add_method, capsys):
@@ -241,6 +243,30 @@ def test_failing_variants_are_told_and_the_others_go_on(setting, add_method, cap
     assert page.count("**failed**") == 3
     assert "- `fragile:kind=warm` fragile:kind=warm fails at its first answer, in the warm-up: ValueError" in page
     assert main(["sweep", str(setting.out)]) == 1
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The number format of every decoder that is loaded."""
+    made, load = [], loading.load_decoder
+
+    def spy(checkpoint, device, dtype, **options):
+        made.append(dtype)
+        return load(checkpoint, device, dtype, **options)
+
+    monkeypatch.setattr(loading, "load_decoder", spy)
+    return made
+
+
+def test_the_model_is_loaded_once_whatever_fails(setting, add_method, loads):
+    add_method("fragile", Fragile)
+    grid = ("--grid", "kind=built,warm,sound,other")
+    flags = ("--tasks", "qa", "--max-new-tokens", "4")
+    assert run_sweep(setting, *grid, *flags, method="fragile") == 1
+    assert loads == [torch.float32]
+    run = read_run(setting.out)
+    assert list(run.methods) == ["vanilla", "fragile:kind=sound", "fragile:kind=other"]
+    assert run.config["method"] == [f"fragile:kind={kind}" for kind in ("warm", "sound", "other")]
 
 
 def test_nothing_left_is_an_error(setting, add_method, capsys):
@@ -270,11 +296,10 @@ class Halting(Vanilla):
     asked: ClassVar[list[list[int]]] = []
     halt_at: ClassVar[int] = -1  # number of prompts, over all variants
 
-    def prefill(self, prompt):
-        self.asked.append(list(prompt))
+    def open(self, sequence, prompt):
+        self.asked.append(sequence.context[:-1])
         if len(self.asked) == self.halt_at:
             raise KeyboardInterrupt
-        return super().prefill(prompt)
 
 
 @pytest.fixture
@@ -284,15 +309,15 @@ def halting(add_method, monkeypatch):
     add_method("halting", Halting)
 
     def halt_in_run(setting) -> int:
-        plan = runner.Bench._plan
+        ask = runner.ask
 
-        def counted(self):
+        def counted(*given):
             # After the warm-up, both variants answer the two turns of the first question.
             Halting.halt_at = len(Halting.asked) + 2 * 2 + 1
-            return plan(self)
+            return ask(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runner.Bench, "_plan", counted)
+            patch.setattr(runner, "ask", counted)
             status = run_sweep(setting, "--grid", "kind=a,b", method="halting")
         Halting.halt_at = -1
         Halting.asked.clear()
@@ -369,6 +394,22 @@ def test_weights_are_trained_once_a_value_and_not_again(trained, setting, capsys
     assert trained(*grid) == 0
     assert trained.fits == [1, 3]
     assert "lie in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", [torch.float32]), ("bfloat16", [torch.float32, torch.bfloat16])]
+)
+def test_trainings_share_one_model_with_the_run_if_it_is_in_float32(trained, setting, loads, dtype, expected):
+    assert trained("--grid", "train.exit_layer=9,1,2", "--dtype", dtype) == 1
+    assert loads == expected
+    assert trained.fits == [1, 2]
+    assert read_run(setting.out).dtype == dtype
+
+
+def test_a_mistake_in_the_questions_is_told_before_anything_is_trained(trained, setting, capsys):
+    assert trained("--grid", "train.exit_layer=1", "--questions", "absent.jsonl") == 2
+    assert "questions 'absent.jsonl' cannot be read" in capsys.readouterr().err
+    assert trained.fits == []
 
 
 def test_weights_that_were_trained_otherwise_are_not_taken(trained, capsys):

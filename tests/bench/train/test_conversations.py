@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.errors import UserError
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from bench.train import conversations, prompts
 from bench.train.conversations import NONE, Conversations, journals_of, make, recipe_key
 from bench.train.prompts import KINDS

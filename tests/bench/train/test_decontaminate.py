@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench.errors import UserError
-from bench.questions import ChatFormat, Question, QuestionSet
+from bench.models.chat import ChatFormat
+from bench.questions import Question, QuestionSet
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
 from bench.train.training import _decontaminate

@@ -210,7 +210,7 @@ def test_exit_layer_beyond_the_model_is_told_before_any_work(train, no_work, cap
 
 
 def test_output_that_cannot_be_written_is_told_before_the_model_is_read(train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "load_target", None)
+    monkeypatch.setattr(training, "load", None)
     (tmp_path / "file").write_text("")
     assert train("--out", str(tmp_path / "file" / "out")) == 2
     assert last_error(capsys).startswith("error: cannot write ")
@@ -264,7 +264,7 @@ def test_tokens_are_ranked_by_how_often_the_target_chose_them():
 @pytest.fixture(scope="module")
 def material(tiny_model, tiny_decoder, tiny_tokenizer, tmp_path_factory):
     """A target, its conversations, their features."""
-    from bench.questions import ChatFormat
+    from bench.models.chat import ChatFormat
 
     target = tiny_decoder(*tiny_model("tied", True))
     folder = tmp_path_factory.mktemp("material")

@@ -84,13 +84,13 @@ def test_card_and_stored_ranks_agree(train):
 @pytest.fixture
 def material(setting, monkeypatch, tiny_model, tiny_decoder, tmp_path):
     """(target, conversations, features) of a few short conversations."""
-    from bench import questions
     from bench.models import checkpoints
+    from bench.models.chat import ChatFormat
     from bench.train import conversations
 
     config, model = tiny_model("tied")
     target = tiny_decoder(config, model)
-    chat = questions.ChatFormat(checkpoints.load_tokenizer(checkpoints.resolve(str(setting.model))))
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoints.resolve(str(setting.model))))
     made = conversations.make(target, chat, frozenset(), Short(tokens=600), tmp_path)
     return target, made, loop.features(target, made, 1, tmp_path / "features")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from bench.train import prompts, writer
 from bench.train.conversations import Conversations
 from bench.train.prompts import KINDS, Prompt

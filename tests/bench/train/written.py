@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from bench.questions import ChatFormat
+from bench.models.chat import ChatFormat
 from bench.train.conversations import Conversations
 from bench.train.writer import Recipe
 

@@ -1,0 +1,192 @@
+"""Has everybody answer a question: prompts, limits, the clock; then audits the answers and probes the drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import methods
+from bench.config import RunConfig
+from bench.drafting.loop import at_once, decoding, probe
+from bench.drafting.method import Answer, SpeculativeMethod
+from bench.drafting.sampling import Sampler
+from bench.engine.decoder import Decoder
+from bench.errors import UserError
+from bench.figures.records import Turn
+from bench.models.loading import Loaded, Log, load_decoder, memory_errors
+from bench.questions import Question
+from bench.run.audit import Auditor
+from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
+from bench.run.memory import PeakMeter
+
+
+class Warnings:
+    """What is worth a warning, each once: told at once, and kept with the run's record."""
+
+    def __init__(self, log: Log):
+        self.log = log
+        self.texts: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        """Warn."""
+        if text not in self.texts:  # once for a cause, however many turns it meets
+            self.texts.append(text)
+            self.log(f"WARNING: {text}")
+
+
+@dataclass
+class Examiner:
+    """Asks contestants, turn by turn. The history of a second turn is vanilla's own first answer, for everybody."""
+
+    loaded: Loaded
+    contestants: list[Contestant]
+    config: RunConfig
+    sampler: Sampler | None  # None: greedy decoding, whose answers are audited
+    auditor: Auditor
+    memory: PeakMeter
+    warnings: Warnings
+
+    @property
+    def context(self) -> int:
+        """Positions that a conversation may take: the cache's, or fewer where the model was made for fewer."""
+        return min(self.loaded.target.max_len, self.loaded.target.config.context)
+
+    def warm_up(self, fails: Fails = raising) -> None:
+        """Let everybody decode a prompt of no task, which gives the rates of estimates, too; who fails is out."""
+        prompt = self.loaded.chat.prompt([], WARM_UP)
+        self.contestants = each_able(
+            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+        )
+
+    def forget(self) -> None:
+        """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
+        for contestant in self.contestants:
+            for method in (contestant.runner, contestant.prober):
+                if isinstance(method, SpeculativeMethod):
+                    method.forget()
+
+    def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
+        """All turns of a question in round `number`, by everybody, up to the one in which vanilla fails."""
+        history: list[tuple[str, str]] = []
+        records: list[Turn] = []
+        for index, user in enumerate(question.turns):
+            prompt = self.loaded.chat.prompt(history, user)
+            turns = {
+                contestant.label: self.answer(contestant, question, index, number, prompt)
+                for contestant in (reversed(taking_part) if backwards else taking_part)
+            }
+            vanilla = turns[methods.BASELINE]
+            if vanilla.error is None and self.sampler is None:  # samples differ from one method to the next
+                self.audit(turns, prompt)
+                if number == 0:  # greedy drafts are the same in every round
+                    self._probe(turns, prompt)
+            records += [turns[contestant.label] for contestant in taking_part]
+            if vanilla.error is not None:
+                break  # the next turn would need this answer
+            history.append((user, vanilla.text))
+        return records
+
+    def answer(self, contestant: Contestant, question: Question, index: int, number: int, prompt: list[int]) -> Turn:
+        """One contestant's answer to a prompt, or why it failed."""
+        return at_once(self.answering(contestant, question, index, number, prompt))
+
+    def answering(
+        self,
+        contestant: Contestant,
+        question: Question,
+        index: int,
+        number: int,
+        prompt: list[int],
+        pause_after: int = 0,
+    ) -> Generator[object, None, Turn]:
+        """`answer` in pieces, see `bench.drafting.loop.decoding`."""
+        turn = Turn(
+            method=contestant.label,
+            question_id=question.question_id,
+            task=question.task,
+            category=question.category,
+            turn=index,
+            round=number,
+            prompt_tokens=len(prompt),
+        )
+        limit = min(self.config.max_new_tokens, self.context - len(prompt))
+        if limit < 1:
+            turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
+            return turn
+        if self.sampler is not None:
+            self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
+        try:
+            with self.memory.of(contestant.label):
+                answer = yield from decoding(
+                    contestant.runner, prompt, limit, self.loaded.eos, self.sampler, pause_after
+                )
+        except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
+            turn.error = f"{type(error).__name__}: {error}"
+            return turn
+        _fill(turn, answer, self.loaded.eos)
+        turn.text = self.loaded.chat.answer_text(turn.token_ids)
+        return turn
+
+    def audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
+        """Give every answer that must be vanilla's its verdict."""
+        vanilla = turns[methods.BASELINE]
+        for contestant in self.contestants:
+            turn = turns.get(contestant.label)
+            if turn is None or turn is vanilla or turn.error is not None or not contestant.runner.lossless:
+                continue
+            try:
+                with memory_errors("the audit's reference"):
+                    turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
+            except UserError as error:  # what was measured is worth more than this one verdict
+                self.warnings(f"some answers of {turn.method} are not audited: {error}")
+
+    def _probe(self, turns: dict[str, Turn], prompt: list[int]) -> None:
+        """Forced drafts along vanilla's answer, where the run asks for them."""
+        answer = turns[methods.BASELINE].token_ids
+        for contestant in self.contestants:
+            if contestant.prober is not None and turns[contestant.label].error is None:
+                try:
+                    turns[contestant.label].windows = probe(contestant.prober, prompt, answer, contestant.windows)
+                except Exception as error:  # as in `answer`: the run goes on, and says so
+                    self.warnings(f"the window probe of {contestant.label} failed: {type(error).__name__}: {error}")
+
+
+def auditor_of(loaded: Loaded, log: Log) -> Auditor:
+    """An auditor whose reference for a lower precision is beside the target if it fits there, else on the CPU."""
+    target = loaded.target
+
+    def on(device: torch.device) -> Decoder:
+        return load_decoder(loaded.checkpoint, device, torch.float32, max_len=target.max_len, quantize=target.quantize)
+
+    def reference() -> Decoder:
+        try:
+            return on(target.device)
+        except UserError as error:
+            if target.device.type == "cpu":
+                raise
+            log(f"the audit's float32 reference goes to the CPU: {error}")
+            return on(torch.device("cpu"))
+
+    return Auditor(target, reference)
+
+
+def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
+    turn.token_ids = list(answer.token_ids)
+    turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
+    turn.finish = answer.finish(eos)
+    turn.per_step_drafted = [step.drafted for step in answer.steps]
+    turn.per_step_accepted = [step.accepted for step in answer.steps]
+    turn.per_step_emitted = [len(step.emitted) for step in answer.steps]
+    turn.per_step_depth = [step.depth for step in answer.steps]
+    turn.per_step_calls = [step.calls for step in answer.steps]
+    turn.per_step_rejected = [step.rejected for step in answer.steps]
+    turn.accepted_confidence = _rounded(x for step in answer.steps for x in step.accepted_confidence)
+    turn.rejected_confidence = _rounded(x for step in answer.steps for x in step.rejected_confidence)
+    turn.draft_s = sum(step.draft_s for step in answer.steps)
+    turn.verify_s = sum(step.verify_s for step in answer.steps)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 3) for value in values]

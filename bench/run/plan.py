@@ -1,0 +1,130 @@
+"""A run that was asked for: which questions, how often, in which order, of whom, and where its records go.
+
+All of it is known, and mistakes in it are told, before anything slow begins.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import methods
+from bench import questions
+from bench.config import RunConfig
+from bench.errors import UserError
+from bench.figures.records import RUNS, SWEEP_FILE, Run, check_writable, plots_of
+from bench.models.chat import ChatFormat
+from bench.models.loading import choose_device
+from bench.questions import Question, QuestionSet
+from bench.run import resume
+from bench.run.contestants import WARM_UP, Contestant, variants
+
+Adapt = Callable[[methods.Variant], methods.Variant]
+_TEMPLATE_TOKENS = 64  # what a chat template may add to a turn
+
+
+class Asked(NamedTuple):
+    """A question in one round; `backwards`: who answers first in other questions is last."""
+
+    round: int
+    question: Question
+    backwards: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run asks, and where it keeps the answers."""
+
+    config: RunConfig
+    questions: QuestionSet
+    peer_ids: frozenset[int]  # of the questions that peers answer, too: they are slow
+    variants: list[methods.Variant]  # vanilla first, peers last
+    started: datetime.datetime
+    run_id: str
+    folder: Path
+    resumed: Run | None  # the record of the run that goes on
+    of_sweep: bool
+
+    @property
+    def plots(self) -> Path:
+        """The folder for plots."""
+        return plots_of(self.folder, self.run_id)
+
+    @property
+    def go_on(self) -> str:
+        """How the user goes on with the run if it is interrupted."""
+        return f"the same command and --out {self.folder}" if self.of_sweep else f"--resume {self.folder}"
+
+    def todo(self, done: Collection[tuple[int, int]]) -> list[Asked]:
+        """All that is asked, in order, but for what is `done`, by round and question id."""
+        return [
+            Asked(number, question, (place + number) % 2 == 1)
+            for number in range(self.config.rounds)
+            for place, question in self.questions.in_turns()
+            if (number, question.question_id) not in done
+        ]
+
+    def taking_part(self, question: Question, contestants: Sequence[Contestant]) -> list[Contestant]:
+        """Who answers the question."""
+        return [c for c in contestants if not c.is_peer or question.question_id in self.peer_ids]
+
+    def prompt_lengths(self, question: Question, chat: ChatFormat) -> list[int]:
+        """Tokens of each turn's prompt, earlier answers taken as long as they may become."""
+        lengths, before = [], 0
+        for user in question.turns:
+            lengths.append(before + len(chat.prompt([], user)))
+            before = lengths[-1] + self.config.max_new_tokens
+        return lengths
+
+    def context_needed(self, chat: ChatFormat) -> int:
+        """Positions that the longest conversation may take, the warm-up's included."""
+        longest = max(self.prompt_lengths(question, chat)[-1] for question in self.questions.questions)
+        longest = max(longest, len(chat.prompt([], WARM_UP)))
+        return longest + self.config.max_new_tokens + _TEMPLATE_TOKENS
+
+
+def make_plan(
+    config: RunConfig,
+    resumed: tuple[Path, Run] | None = None,
+    *,
+    adapt: Adapt | None = None,
+    of_sweep: bool = False,
+) -> Plan:
+    """Plan a run.
+
+    `resumed`: folder and record of a run to go on with; `config` is then that run's. `adapt` sets knobs of all but
+    vanilla.
+
+    Raises:
+        UserError: unknown questions, tasks, methods, knobs or device, or a folder that this run cannot have.
+
+    """
+    asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    by_peers = asked.select(limit=config.peer_limit or None, seed=config.seed).questions
+    chosen = variants(config)
+    if resumed is not None:
+        adapt = functools.partial(resume.as_begun, run=resumed[1])
+    if adapt is not None:
+        chosen = [variant if variant.label == methods.BASELINE else adapt(variant) for variant in chosen]
+    choose_device(config.device)
+    started = datetime.datetime.now(datetime.UTC)
+    named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
+    run_id = f"{started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(asked.name)}"
+    folder = Path(config.out) if config.out else RUNS / run_id
+    begun = None
+    if resumed is not None:
+        folder, begun = resumed
+        run_id = begun.run_id
+    check_writable(folder)
+    if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
+        raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
+    peer_ids = frozenset(question.question_id for question in by_peers)
+    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep)
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]

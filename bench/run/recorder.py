@@ -1,0 +1,160 @@
+"""What a run leaves in its folder: its record, its turns question by question, the text of their tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import methods
+from bench.errors import UserError
+from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
+from bench.figures.records import (
+    DERIVED,
+    EXPORTED,
+    PIECES_FILE,
+    RUN_FILE,
+    TURNS_FILE,
+    MethodInfo,
+    Run,
+    Turn,
+    append_turns,
+    read_pieces,
+    write_json,
+    write_turns,
+)
+from bench.models.chat import ChatFormat
+from bench.models.loading import engine_facts
+from bench.run import environment
+from bench.run.examiner import Examiner, Warnings
+from bench.run.memory import merged
+from bench.run.plan import Plan
+from bench.typed_json import decode_value
+
+
+class Recorder:
+    """The files of one run while it asks; afterwards, what it has left."""
+
+    def __init__(self, plan: Plan, record: Run, chat: ChatFormat):
+        self.plan, self.record, self.chat, self.folder = plan, record, chat, plan.folder
+        self.turns: list[Turn] = []
+        self.pieces: dict[str, str] = {}
+        self._before = (record.wall_s, record.memory)  # this session's come on top
+
+    def begin(self) -> None:
+        """Set an earlier run in the folder aside; the record is written now, so that a killed run can be reported."""
+        _set_aside_earlier_run(self.folder)
+        self.save()
+        write_turns(self.folder / TURNS_FILE, [])
+
+    def take_over(self, turns: Sequence[Turn]) -> None:
+        """What earlier sessions of the run have finished, which is in the folder."""
+        self.pieces = read_pieces(self.folder)
+        self.save()
+        self.turns += turns
+        self._spell(turns)  # a kill may have come between a question's records and their spelling
+
+    def keep(self, turns: Sequence[Turn]) -> None:
+        """A question's records, and the text of every token in them: a report needs no tokenizer to show answers."""
+        append_turns(self.folder / TURNS_FILE, turns, self.plan.go_on)
+        self.turns += turns
+        self._spell(turns)
+
+    def note(self, wall_s: float, others_share: float, memory: MemoryFacts) -> None:
+        """What this session has taken so far."""
+        before_s, before = self._before
+        session = self.record.provenance["sessions"][-1]
+        session["wall_s"], session["others_share"] = wall_s, round(others_share, 4)
+        self.record.wall_s, self.record.memory = before_s + wall_s, merged(before, memory)
+        self.save()
+
+    def save(self) -> None:
+        """Write the run's record as it is."""
+        write_json(self.folder / RUN_FILE, self.record)
+
+    def _spell(self, turns: Sequence[Turn]) -> None:
+        ids = {token for turn in turns for token in turn.token_ids}
+        ids |= {token for turn in turns for step in turn.per_step_rejected for token in step}
+        if new := {str(token) for token in ids} - self.pieces.keys():
+            self.pieces |= {token: self.chat.piece(int(token)) for token in sorted(new, key=int)}
+            write_json(self.folder / PIECES_FILE, self.pieces)
+
+
+def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None]) -> Run:
+    """The record of a run as it begins: not complete. `costs`: of passes, by label. Later warnings join it."""
+    loaded, asked, warnings = examiner.loaded, plan.questions, examiner.warnings.texts
+    software = environment.describe_software()
+    session: Session = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "wall_s": 0.0,
+        "commit": software["commit"],
+        "dirty": software["dirty"],
+        "load_1min": software["load_1min"],
+        "warnings": list(warnings),
+    }
+    kinds = {c.label: "peer" if c.is_peer else "method" for c in examiner.contestants} | {methods.BASELINE: "vanilla"}
+    return Run(
+        run_id=plan.run_id,
+        command=environment.command_line(),
+        model={
+            "name": loaded.checkpoint.name,
+            "revision": loaded.checkpoint.revision,
+            "sha256": loaded.checkpoint.sha256,
+            "parameters": loaded.target.parameters,
+            "chat_template": loaded.chat.template,
+        },
+        dataset={
+            "name": asked.name,
+            "sha256": asked.sha256,
+            "questions": len(asked.questions),
+            "tasks": asked.tasks,
+        },
+        machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
+        dtype=loaded.target.precision,
+        config=dataclasses.asdict(examiner.config),
+        methods={
+            c.label: MethodInfo(
+                kinds[c.label],
+                c.runner.lossless,
+                c.runner.extra_parameters,
+                c.runner.knobs(),
+                c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
+                costs[c.label],
+            )
+            for c in examiner.contestants
+        },
+        engine=decode_value(EngineFacts, engine_facts(loaded.target)),
+        provenance={
+            "started": plan.started.isoformat(timespec="seconds"),
+            **software,
+            "warnings": warnings,
+            "sessions": [session],
+        },
+        complete=False,
+    )
+
+
+def continued(begun: Run, now: Run, warnings: Warnings) -> Run:
+    """The record of a run that goes on: as it was begun, with one more session."""
+    begun.provenance.setdefault("sessions", []).extend(now.provenance["sessions"])
+    told = [*begun.provenance.get("warnings", []), *now.provenance["warnings"]]
+    begun.provenance["warnings"] = warnings.texts = list(dict.fromkeys(told))
+    return begun
+
+
+def _set_aside_earlier_run(folder: Path) -> None:
+    """Move an earlier run that is in `folder` into a folder of its own there, so that it is not lost."""
+    try:
+        if (folder / RUN_FILE).is_file():
+            run_id = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
+            earlier = folder / Path(run_id).name  # an id is a name, never a path
+            earlier.mkdir()
+            for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED):
+                if (folder / name).exists():
+                    (folder / name).rename(earlier / name)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot use {folder} for results: {error}; choose another folder with --out") from error

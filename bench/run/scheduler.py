@@ -1,0 +1,71 @@
+"""Asks everything that a run has left to ask, in order, and keeps what comes; interrupted, what was finished."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.models.loading import Log
+from bench.questions import Question
+from bench.run import environment
+from bench.run.examiner import Examiner
+from bench.run.plan import Plan
+from bench.run.recorder import Recorder
+
+
+def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
+    """Ask what the recorder has no turns of; the run is then complete, unless the user interrupts it.
+
+    Raises:
+        UserError: the folder cannot be written any more.
+
+    """
+    plan = recorder.plan
+    todo = plan.todo({(turn.round, turn.question_id) for turn in recorder.turns})
+    total_s = sum(expected_s(plan, examiner, asked.question) for asked in todo)
+    asked = f"{len(plan.questions.questions)} questions of {len(plan.questions.tasks)} tasks"
+    left = f", {len(todo)} left" if len(recorder.record.provenance["sessions"]) > 1 else ""
+    log(f"{asked}, {plan.config.rounds} round(s){left}: about {_minutes(total_s)}")
+    begin_s, others = time.perf_counter(), environment.OthersMeter()
+    with _progress(total_s) as bar:
+        try:
+            for place, (number, question, backwards) in enumerate(todo):
+                if place == 0 or number != todo[place - 1].round:
+                    examiner.forget()
+                bar.set_postfix_str(f"{question.task} {question.question_id}")
+                taking_part = plan.taking_part(question, examiner.contestants)
+                recorder.keep(examiner.ask(question, number, taking_part, backwards=backwards))
+                bar.update(expected_s(plan, examiner, question))
+                recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
+            recorder.record.complete = True
+        except KeyboardInterrupt:
+            log(f"interrupted: what is finished is kept; go on with {plan.go_on}")
+    recorder.save()
+
+
+def expected_s(plan: Plan, examiner: Examiner, question: Question) -> float:
+    """Estimated seconds of one round of the question, by the warm-up's rates."""
+    return sum(
+        contestant.expected_s(length, plan.config.max_new_tokens) * (1 + 2 * (contestant.prober is not None))
+        for contestant in plan.taking_part(question, examiner.contestants)
+        for length in plan.prompt_lengths(question, examiner.loaded.chat)
+        if length < examiner.context
+    )
+
+
+@contextmanager
+def _progress(total_s: float) -> Iterator[Any]:
+    """A bar in units of estimated seconds, so that long prompts weigh what they cost and the ETA holds."""
+    shape = "{desc}{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left  {postfix}"
+    rarely = {} if sys.stderr.isatty() else {"mininterval": 15.0, "ncols": 90}
+    with tqdm(total=total_s, bar_format=shape, desc="decoding ", dynamic_ncols=not rarely, **rarely) as bar:
+        yield bar
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
