@@ -32,7 +32,8 @@ from bench.figures.records import atomic_writer, write_json  # noqa: E402
 from bench.figures.verdicts import WORSE  # noqa: E402
 from bench.gate.gate import PAIRS_FILE  # noqa: E402
 from bench.report.compare_page import findings, markdown  # noqa: E402
-from bench.report.formats import markdown_table  # noqa: E402
+from bench.report.markdown import table_text  # noqa: E402
+from bench.report.model import table  # noqa: E402
 
 TRIAL_FILE = "trial.json"
 KANGAROO = "methods/kangaroo/method.py"
@@ -208,14 +209,13 @@ def summary(found: list[dict[str, Any]]) -> str:
         rows.append([trial["what"], said, right, changes, f"{trial['minutes']:.1f}", trial["commit"][:10]])
     wrong = sum(not trial["right"] for trial in found)
     header = ["what was changed", "the gate's first sentence", "right", "time per token", "minutes", "commit"]
-    table = markdown_table(header, rows, [True, True, True, True, False, True])
     devices = ", ".join(sorted({trial["device"] for trial in found}))
     intro = (
         f"{len(found)} real gates ({devices}), {wrong} of them wrong; made by `scripts/gate_trials.py`. A gate is "
         "right where it calls worse what was planted, by method and metric, or, of unchanged code, nothing. All that "
         "it said stands in the gate.md of its folder."
     )
-    return f"{intro}\n\n{table}\n"
+    return f"{intro}\n\n{table_text(table(header, rows, (0, 1, 2, 3, 5)))}\n"
 
 
 def main() -> int:

@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from bench.figures.machine import Machine
-from bench.figures.metrics import OVERALL, TASKS, summarize
+from bench.figures.metrics import TASKS, summarize
 from bench.figures.records import Audit, MethodInfo, Run, Turn
+from bench.figures.summary import OVERALL, Cell, ContextBin, Estimate, Predicted, StepTime, Summary
 
 HOSTILE = "<script>alert(1)</script>"
 SENTENCES = (
@@ -114,31 +115,30 @@ def turns() -> list[Turn]:
     return found
 
 
-def summary(record: Run, records: list[Turn]) -> dict[str, Any]:
+def summary(record: Run, records: list[Turn]) -> Summary:
     """As `summarize` makes it, with every figure that it may hold: round ones, to be found again in the page."""
     made = copy.deepcopy(summarize(record, records))
-    for entry in made["methods"].values():
-        for task, cell in entry["tasks"].items():
-            cell.update(_figures(cell, entry["kind"], task))
+    for entry in made.methods.values():
+        for task, cell in entry.tasks.items():
+            for name, value in _figures(cell, entry.kind, task).items():
+                setattr(cell, name, value)
     return made
 
 
-def _figures(cell: dict[str, Any], kind: str, task: str) -> dict[str, Any]:
+def _figures(cell: Cell, kind: str, task: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for estimator in ("", "_mean_rates", "_geometric"):
         for clock in ("decode", "total"):
-            value = cell[f"speedup_{clock}"]["value"]
-            found[f"speedup_{clock}{estimator}"] = {"value": value, "low": value * 0.93, "high": value * 1.06}
+            value = getattr(cell, f"speedup_{clock}").value
+            found[f"speedup_{clock}{estimator}"] = Estimate(value, value * 0.93, value * 1.06)
     ours = kind == "method"
-    found["step_time"] = {"draft": 0.21, "verify": 0.98, "rest": 0.02, "total": 1.21} if ours else None
-    found["predicted"] = {"step_cost": 1.25, "speedup": 1.4} if ours else None
+    found["step_time"] = StepTime(0.21, 0.98, 0.02, 1.21) if ours else None
+    found["predicted"] = Predicted(1.25, 1.4) if ours else None
     found["prediction_error"] = 0.1 if ours and task == OVERALL else 0.01 if ours else None
     found["emitted_histogram"] = [40, 30, 20, 10] if ours else []
     found["confidence"] = None
     found["window_ctar"] = [0.61, 0.32, 0.13] if ours else None
-    bins = [
-        {"context": 100.0 * n, "ms_per_token": 30.0 + n, "vanilla_ms_per_token": 40.0 + n, "turns": 5} for n in (1, 2)
-    ]
+    bins = [ContextBin(100.0 * n, 30.0 + n, 40.0 + n, 5) for n in (1, 2)]
     found["context"] = bins if ours else []
     found["numerical_rate"] = 1 / 12 if ours else None
     return found

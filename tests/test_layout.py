@@ -23,9 +23,7 @@ FLOORS = (
 )
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
-KNOWN = {
-    ("bench.figures.published", "bench.report.formats"),
-}
+KNOWN: set[tuple[str, str]] = set()
 # What may name a method under `bench`: examples in the help of commands, and these.
 EXAMPLE = "run_bench.py "
 NAMED = {

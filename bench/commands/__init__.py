@@ -35,7 +35,7 @@ def say(line: str) -> None:
 
 def tell_written(paths: Sequence[Path]) -> None:
     """The files by name, plots by their folder."""
-    plots = [path for path in paths if path.suffix in (".png", ".svg")]
+    plots = [path for path in paths if path.suffix == ".png"]
     print("written:", *(path for path in paths if path not in plots), sep="\n  ")
     if plots:
-        print(f"  {plots[0].parent}{os.sep}  ({len(plots)} plots: {', '.join(dict.fromkeys(p.stem for p in plots))})")
+        print(f"  {plots[0].parent}{os.sep}  (plots: {', '.join(path.stem for path in plots)})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.figures.records import plots_of, read_run
+    from bench.figures.summary import read_summary
     from bench.report import terminal_table, write_report
 
     run_dir: Path = options.run_dir[0]
@@ -50,7 +50,7 @@ def run(options: Namespace) -> int:
     if len(options.run_dir) > 1:
         raise UserError(f"report takes one run, not {len(options.run_dir)}: give one folder, or answer files")
     paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
-    print(terminal_table(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))))
+    print(terminal_table(read_summary(run_dir)))
     tell_written(paths)
     return 0
 
@@ -74,9 +74,8 @@ def _report_answers(files: Sequence[Path], tokenizer: str | None) -> int:
         retokenize = lambda text: len(encode(text, add_special_tokens=False))  # noqa: E731
     summary = foreign_summary(files[0], files[1:], retokenize)
     print(terminal_table(summary))
-    for name, entry in summary["methods"].items():
-        equal = entry["tasks"]["overall"]["text_equal"]
-        if entry["kind"] != "vanilla":
+    for name, equal in summary.text_equal.items():
+        if summary.methods[name].kind != "vanilla":
             print(f"\n{name}: text equal to the baseline's in {equal['equal']} of {sum(equal.values())} questions")
-    print("\n" + "\n".join(f"- {sentence}" for sentence in summary["limits"]))
+    print("\n" + "\n".join(f"- {sentence}" for sentence in summary.limits))
     return 0

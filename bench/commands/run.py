@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -67,6 +66,7 @@ def run(options: Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if value is not None}
     folder, preset = given.pop("resume", None), given.pop("preset", None)
     from bench.figures import metrics
+    from bench.figures.summary import read_summary
     from bench.report import terminal_table, write_report
     from bench.run import resume, runner
 
@@ -81,8 +81,7 @@ def run(options: Namespace) -> int:
         print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
         return 130
     paths = write_report(folder, left.plan.plots)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    print(terminal_table(summary))
+    print(terminal_table(read_summary(folder)))
     tell_written(paths)
     if not record.complete:
         print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)

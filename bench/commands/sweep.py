@@ -71,11 +71,12 @@ def _redraw_sweep(run_dir: Path) -> int:
 def _show_sweep(run_dir: Path, paths: Sequence[Path]) -> int:
     from bench.figures import metrics
     from bench.figures.records import read_records
+    from bench.report.markdown import table_text
     from bench.report.sweep_page import measured, read_sweep, table
 
     swept, (record, turns) = read_sweep(run_dir), read_records(run_dir)
     summary, points = measured(swept, record, turns)
-    print(table(swept, points, sampled=summary["sampling"] is not None))
+    print(table_text(table(swept, points, sampled=summary.sampling is not None)))
     tell_written(paths)
     failed = [point for point in points if point.failure]
     for point in failed:

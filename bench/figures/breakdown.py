@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from bench.figures.facts import PassCosts
 from bench.figures.records import Turn
+from bench.figures.summary import Confidence, ContextBin, StepTime
 
 CONFIDENCE_EDGES = [step / 20 for step in range(21)]
 CONTEXT_BINS = 6  # at most
@@ -43,18 +43,19 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> dict[str, float | None]:
+def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> StepTime:
     """Drafting, verifying and the rest of a step in units of vanilla's step on the same prompts.
 
     Vanilla's own add up to 1. Records without `verify_s` say nothing of verify and rest.
     """
     vanilla_step_s = ratio(sum(turn.decode_s for turn in baseline), _count_steps(baseline))
     total_s, draft_s = sum(turn.decode_s for turn in turns), sum(turn.draft_s for turn in turns)
-    seconds: dict[str, float | None] = {"draft": draft_s, "verify": None, "rest": None, "total": total_s}
+    verify_s = rest_s = None
     if all(turn.verify_s > 0 for turn in turns if turn.per_step_emitted):
         verify_s = sum(turn.verify_s for turn in turns)
-        seconds |= {"verify": verify_s, "rest": total_s - draft_s - verify_s}
-    return {part: ratio(ratio(seconds[part], _count_steps(turns)), vanilla_step_s) for part in STEP_PARTS}
+        rest_s = total_s - draft_s - verify_s
+    parts = draft_s, verify_s, rest_s, total_s
+    return StepTime(*(ratio(ratio(part, _count_steps(turns)), vanilla_step_s) for part in parts))
 
 
 def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None) -> float | None:
@@ -82,7 +83,7 @@ def emitted_histogram(turns: Iterable[Turn], longest: int) -> list[int]:
     return [emitted.count(tokens) for tokens in range(1, longest + 1)]
 
 
-def confidence(turns: Sequence[Turn]) -> dict[str, list[Any]] | None:
+def confidence(turns: Sequence[Turn]) -> Confidence | None:
     """Accepted and rejected drafts by the probability that the draft model gave them; a bin holds its lower edge.
 
     Rejected are those that verification tried, not those that it never reached. None: the method says no confidence.
@@ -91,15 +92,15 @@ def confidence(turns: Sequence[Turn]) -> dict[str, list[Any]] | None:
     rejected = [value for turn in turns for value in turn.rejected_confidence]
     if not accepted and not rejected:
         return None
-    return {"edges": list(CONFIDENCE_EDGES), "accepted": _by_confidence(accepted), "rejected": _by_confidence(rejected)}
+    return Confidence(list(CONFIDENCE_EDGES), _by_confidence(accepted), _by_confidence(rejected))
 
 
 def window_ctar(turns: Iterable[Turn], windows: int, reach: int) -> list[float | None] | None:
     """At w = 1..windows: share of the positions of vanilla's answer at which w forced drafts in a row are right.
 
     Only positions count that have w tokens of the answer behind them. Drafting is forced and the answer vanilla's,
-    so that drafters are compared on the same positions (Kangaroo's CTAR, arXiv 2404.18911, as its definition
-    reads). None: not probed; undefined beyond the `reach` of what a method can be made to draft.
+    so that drafters are compared on the same positions (CTAR as its definition reads, Liu et al., arXiv
+    2404.18911). None: not probed; undefined beyond the `reach` of what a method can be made to draft.
     """
     probed = [turn.windows for turn in turns if turn.windows is not None]
     if not windows or not probed:
@@ -111,11 +112,10 @@ def window_ctar(turns: Iterable[Turn], windows: int, reach: int) -> list[float |
     return rates
 
 
-def context(paired: Sequence[tuple[Turn, Turn]]) -> list[dict[str, Any]]:
+def context(paired: Sequence[tuple[Turn, Turn]]) -> list[ContextBin]:
     """Decode time per token over the tokens of context, in bins of equally many turns; [] for too few turns.
 
-    A turn's context is its prompt and half its answer. Each bin: mean `context`, `ms_per_token` and
-    `vanilla_ms_per_token` as ratios of sums, `turns`.
+    A turn's context is its prompt and half its answer. Times per token are ratios of sums.
     """
     bins = min(CONTEXT_BINS, len(paired) // CONTEXT_TURNS)
     if not bins:
@@ -125,14 +125,10 @@ def context(paired: Sequence[tuple[Turn, Turn]]) -> list[dict[str, Any]]:
     return [_context_bin(ordered[low:high]) for low, high in itertools.pairwise(edges)]
 
 
-def _context_bin(paired: Sequence[tuple[Turn, Turn]]) -> dict[str, Any]:
+def _context_bin(paired: Sequence[tuple[Turn, Turn]]) -> ContextBin:
     turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
-    return {
-        "context": mean(_context(turn) for turn in turns),
-        "ms_per_token": _ms_per_token(turns),
-        "vanilla_ms_per_token": _ms_per_token(baseline),
-        "turns": len(turns),
-    }
+    context = mean(_context(turn) for turn in turns)
+    return ContextBin(context, _ms_per_token(turns), _ms_per_token(baseline), len(turns))
 
 
 def _context(turn: Turn) -> float:

@@ -1,7 +1,7 @@
 """A run's figures: from its records to the content of `summary.json`. Pure: no files, no torch.
 
-Source: the paper of each metric as in the docstrings; Spec-Bench is Xia et al., arXiv 2401.07851, Kangaroo
-Liu et al., arXiv 2404.18911. Words have one meaning everywhere:
+Source: the paper of each metric as in the docstrings; Spec-Bench is Xia et al., arXiv 2401.07851; CR and CTAR are
+Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 - A *pair* is a method's turn and vanilla's for the same question, turn and round. Everything said of a method
   is said of its pairs, so both sides always answered the same prompts. A peer may have run on fewer questions.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,47 +22,37 @@ import numpy as np
 from bench.errors import UserError
 from bench.figures import breakdown, stats
 from bench.figures.breakdown import finite, mean, ratio
+from bench.figures.decode import decode
 from bench.figures.records import MethodInfo, Run, Turn
+from bench.figures.summary import (
+    OVERALL,
+    Answered,
+    Cell,
+    Dataset,
+    Divergence,
+    Entry,
+    Estimate,
+    Failure,
+    Predicted,
+    Sampling,
+    Statistics,
+    StepTime,
+    Summary,
+)
 
-SCHEMA = 1
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
-OVERALL = "overall"
 VERDICTS = ("identical", "numerical", "different")
 REPETITION_N = 8  # length of the n-grams whose repetition is counted
 
-# Of a cell, by how tasks become `overall`.
-_COUNTS = ("questions", "turns", "generated_tokens", "steps")
-_MEANS = (
-    "tok_per_s",
-    "tok_per_s_vanilla",
-    "compression_rate",
-    "draft_token_share",
-    "draft_time_share",
-    "repetition",
-    "ttft_s",
-    "eos_share",
-)
-_OF_STEPS = (
-    "steps",
-    "compression_rate",
-    "draft_token_share",
-    "draft_time_share",
-    "ctar",
-    "conditional_acceptance",
-    "window_ctar",
-    "emitted_histogram",
-    "confidence",
-    "step_time",
-    "predicted",
-    "prediction_error",
-)
+# Figures whose overall is the tasks' unweighted mean; the second kind a peer does not have.
+_MEANS = ("tok_per_s", "tok_per_s_vanilla", "repetition", "ttft_s", "eos_share")
+_MEANS_OF_STEPS = ("compression_rate", "draft_token_share", "draft_time_share")
 
 Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
-Cell = dict[str, Any]  # the figures of one method on one task, or overall
 
 
-def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
-    """The content of `summary.json`.
+def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
+    """Every figure of a run: the content of `summary.json`.
 
     Raises:
         UserError: the run has no vanilla, so nothing can be compared.
@@ -75,38 +65,38 @@ def summarize(run: Run, turns: Sequence[Turn]) -> dict[str, Any]:
     kept = [turn for turn in turns if turn.question_id not in excluded and turn.method not in dead]
     paired = {name: pairs(kept, name, vanilla) for name in run.methods}
     asked = {turn.question_id for turn, _ in paired[vanilla]}
-    return {
-        "schema": SCHEMA,
-        "run_id": run.run_id,
-        "model": run.model.get("name"),
-        "dataset": {
-            **{key: run.dataset.get(key) for key in ("name", "sha256", "questions")},
-            "max_new_tokens": run.config.get("max_new_tokens"),
-        },
-        "device": dataclasses.asdict(run.machine),
-        "dtype": run.dtype,
-        "sampling": sampling(run),
-        "complete": run.complete,
-        "rounds": len({turn.round for turn in turns}),
-        "statistics": dict(stats.STATISTICS),
-        "excluded_questions": sorted(excluded),
-        "failed_methods": dead,
-        "failed": [_failure(turn) for turn in failed],
-        "divergences": [_divergence(turn) for name in run.methods for turn, _ in paired[name] if _diverged(turn)],
-        "methods": {
-            name: {
-                "kind": info.kind,
-                "lossless": info.lossless,
-                "extra_parameters": info.extra_parameters,
-                "notes": info.notes,
-                # A peer may be asked less than the others: its figures are then of other questions than theirs.
-                "answered": {"questions": len({turn.question_id for turn, _ in paired[name]}), "of": len(asked)},
-                "tasks": _by_task(paired[name], info, run.config.get("probe_windows") or 0),
-            }
+    return Summary(
+        run_id=run.run_id,
+        model=str(run.model.get("name")),
+        dataset=Dataset(
+            run.dataset.get("name"),
+            run.dataset.get("sha256"),
+            run.dataset.get("questions"),
+            run.config.get("max_new_tokens"),
+        ),
+        device=dataclasses.asdict(run.machine),
+        dtype=run.dtype,
+        sampling=sampling(run),
+        complete=run.complete,
+        rounds=len({turn.round for turn in turns}),
+        statistics=decode(Statistics, stats.STATISTICS),
+        excluded_questions=sorted(excluded),
+        failed_methods=dead,
+        failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],
+        divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
+        methods={
+            name: Entry(
+                info.kind,
+                info.lossless,
+                info.extra_parameters,
+                info.notes,
+                Answered(len({turn.question_id for turn, _ in paired[name]}), len(asked)),
+                _by_task(paired[name], info, run.config.get("probe_windows") or 0),
+            )
             for name, info in run.methods.items()
         },
-        "against": _against(run, paired),
-    }
+        against=_against(run, paired),
+    )
 
 
 def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
@@ -139,7 +129,7 @@ def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
-    """CR = (generated tokens - turns) / steps, pooled: Kangaroo's, and Spec-Bench's "mean accepted tokens".
+    """CR = (generated tokens - turns) / steps, pooled (Liu et al.): Spec-Bench's "mean accepted tokens".
 
     Each turn's first token comes from the prefill, which is no step. Tokens are counted from the ids and not
     from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
@@ -149,7 +139,7 @@ def compression_rate(turns: Sequence[Turn]) -> float | None:
 
 
 def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
-    """Consistent token acceptance rate, w = 1..windows: share of steps with s_k > w (Kangaroo, on metrics).
+    """Consistent token acceptance rate, w = 1..windows: share of steps with s_k > w (Liu et al., on metrics).
 
     s_k is what the step added to the kept answer. A step that never proposed w tokens counts as a miss.
     """
@@ -216,19 +206,19 @@ def _failed_throughout(run: Run, turns: Sequence[Turn]) -> dict[str, str]:
     return {label: str(said[0]) for label, said in errors.items() if said and None not in said}
 
 
-def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, stats.Estimate]]:
+def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, Estimate]]:
     """Decode speed of each method over each other one's, on the questions that both answered: overall, with interval.
 
     Two methods' own intervals say little of their difference, because both hold the same questions' variation.
     """
     names = [name for name, info in run.methods.items() if info.kind == "method" and paired[name]]
-    found: dict[str, dict[str, stats.Estimate]] = {name: {} for name in names}
+    found: dict[str, dict[str, Estimate]] = {name: {} for name in names}
     for name, other in itertools.permutations(names, 2):
         turns = [turn for turn, _ in paired[name]]
         both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
         tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
         sums = [_question_sums(task, prefilled=False) for task in tasks if task]
-        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
+        found[name][other] = Estimate(**stats.estimates(sums)["ratio_of_sums"])
     return found if len(names) > 1 else {}
 
 
@@ -238,12 +228,11 @@ def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
 
 
-def sampling(run: Run) -> dict[str, Any] | None:
-    """How tokens were drawn; None: greedy decoding, as in every run from before sampling."""
+def sampling(run: Run) -> Sampling | None:
+    """How tokens were drawn; None: greedy decoding."""
     if not run.config.get("temperature", 0):
         return None
-    unset = {"top_p": 1.0, "top_k": 0}
-    return {key: run.config.get(key, unset.get(key)) for key in ("temperature", "top_p", "top_k")}
+    return Sampling(run.config["temperature"], run.config.get("top_p", 1.0), run.config.get("top_k", 0))
 
 
 def vanilla_name(run: Run) -> str:
@@ -283,76 +272,80 @@ def _windows(turns: Iterable[Turn]) -> int:
 def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int) -> Cell:
     """One method on one task: every figure over its pairs."""
     turns, baseline = [turn for turn, _ in paired], [vanilla for _, vanilla in paired]
-    speedups = _speedups([paired], peer=info.kind == "peer")
-    cell = {
-        "questions": len({turn.question_id for turn in turns}),
-        "turns": len(turns),
-        "generated_tokens": _generated(turns),
-        "steps": sum(len(turn.per_step_emitted) for turn in turns),
-        **speedups,
-        "tok_per_s": decode_tok_per_s(turns),
-        "tok_per_s_vanilla": decode_tok_per_s(baseline),
-        "compression_rate": compression_rate(turns),
-        "draft_token_share": draft_token_share(turns),
-        "draft_time_share": ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns)),
-        "repetition": repetition(turns),
-        "ctar": ctar(turns, windows),
-        "conditional_acceptance": conditional_acceptance(turns, windows),
-        "window_ctar": breakdown.window_ctar(turns, probe_windows, info.notes.get("probe_windows", probe_windows)),
-        "emitted_histogram": breakdown.emitted_histogram(turns, windows + 1),
-        "confidence": breakdown.confidence(turns),
-        "step_time": breakdown.step_time(turns, baseline),
-        **_predictions(turns, info, speedups["speedup_decode"]["value"]),
-        "context": breakdown.context(paired),
-        "ttft_s": mean(turn.prefill_s for turn in turns),
-        "eos_share": ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
-        **_audited(lossless_counts(turns), info),
-    }
-    return cell | _without_steps(info)
+    cell = Cell(
+        **_pooled([paired], info),
+        tok_per_s=decode_tok_per_s(turns),
+        tok_per_s_vanilla=decode_tok_per_s(baseline),
+        repetition=repetition(turns),
+        ttft_s=mean(turn.prefill_s for turn in turns),
+        eos_share=ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
+    )
+    if info.kind == "peer":
+        return cell
+    cell.compression_rate = compression_rate(turns)
+    cell.draft_token_share = draft_token_share(turns)
+    cell.draft_time_share = ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns))
+    cell.ctar = ctar(turns, windows)
+    cell.conditional_acceptance = conditional_acceptance(turns, windows)
+    cell.window_ctar = breakdown.window_ctar(turns, probe_windows, info.notes.get("probe_windows", probe_windows))
+    cell.emitted_histogram = breakdown.emitted_histogram(turns, windows + 1)
+    cell.step_time = breakdown.step_time(turns, baseline)
+    step_cost = breakdown.predicted_step_cost(turns, info.costs)
+    _predict(cell, step_cost, ratio(cell.compression_rate, step_cost))
+    return cell
 
 
 def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Cell:
-    """The tasks' unweighted mean, as in Kangaroo's paper; `*_mean_rates` pools all questions, as Spec-Bench does.
+    """The tasks' unweighted mean, as in the papers; `*_mean_rates` pools all questions, as Spec-Bench does.
 
     A speedup is the mean of the tasks' ratios, not the ratio of `tok_per_s` to `tok_per_s_vanilla`, which are
     means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums, and so are
     those of the histograms; `context` has bins of its own over all turns.
     """
-    cell = {
-        **{key: sum(cell[key] or 0 for cell in cells) for key in _COUNTS},
-        **_speedups(tasks, peer=info.kind == "peer"),
-        **{key: mean(cell[key] for cell in cells) for key in _MEANS},
-        **{key: breakdown.mean_by_position(cell[key] for cell in cells) for key in ("ctar", "conditional_acceptance")},
-        "window_ctar": breakdown.mean_by_position(cell["window_ctar"] for cell in cells) or None,
-        "emitted_histogram": _added(cell["emitted_histogram"] for cell in cells),
-        "confidence": breakdown.confidence([turn for paired in tasks for turn, _ in paired]),
-        "step_time": {
-            part: mean((cell["step_time"] or {}).get(part) for cell in cells) for part in breakdown.STEP_PARTS
-        },
-        "context": breakdown.context([pair for paired in tasks for pair in paired]),
-        **_audited(lossless_counts(turn for paired in tasks for turn, _ in paired), info),
+    peer = info.kind == "peer"
+    means: dict[str, Any] = {key: mean(getattr(cell, key) for cell in cells) for key in _MEANS}
+    means |= {} if peer else {key: mean(getattr(cell, key) for cell in cells) for key in _MEANS_OF_STEPS}
+    overall = Cell(**_pooled(tasks, info), **means)
+    if peer:
+        return overall
+    overall.ctar = breakdown.mean_by_position(cell.ctar for cell in cells)
+    overall.conditional_acceptance = breakdown.mean_by_position(cell.conditional_acceptance for cell in cells)
+    overall.window_ctar = breakdown.mean_by_position(cell.window_ctar for cell in cells) or None
+    counts = (cell.emitted_histogram or [] for cell in cells)
+    overall.emitted_histogram = [sum(column) for column in zip(*counts, strict=True)]
+    parts = (mean(getattr(cell.step_time, part) for cell in cells) for part in breakdown.STEP_PARTS)
+    overall.step_time = StepTime(*parts)
+    # A task that was measured but not predicted leaves it undefined: the prediction is compared with both.
+    if all(cell.predicted for cell in cells if cell.speedup_decode.value is not None):
+        found = [cell.predicted for cell in cells if cell.predicted]
+        _predict(overall, mean(each.step_cost for each in found), mean(each.speedup for each in found))
+    return overall
+
+
+def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
+    """The figures that one task and all of them have alike, as fields of a `Cell`."""
+    paired = [pair for task in tasks for pair in task]
+    turns = [turn for turn, _ in paired]
+    peer = info.kind == "peer"
+    found: dict[str, Any] = {
+        "questions": len({(turn.task, turn.question_id) for turn in turns}),
+        "turns": len(turns),
+        "generated_tokens": _generated(turns),
+        "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
+        "confidence": None if peer else breakdown.confidence(turns),
+        "context": breakdown.context(paired),
     }
-    cell |= _overall_predictions(cells, cell["speedup_decode"]["value"])
-    return cell | _without_steps(info)
-
-
-def _without_steps(info: MethodInfo) -> Cell:
-    """A peer brings its own loop: it has no steps to count."""
-    return dict.fromkeys(_OF_STEPS) if info.kind == "peer" else {}
-
-
-def _speedups(tasks: list[list[Pair]], *, peer: bool) -> dict[str, stats.Estimate]:
-    """All three estimators of the decode and of the end-to-end speedup, over one task or several."""
-    found = {}
-    for key, prefilled in (("speedup_decode", 0), ("speedup_total", 1)):
-        sums = [_question_sums(paired, bool(prefilled)) for paired in tasks]
-        estimates = stats.estimates(sums)
-        found[key] = estimates["ratio_of_sums"]
-        found |= {f"{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
+    if info.lossless and info.kind != "vanilla":  # how the audits of a method that claims to be lossless ended
+        counts = lossless_counts(turns)
+        found |= {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
+    for key, prefilled in (("decode", False), ("total", True)):
+        sums = [_question_sums(task, prefilled=prefilled) for task in tasks]
+        estimates = {name: Estimate(**each) for name, each in stats.estimates(sums).items()}
+        found[f"speedup_{key}"] = estimates["ratio_of_sums"]
+        found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
         if peer:  # what vanilla is worth beside it; overall the mean of the tasks' own, and no inverse of a mean
-            found[key.replace("speedup", "worth")] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])[
-                "ratio_of_sums"
-            ]
+            turned = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])
+            found[f"worth_{key}"] = Estimate(**turned["ratio_of_sums"])
     return found
 
 
@@ -370,55 +363,24 @@ def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
     return np.array(list(sums.values())).reshape(-1, 4)
 
 
-def _predictions(turns: list[Turn], info: MethodInfo, measured: float | None) -> Cell:
-    """What the costs of a step, measured before the run, make of the steps that were recorded."""
-    step_cost = breakdown.predicted_step_cost(turns, info.costs)
-    speedup = ratio(compression_rate(turns), step_cost)
-    if step_cost is None or speedup is None:
-        return {"predicted": None, "prediction_error": None}
-    return {"predicted": {"step_cost": step_cost, "speedup": speedup}, "prediction_error": _error(speedup, measured)}
+def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None:
+    """Set a prediction, if there is one, and how far it lies from what was measured."""
+    if step_cost is not None and speedup is not None:
+        cell.predicted = Predicted(step_cost, speedup)
+        over = ratio(speedup, cell.speedup_decode.value)
+        cell.prediction_error = None if over is None else over - 1
 
 
-def _overall_predictions(cells: list[Cell], measured: float | None) -> Cell:
-    """The tasks' unweighted mean; undefined where a task was measured but not predicted: it is compared with both."""
-    if not all(cell["predicted"] for cell in cells if cell["speedup_decode"]["value"] is not None):
-        return {"predicted": None, "prediction_error": None}
-    found = [cell["predicted"] for cell in cells if cell["predicted"]]
-    if not found:
-        return {"predicted": None, "prediction_error": None}
-    predicted = {key: mean(each[key] for each in found) for key in ("step_cost", "speedup")}
-    return {"predicted": predicted, "prediction_error": _error(predicted["speedup"], measured)}
+def _where(turn: Turn) -> tuple[int, str, str, int, int]:
+    return turn.question_id, turn.task, turn.method, turn.turn, turn.round
 
 
-def _error(predicted: float | None, measured: float | None) -> float | None:
-    found = ratio(predicted, measured)
-    return None if found is None else found - 1
-
-
-def _audited(counts: dict[str, int], info: MethodInfo) -> Cell:
-    """How the audits of a method that claims to be lossless ended, and how often only numerics differed."""
-    if not info.lossless or info.kind == "vanilla":
-        return {"lossless": None, "numerical_rate": None}
-    return {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
-
-
-def _added(histograms: Iterable[list[int] | None]) -> list[int]:
-    return [sum(column) for column in zip(*(found for found in histograms if found is not None), strict=True)]
-
-
-def _failure(turn: Turn) -> dict[str, Any]:
-    return {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round", "error")}
-
-
-def _diverged(turn: Turn) -> bool:
-    return turn.audit is not None and turn.audit.verdict != "identical"
-
-
-def _divergence(turn: Turn) -> dict[str, Any]:
-    assert turn.audit is not None
-    where = {key: getattr(turn, key) for key in ("question_id", "task", "method", "turn", "round")}
-    what = {key: getattr(turn.audit, key) for key in ("verdict", "position", "token", "vanilla_token")}
-    return where | what | {key: finite(getattr(turn.audit, key)) for key in ("gap", "tolerance")}
+def _divergence(turn: Turn) -> Iterator[Divergence]:
+    """None of an answer that is vanilla's, or was not audited."""
+    audit = turn.audit
+    if audit is not None and audit.verdict != "identical":
+        what = audit.verdict, audit.position, audit.token, audit.vanilla_token
+        yield Divergence(*_where(turn), *what, finite(audit.gap), finite(audit.tolerance))
 
 
 def _generated(turns: Iterable[Turn]) -> int:

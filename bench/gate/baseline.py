@@ -108,8 +108,8 @@ def _measure(settings: RunConfig, log: Log, measured: dict[str, Any]) -> Records
 
 def _speedups(records: Records) -> dict[str, float]:
     """Overall decode speedup of each method."""
-    entries = metrics.summarize(*records)["methods"]
-    found = {n: e["tasks"][OVERALL]["speedup_decode"]["value"] for n, e in entries.items() if e["kind"] == "method"}
+    entries = metrics.summarize(*records).of_kind("method")
+    found = {name: entry.overall.speedup_decode.value for name, entry in entries.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

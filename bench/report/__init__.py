@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 from bench.figures.metrics import summarize
 from bench.figures.records import atomic_writer, read_pieces, read_records, write_json
+from bench.figures.summary import SUMMARY_FILE
 from bench.report.tables import csv_frame
 from bench.report.terminal import terminal_table
 
 __all__ = ["HTML_FILE", "REPORT_FILE", "SUMMARY_CSV", "SUMMARY_FILE", "TEX_FILE", "terminal_table", "write_report"]
 
-SUMMARY_FILE = "summary.json"
 SUMMARY_CSV = "summary.csv"
 REPORT_FILE = "report.md"
 HTML_FILE = "report.html"
@@ -30,13 +30,11 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
 
     """
     # Drawing libraries take a second to load, and a table in a terminal needs none.
-    from bench.figures.published import published_rows, read_published
-    from bench.report.cautions import cautions
-    from bench.report.definitions import definitions
+    from bench.report import html, markdown
     from bench.report.figures import PLOTS, write_figures
-    from bench.report.html import report_html
     from bench.report.latex import report_tex
-    from bench.report.page import report_page
+    from bench.report.model import Image
+    from bench.report.sections import sections
 
     run, turns = read_records(run_dir)
     summary = summarize(run, turns)
@@ -44,26 +42,19 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     with atomic_writer(run_dir / SUMMARY_CSV) as file:
         csv_frame(summary).to_csv(file, index=False, lineterminator="\n")
     figures = write_figures(summary, plots_dir)
-    images = [
-        (PLOTS[path.stem], quote(Path(os.path.relpath(path, run_dir)).as_posix()))
-        for path in figures
-        if path.suffix == ".png"
-    ]
+    images = [Image(PLOTS[path.stem].title, path, link(path, run_dir), PLOTS[path.stem].caption) for path in figures]
+    found = sections(run, summary, images, turns=turns, pieces=read_pieces(run_dir))
     pages = {
-        HTML_FILE: report_html(
-            run,
-            summary,
-            turns,
-            read_pieces(run_dir),
-            [(PLOTS[path.stem], path) for path in figures if path.suffix == ".svg"],
-            warnings=cautions(run, summary),
-            definitions=definitions(summary),
-            published=published_rows(summary, read_published()),
-        ),
-        REPORT_FILE: report_page(run, summary, images),
+        HTML_FILE: html.page(summary, found),
+        REPORT_FILE: markdown.page(found),
         TEX_FILE: report_tex(summary),
     }
     for name, content in pages.items():
         with atomic_writer(run_dir / name) as file:
             file.write(content)
     return [*(run_dir / name for name in (*pages, SUMMARY_FILE, SUMMARY_CSV)), *figures]
+
+
+def link(path: Path, folder: Path) -> str:
+    """A file's address from a page in `folder`."""
+    return quote(Path(os.path.relpath(path, folder)).as_posix())

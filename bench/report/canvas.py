@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.figures.metrics import OVERALL, ordered_tasks
+from bench.figures.metrics import ordered_tasks
 from bench.figures.records import atomic_writer
-from bench.report.formats import bounds, device_name, of_kind, sampling_text, shortened, task_name
+from bench.figures.summary import OVERALL, Estimate, Summary
+from bench.report.formats import setting_text, shortened, task_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
-FORMATS = ("png", "svg")
 SIZE_INCHES = (9.0, 4.6)
 # Okabe and Ito's palette, told apart by colour-blind readers too; without the yellow, which white swallows.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+GROUPS = ("How fast", "Where the time goes", "What is accepted")  # of plots, in a page's order
 MARKERS = "osD^vPX"  # as many as colours
 HATCHES = ("", "///", "...", "xxx")  # a second round of the palette is hatched
 GREY = "#555555"
@@ -33,8 +35,17 @@ _TITLE_INCHES = 0.44
 _PROVENANCE_INCHES = 0.165  # a line
 
 
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot before it is drawn: what a page says of it."""
+
+    title: str
+    group: str  # under which pages show it
+    caption: str  # what a reader should see in it
+
+
 def canvas(
-    summary: dict[str, Any],
+    summary: Summary,
     title: str,
     *,
     height: float = SIZE_INCHES[1],
@@ -105,46 +116,43 @@ def two_lines(name: str) -> str:
     return "\n".join(shortened(line, NAME_CHARS) for line in lines if line)
 
 
-def error_bars(estimates: Sequence[dict[str, Any] | None]) -> list[list[float]]:
+def error_bars(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Lengths below and above the values, as matplotlib wants them; 0 where there is no interval."""
     below, above = [], []
     for estimate in estimates:
-        interval = bounds(estimate)
-        value = estimate["value"] if estimate else None
-        below.append(value - interval[0] if interval and value is not None else 0.0)
-        above.append(interval[1] - value if interval and value is not None else 0.0)
+        low, high = estimate.bounds or (0.0, 0.0)
+        below.append(estimate.value - low if estimate.bounds and estimate.value else 0.0)
+        above.append(high - estimate.value if estimate.bounds and estimate.value else 0.0)
     return [below, above]
 
 
-def top(estimate: dict[str, Any]) -> float:
+def top(estimate: Estimate) -> float:
     """The upper end of an estimate's bar."""
-    interval = bounds(estimate)
-    return float(max(estimate["value"], interval[1] if interval else 0.0))
+    return max(estimate.value or 0.0, estimate.bounds[1] if estimate.bounds else 0.0)
 
 
-def tasks_of(summary: dict[str, Any], names: Sequence[str]) -> list[str]:
+def tasks_of(summary: Summary, names: Sequence[str]) -> list[str]:
     """The tasks of the methods; `overall` at the end where it is more than one task's repetition."""
-    tasks = [task for name in names for task in summary["methods"][name]["tasks"] if task != OVERALL]
-    ordered = ordered_tasks(tasks)
+    ordered = ordered_tasks(task for name in names for task in summary.methods[name].by_task)
     return [*ordered, OVERALL] if len(ordered) > 1 else ordered
 
 
-def rank(summary: dict[str, Any], name: str) -> int:
+def rank(summary: Summary, name: str) -> int:
     """A method's place, the same in every plot, so that it keeps its colour."""
-    return [*of_kind(summary, "method"), *of_kind(summary, "peer")].index(name)
+    return [*summary.of_kind("method", "peer")].index(name)
 
 
-def colour(summary: dict[str, Any], name: str) -> str:
+def colour(summary: Summary, name: str) -> str:
     """A method's colour; vanilla and peers are grey: they are a yardstick and not a competitor."""
-    if summary["methods"][name]["kind"] != "method":
+    if summary.methods[name].kind != "method":
         return "#999999"
     return PALETTE[rank(summary, name) % len(PALETTE)]
 
 
-def bar_style(summary: dict[str, Any], name: str) -> dict[str, Any]:
+def bar_style(summary: Summary, name: str) -> dict[str, Any]:
     """A method's colour and hatch; peers are grey: they are a yardstick and not a competitor."""
     index = rank(summary, name)
-    if summary["methods"][name]["kind"] == "peer":
+    if summary.methods[name].kind == "peer":
         return {"color": "#BBBBBB", "hatch": "\\\\\\", "edgecolor": "white"}
     hatch = HATCHES[index // len(PALETTE) % len(HATCHES)]
     return {"color": PALETTE[index % len(PALETTE)], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
@@ -170,37 +178,22 @@ def _reserve(figure: Figure, lines: int) -> None:
     engine.set(rect=(0.006, 0, 0.988, 1 - share))  # type: ignore[call-arg]
 
 
-def provenance(summary: Mapping[str, Any]) -> str:
-    """Figures of different models, devices or questions must never be taken for each other."""
-    dataset = summary["dataset"]
-    parts = [
-        str(summary["model"]),
-        device_name(summary["device"]),
-        summary["dtype"],
-        f"{dataset['name']} questions ({dataset['questions']})",
-        sampling_text(summary["sampling"]),
-        "" if summary["complete"] else "interrupted run",
-    ]
-    return " · ".join(filter(None, parts))
+def provenance(summary: Summary) -> str:
+    """What stands under every title."""
+    return " · ".join(setting_text(summary))
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Figures by name as PNG and SVG; each file appears under its name only when completely written.
+    """Figures by name as PNG; each file appears under its name only when completely written.
 
     Raises:
         UserError: the folder cannot be written.
 
     """
-    import matplotlib
-
     paths = []
-    # The salt replaces random ids, and dates are left out: the same figures give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "roobench"}):
-        for name, figure in figures.items():
-            for suffix in FORMATS:
-                path = folder / f"{name}.{suffix}"
-                with atomic_writer(path) as file:
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                    figure.savefig(file.buffer, format=suffix, dpi=DPI, metadata=metadata)
-                paths.append(path)
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        with atomic_writer(path) as file:
+            figure.savefig(file.buffer, format="png", dpi=DPI, metadata={"Software": None})
+        paths.append(path)
     return paths

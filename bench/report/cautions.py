@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench.figures.metrics import OVERALL
 from bench.figures.records import FLOAT32_STATES, Run
-from bench.report.formats import bounds, number, of_kind, overall, percent, shown_name, task_name
+from bench.figures.summary import OVERALL, Summary
+from bench.report.formats import number, percent, shown_name, task_name
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
 MUCH_REPETITION = 0.3
@@ -18,7 +18,7 @@ NUMERICAL_FLOAT32 = 1 / 500  # above it, a run in float32 has a finding to expla
 _NAMED = 6  # of several places with the same trouble
 
 
-def cautions(run: Run, summary: dict[str, Any]) -> list[str]:
+def cautions(run: Run, summary: Summary) -> list[str]:
     """Everything that speaks against a run's figures, as Markdown sentences; empty where nothing does."""
     return [
         *(f"**{text[:1].upper()}{text[1:]}.**" for text in _recorded(run)),
@@ -60,8 +60,8 @@ def _busy(run: Run) -> Iterable[str]:
         )
 
 
-def _interrupted(summary: dict[str, Any]) -> Iterable[str]:
-    if not summary["complete"]:
+def _interrupted(summary: Summary) -> Iterable[str]:
+    if not summary.complete:
         yield "**The run was interrupted**: the figures are of the questions that were finished until then."
 
 
@@ -74,22 +74,22 @@ def _commits(run: Run) -> Iterable[str]:
         )
 
 
-def _dead(summary: dict[str, Any]) -> Iterable[str]:
-    for name, error in summary.get("failed_methods", {}).items():
+def _dead(summary: Summary) -> Iterable[str]:
+    for name, error in summary.failed_methods.items():
         yield f"**{name} failed in every question** and is left out, first with: `{error.replace('`', chr(39))}`."
 
 
-def _failures(summary: dict[str, Any]) -> Iterable[str]:
-    if summary["failed"]:
+def _failures(summary: Summary) -> Iterable[str]:
+    if summary.failed:
         yield (
-            f"**Failed questions: {len(summary['excluded_questions'])}**, left out of every method and of "
+            f"**Failed questions: {len(summary.excluded_questions)}**, left out of every method and of "
             "vanilla; the errors stand under [Failures](#failures)."
         )
 
 
-def _divergences(summary: dict[str, Any]) -> Iterable[str]:
-    found = summary["divergences"]
-    different = [turn["method"] for turn in found if turn["verdict"] == "different"]
+def _divergences(summary: Summary) -> Iterable[str]:
+    found = summary.divergences
+    different = [turn.method for turn in found if turn.verdict == "different"]
     if different:
         names = ", ".join(dict.fromkeys(different))
         yield f"**Not lossless**: {len(different)} answers of {names} differ from vanilla's beyond rounding."
@@ -100,14 +100,14 @@ def _divergences(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
-def _numerical(summary: dict[str, Any]) -> Iterable[str]:
+def _numerical(summary: Summary) -> Iterable[str]:
     """A tie may fall either way; in float32 that is rare, and often means a mistake."""
-    if summary["dtype"] not in FLOAT32_STATES:
+    if summary.dtype not in FLOAT32_STATES:
         return
     high = [
         f"{name} {rate:.1%}"
-        for name, entry in of_kind(summary, "method").items()
-        if (rate := overall(entry).get("numerical_rate") or 0) > NUMERICAL_FLOAT32
+        for name, entry in summary.of_kind("method").items()
+        if (rate := entry.overall.numerical_rate or 0) > NUMERICAL_FLOAT32
     ]
     if high:
         yield (
@@ -116,13 +116,13 @@ def _numerical(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
-def _few_questions(summary: dict[str, Any]) -> Iterable[str]:
+def _few_questions(summary: Summary) -> Iterable[str]:
     """Peers may be asked less on purpose; their own table shows it."""
     asked: dict[str, int] = {}
-    for entry in summary["methods"].values():
-        for task, cell in entry["tasks"].items():
-            if entry["kind"] != "peer" and task != OVERALL:
-                asked[task] = min(asked.get(task, cell["questions"]), cell["questions"])
+    for entry in summary.methods.values():
+        for task, cell in entry.tasks.items():
+            if entry.kind != "peer" and task != OVERALL:
+                asked[task] = min(asked.get(task, cell.questions), cell.questions)
     few = [f"{task_name(task)} {count}" for task, count in asked.items() if count < FEW_QUESTIONS]
     if few:
         yield (
@@ -131,14 +131,14 @@ def _few_questions(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
-def _wide_intervals(summary: dict[str, Any]) -> Iterable[str]:
+def _wide_intervals(summary: Summary) -> Iterable[str]:
     """The decode speedup's, widest first; overall by itself, because it is what gets quoted."""
     wide = []
-    for name, entry in of_kind(summary, "method").items():
-        for task, cell in entry["tasks"].items():
-            estimate = cell["speedup_decode"]
-            interval = bounds(estimate)
-            half = (interval[1] - interval[0]) / 2 / estimate["value"] if interval and estimate["value"] else 0
+    for name, entry in summary.of_kind("method").items():
+        for task, cell in entry.tasks.items():
+            estimate = cell.speedup_decode
+            interval = estimate.bounds
+            half = (interval[1] - interval[0]) / 2 / estimate.value if interval and estimate.value else 0
             if half > WIDE_INTERVAL:
                 wide.append((task != OVERALL, -half, f"{shown_name(name, entry)}, {task_name(task)}: ±{half:.0%}"))
     if wide:
@@ -150,11 +150,11 @@ def _wide_intervals(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
-def _predictions(summary: dict[str, Any]) -> Iterable[str]:
+def _predictions(summary: Summary) -> Iterable[str]:
     off = [
         f"{name} {percent(error)}"
-        for name, entry in of_kind(summary, "method").items()
-        if abs(error := overall(entry).get("prediction_error") or 0) > PREDICTION_OFF
+        for name, entry in summary.of_kind("method").items()
+        if abs(error := entry.overall.prediction_error or 0) > PREDICTION_OFF
     ]
     if off:
         yield (
@@ -164,12 +164,12 @@ def _predictions(summary: dict[str, Any]) -> Iterable[str]:
         )
 
 
-def _repetition(summary: dict[str, Any]) -> Iterable[str]:
+def _repetition(summary: Summary) -> Iterable[str]:
     high = [
-        f"{name} {number(cell['repetition'])} in {task_name(task)}"
-        for name, entry in summary["methods"].items()
-        for task, cell in entry["tasks"].items()
-        if task != OVERALL and (cell["repetition"] or 0) > MUCH_REPETITION
+        f"{name} {number(cell.repetition)} in {task_name(task)}"
+        for name, entry in summary.methods.items()
+        for task, cell in entry.tasks.items()
+        if task != OVERALL and (cell.repetition or 0) > MUCH_REPETITION
     ]
     if high:
         yield (

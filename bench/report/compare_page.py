@@ -5,9 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from bench.figures.metrics import OVERALL
+from bench.figures.summary import OVERALL
 from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE
-from bench.report.formats import UNDEFINED, markdown_table, task_name
+from bench.report.formats import UNDEFINED, task_name
+from bench.report.markdown import table_text
+from bench.report.model import table
 
 MARKS = {WORSE: "🔴 worse", BETTER: "🟢 better", SAME: "⚪ same", UNKNOWN: "🟡 cannot tell"}
 
@@ -96,9 +98,7 @@ def _overview(compared: dict[str, Any]) -> str:
             mark = MARKS[metric["verdict"]] if metric["counts"] else metric["verdict"]
             rows.append([label, name, *_values(metric), _change(metric), mark])
             label = ""
-    return markdown_table(
-        ["method", "overall", "base", "new", "change", ""], rows, [True, True, False, False, False, True]
-    )
+    return table_text(table(["method", "overall", "base", "new", "change", ""], rows, (0, 1, 5)))
 
 
 def _by_task(entry: dict[str, Any]) -> str:
@@ -108,7 +108,7 @@ def _by_task(entry: dict[str, Any]) -> str:
         for name, metric in cell["metrics"].items()
         if metric["counts"]
     ]
-    return markdown_table(["task", "what", "base", "new", "change", ""], rows, [True, True, False, False, False, True])
+    return table_text(table(["task", "what", "base", "new", "change", ""], rows, (0, 1, 5)))
 
 
 def _rules(compared: dict[str, Any]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from bench.figures.summary import Summary
 from bench.report.formats import interval_text
 
 DEFINITIONS = """\
 - **Speedup** is a method's tokens/s over vanilla's, on the same prompts in the same rounds of the same run.
   **Decode** leaves out the prefill and the first token, which belongs to it; **end-to-end** has both.
 - **Ratio of sums**: all tokens over all seconds of a task, the method's over vanilla's; *overall* is the
-  unweighted mean of the tasks, as in Kangaroo's paper. Long answers count more. Tables and plots show it where
+  unweighted mean of the tasks, as in the papers. Long answers count more. Tables and plots show it where
   they name no other.
 - **Spec-Bench's mean of rates**: the mean over questions of the method's tokens/s, over the same mean of vanilla;
   *overall* pools all questions, so that tasks with more questions count more. Quick questions count more.
@@ -22,7 +21,7 @@ DEFINITIONS = """\
   >= w - 1 (a tree's depth is its longest path's; records without it count a tree's nodes, and say little).
 - **Window CTAR(w)**: at every position of vanilla's answer the method is made to draft w tokens; the share of
   positions, among those with w tokens of answer left, at which all of them are right. It compares drafters
-  whatever their rule for stopping, as far as each can draft (Medusa: a draft a head).
+  whatever their rule for stopping, as far as each can draft (with heads: a draft a head).
 - **Draft share** = accepted draft tokens / generated tokens.
 - **Time drafting**: share of the decode time; the rest is verification and bookkeeping.
 - **Where the time goes**: mean time of a step over the mean time of a vanilla step of the same turns. *Draft*:
@@ -60,7 +59,7 @@ task (its overall pools all steps, ours is the tasks' mean); a difference of a f
 alone."""
 
 
-def definitions(summary: dict[str, Any]) -> str:
+def definitions(summary: Summary) -> str:
     """What every figure means, intervals and sampling where the run has them."""
     interval = interval_text(summary, full=True)
     text = DEFINITIONS
@@ -69,4 +68,4 @@ def definitions(summary: dict[str, Any]) -> str:
             f"\n- **Intervals**: {interval}. They say how far the figure could move with other questions of the "
             "same kind on this device; not what another device, model or day would give."
         )
-    return text + (SAMPLED_DEFINITION if summary["sampling"] else "")
+    return text + (SAMPLED_DEFINITION if summary.sampling else "")

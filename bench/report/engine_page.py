@@ -6,6 +6,8 @@ import statistics
 from typing import Any
 
 from bench.report.formats import UNDEFINED, device_name, gibibytes
+from bench.report.model import table
+from bench.report.terminal import lines_of
 
 
 def terminal(found: dict[str, Any]) -> str:
@@ -15,18 +17,19 @@ def terminal(found: dict[str, Any]) -> str:
 
 def projection(engine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """What acceptance would be worth at these costs."""
-    table = [["method", "acceptance of", "CR", "PROJECTED speedup", "published", "assumed"]]
+    header = ["method", "acceptance of", "CR", "PROJECTED speedup", "published", "assumed"]
+    lines = []
     for row in rows:
         low, high = row["projected"]
         projected = f"{low:.2f}x" if high - low < 0.005 else f"{low:.2f}x to {high:.2f}x"
         published = UNDEFINED if row["published"] is None else f"{row['published']:.2f}x"
         rate = f"{row['compression_rate']:.2f}"
-        table.append([row["method"], row["source"], rate, projected, published, row["assumed"]])
+        lines.append([row["method"], row["source"], rate, projected, published, row["assumed"]])
     said = (
         "PROJECTION, not a measurement: the costs of passes were measured here, with random weights of this shape; "
         "what a step yields is another model's, as published or recorded. Published speedups are of other devices."
     )
-    return "\n\n".join((_heading(engine), _aligned(table), said))
+    return "\n\n".join((_heading(engine), _aligned(header, lines), said))
 
 
 def _heading(found: dict[str, Any]) -> str:
@@ -52,7 +55,8 @@ def _limit(found: dict[str, Any]) -> str:
 
 
 def _answers(found: dict[str, Any]) -> str:
-    rows = [["whole answers", "tokens/s", "of vanilla's", "ms a step", "tokens a step", "outside passes", "prefill ms"]]
+    header = ["whole answers", "tokens/s", "of vanilla's", "ms a step", "tokens a step", "outside passes", "prefill ms"]
+    rows = []
     for label, answer in found["answers"].items():
         rows.append(
             [
@@ -65,47 +69,38 @@ def _answers(found: dict[str, Any]) -> str:
                 _number(answer["prefill_ms"]),
             ]
         )
-    return _aligned(rows)
+    return _aligned(header, rows)
 
 
 def _passes(found: dict[str, Any]) -> str:
-    single = found["passes"]["1"]
-    rows = [["a pass over n positions", *found["passes"]]]
-    rows.append(["ms", *(_number(value) for value in found["passes"].values())])
-    rows.append(["of a pass over one", *(f"{value / single:.2f}" for value in found["passes"].values())])
-    return _aligned(rows)
+    return _over(found, "a pass over n positions", found["passes"], 2)
 
 
 def _others(found: dict[str, Any]) -> str:
     single = found["passes"]["1"]
-    tables = []
-    for title, values in (
-        ("layers below an exit, one position", found["drafts"]),
-        ("LM head of n tokens", found["head"]),
-    ):
-        rows = [[title, *values], ["ms", *(f"{value:.3f}" for value in values.values())]]
-        rows.append(["of a pass over one", *(f"{value / single:.3f}" for value in values.values())])
-        tables.append(_aligned(rows))
+    tables = [
+        _over(found, "layers below an exit, one position", found["drafts"], 3),
+        _over(found, "LM head of n tokens", found["head"], 3),
+    ]
     if found["drafters"]:
-        names = {"kangaroo": "Kangaroo's adapter", "medusa": "Medusa-1's four heads"}
-        told = (f"{names[name]} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items())
+        told = (f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items())
         tables.append(f"a call of the published draft models, LM heads included: {', '.join(told)}")
     cache = found["cache"]
     tables.append(f"keeping a tree's path in the cache {cache['tree']:.3f} ms, a chain's {cache['chain']:.3f} ms")
     return "\n\n".join(tables)
 
 
+def _over(found: dict[str, Any], title: str, values: dict[str, float], digits: int) -> str:
+    """Milliseconds by size, and in passes over one position."""
+    single = found["passes"]["1"]
+    rows = [["ms", *(f"{value:.{digits}f}" for value in values.values())]]
+    rows.append(["of a pass over one", *(f"{value / single:.{digits}f}" for value in values.values())])
+    return _aligned([title, *values], rows)
+
+
 def _number(value: float | None) -> str:
     return UNDEFINED if value is None else f"{value:.2f}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell, figures to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+def _aligned(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(lines_of(table(header, rows)))

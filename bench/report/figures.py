@@ -1,4 +1,4 @@
-"""The plots of a summary, as PNG and SVG. By task and by window here, the others in modules of their own."""
+"""The plots of a summary. By task and by window here, the others in modules of their own."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.figures.metrics import OVERALL, Cell
 from bench.figures.published import Source, read_published
+from bench.figures.summary import OVERALL, Cell, Estimate, Summary
 from bench.report import canvas, figures_averages, figures_steps
-from bench.report.canvas import GREY
-from bench.report.formats import bounds, of_kind, overall, shown_name, task_name
+from bench.report.canvas import GREY, Plot
+from bench.report.formats import shown_name, task_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOTS = {
-    "speedup_by_task": "Decode speedup over vanilla, by task",
-    "compression_rate_by_task": "Compression rate (tokens per verification step), by task",
-    "ctar_by_window": "Consistent token acceptance: share of steps with more than w tokens",
+    "speedup_by_task": Plot(
+        "Decode speedup over vanilla, by task",
+        "How fast",
+        "Tokens per second over vanilla's on the same prompts; the line at 1 is vanilla.",
+    ),
+    "compression_rate_by_task": Plot(
+        "Compression rate (tokens per verification step), by task",
+        "What is accepted",
+        "Tokens per verification step: the speedup if drafts and wide passes were free.",
+    ),
+    "ctar_by_window": Plot(
+        "Consistent token acceptance: share of steps with more than w tokens",
+        "What is accepted",
+        "Share of steps that added more than w tokens. A step that drafted less counts as a miss.",
+    ),
     **figures_steps.PLOTS,
     **figures_averages.PLOTS,
 }
 
 
-def draw(summary: dict[str, Any], sources: Sequence[Source] | None = None) -> dict[str, Figure]:
+def draw(summary: Summary, sources: Sequence[Source] | None = None) -> dict[str, Figure]:
     """Every plot by its name. The first three say so where they have no data; the others are then left out.
 
     `sources` are the published figures to show beside ours (default: those in `results/published`).
@@ -39,7 +51,7 @@ def draw(summary: dict[str, Any], sources: Sequence[Source] | None = None) -> di
     return found | {name: figure for name, figure in more.items() if figure is not None}
 
 
-def write_figures(summary: dict[str, Any], folder: Path) -> list[Path]:
+def write_figures(summary: Summary, folder: Path) -> list[Path]:
     """Draw every plot into the folder; each file appears under its name only when completely written.
 
     Raises:
@@ -49,41 +61,41 @@ def write_figures(summary: dict[str, Any], folder: Path) -> list[Path]:
     return canvas.save(draw(summary), folder)
 
 
-def _speedup_by_task(summary: dict[str, Any]) -> Figure:
+def _speedup_by_task(summary: Summary) -> Figure:
     """Peers too: they have a speedup, though no steps."""
-    names = [*of_kind(summary, "method"), *of_kind(summary, "peer")]
-    cells = [cell for name in names for cell in summary["methods"][name]["tasks"].values()]
+    names = list(summary.of_kind("method", "peer"))
+    cells = [cell for name in names for cell in summary.methods[name].tasks.values()]
     note = "bars: ratio of sums, overall the tasks' unweighted mean"
-    if any(bounds(cell["speedup_decode"]) for cell in cells):
-        note += f"; lines: {summary.get('statistics', {}).get('interval', 0.95):.0%} bootstrap intervals"
-    return _bars(summary, "speedup_by_task", names, lambda cell: cell["speedup_decode"], "speedup", note)
+    if summary.statistics and any(cell.speedup_decode.bounds for cell in cells):
+        note += f"; lines: {summary.statistics.interval:.0%} bootstrap intervals"
+    return _bars(summary, "speedup_by_task", names, lambda cell: cell.speedup_decode, "speedup", note)
 
 
-def _compression_rate_by_task(summary: dict[str, Any]) -> Figure:
-    names = list(of_kind(summary, "method"))
+def _compression_rate_by_task(summary: Summary) -> Figure:
+    names = list(summary.of_kind("method"))
     return _bars(
         summary,
         "compression_rate_by_task",
         names,
-        lambda cell: {"value": cell["compression_rate"]},
+        lambda cell: Estimate(cell.compression_rate),
         "tokens per step",
     )
 
 
 def _bars(
-    summary: dict[str, Any],
+    summary: Summary,
     plot: str,
     names: list[str],
-    estimate: Callable[[Cell], dict[str, Any]],
+    estimate: Callable[[Cell], Estimate],
     label: str,
     note: str = "",
 ) -> Figure:
     """One group of bars a task and one for overall, one colour a method, vanilla as the line at 1."""
-    figure, (axes,) = canvas.canvas(summary, PLOTS[plot], note=note)
+    figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
     tasks = canvas.tasks_of(summary, names)
-    entries = {name: summary["methods"][name]["tasks"] for name in names}
+    entries = {name: summary.methods[name].tasks for name in names}
     values = {name: {task: estimate(cells[task]) for task in tasks if task in cells} for name, cells in entries.items()}
-    drawn = [canvas.top(item) for row in values.values() for item in row.values() if item["value"] is not None]
+    drawn = [canvas.top(item) for row in values.values() for item in row.values() if item.value is not None]
     if not drawn:
         return canvas.empty(figure, axes, "no method has finished a question: nothing to show")
     # Overall stands a little apart: it is a mean of the others.
@@ -92,7 +104,7 @@ def _bars(
     many = len(names) * len(tasks) > 22  # then the values fit above their bars only upright
     for index, name in enumerate(names):
         offset = (index - (len(names) - 1) / 2) * width
-        at = [(centres[task] + offset, item) for task, item in values[name].items() if item["value"] is not None]
+        at = [(centres[task] + offset, item) for task, item in values[name].items() if item.value is not None]
         _bar_row(axes, at, width, (many, len(names)), summary, name)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle="--", label="vanilla", zorder=2.5)
     axes.set_xticks(list(centres.values()), [canvas.wrapped(task) for task in tasks], parse_math=False)
@@ -110,10 +122,10 @@ def _bars(
 
 def _bar_row(
     axes: Any,
-    at: list[tuple[float, dict[str, Any]]],
+    at: list[tuple[float, Estimate]],
     width: float,
     crowd: tuple[bool, int],
-    summary: dict[str, Any],
+    summary: Summary,
     name: str,
 ) -> None:
     """One method's bars with their intervals and values, which stand upright in a crowd."""
@@ -121,34 +133,31 @@ def _bar_row(
 
     many, methods = crowd
     estimates = [item for _, item in at]
-    style: dict[str, Any] = canvas.bar_style(summary, name) | {"label": shown_name(name, summary["methods"][name])}
-    if any(bounds(item) for item in estimates):
+    style: dict[str, Any] = canvas.bar_style(summary, name) | {"label": shown_name(name, summary.methods[name])}
+    if any(item.bounds for item in estimates):
         style |= {"yerr": canvas.error_bars(estimates), "error_kw": canvas.ERROR_BAR}
-    bars = axes.bar([x for x, _ in at], [item["value"] for item in estimates], width * 0.92, **style)
+    bars = axes.bar([x for x, _ in at], [item.value for item in estimates], width * 0.92, **style)
     halo = [withStroke(linewidth=2.5, foreground="white")]  # readable across vanilla's line
     for text in axes.bar_label(bars, fmt="%.2f", padding=2, path_effects=halo, zorder=5):
         text.set(rotation=90 if many else 0, fontsize=min(8, 48 / methods) if many else 9)
 
 
-def _ctar_by_window(summary: dict[str, Any]) -> Figure:
+def _ctar_by_window(summary: Summary) -> Figure:
     """One curve a method; a method alone also shows its tasks."""
-    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"])
-    curves = {name: entry["tasks"] for name, entry in of_kind(summary, "method").items() if overall(entry)["ctar"]}
+    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"].title)
+    curves = {name: (e, ctar) for name, e in summary.of_kind("method").items() if (ctar := e.overall.ctar)}
     if not curves:
         return canvas.empty(figure, axes, "no method has verified a draft: nothing to show")
-    alone = len(curves) == 1
-    longest = max(len(tasks[OVERALL]["ctar"]) for tasks in curves.values())
-    for name, tasks in curves.items():
-        shown = [task for task in tasks if task != OVERALL]
-        place = canvas.rank(summary, name)
-        if alone and len(shown) > 1:
-            for index, task in enumerate(shown, place + 1):
-                canvas.curve(axes, tasks[task]["ctar"], task_name(task), index, linewidth=1.0, markersize=4)
-        # Overall of one task is that task.
-        suffix = f", {task_name(OVERALL).lower() if len(shown) > 1 else task_name(shown[0])}" if alone else ""
-        label = shown_name(name, summary["methods"][name]) + suffix
-        values = _to_window(longest, tasks[OVERALL]["ctar"])
-        canvas.curve(axes, values, label, place, linewidth=2.4, markersize=6, zorder=4)
+    longest = max(len(values) for _, values in curves.values())
+    for name, (entry, values) in curves.items():
+        tasks, place = entry.by_task, canvas.rank(summary, name)
+        suffix = ""
+        if len(curves) == 1:  # overall of one task is that task
+            suffix = f", {task_name(OVERALL).lower() if len(tasks) > 1 else task_name(next(iter(tasks)))}"
+            for index, (task, cell) in enumerate(tasks.items() if len(tasks) > 1 else (), place + 1):
+                canvas.curve(axes, cell.ctar or [], task_name(task), index, linewidth=1.0, markersize=4)
+        label = shown_name(name, entry) + suffix
+        canvas.curve(axes, _to_window(longest, values), label, place, linewidth=2.4, markersize=6, zorder=4)
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlim(0.7, longest + 0.3)
     axes.set_ylim(bottom=0)

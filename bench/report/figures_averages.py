@@ -6,18 +6,27 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.figures.published import Result, Source, comparable, places_of, same_method, variants
+from bench.figures.published import COMPARABLE, Result, Source, places_of, same_method, variants
+from bench.figures.summary import Estimate, Summary
 from bench.report import canvas
-from bench.report.canvas import GREY, PALETTE
-from bench.report.formats import of_kind, overall, shown_name
+from bench.report.canvas import GREY, PALETTE, Plot
+from bench.report.formats import shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PLOTS = {
-    "three_estimators": "Overall speedup, averaged in three ways",
-    "published": "Ours beside published speedups of the same method",
+    "three_estimators": Plot(
+        "Overall speedup, averaged in three ways",
+        "How fast",
+        "Three ways to average the same measurements. Where they part, few questions weigh much.",
+    ),
+    "published": Plot(
+        "Ours beside published speedups of the same method",
+        "How fast",
+        "Published values come from other models on other hardware: compare their order, not their height.",
+    ),
 }
 ESTIMATORS = {
     "": ("ratio of sums", "o", PALETTE[0]),
@@ -27,25 +36,25 @@ ESTIMATORS = {
 _HOLLOW = "o^sDvP<>"  # published ones
 
 
-def draw(summary: dict[str, Any], sources: Sequence[Source]) -> dict[str, Figure | None]:
+def draw(summary: Summary, sources: Sequence[Source]) -> dict[str, Figure | None]:
     """Every plot by its name, None for one without data."""
     return {"three_estimators": _three_estimators(summary), "published": _published(summary, list(sources))}
 
 
-def _three_estimators(summary: dict[str, Any]) -> Figure | None:
+def _three_estimators(summary: Summary) -> Figure | None:
     """A row a method, a dot with its interval an estimator; decode and end-to-end beside each other."""
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ESTIMATORS]
-    entries = {**of_kind(summary, "method"), **of_kind(summary, "peer")}
-    entries = {name: e for name, e in entries.items() if all((overall(e).get(key) or {}).get("value") for key in keys)}
+    entries = summary.of_kind("method", "peer")
+    entries = {name: e for name, e in entries.items() if all(getattr(e.overall, key).value for key in keys)}
     if not entries:
         return None
     height = 2.1 + 0.62 * len(entries)
     shape = {"columns": 2, "sharex": True, "sharey": True}
-    title = PLOTS["three_estimators"]
+    title = PLOTS["three_estimators"].title
     figure, panels = canvas.canvas(summary, title, height=height, note=_note(summary), **shape)
     for axes, part, heading in zip(panels, ("decode", "total"), ("decode", "end-to-end"), strict=True):
         for place, (ending, (label, marker, shade)) in enumerate(ESTIMATORS.items()):
-            estimates = [overall(entry)[f"speedup_{part}{ending}"] for entry in entries.values()]
+            estimates = [getattr(entry.overall, f"speedup_{part}{ending}") for entry in entries.values()]
             heights = [row + 0.22 * (place - 1) for row in range(len(entries))]
             dots(axes, estimates, heights, label=label, marker=marker, color=shade)
         axes.axvline(1.0, color=GREY, linewidth=1.2, linestyle="--", zorder=1.5)
@@ -58,25 +67,24 @@ def _three_estimators(summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _published(summary: dict[str, Any], sources: list[Source]) -> Figure | None:
+def _published(summary: Summary, sources: list[Source]) -> Figure | None:
     """A panel a method, the tasks beside each other: ours filled and with intervals, published ones hollow."""
-    key, estimator = comparable(summary)
-    found = {base: rows for base, rows in same_method(summary, sources).items() if _measured(summary, base, key)}
+    found = {base: rows for base, rows in same_method(summary, sources).items() if _measured(summary, base)}
     if not found:
         return None
     models = ", ".join(dict.fromkeys(result.model for results in found.values() for _, result in results))
     note = (
-        f"filled: this run ({estimator}); hollow: published, of other models on other devices ({models}), "
-        "not measured here and not comparable one to one"
+        f"filled: this run (end-to-end, Spec-Bench's mean of rates); hollow: published, of other models on other "
+        f"devices ({models}), not measured here and not comparable one to one"
     )
-    note += "; theirs are greedy, ours sampled" if summary["sampling"] else ""
-    title, height = PLOTS["published"], 1.6 + 2.6 * len(found)
+    note += "; theirs are greedy, ours sampled" if summary.sampling else ""
+    title, height = PLOTS["published"].title, 1.6 + 2.6 * len(found)
     figure, panels = canvas.canvas(summary, title, height=height, rows=len(found), note=note, sharex=True)
     labels = list(dict.fromkeys(_label(*item) for results in found.values() for item in results))
     tasks = canvas.tasks_of(summary, [name for base in found for name in variants(summary, base)])
     legend: dict[str, Any] = {}
     for axes, (base, results) in zip(panels, found.items(), strict=True):
-        _dots_of_ours(axes, summary, base, key, tasks, len(results))
+        _dots_of_ours(axes, summary, base, tasks, len(results))
         _dots_of_others(axes, results, labels, tasks, len(variants(summary, base)))
         _by_task(axes, tasks)
         axes.set_title(base, fontsize=10, loc="left", parse_math=False)
@@ -86,21 +94,21 @@ def _published(summary: dict[str, Any], sources: list[Source]) -> Figure | None:
     return figure
 
 
-def _measured(summary: dict[str, Any], base: str, key: str) -> bool:
-    return any(overall(entry)[key]["value"] is not None for entry in variants(summary, base).values())
+def _measured(summary: Summary, base: str) -> bool:
+    return any(getattr(entry.overall, COMPARABLE).value is not None for entry in variants(summary, base).values())
 
 
-def _dots_of_ours(axes: Axes, summary: dict[str, Any], base: str, key: str, tasks: list[str], others: int) -> None:
+def _dots_of_ours(axes: Axes, summary: Summary, base: str, tasks: list[str], others: int) -> None:
     ours = variants(summary, base)
     for index, (name, entry) in enumerate(ours.items()):
         shift = _spread(index, len(ours) + others)
-        cells = [(place + shift, entry["tasks"][task]) for place, task in enumerate(tasks) if task in places_of(entry)]
-        known = [(x, cell[key]) for x, cell in cells if cell[key]["value"] is not None]
+        cells = [(place + shift, entry.tasks[task]) for place, task in enumerate(tasks) if task in places_of(entry)]
+        known = [(x, e) for x, cell in cells if (e := getattr(cell, COMPARABLE)).value is not None]
         bars = canvas.error_bars([item for _, item in known])
         marker = canvas.MARKERS[canvas.rank(summary, name) % len(canvas.MARKERS)]
         style: dict[str, Any] = {"color": canvas.colour(summary, name), "marker": marker, "linestyle": "none"}
         label = f"this run: {shown_name(name, entry)}"
-        at = [x for x, _ in known], [item["value"] for _, item in known]
+        at = [x for x, _ in known], [item.value for _, item in known]
         axes.errorbar(*at, yerr=bars, label=label, elinewidth=1.4, markersize=6.5, zorder=4, **style)
 
 
@@ -139,14 +147,14 @@ def _spread(index: int, columns: int) -> float:
     return 0.0 if columns == 1 else min(0.7, 0.12 * (columns - 1)) * (index / (columns - 1) - 0.5)
 
 
-def dots(axes: Axes, estimates: list[dict[str, Any]], heights: list[float], **style: Any) -> None:
+def dots(axes: Axes, estimates: list[Estimate], heights: list[float], **style: Any) -> None:
     """Values as dots, their intervals as lines, one at each height."""
-    values = [estimate["value"] for estimate in estimates]
+    values = [estimate.value or 0.0 for estimate in estimates]
     bars = canvas.error_bars(estimates)
     axes.errorbar(values, heights, xerr=bars, linestyle="none", elinewidth=1.5, markersize=6, zorder=3, **style)
 
 
-def _note(summary: dict[str, Any]) -> str:
-    statistics = summary.get("statistics")
+def _note(summary: Summary) -> str:
+    made = summary.statistics
     text = "overall: the tasks' unweighted mean; Spec-Bench's pools all questions"
-    return text + (f"; lines: {statistics['interval']:.0%} bootstrap intervals" if statistics else "")
+    return text + (f"; lines: {made.interval:.0%} bootstrap intervals" if made else "")

@@ -5,21 +5,46 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from bench.figures.summary import Cell, Confidence, ContextBin, Entry, StepTime, Summary
 from bench.report import canvas
-from bench.report.canvas import GREY, PALETTE
-from bench.report.formats import of_kind, overall, shown_name, timed, times
+from bench.report.canvas import GREY, PALETTE, Plot
+from bench.report.formats import shown_name, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PLOTS = {
-    "time_per_step": "Where the time of a step goes, in vanilla steps",
-    "emitted_per_step": "Tokens that a step adds to the answer",
-    "acceptance_by_position": "Conditional acceptance: is the w-th draft right where those before it were?",
-    "window_ctar": "Window CTAR: share of positions where w drafts in a row are right",
-    "draft_confidence": "The draft model's confidence in accepted and in rejected tokens",
-    "time_per_token_by_context": "Decode time per token, by length of context",
+    "time_per_step": Plot(
+        "Where the time of a step goes, in vanilla steps",
+        "Where the time goes",
+        "A step of each method in units of a vanilla step: CR over its length is, by task, the speedup.",
+    ),
+    "emitted_per_step": Plot(
+        "Tokens that a step adds to the answer",
+        "What is accepted",
+        "How many tokens the steps added; one means that no draft was accepted.",
+    ),
+    "acceptance_by_position": Plot(
+        "Conditional acceptance: is the w-th draft right where those before it were?",
+        "What is accepted",
+        "Chance that a draft is accepted, given that all before it in its step were.",
+    ),
+    "window_ctar": Plot(
+        "Window CTAR: share of positions where w drafts in a row are right",
+        "What is accepted",
+        "The same asked at every position of vanilla's answer: are w forced drafts in a row right?",
+    ),
+    "draft_confidence": Plot(
+        "The draft model's confidence in accepted and in rejected tokens",
+        "What is accepted",
+        "A draft model worth its confidence keeps accepted and rejected tokens apart.",
+    ),
+    "time_per_token_by_context": Plot(
+        "Decode time per token, by length of context",
+        "Where the time goes",
+        "A longer context makes every pass dearer, and prefill is not in it.",
+    ),
 }
 MOST_EMITTED = 10  # steps that added more share the last bar
 ACCEPTED, REJECTED = PALETTE[0], PALETTE[3]
@@ -27,7 +52,7 @@ UNKNOWN = "verify and rest together"  # older records do not tell them apart
 PARTS = {"draft": PALETTE[1], "verify": PALETTE[0], "rest": "#BBBBBB", UNKNOWN: PALETTE[5]}
 
 
-def draw(summary: dict[str, Any]) -> dict[str, Figure | None]:
+def draw(summary: Summary) -> dict[str, Figure | None]:
     """Every plot by its name, None for one without data."""
     return {
         "time_per_step": _time_per_step(summary),
@@ -39,25 +64,26 @@ def draw(summary: dict[str, Any]) -> dict[str, Figure | None]:
     }
 
 
-def _with(summary: dict[str, Any], key: str, *kinds: str) -> dict[str, dict[str, Any]]:
+def _with(summary: Summary, key: str, *kinds: str) -> dict[str, Entry]:
     """The methods that have a figure at all, by name."""
-    entries = [item for kind in kinds for item in of_kind(summary, kind).items()]
-    return {name: entry for name, entry in entries if overall(entry).get(key)}
+    return {name: entry for name, entry in summary.of_kind(*kinds).items() if getattr(entry.overall, key)}
 
 
-def _time_per_step(summary: dict[str, Any]) -> Figure | None:
+def _time_per_step(summary: Summary) -> Figure | None:
     """A bar a method; a task's CR over its total is its speedup, and of the tasks' means nearly so."""
-    entries = {name: e for name, e in _with(summary, "step_time", "vanilla", "method").items() if timed(e)}
-    if all(entry["kind"] == "vanilla" for entry in entries.values()):
+    entries = {name: e for name, e in summary.of_kind("vanilla", "method").items() if e.timed}
+    if all(entry.kind == "vanilla" for entry in entries.values()):
         return None
     note = "overall; a method beats vanilla where its CR lies beyond the end of its bar (exactly so by task)"
     height = 1.9 + 0.52 * len(entries)
-    figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"], height=height, note=note)
-    cells = [overall(entry) for entry in entries.values()]
-    _stacked(axes, [cell["step_time"] for cell in cells])
-    end = max(_marks(axes, cells), *(cell["step_time"]["total"] for cell in cells))
-    for place, cell in enumerate(cells):
-        text = f"cost {cell['step_time']['total']:.2f}, speedup {times(cell['speedup_decode']['value'])}"
+    figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"].title, height=height, note=note)
+    cells = [entry.overall for entry in entries.values()]
+    rows = [_parts(cell.step_time) for cell in cells if cell.step_time]
+    _stacked(axes, rows)
+    totals = [sum(row.values()) for row in rows]
+    end = max(_marks(axes, cells), *totals)
+    for place, (cell, total) in enumerate(zip(cells, totals, strict=True)):
+        text = f"cost {total:.2f}, speedup {times(cell.speedup_decode.value)}"
         axes.text(end * 1.04, place, text, va="center", fontsize=9)
     canvas.method_axis(axes, [shown_name(name, entry) for name, entry in entries.items()])
     axes.set_xlim(0, end * 1.4)
@@ -68,24 +94,22 @@ def _time_per_step(summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _marks(axes: Axes, cells: list[dict[str, Any]]) -> float:
+def _marks(axes: Axes, cells: list[Cell]) -> float:
     """Predicted totals as strokes and CR as diamonds over the bars; the rightmost mark's place."""
-    costs = [(place, cell["predicted"]["step_cost"]) for place, cell in enumerate(cells) if cell.get("predicted")]
+    costs = [(place, cell.predicted.step_cost) for place, cell in enumerate(cells) if cell.predicted]
     if costs:
         low, high = [place - 0.38 for place, _ in costs], [place + 0.38 for place, _ in costs]
         style: dict[str, Any] = {"colors": "black", "linewidth": 2.2, "zorder": 4}
         axes.vlines([cost for _, cost in costs], low, high, label="total, predicted", **style)
-    rates = [(place, cell["compression_rate"]) for place, cell in enumerate(cells)]
-    rates = [(place, rate) for place, rate in rates if rate is not None]
+    rates = [(place, cell.compression_rate or 0.0) for place, cell in enumerate(cells) if cell.compression_rate]
     look: dict[str, Any] = {"color": PALETTE[2], "marker": "D", "markersize": 8, "markeredgecolor": "white"}
     at = [rate for _, rate in rates], [place for place, _ in rates]
     axes.plot(*at, label="CR (tokens per step)", linestyle="none", zorder=5, **look)
     return max((value for _, value in [*costs, *rates]), default=0.0)
 
 
-def _stacked(axes: Axes, times_of: list[dict[str, float | None]]) -> None:
+def _stacked(axes: Axes, rows: list[dict[str, float]]) -> None:
     """The parts of the steps' times one after the other, each with its value where it is wide enough."""
-    rows = [_parts(item) for item in times_of]
     widest = max(sum(row.values()) for row in rows)
     left = [0.0] * len(rows)
     for part, shade in PARTS.items():
@@ -100,22 +124,24 @@ def _stacked(axes: Axes, times_of: list[dict[str, float | None]]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
 
 
-def _parts(item: dict[str, float | None]) -> dict[str, float]:
+def _parts(item: StepTime) -> dict[str, float]:
     """What is known of a step's time."""
-    known = {part: value for part in ("draft", "verify", "rest") if (value := item[part]) is not None}
-    total = item["total"]
+    known = {part: value for part in ("draft", "verify", "rest") if (value := getattr(item, part)) is not None}
+    total = item.total
     assert total is not None
     return known if len(known) == 3 else known | {UNKNOWN: total - sum(known.values())}
 
 
-def _emitted_per_step(summary: dict[str, Any]) -> Figure | None:
+def _emitted_per_step(summary: Summary) -> Figure | None:
     """Shares of a method's steps, so that methods with more and with fewer steps compare."""
     entries = _with(summary, "emitted_histogram", "method")
-    counts = {name: _capped(overall(entry)["emitted_histogram"]) for name, entry in entries.items()}
+    counts = {name: _capped(entry.overall.emitted_histogram or []) for name, entry in entries.items()}
     counts = {name: row for name, row in counts.items() if sum(row)}
     if not counts:
         return None
-    figure, (axes,) = canvas.canvas(summary, PLOTS["emitted_per_step"], note="all tasks; share of the method's steps")
+    figure, (axes,) = canvas.canvas(
+        summary, PLOTS["emitted_per_step"].title, note="all tasks; share of the method's steps"
+    )
     longest = max(map(len, counts.values()))
     width = 0.84 / len(counts)
     for index, (name, row) in enumerate(counts.items()):
@@ -126,7 +152,7 @@ def _emitted_per_step(summary: dict[str, Any]) -> Figure | None:
         bars = axes.bar(places, shares, width * 0.92, label=shown_name(name, entries[name]), **style)
         if len(counts) <= 2:
             axes.bar_label(bars, labels=[_share(share) for share in shares], padding=2, fontsize=9)
-    cut = any(len(overall(entry)["emitted_histogram"]) > MOST_EMITTED for entry in entries.values())
+    cut = any(len(entry.overall.emitted_histogram or []) > MOST_EMITTED for entry in entries.values())
     labels = [str(tokens) for tokens in range(1, longest + 1)]
     axes.set_xticks(range(1, longest + 1), [*labels[:-1], f"{labels[-1]}+" if cut else labels[-1]])
     axes.set_xlim(0.4, max(longest, 3) + 0.6)
@@ -154,7 +180,7 @@ def _capped(histogram: list[int]) -> list[int]:
     ]
 
 
-def _acceptance_by_position(summary: dict[str, Any]) -> Figure | None:
+def _acceptance_by_position(summary: Summary) -> Figure | None:
     note = (
         "overall (the tasks' mean); of steps that drafted at least w deep and had w - 1 accepted: few where w is large"
     )
@@ -162,25 +188,25 @@ def _acceptance_by_position(summary: dict[str, Any]) -> Figure | None:
     return _curves(summary, "acceptance_by_position", "conditional_acceptance", note, labels)
 
 
-def _window_ctar(summary: dict[str, Any]) -> Figure | None:
+def _window_ctar(summary: Summary) -> Figure | None:
     note = "overall; at every position of vanilla's answer, with drafting forced to w tokens"
     return _curves(summary, "window_ctar", "window_ctar", note, ("window w (tokens)", "share of positions"))
 
 
-def _curves(summary: dict[str, Any], plot: str, key: str, note: str, labels: tuple[str, str]) -> Figure | None:
+def _curves(summary: Summary, plot: str, key: str, note: str, labels: tuple[str, str]) -> Figure | None:
     """A rate by w, one curve a method."""
     entries = {
         name: entry
         for name, entry in _with(summary, key, "method").items()
-        if any(value is not None for value in overall(entry)[key])
+        if any(value is not None for value in getattr(entry.overall, key))
     }
     if not entries:
         return None
-    figure, (axes,) = canvas.canvas(summary, PLOTS[plot], note=note)
+    figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
     for name, entry in entries.items():
         label = shown_name(name, entry)
-        canvas.curve(axes, overall(entry)[key], label, canvas.rank(summary, name), linewidth=2.2, markersize=6)
-    longest = max(len(overall(entry)[key]) for entry in entries.values())
+        canvas.curve(axes, getattr(entry.overall, key), label, canvas.rank(summary, name), linewidth=2.2, markersize=6)
+    longest = max(len(getattr(entry.overall, key)) for entry in entries.values())
     axes.set_xticks(range(1, longest + 1))
     axes.set_xlim(0.7, max(longest, 2) + 0.3)
     axes.set_ylim(0, 1)
@@ -190,10 +216,10 @@ def _curves(summary: dict[str, Any], plot: str, key: str, note: str, labels: tup
     return figure
 
 
-def _draft_confidence(summary: dict[str, Any]) -> Figure | None:
+def _draft_confidence(summary: Summary) -> Figure | None:
     """A panel a method: the shares of its accepted and of its rejected drafts by confidence."""
-    entries = _with(summary, "confidence", "method")
-    entries = {name: e for name, e in entries.items() if any(map(sum, _counts(e)))}
+    shown = summary.of_kind("method").items()
+    entries = {shown_name(n, e): c for n, e in shown if (c := e.overall.confidence) and any(c.accepted + c.rejected)}
     if not entries:
         return None
     columns = min(len(entries), 3)
@@ -201,9 +227,9 @@ def _draft_confidence(summary: dict[str, Any]) -> Figure | None:
     note = "all tasks; shares of the accepted drafts, and of those that lost where verification ended"
     height = 1.9 + 2.3 * rows
     shape = {"rows": rows, "columns": columns, "sharex": True, "sharey": True}
-    figure, panels = canvas.canvas(summary, PLOTS["draft_confidence"], height=height, note=note, **shape)
-    for place, (axes, (name, entry)) in enumerate(zip(panels, entries.items(), strict=False)):
-        _confidence_panel(axes, name, entry)
+    figure, panels = canvas.canvas(summary, PLOTS["draft_confidence"].title, height=height, note=note, **shape)
+    for place, (axes, (name, found)) in enumerate(zip(panels, entries.items(), strict=False)):
+        _confidence_panel(axes, name, found)
         below = place + columns >= len(entries)
         axes.tick_params(labelbottom=below)
         axes.set_xlabel("confidence" if below else "")
@@ -216,39 +242,31 @@ def _draft_confidence(summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _counts(entry: dict[str, Any]) -> tuple[list[int], list[int]]:
-    confidence = overall(entry)["confidence"]
-    return confidence["accepted"], confidence["rejected"]
-
-
-def _confidence_panel(axes: Axes, name: str, entry: dict[str, Any]) -> None:
-    edges = overall(entry)["confidence"]["edges"]
-    accepted, rejected = _counts(entry)
-    groups = (("accepted", accepted, ACCEPTED, "-"), ("rejected", rejected, REJECTED, "--"))
+def _confidence_panel(axes: Axes, name: str, found: Confidence) -> None:
+    groups = (("accepted", found.accepted, ACCEPTED, "-"), ("rejected", found.rejected, REJECTED, "--"))
     for label, counts, shade, line in groups:
         shares = [count / (sum(counts) or 1) for count in counts]
-        axes.stairs(shares, edges, color=shade, alpha=0.25, fill=True)
-        axes.stairs(shares, edges, color=shade, linewidth=1.6, linestyle=line, label=label)
+        axes.stairs(shares, found.edges, color=shade, alpha=0.25, fill=True)
+        axes.stairs(shares, found.edges, color=shade, linewidth=1.6, linestyle=line, label=label)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    title = canvas.two_lines(shown_name(name, entry))
-    title += f"\n{sum(accepted):,} accepted, {sum(rejected):,} rejected"
+    title = f"{canvas.two_lines(name)}\n{sum(found.accepted):,} accepted, {sum(found.rejected):,} rejected"
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
 
 
-def _time_by_context(summary: dict[str, Any]) -> Figure | None:
+def _time_by_context(summary: Summary) -> Figure | None:
     """A line a method, and vanilla's on the same turns."""
     entries = _with(summary, "context", "method")
     if not entries:
         return None
     note = "turns in bins of context (prompt plus half the answer); the method's and vanilla's mean in each"
-    figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_token_by_context"], note=note)
-    bins = max((overall(entry)["context"] for entry in entries.values()), key=len)
+    figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_token_by_context"].title, note=note)
+    bins = max((entry.overall.context for entry in entries.values()), key=len)
     _line(axes, bins, "vanilla_ms_per_token", label="vanilla", color=GREY, linestyle="--", marker=".")
     for name, entry in entries.items():
         place = canvas.rank(summary, name)
         style = {"color": canvas.colour(summary, name), "marker": canvas.MARKERS[place % len(canvas.MARKERS)]}
-        _line(axes, overall(entry)["context"], "ms_per_token", label=shown_name(name, entry), linewidth=2.0, **style)
+        _line(axes, entry.overall.context, "ms_per_token", label=shown_name(name, entry), linewidth=2.0, **style)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("ms per token")
@@ -256,8 +274,8 @@ def _time_by_context(summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _line(axes: Axes, bins: list[dict[str, Any]], key: str, **style: Any) -> None:
-    points = [(item["context"], item[key]) for item in bins if item[key] is not None]
+def _line(axes: Axes, bins: list[ContextBin], key: str, **style: Any) -> None:
+    points = [(item.context or 0.0, y) for item in bins if (y := getattr(item, key)) is not None]
     axes.plot([x for x, _ in points], [y for _, y in points], **style)
 
 

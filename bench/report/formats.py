@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.figures.metrics import OVERALL, VERDICTS, Cell
+from bench.figures.metrics import VERDICTS
+from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn conversation",
@@ -25,14 +26,6 @@ NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
 NO_INTERVALS = "no intervals: they need two questions a task"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
-
-
-class Table(NamedTuple):
-    """A table as rows of text, for whatever draws it; `left` marks the left-aligned columns (empty: the first)."""
-
-    header: list[str]
-    rows: list[list[str]]
-    left: list[bool]
 
 
 def task_name(task: str) -> str:
@@ -55,47 +48,38 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:+.1f}%"
 
 
-def bounds(estimate: dict[str, Any] | None) -> tuple[float, float] | None:
-    """An estimate's interval; None where there is none (few questions, an older summary)."""
-    if not estimate or estimate["value"] is None:
-        return None
-    low, high = estimate.get("low"), estimate.get("high")
-    return None if low is None or high is None else (low, high)
-
-
-def times_between(estimate: dict[str, Any] | None) -> str:
+def times_between(estimate: Estimate | None) -> str:
     """A ratio with its interval, like `1.19x [1.15, 1.23]`; without one where there is none."""
-    if not estimate:
+    if estimate is None:
         return UNDEFINED
-    interval = bounds(estimate)
-    return times(estimate["value"]) + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return times(estimate.value) + (f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.bounds else "")
 
 
-def interval_text(summary: dict[str, Any], *, full: bool = False) -> str:
+def intervals(summary: Summary) -> Statistics | None:
+    """How the intervals were made; None where no speedup has one: with one question a task there is none."""
+    cells = [cell for entry in summary.methods.values() for cell in entry.tasks.values()]
+    known = any(cell.speedup_decode.bounds or cell.speedup_total_mean_rates.bounds for cell in cells)
+    return summary.statistics if known else None
+
+
+def interval_text(summary: Summary, *, full: bool = False) -> str:
     """What the brackets behind a figure are, as the summary itself says; nothing where no figure has any.
 
     In full it tells the method too, which is a sentence by itself.
     """
-    statistics = summary.get("statistics")
-    if not statistics or not has_intervals(summary):
+    made = intervals(summary)
+    if made is None:
         return ""
-    method = f"{statistics['method']}; " if full else ""
+    method = f"{made.method}; " if full else ""
     return (
-        f"in brackets the {statistics['interval']:.0%} bootstrap interval ({method}{statistics['resamples']:,} "
-        f"resamples, clustered by {statistics['cluster']}, stratified by {statistics['strata']})"
+        f"in brackets the {made.interval:.0%} bootstrap interval ({method}{made.resamples:,} "
+        f"resamples, clustered by {made.cluster}, stratified by {made.strata})"
     )
 
 
-def has_intervals(summary: dict[str, Any]) -> bool:
-    """Whether any speedup has one: with one question a task there is none."""
-    cells = [cell for entry in summary["methods"].values() for cell in entry["tasks"].values()]
-    return any(bounds(cell.get(key)) for cell in cells for key in ("speedup_decode", "speedup_total_mean_rates"))
-
-
-def shown_is(summary: dict[str, Any], estimator: str = RATIO_OF_SUMS) -> str:
+def shown_is(summary: Summary) -> str:
     """The sentence under a table of speedups: which estimator it shows and what the interval is."""
-    interval = interval_text(summary)
-    return f"Speedups: {estimator}; {interval or NO_INTERVALS}."
+    return f"Speedups: {RATIO_OF_SUMS}; {interval_text(summary) or NO_INTERVALS}."
 
 
 def window_list(values: Sequence[float | None] | None, limit: int | None = None) -> str:
@@ -113,18 +97,18 @@ def count(value: int) -> str:
     return f"{value:,}" if value else UNDEFINED
 
 
-def shown_name(name: str, entry: dict[str, Any]) -> str:
+def shown_name(name: str, entry: Entry) -> str:
     """A method's name where figures stand beside it, with what keeps them from being compared with the others'."""
-    answered = entry.get("answered") or {"questions": 0, "of": 0}
-    fewer = answered["questions"] < answered["of"] and f"{answered['questions']} of {answered['of']} questions"
-    notes = [note for note in ("" if entry["lossless"] else "not lossless", fewer) if note]
+    answered = entry.answered
+    fewer = f"{answered.questions} of {answered.of} questions" if answered.questions < answered.of else ""
+    notes = [note for note in ("" if entry.lossless else "not lossless", fewer) if note]
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
-def where(turn: dict[str, Any]) -> str:
+def where(turn: Where) -> str:
     """A turn as people count: the first turn and round are 1."""
-    place = f"question {turn['question_id']} ({task_name(turn['task'])})"
-    return f"{turn['method']}, {place}, turn {turn['turn'] + 1}, round {turn['round'] + 1}"
+    place = f"question {turn.question_id} ({task_name(turn.task)})"
+    return f"{turn.method}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
 
 
 def device_name(device: dict[str, Any]) -> str:
@@ -140,13 +124,13 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
 
 
-def sampling_text(sampling: dict[str, Any] | None) -> str:
+def sampling_text(sampling: Sampling | None) -> str:
     """How tokens were drawn, like `temperature 0.7, top-p 0.8`; nothing for greedy decoding."""
     if sampling is None:
         return ""
-    text = f"temperature {sampling['temperature']:g}"
-    text += f", top-p {sampling['top_p']:g}" if sampling["top_p"] < 1 else ""
-    return text + (f", top-k {sampling['top_k']}" if sampling["top_k"] else "")
+    text = f"temperature {sampling.temperature:g}"
+    text += f", top-p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    return text + (f", top-k {sampling.top_k}" if sampling.top_k else "")
 
 
 def lossless_text(counts: dict[str, int] | None, *, sampled: bool = False) -> str:
@@ -170,28 +154,14 @@ def identical_text(counts: dict[str, int] | None) -> str:
     return f"{counts['identical']}/{sum(counts.values())}"
 
 
-def of_kind(summary: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    """The summary's methods of one kind ("vanilla", "method" or "peer"), by name."""
-    return {name: entry for name, entry in summary["methods"].items() if entry["kind"] == kind}
-
-
-def overall(entry: dict[str, Any]) -> Cell:
-    """A method's figures over all tasks."""
-    cell: Cell = entry["tasks"][OVERALL]
-    return cell
-
-
-def timed(entry: dict[str, Any]) -> bool:
-    """Whether a method's steps have a time: not a peer's, nor those of an older summary or of an empty run."""
-    return (overall(entry).get("step_time") or {}).get("total") is not None
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool] = ()) -> str:
-    """A GitHub table; columns are right-aligned but for those that `left` marks (default: the first)."""
-    sides = list(left) or [True] + [False] * (len(header) - 1)
-    rule = [":---" if side else "---:" for side in sides]
-    return "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in (header, rule, *rows))
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+def setting_text(summary: Summary) -> list[str]:
+    """What was measured on what: figures of different models, devices or questions must never be mixed up."""
+    parts = [
+        summary.model,
+        device_name(summary.device),
+        summary.dtype,
+        f"{summary.dataset.name} questions ({summary.dataset.questions})",
+        sampling_text(summary.sampling),
+        "" if summary.complete else "interrupted run",
+    ]
+    return [part for part in parts if part]

@@ -12,8 +12,9 @@ from bench.figures.compare import identity
 from bench.figures.metrics import summarize
 from bench.figures.records import Run, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
-from bench.report import canvas
-from bench.report.formats import markdown_table, number, of_kind, overall, times_between
+from bench.figures.summary import Summary
+from bench.report import canvas, markdown, model
+from bench.report.formats import number, times_between
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ class Point:
 
     commit: str
     started: str
-    summary: dict[str, Any]
+    summary: Summary
 
 
 def read_history(folders: Sequence[Path]) -> list[Point]:
@@ -57,16 +58,16 @@ def _commit(run: Run) -> str:
 def table(points: Sequence[Point]) -> str:
     """One row a run and method, as Markdown."""
     rows = [
-        [point.started[:10], point.commit, name, times_between(overall(entry)["speedup_decode"]),
-         number(overall(entry)["compression_rate"])]
+        [point.started[:10], point.commit, name, times_between(entry.overall.speedup_decode),
+         number(entry.overall.compression_rate)]
         for point in points
-        for name, entry in of_kind(point.summary, "method").items()
+        for name, entry in point.summary.of_kind("method").items()
     ]  # fmt: skip
-    return markdown_table(["date", "commit", "method", "decode speedup", "CR"], rows, [True, True, True, False, False])
+    return markdown.table_text(model.table(["date", "commit", "method", "decode speedup", "CR"], rows, 3))
 
 
 def write_history(points: Sequence[Point], out: Path) -> list[Path]:
-    """`history.md`, and its picture as PNG and SVG."""
+    """`history.md`, and its picture."""
     paths = canvas.save({"history": _draw(points)}, out)
     page = out / "history.md"
     with atomic_writer(page) as file:
@@ -78,18 +79,18 @@ def _draw(points: Sequence[Point]) -> Figure:
     """Decode speedup with intervals above, CR below, a line a method."""
     newest = points[-1].summary
     figure, (above, below) = canvas.canvas(newest, "Speedup and CR over commits", height=6.2, rows=2, sharex=True)
-    names = list(dict.fromkeys(name for point in points for name in of_kind(point.summary, "method")))
+    names = list(dict.fromkeys(name for point in points for name in point.summary.of_kind("method")))
     for index, name in enumerate(names):
-        found = [(x, overall(p.summary["methods"][name])) for x, p in enumerate(points) if name in p.summary["methods"]]
-        known = [(x, cell) for x, cell in found if cell["speedup_decode"]["value"] is not None]
+        found = [(x, p.summary.methods[name].overall) for x, p in enumerate(points) if name in p.summary.methods]
+        known = [(x, cell) for x, cell in found if cell.speedup_decode.value is not None]
         style: dict[str, Any] = {
             "color": canvas.PALETTE[index % len(canvas.PALETTE)],
             "marker": canvas.MARKERS[index % len(canvas.MARKERS)],
         }
         at = [x for x, _ in known]
-        speeds = [cell["speedup_decode"] for _, cell in known]
-        above.errorbar(at, [s["value"] for s in speeds], yerr=canvas.error_bars(speeds), label=name, **style)
-        below.plot(at, [cell["compression_rate"] for _, cell in known], **style)
+        speeds = [cell.speedup_decode for _, cell in known]
+        above.errorbar(at, [s.value or 0.0 for s in speeds], yerr=canvas.error_bars(speeds), label=name, **style)
+        below.plot(at, [cell.compression_rate or 0.0 for _, cell in known], **style)
     above.axhline(1.0, color=canvas.GREY, linewidth=1.2, linestyle="--")
     above.set_ylabel("decode speedup")
     below.set_ylabel("CR")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from bench.figures.metrics import compression_rate, decode_tok_per_s, ordered_tasks
 from bench.figures.records import Turn
+from bench.figures.summary import Summary
 from bench.report.formats import number, task_name, times
+from bench.report.model import Answer, Answers, Panel, Section
 
 SHOWN_TOKENS = 600  # of one answer; what follows is counted, not shown
 SHOWN_DIVERGENCES = 20
@@ -31,25 +32,6 @@ class Token:
     origin: str  # FIRST: of the prefill; ACCEPTED draft; BONUS: the target's own; UNKNOWN: no step accounts for it
     confidence: float | None = None  # the draft model's, of an accepted draft
     losers: tuple[tuple[int, float | None], ...] = ()  # drafts that a bonus beat, each with its confidence
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One method's answer to one turn."""
-
-    method: str
-    verdict: str
-    stats: list[tuple[str, str]]  # what, figure
-    body: Markup
-    hidden: int  # tokens beyond those shown
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One turn of one question, as every method answered it."""
-
-    title: str
-    panels: list[Panel]
 
 
 def by_step(turn: Turn) -> list[list[Token]]:
@@ -74,20 +56,22 @@ def by_step(turn: Turn) -> list[list[Token]]:
     return [group for group in groups if group]
 
 
-def answers(summary: dict[str, Any], turns: Sequence[Turn], pieces: Mapping[Any, str]) -> list[Answer]:
-    """One answer a task, the first question's first turn, then every turn that diverges from vanilla's."""
-    names = {int(token): text for token, text in pieces.items()}
+def answers(summary: Summary, turns: Sequence[Turn], names: Mapping[int, str]) -> Section:
+    """One answer a task, the first question's first turn, then every turn that diverges from vanilla's.
+
+    `names` gives the text of token ids.
+    """
     by_key: dict[Key, dict[str, Turn]] = {}
     for turn in turns:
-        if turn.error is None and turn.question_id not in summary["excluded_questions"]:
+        if turn.error is None and turn.question_id not in summary.excluded_questions:
             by_key.setdefault((turn.question_id, turn.turn, turn.round), {})[turn.method] = turn
-    vanilla = next(name for name, entry in summary["methods"].items() if entry["kind"] == "vanilla")
-    ours = [name for name, entry in summary["methods"].items() if entry["kind"] == "method"]
-    return [
+    (vanilla,) = summary.of_kind("vanilla")
+    found = [
         Answer(_title(key, by_key[key][vanilla]), panels)
         for key in _chosen(summary, by_key, vanilla)
-        if (panels := list(_panels(by_key[key], vanilla, ours, names)))
+        if (panels := list(_panels(by_key[key], vanilla, list(summary.of_kind("method")), names)))
     ]
+    return Section("Answers, token by token", [Answers(found, bool(names))] if found else [], "Answers")
 
 
 def piece(token_id: int, names: Mapping[int, str]) -> str:
@@ -95,13 +79,13 @@ def piece(token_id: int, names: Mapping[int, str]) -> str:
     return names.get(token_id, f"⟨{token_id}⟩")
 
 
-def _chosen(summary: dict[str, Any], by_key: Mapping[Key, Mapping[str, Turn]], vanilla: str) -> list[Key]:
+def _chosen(summary: Summary, by_key: Mapping[Key, Mapping[str, Turn]], vanilla: str) -> list[Key]:
     first: dict[str, Key] = {}
     for key, sides in by_key.items():
         if vanilla in sides and key[1] == 0:
             first.setdefault(sides[vanilla].task, key)
-    ours = [turn for turn in summary["divergences"] if summary["methods"][turn["method"]]["kind"] == "method"]
-    diverging = dict.fromkeys((turn["question_id"], turn["turn"], turn["round"]) for turn in ours)
+    ours = [turn for turn in summary.divergences if summary.methods[turn.method].kind == "method"]
+    diverging = dict.fromkeys((turn.question_id, turn.turn, turn.round) for turn in ours)
     known = [key for key in diverging if vanilla in by_key.get(key, {})][:SHOWN_DIVERGENCES]
     return list(dict.fromkeys([*(first[task] for task in ordered_tasks(first)), *known]))
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.figures.published import PUBLISHED, read_published
+from bench.figures.published import PUBLISHED, Ablation, read_published
+from bench.figures.summary import Summary
 from bench.report import canvas
 from bench.report.canvas import GREY, MARKERS, PALETTE
 from bench.report.formats import shortened
@@ -59,29 +60,29 @@ def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Cu
     for source in read_published(folder):
         hardware = {result.model: result.hardware for result in source.results}
         for ablation in source.ablations:
-            if ablation["method"] == method and any(name in point for point in ablation["points"]):
-                curves += _curves(source.source, hardware.get(ablation["model"], ""), ablation, name)
+            if ablation.method == method and any(name in point for point in ablation.points):
+                curves += _curves(source.source, hardware.get(ablation.model, ""), ablation, name)
     return curves or None
 
 
-def _curves(source: str, hardware: str, ablation: Mapping[str, Any], name: str) -> list[Curve]:
+def _curves(source: str, hardware: str, ablation: Ablation, name: str) -> list[Curve]:
     """One curve for every setting of the other knobs that were varied with this one."""
     groups: dict[str, list[tuple[Any, float | None, float | None]]] = {}
-    for point in ablation["points"]:
+    for point in ablation.points:
         others = [f"{key}={value}" for key, value in point.items() if key not in (name, *_PUBLISHED_KEYS)]
         others = [] if name == "adapter" else others  # its size is no knob
         speedup, rate = (point.get(key) for key in _PUBLISHED_KEYS)
         groups.setdefault(", ".join(others), []).append((point[name], speedup, rate))
-    off = ", read off a plot" if ablation.get("read_off_a_figure") else ""
-    where = ", ".join(filter(None, [ablation["model"], hardware]))
+    off = ", read off a plot" if ablation.read_off_a_figure else ""
+    where = ", ".join(filter(None, [ablation.model, hardware]))
     # A single point is no curve, like the best of two knobs together.
     return [Curve(source + off, where, others, found) for others, found in groups.items() if len(found) > 1]
 
 
 def write_sweep_figures(
-    sweep: Sweep, summary: Mapping[str, Any], points: Sequence[Point], folder: Path, published: Path = PUBLISHED
+    sweep: Sweep, summary: Summary, points: Sequence[Point], folder: Path, published: Path = PUBLISHED
 ) -> list[Path]:
-    """Draw every figure into the folder, as PNG and SVG; none where fewer than two points were measured.
+    """Draw every figure into the folder; none where fewer than two points were measured.
 
     Raises:
         UserError: the folder cannot be written, or a file of published figures is malformed.
@@ -90,9 +91,7 @@ def write_sweep_figures(
     return canvas.save(draw(sweep, summary, points, published), folder)
 
 
-def draw(
-    sweep: Sweep, summary: Mapping[str, Any], points: Sequence[Point], published: Path = PUBLISHED
-) -> dict[str, Figure]:
+def draw(sweep: Sweep, summary: Summary, points: Sequence[Point], published: Path = PUBLISHED) -> dict[str, Figure]:
     """Figures by name. Of more than two axes the first two are shown, the others at the fastest point."""
     if sum(point.value("speedup_decode") is not None for point in points) < 2:
         return {}

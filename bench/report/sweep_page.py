@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.metrics import OVERALL, Cell, failed_throughout, summarize
+from bench.figures.decode import decode
+from bench.figures.metrics import failed_throughout, summarize
 from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_records
+from bench.figures.summary import Cell, Estimate, Summary
+from bench.report import link, markdown
 from bench.report.cautions import cautions
-from bench.report.formats import lossless_text, markdown_table, number, times
+from bench.report.formats import UNDEFINED, lossless_text, number, setting_text, times
+from bench.report.model import Column, Image, Section, Strong, Table
 
 SCHEMA = 1
 SWEEP_CSV = "sweep.csv"
@@ -64,15 +66,13 @@ class Point:
 
     def value(self, key: str) -> float | None:
         """A figure of the overall row, such as `compression_rate`; of an estimate its value."""
-        found = self.overall[key] if self.overall else None
-        return found["value"] if isinstance(found, dict) else found
+        found = getattr(self.overall, key, None)
+        return found.value if isinstance(found, Estimate) else found
 
     def interval(self, key: str) -> tuple[float, float] | None:
         """The 95% interval of an estimate, where there is one."""
-        found = self.overall[key] if self.overall else None
-        if not isinstance(found, dict) or found.get("low") is None or found.get("high") is None:
-            return None
-        return found["low"], found["high"]
+        found = getattr(self.overall, key, None)
+        return found.bounds if isinstance(found, Estimate) else None
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -87,29 +87,27 @@ def read_sweep(folder: Path) -> Sweep:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {value['schema']!r}; this version reads {SCHEMA}: sweep again")
-        axes = [Axis(axis["name"], tuple(axis["values"])) for axis in value["axes"]]
-        variants = [Variant(**(v | {"values": tuple(v["values"])})) for v in value["variants"]]
-        return Sweep(value["method"], axes, variants, dict(value["failed"]))
+        return decode(Sweep, value)
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a sweep's record: {error}") from error
 
 
-def measured(sweep: Sweep, run: Run, turns: Sequence[Turn]) -> tuple[dict[str, Any], list[Point]]:
+def measured(sweep: Sweep, run: Run, turns: Sequence[Turn]) -> tuple[Summary, list[Point]]:
     """The run's summary, and all points in the sweep's order."""
     summary = summarize(run, turns)
     if metrics.vanilla_name(run) in failed_throughout(run, turns):
         raise UserError(f"vanilla failed in every question of {run.run_id}: there is nothing to compare with")
-    dead = summary["failed_methods"]
+    dead = summary.failed_methods
     failed = sweep.failed | {label: f"failed in every question, first with {error}" for label, error in dead.items()}
     points = []
     for variant in sweep.variants:
-        entry = summary["methods"].get(variant.label)
+        entry = summary.methods.get(variant.label)
         if variant.label in failed or entry is None:
             points.append(Point(variant, None, None, failed.get(variant.label, "was not run")))
         else:
-            points.append(Point(variant, entry["tasks"][OVERALL], entry["extra_parameters"]))
+            points.append(Point(variant, entry.overall, entry.extra_parameters))
     return summary, points
 
 
@@ -127,8 +125,9 @@ def write_sweep(folder: Path) -> list[Path]:
     with atomic_writer(folder / SWEEP_CSV) as file:
         csv.writer(file, lineterminator="\n").writerows(csv_rows(sweep, points))
     figures = write_sweep_figures(sweep, summary, points, folder / "plots")
+    images = [Image(path.stem.replace("_", " "), path, link(path, folder)) for path in figures]
     with atomic_writer(folder / SWEEP_PAGE) as file:
-        file.write(page(sweep, run, summary, points, _images(folder, figures)))
+        file.write(markdown.page(page(sweep, run, summary, points, images)))
     return [folder / SWEEP_PAGE, folder / SWEEP_CSV, *figures]
 
 
@@ -140,7 +139,7 @@ def csv_rows(sweep: Sweep, points: Sequence[Point]) -> list[list[Any]]:
     rows: list[list[Any]] = [heading]
     for point in points:
         low, high = point.interval("speedup_decode") or (None, None)
-        counts = (point.overall or {}).get("lossless") or {}
+        counts = (point.overall.lossless if point.overall else None) or {}
         rows.append(
             [
                 *point.variant.values,
@@ -155,52 +154,65 @@ def csv_rows(sweep: Sweep, points: Sequence[Point]) -> list[list[Any]]:
     return [["" if cell is None else cell for cell in row] for row in rows]
 
 
-def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> str:
-    """One row a variant, the fastest in bold, as Markdown."""
-    agreement = any(point.variant.agreement is not None for point in points)
+def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> Table:
+    """One row a variant, the fastest in bold."""
     speeds = [value for point in points if (value := point.value("speedup_decode")) is not None]
-    heading = [axis.name for axis in sweep.axes]
-    heading += ["decode", "95%", "end-to-end", "CR", "time drafting", "extra parameters"]
-    heading += ["agreement"] * agreement + ["output"]
-    rows = []
-    for point in points:
-        speed, interval = point.value("speedup_decode"), point.interval("speedup_decode")
-        shown = times(speed)
-        row = [
-            *point.variant.values,
-            # Without intervals the fastest of many may well be the luckiest.
-            f"**{shown}**" if interval and speed == max(speeds) and len(points) > 1 else shown,
-            f"{number(interval[0])}-{number(interval[1])}" if interval else "-",
-            times(point.value("speedup_total")),
-            number(point.value("compression_rate")),
-            number(point.value("draft_time_share")),
-            "-" if point.extra_parameters is None else f"{point.extra_parameters / 1e6:,.1f}M",
-            *([number(point.variant.agreement, 3)] if agreement else []),
-            "**failed**" if point.overall is None else lossless_text(point.overall["lossless"], sampled=sampled),
-        ]
-        rows.append(row)
-    left = [True] * len(sweep.axes) + [False] * (len(heading) - len(sweep.axes) - 1) + [True]
-    return markdown_table(heading, rows, left)
 
+    def speed(point: Point) -> str:
+        shown = times(point.value("speedup_decode"))
+        # Without intervals the fastest of many may well be the luckiest.
+        fastest = point.interval("speedup_decode") and point.value("speedup_decode") == max(speeds) and len(points) > 1
+        return Strong(shown) if fastest else shown
 
-def page(sweep: Sweep, run: Run, summary: dict[str, Any], points: Sequence[Point], images: Sequence[str]) -> str:
-    """`sweep.md`: what was swept, on what, the table, what failed, the figures."""
-    from bench.report.canvas import provenance
+    def bounds(point: Point) -> str:
+        interval = point.interval("speedup_decode")
+        return f"{number(interval[0])}-{number(interval[1])}" if interval else UNDEFINED
 
-    axes = " and ".join(f"`{axis.name}`" for axis in sweep.axes)
-    warnings = [f"- `{point.variant.label}` {point.failure}." for point in points if point.failure]
-    warnings = [f"- {text}" for text in cautions(run, summary)] + warnings
-    parts = [
-        f"# {sweep.method} over {axes}",
-        f"{provenance(summary)}. All variants and vanilla answered every question of one run back to back, by",
-        f"    {run.command}",
-        "Overall figures: unweighted means of the tasks. Every method by task: [report](report.md).",
-        "## Warnings\n\n" + "\n".join(warnings) if warnings else "",
-        table(sweep, points, sampled=summary["sampling"] is not None),
-        _trainings(sweep),
-        *images,
+    def output(point: Point) -> str:
+        return lossless_text(point.overall.lossless, sampled=sampled) if point.overall else Strong("failed")
+
+    columns = [
+        Column("decode", speed),
+        Column("95%", bounds),
+        Column("end-to-end", lambda point: times(point.value("speedup_total"))),
+        Column("CR", lambda point: number(point.value("compression_rate"))),
+        Column("time drafting", lambda point: number(point.value("draft_time_share"))),
+        Column("extra parameters", lambda point: _millions(point.extra_parameters)),
+        Column("agreement", lambda point: number(point.variant.agreement, 3)),
+        Column("output", output, left=True),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    if all(point.variant.agreement is None for point in points):
+        columns = [column for column in columns if column.title != "agreement"]
+    axes = [Column(axis.name, left=True) for axis in sweep.axes]
+    rows = [[*point.variant.values, *(column.show(point) for column in columns)] for point in points]
+    return Table([*axes, *columns], rows)
+
+
+def _millions(parameters: int | None) -> str:
+    return UNDEFINED if parameters is None else f"{parameters / 1e6:,.1f}M"
+
+
+def page(sweep: Sweep, run: Run, summary: Summary, points: Sequence[Point], images: Sequence[Image]) -> list[Section]:
+    """`sweep.md`: what was swept, on what, the table, what failed, the figures."""
+    axes = " and ".join(f"`{axis.name}`" for axis in sweep.axes)
+    failures = [f"`{point.variant.label}` {point.failure}." for point in points if point.failure]
+    warnings = "\n".join(f"- {text}" for text in [*cautions(run, summary), *failures])
+    trainings = _trainings(sweep)
+    setting = " · ".join(setting_text(summary))
+    return [
+        Section(
+            f"{sweep.method} over {axes}",
+            [
+                f"{setting}. All variants and vanilla answered every question of one run back to back, by",
+                f"    {run.command}",
+                "Overall figures: unweighted means of the tasks. Every method by task: [report](report.md).",
+                *([Section("Warnings", [warnings])] if warnings else []),
+                table(sweep, points, sampled=summary.sampling is not None),
+                *([trainings] if trainings else []),
+                *images,
+            ],
+        )
+    ]
 
 
 def _trainings(sweep: Sweep) -> str:
@@ -218,8 +230,3 @@ def _trainings(sweep: Sweep) -> str:
         "Weights were trained for this sweep, one set a value; `agreement` is the share of the target's own choices on "
         f"held-out conversations that their first draft hits. Common to all: {listed}."
     )
-
-
-def _images(folder: Path, figures: Sequence[Path]) -> list[str]:
-    links = [quote(Path(os.path.relpath(path, folder)).as_posix()) for path in figures if path.suffix == ".png"]
-    return [f"![{Path(link).stem.replace('_', ' ')}]({link})" for link in links]

@@ -1,175 +1,251 @@
-"""The tables of a summary: for `report.md`, and flat for `summary.csv`. Words and numbers are written by `formats`."""
+"""The tables of a summary, each built once for every page and the terminal; and flat, for `summary.csv`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.figures.metrics import OVERALL, VERDICTS, Cell, ordered_tasks
-from bench.report.columns import (
-    Column,
-    method_columns,
-    overall_columns,
-    peer_columns,
-    time_columns,
-    vanilla_columns,
-)
+from bench.figures.metrics import VERDICTS, ordered_tasks
+from bench.figures.summary import OVERALL, Cell, Entry, Estimate, Predicted, StepTime, Summary
 from bench.report.formats import (
     UNDEFINED,
-    Table,
+    count,
+    identical_text,
     lossless_text,
-    markdown_table,
     number,
-    of_kind,
-    overall,
+    percent,
+    shortened,
     shown_name,
     task_name,
-    timed,
+    times,
     times_between,
     window_list,
 )
+from bench.report.model import Column, Strong, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ESTIMATORS = {  # by the ending of their keys in a summary
+ESTIMATORS = {  # by the ending of their fields in a cell
     "": "ratio of sums",
     "_mean_rates": "Spec-Bench's mean of rates",
     "_geometric": "geometric mean",
 }
-_NESTED = {"step_time": ("draft", "verify", "rest", "total"), "predicted": ("step_cost", "speedup")}
+_TASK_CHARS = 24  # of a task's name in the terminal's overview; all of Spec-Bench's fit
+_NESTED: dict[str, Sequence[str]] = {
+    "lossless": VERDICTS,
+    "step_time": [field.name for field in dataclasses.fields(StepTime)],
+    "predicted": [field.name for field in dataclasses.fields(Predicted)],
+}
 _LISTS = ("ctar", "conditional_acceptance", "window_ctar", "emitted_histogram")
-_DISTRIBUTIONS = ("confidence", "context")  # tables of their own: in `summary.json`
+# Distributions are tables of their own (in `summary.json`); what vanilla is worth only a peer's rows have.
+_NOT_FLAT = ("confidence", "context", "worth_decode", "worth_total")
+
+Verdict = Callable[[dict[str, int] | None], str]
 
 
-def as_markdown(table: Table) -> str:
-    """A table as Markdown, the overall row in bold."""
-    name = task_name(OVERALL)
-    rows = [[f"**{value}**" for value in row] if row[0] == name else row for row in table.rows]
-    return markdown_table(table.header, rows, table.left)
-
-
-def headline_rows(summary: dict[str, Any]) -> Table:
+def headline(summary: Summary) -> Table:
     """Decode speedup with intervals: one row a task, one column a method or peer."""
-    entries = {**of_kind(summary, "method"), **of_kind(summary, "peer")}
-    return _side_by_side("decode speedup", entries, lambda cell: times_between(cell["speedup_decode"]))
+    shown = summary.of_kind("method", "peer")
+    return _side_by_side("decode speedup", shown, lambda cell: times_between(cell.speedup_decode))
 
 
-def overall_rows(summary: dict[str, Any]) -> Table:
+def overall(summary: Summary) -> Table:
     """One row a method or peer: what it adds and gains over all tasks."""
-    entries = {**of_kind(summary, "method"), **of_kind(summary, "peer")}
-    columns = overall_columns()
-    rows = [[shown_name(name, e), *(column.show(e) for column in columns)] for name, e in entries.items()]
-    return Table(["method, overall", *(column.title for column in columns)], rows, [])
+    columns = [
+        Column("extra parameters", lambda entry: count(entry.extra_parameters)),
+        Column("speedup decode", lambda entry: times_between(entry.overall.speedup_decode)),
+        Column("speedup end-to-end", lambda entry: times_between(entry.overall.speedup_total)),
+        Column("CR", lambda entry: number(entry.overall.compression_rate)),
+        Column("draft share", lambda entry: number(entry.overall.draft_token_share)),
+        Column("time drafting", lambda entry: number(entry.overall.draft_time_share)),
+        Column("output identical", lambda entry: identical_text(entry.overall.lossless)),
+    ]
+    return by_row("method, overall", _shown(summary.of_kind("method", "peer")), columns, "Over all tasks")
 
 
-def overview_rows(summary: dict[str, Any]) -> list[Table]:
+def overview(summary: Summary) -> list[Table]:
     """All methods beside each other by task: end-to-end speedup (peers too), then CR."""
-    methods = of_kind(summary, "method")
-    entries = {**methods, **of_kind(summary, "peer")}
-    found = [_side_by_side("end-to-end speedup", entries, lambda cell: times_between(cell["speedup_total"]))]
+    methods, shown = summary.of_kind("method"), summary.of_kind("method", "peer")
+    found = [_side_by_side("end-to-end speedup", shown, lambda cell: times_between(cell.speedup_total))]
     if methods:  # a peer brings its own loop: no steps, no CR
-        found.append(_side_by_side("CR", methods, lambda cell: number(cell["compression_rate"])))
+        found.append(_side_by_side("CR", methods, lambda cell: number(cell.compression_rate)))
     return found
 
 
-def overview_markdown(summary: dict[str, Any]) -> str:
-    """`overview_rows` as Markdown."""
-    return "\n\n".join(as_markdown(table) for table in overview_rows(summary))
-
-
-def against_rows(summary: dict[str, Any]) -> Table | None:
-    """Decode speed of each method (rows) over each other one's (columns); None for fewer than two."""
-    found = summary.get("against")
-    if not found:
-        return None
-    shown = {name: shown_name(name, summary["methods"][name]) for name in found}
-    rows = [
-        [shown[name], *(times_between(row[other]) if other in row else UNDEFINED for other in found)]
-        for name, row in found.items()
+def short_overview(entries: Mapping[str, Entry]) -> Table:
+    """One row a method, for the terminal."""
+    columns = [
+        Column("decode", lambda entry: times_between(entry.overall.speedup_decode), group="speedup"),
+        Column("total", lambda entry: times(entry.overall.speedup_total.value), group="speedup"),
+        Column("CR", lambda entry: number(entry.overall.compression_rate)),
+        Column("parameters", lambda entry: count(entry.extra_parameters), group="extra"),
+        Column("task", _slowest, group="slowest", left=True),
+        Column("identical", lambda entry: identical_text(entry.overall.lossless), group="output"),
     ]
-    return Table(["decode speed of", *(f"over {name}" for name in shown.values())], rows, [])
+    return by_row("method", entries, columns)
 
 
-def method_rows(entry: dict[str, Any], *, sampled: bool = False) -> Table:
-    """A method's main figures, one row a task."""
-    return _by_task(entry, method_columns(None, partial(lossless_text, sampled=sampled)))
+def against(summary: Summary) -> Table | None:
+    """Decode speed of each method (rows) over each other one's (columns); None for fewer than two."""
+    if not summary.against:
+        return None
+    names = {name: shown_name(name, summary.methods[name]) for name in summary.against}
+    rows = [
+        [names[name], *(times_between(row[other]) if other in row else UNDEFINED for other in names)]
+        for name, row in summary.against.items()
+    ]
+    columns = [Column("decode speed of", left=True), *(Column(f"over {name}") for name in names.values())]
+    return Table(columns, rows, "Method against method: decode speed")
 
 
-def method_markdown(entry: dict[str, Any], *, sampled: bool = False) -> str:
-    """`method_rows` as Markdown."""
-    return as_markdown(method_rows(entry, sampled=sampled))
+def method(entry: Entry, verdict: Verdict, windows: int | None = None, narrow: int = 0) -> Table:
+    """A method's main figures, one row a task, with so many `windows` of CTAR (None: all).
+
+    `narrow` 1 leaves out the draft share, 2 also the interval of the end-to-end speedup.
+    """
+    many = "w = 1" if windows == 1 else f"w = 1..{windows}"
+
+    def total(cell: Cell) -> str:
+        return times_between(cell.speedup_total) if narrow < 2 else times(cell.speedup_total.value)
+
+    columns = [
+        Column("turns", lambda cell: f"{cell.turns}"),
+        Column("speedup decode", lambda cell: times_between(cell.speedup_decode), short="decode", group="speedup"),
+        Column("speedup end-to-end", total, short="total", group="speedup"),
+        Column("tok/s", lambda cell: number(cell.tok_per_s, 1), short="method", group="tok/s"),
+        Column("vanilla tok/s", lambda cell: number(cell.tok_per_s_vanilla, 1), short="vanilla", group="tok/s"),
+        Column("CR", lambda cell: number(cell.compression_rate)),
+        Column("CTAR(1..)", lambda cell: window_list(cell.ctar, windows), left=True, short=many, group="CTAR"),
+        Column("draft share", lambda cell: number(cell.draft_token_share), short="share", group="draft"),
+        Column("lossless", lambda cell: verdict(cell.lossless), short="identical", group="output"),
+    ]
+    return by_task(entry, [column for column in columns if not narrow or column.short != "share"])
 
 
-def detail_rows(entry: dict[str, Any]) -> Table:
+def detail(entry: Entry) -> Table:
     """A method's other figures: what they were counted from, and why they are what they are."""
     columns = [
-        Column("questions", lambda cell: f"{cell['questions']}"),
-        Column("tokens", lambda cell: f"{cell['generated_tokens']:,}"),
-        Column("steps", lambda cell: number(cell["steps"], 0)),
-        Column("prefill, s", lambda cell: number(cell["ttft_s"], 3)),
-        Column("time drafting", lambda cell: number(cell["draft_time_share"])),
-        Column("repetition", lambda cell: number(cell["repetition"])),
-        Column("ended by EOS", lambda cell: number(cell["eos_share"])),
-        Column("conditional acceptance", lambda cell: window_list(cell["conditional_acceptance"]), left=True),
+        Column("questions", lambda cell: f"{cell.questions}"),
+        Column("tokens", lambda cell: f"{cell.generated_tokens:,}"),
+        Column("steps", lambda cell: number(cell.steps, 0)),
+        Column("prefill, s", lambda cell: number(cell.ttft_s, 3)),
+        Column("time drafting", lambda cell: number(cell.draft_time_share)),
+        Column("repetition", lambda cell: number(cell.repetition)),
+        Column("ended by EOS", lambda cell: number(cell.eos_share)),
+        Column("conditional acceptance", lambda cell: window_list(cell.conditional_acceptance), left=True),
     ]
-    if any(cell.get("window_ctar") for cell in entry["tasks"].values()):
-        columns.append(Column("window CTAR(1..)", lambda cell: window_list(cell.get("window_ctar")), left=True))
-    return _by_task(entry, columns)
+    if any(cell.window_ctar for cell in entry.tasks.values()):
+        columns.append(Column("window CTAR(1..)", lambda cell: window_list(cell.window_ctar), left=True))
+    return by_task(entry, columns, "What the figures were counted from")
 
 
-def detail_markdown(entry: dict[str, Any]) -> str:
-    """`detail_rows` as Markdown."""
-    return as_markdown(detail_rows(entry))
-
-
-def estimator_rows(entry: dict[str, Any]) -> Table | None:
-    """Three ways to average, decode and end-to-end, one row a task; None for a summary from before them."""
-    keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ESTIMATORS]
-    if not all(key in overall(entry) for key in keys):
-        return None
-    names = [f"{part}: {name}" for part in ("decode", "end-to-end") for name in ESTIMATORS.values()]
+def three_ways(name: str, entry: Entry) -> Table:
+    """Three ways to average, decode and end-to-end, one row a task."""
 
     def shown(key: str) -> Callable[[Cell], str]:
-        return lambda cell: times_between(cell[key])
+        return lambda cell: times_between(getattr(cell, key))
 
-    return _by_task(entry, [Column(name, shown(key)) for name, key in zip(names, keys, strict=True)])
-
-
-def time_rows(summary: dict[str, Any]) -> Table | None:
-    """Where the time goes, one row for vanilla and each method; None for a summary from before it."""
-    entries = {**of_kind(summary, "vanilla"), **of_kind(summary, "method")}
-    entries = {name: entry for name, entry in entries.items() if timed(entry)}
-    if not entries:
-        return None
-    columns = time_columns()
-    header = ["method", *(column.full or f"{column.group}, {column.title}".strip(", ") for column in columns)]
-    rows = [[shown_name(name, e), *(column.show(e) for column in columns)] for name, e in entries.items()]
-    return Table(header, rows, [])
+    columns = [
+        Column(f"{what}: {way}", shown(f"speedup_{part}{ending}"))
+        for part, what in (("decode", "decode"), ("total", "end-to-end"))
+        for ending, way in ESTIMATORS.items()
+    ]
+    return by_task(entry, columns, f"Speedup over vanilla: {name}")
 
 
-def peer_rows(entry: dict[str, Any], *, sampled: bool = False) -> Table:
+def time_columns() -> list[Column]:
+    """Where a step's time goes, in vanilla steps, and what was predicted of it."""
+
+    def part(name: str) -> Callable[[Cell], str]:
+        return lambda cell: number(getattr(cell.step_time, name, None))
+
+    step, speed = "time of a step", "decode speedup"
+    return [
+        *(Column(name, part(name), group=step) for name in ("draft", "verify", "rest", "total")),
+        Column(
+            "total, predicted",
+            lambda cell: number(getattr(cell.predicted, "step_cost", None)),
+            False,
+            "predicted",
+            step,
+        ),
+        Column("CR", lambda cell: number(cell.compression_rate)),
+        Column(f"{speed}, measured", lambda cell: times(cell.speedup_decode.value), False, "measured", speed),
+        Column(
+            f"{speed}, predicted",
+            lambda cell: times(getattr(cell.predicted, "speedup", None)),
+            False,
+            "predicted",
+            speed,
+        ),
+        Column("prediction's error", lambda cell: percent(cell.prediction_error), short="error"),
+    ]
+
+
+def time(entries: Mapping[str, Entry]) -> Table:
+    """Where the time goes, one row a method."""
+    return by_row("method", {name: entry.overall for name, entry in entries.items()}, time_columns())
+
+
+def folded(entry: Entry) -> list[Table]:
+    """What only a page has room for: a step's time by task, steps by their tokens, time by context, notes."""
+    found = [by_task(entry, time_columns(), "Where the time goes")] if entry.timed else []
+    widest = max(len(cell.emitted_histogram or []) for cell in entry.tasks.values())
+    if widest:
+        columns = [Column(f"{n + 1} token{'s' if n else ''}", _steps_of(n)) for n in range(widest)]
+        found.append(by_task(entry, columns, "Steps by how many tokens they added"))
+    if entry.overall.context:
+        columns = [
+            Column("ms per token", lambda each: number(each.ms_per_token, 1)),
+            Column("vanilla, ms per token", lambda each: number(each.vanilla_ms_per_token, 1)),
+            Column("turns", lambda each: f"{each.turns:,}"),
+        ]
+        rows = {f"{number(each.context, 0)} tokens": each for each in entry.overall.context}
+        found.append(by_row("mean context", rows, columns, "Time per token by length of context"))
+    return [dataclasses.replace(table, folded=True) for table in found]
+
+
+def peer(entry: Entry, verdict: Verdict = lossless_text) -> Table:
     """What vanilla is worth in units of a peer, one row a task."""
-    return _by_task(entry, peer_columns(partial(lossless_text, sampled=sampled)))
+    group = "vanilla is"
+    columns = [
+        Column("turns", lambda cell: f"{cell.turns}"),
+        Column("vanilla is, decode", lambda cell: times_between(cell.worth_decode), short="decode", group=group),
+        Column("vanilla is, end-to-end", lambda cell: times_between(cell.worth_total), short="total", group=group),
+        Column("peer tok/s", lambda cell: number(cell.tok_per_s, 1), short="peer", group="tok/s"),
+        Column("vanilla tok/s", lambda cell: number(cell.tok_per_s_vanilla, 1), short="vanilla", group="tok/s"),
+        Column("lossless", lambda cell: verdict(cell.lossless), short="identical", group="output"),
+    ]
+    return by_task(entry, columns)
 
 
-def peer_markdown(entry: dict[str, Any], *, sampled: bool = False) -> str:
-    """`peer_rows` as Markdown."""
-    return as_markdown(peer_rows(entry, sampled=sampled))
-
-
-def vanilla_rows(entry: dict[str, Any]) -> Table:
+def vanilla(entry: Entry) -> Table:
     """Vanilla's own rates, one row a task."""
-    return _by_task(entry, vanilla_columns())
+    columns = [
+        Column("turns", lambda cell: f"{cell.turns}"),
+        Column("tokens", lambda cell: f"{cell.generated_tokens:,}"),
+        Column("decode tok/s", lambda cell: number(cell.tok_per_s, 1), short="tok/s", group="decode"),
+        Column("prefill, s", lambda cell: number(cell.ttft_s, 3), short="seconds", group="prefill"),
+        Column("repetition", lambda cell: number(cell.repetition)),
+        Column("ended by EOS", lambda cell: number(cell.eos_share), short="by EOS", group="ended"),
+    ]
+    return by_task(entry, columns, "Vanilla's own rates")
 
 
-def vanilla_markdown(entry: dict[str, Any]) -> str:
-    """`vanilla_rows` as Markdown."""
-    return as_markdown(vanilla_rows(entry))
+def by_task(entry: Entry, columns: Sequence[Column], caption: str = "") -> Table:
+    """One row a task, the overall row in bold."""
+    return by_row("task", {task_name(task): cell for task, cell in entry.tasks.items()}, columns, caption)
 
 
-def csv_frame(summary: dict[str, Any]) -> pd.DataFrame:
+def by_row(first: str, things: Mapping[str, Any], columns: Sequence[Column], caption: str = "") -> Table:
+    """One row a thing, by its name; the one called overall in bold."""
+    rows = [[name, *(column.show(thing) for column in columns)] for name, thing in things.items()]
+    return Table([Column(first, left=True), *columns], [_marked(row) for row in rows], caption)
+
+
+def csv_frame(summary: Summary) -> pd.DataFrame:
     """One row a method and task (`overall` too): an estimate and its bounds, lists spread over numbered columns.
 
     Distributions (confidence, time by context) have no place in a row: they stand in `summary.json`.
@@ -177,44 +253,66 @@ def csv_frame(summary: dict[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for name, entry in summary["methods"].items():
-        for task, cell in entry["tasks"].items():
-            claimed = {"lossless_claimed": "true" if entry["lossless"] else "false"}  # as JSON spells them
-            rows.append({"method": name, "kind": entry["kind"], "task": task} | _flat(cell) | claimed)
+    for name, entry in summary.methods.items():
+        for task, cell in entry.tasks.items():
+            claimed = {"lossless_claimed": "true" if entry.lossless else "false"}  # as JSON spells them
+            rows.append({"method": name, "kind": entry.kind, "task": task} | _flat(cell) | claimed)
     # Columns in the order of first appearance, lists kept together whatever their length.
     order = {key: _csv_rank(key) for row in rows for key in row}
     # Without a type of their own, so that counts beside an empty field stay whole numbers.
     return pd.DataFrame(rows, columns=sorted(order, key=lambda key: order[key]), dtype=object)
 
 
-def _side_by_side(figure: str, entries: dict[str, dict[str, Any]], show: Callable[[Cell], str]) -> Table:
+def _shown(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {shown_name(name, entry): entry for name, entry in entries.items()}
+
+
+def _marked(row: list[str]) -> list[str]:
+    return [Strong(text) for text in row] if row[0] == task_name(OVERALL) else row
+
+
+def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
     """One figure of several methods: one column each, one row a task."""
-    tasks = [*ordered_tasks(task for e in entries.values() for task in e["tasks"] if task != OVERALL), OVERALL]
+    tasks = [*ordered_tasks(task for entry in entries.values() for task in entry.by_task), OVERALL]
     rows = []
     for task in tasks:
-        cells = [e["tasks"].get(task) for e in entries.values()]  # a peer may have been asked fewer tasks
-        rows.append([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)])
-    return Table([figure, *(shown_name(name, e) for name, e in entries.items())], rows, [])
+        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been asked fewer tasks
+        rows.append(_marked([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)]))
+    caption = f"{figure[:1].upper()}{figure[1:]} by task"
+    return Table([Column(figure, left=True), *(Column(name) for name in _shown(entries))], rows, caption)
 
 
-def _by_task(entry: dict[str, Any], columns: Sequence[Column]) -> Table:
-    header = ["task", *(column.full or f"{column.group} {column.title}".strip() for column in columns)]
-    rows = [[task_name(task), *(column.show(cell) for column in columns)] for task, cell in entry["tasks"].items()]
-    return Table(header, rows, [True, *(column.left for column in columns)])
+def _steps_of(place: int) -> Callable[[Cell], str]:
+    def shown(cell: Cell) -> str:
+        counts = cell.emitted_histogram or []
+        steps = counts[place] if place < len(counts) else 0
+        return f"{steps / sum(counts):.1%} {steps:,}" if sum(counts) else UNDEFINED
+
+    return shown
+
+
+def _slowest(entry: Entry) -> str:
+    """The task that the method helps least, like `RAG 0.45x`."""
+    speedups = {task: cell.speedup_decode.value for task, cell in entry.by_task.items()}
+    defined = {task: value for task, value in speedups.items() if value is not None}
+    if not defined:
+        return UNDEFINED
+    task = min(defined, key=lambda task: defined[task])
+    return f"{shortened(task_name(task), _TASK_CHARS)} {times(defined[task])}"
 
 
 def _flat(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for key, value in cell.items():
-        if key == "lossless":
-            row |= {f"lossless_{verdict}": (value or {}).get(verdict) for verdict in VERDICTS}
-        elif key in _NESTED:
-            row |= {f"{key}_{name}": (value or {}).get(name) for name in _NESTED[key]}
+    for key in (field.name for field in dataclasses.fields(Cell)):
+        value = getattr(cell, key)
+        if key in _NESTED:
+            known = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value or {}  # type: ignore[arg-type]
+            row |= {f"{key}_{name}": known.get(name) for name in _NESTED[key]}
         elif key in _LISTS:
             row |= {f"{key}_{w}": item for w, item in enumerate(value or [], 1)}
-        elif isinstance(value, dict) and "value" in value:
-            row |= {key if name == "value" else f"{key}_{name}": item for name, item in value.items()}
-        elif key not in _DISTRIBUTIONS:
+        elif isinstance(value, Estimate):
+            row |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+        elif key not in _NOT_FLAT:
             row[key] = value
     return row
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, geometric_mean
-from typing import Any
 
 from bench.errors import UserError
 from bench.figures import metrics
+from bench.figures.summary import OVERALL, Answered, Cell, Dataset, Entry, Estimate, Failure, Summary, Where
 from bench.spec_bench.exchange import ForeignAnswer, read_answers
 
 FAILED_TEXT = "ERROR"  # Spec-Bench's answer of a turn that raised; its time and counts are the turn's before
@@ -23,13 +24,26 @@ FAILED_TEXT = "ERROR"  # Spec-Bench's answer of a turn that raised; its time and
 Pair = tuple[ForeignAnswer, ForeignAnswer]  # the method's answer, then the baseline's
 Count = Callable[[ForeignAnswer], int]  # tokens of an answer
 
-# What our own records tell and such files cannot.
-_UNKNOWN = [
-    *("tok_per_s", "tok_per_s_vanilla", "draft_token_share", "draft_time_share", "repetition"),
-    *("conditional_acceptance", "ttft_s", "eos_share", "step_time", "predicted", "prediction_error"),
-    *("confidence", "window_ctar", "numerical_rate"),
-]
-_UNKNOWN_ESTIMATES = ("speedup_decode", "speedup_decode_mean_rates", "speedup_decode_geometric")
+
+@dataclass(slots=True, kw_only=True)
+class ForeignCell(Cell):
+    """A cell with what `speed.py` prints; what the files do not tell is None."""
+
+    text_equal: dict[str, int]  # questions: equal, different
+    mean_accepted_tokens: float | None  # overall: pooled
+    tok_per_s_total: float  # means of the questions' rates
+    tok_per_s_total_vanilla: float
+
+
+@dataclass(slots=True, kw_only=True)
+class ForeignSummary(Summary):
+    """A summary of answer files."""
+
+    limits: list[str]
+    baseline_tokens: str  # "new_tokens" | "retokenized"
+    unpaired_questions: dict[str, list[int]]
+    unequal_texts: list[Where]
+    text_equal: dict[str, dict[str, int]]  # by method, over all tasks
 
 
 def limits(*, retokenized: bool = False) -> list[str]:
@@ -56,15 +70,12 @@ def limits(*, retokenized: bool = False) -> list[str]:
 
 def foreign_summary(
     baseline_path: Path, method_paths: Sequence[Path], retokenize: Callable[[str], int] | None = None
-) -> dict[str, Any]:
+) -> ForeignSummary:
     """Answer files of a baseline and of methods -> a summary as `figures.metrics` makes of a run, the unknown None.
 
     Each method is compared on the questions that its file shares with the baseline's; methods are named after their
     files. `retokenize`: tokens of a text without special ones; the baseline is then counted by its text, as `speed.py`
     does with `len(tokenizer(text).input_ids) - 1`.
-
-    Beyond the schema: `limits`, `baseline_tokens`, `unpaired_questions`, `unequal_texts`; and in a cell `text_equal`,
-    `mean_accepted_tokens` (overall: pooled), `tok_per_s_total` and its `_vanilla` (means of the questions' rates).
 
     Raises:
         UserError: a malformed file, two of one name, or no question in common with the baseline.
@@ -73,7 +84,7 @@ def foreign_summary(
     files = _named([baseline_path, *method_paths])
     vanilla, baseline = next(iter(files.items()))
     failed = [fault for name, answers in files.items() for fault in _failures(name, answers.values())]
-    excluded = {fault["question_id"] for fault in failed}
+    excluded = {fault.question_id for fault in failed}
     paired = {name: _pairs(answers, baseline, excluded, name, vanilla) for name, answers in files.items()}
 
     def of_text(answer: ForeignAnswer) -> int:
@@ -81,38 +92,32 @@ def foreign_summary(
         return sum(map(retokenize, answer.texts))
 
     count: Count = _new_tokens if retokenize is None else of_text
-    return {
-        "schema": metrics.SCHEMA,
-        "run_id": f"{vanilla} and others",
-        "model": next(iter(baseline.values())).model_id,
-        "dataset": {"name": "unknown", "sha256": None, "questions": len(baseline)},
-        "device": {"type": "unknown device"},
-        "dtype": "unknown dtype",
-        "sampling": None,
-        "complete": True,
-        "rounds": 1,
-        "excluded_questions": sorted(excluded),
-        "failed": failed,
-        "failed_methods": {},
-        "divergences": [],
-        "against": {},
-        "statistics": None,
-        "limits": limits(retokenized=retokenize is not None),
-        "baseline_tokens": "new_tokens" if retokenize is None else "retokenized",
-        "unpaired_questions": {name: sorted(answers.keys() ^ baseline.keys()) for name, answers in files.items()},
-        "unequal_texts": [_where(name, answer, turn) for name in paired for answer, turn in _unequal(paired[name])],
-        "methods": {
-            name: {
-                "kind": "vanilla" if name == vanilla else "method",
-                "lossless": True,  # taken on trust, so that tables say "not checked" and not "not lossless"
-                "extra_parameters": 0,
-                "notes": {},
-                "answered": {"questions": len(paired[name]), "of": len(paired[name])},
-                "tasks": _by_task(paired[name], count if name == vanilla else _new_tokens, count),
-            }
-            for name in files
+    cells = {name: _by_task(pairs, count if name == vanilla else _new_tokens, count) for name, pairs in paired.items()}
+    return ForeignSummary(
+        run_id=f"{vanilla} and others",
+        model=next(iter(baseline.values())).model_id,
+        dataset=Dataset("unknown", None, len(baseline)),
+        device={"type": "unknown device"},
+        dtype="unknown dtype",
+        excluded_questions=sorted(excluded),
+        failed=failed,
+        limits=limits(retokenized=retokenize is not None),
+        baseline_tokens="new_tokens" if retokenize is None else "retokenized",
+        unpaired_questions={name: sorted(answers.keys() ^ baseline.keys()) for name, answers in files.items()},
+        unequal_texts=[Where(*_where(name, a, turn)) for name in paired for a, turn in _unequal(paired[name])],
+        text_equal={name: tasks[OVERALL].text_equal for name, tasks in cells.items()},
+        methods={
+            name: Entry(
+                "vanilla" if name == vanilla else "method",
+                True,  # lossless, taken on trust, so that tables say "not checked" and not "not lossless"
+                0,
+                {},
+                Answered(len(paired[name]), len(paired[name])),
+                dict(tasks),
+            )
+            for name, tasks in cells.items()
         },
-    }
+    )
 
 
 def _named(paths: Sequence[Path]) -> dict[str, dict[int, ForeignAnswer]]:
@@ -125,17 +130,17 @@ def _named(paths: Sequence[Path]) -> dict[str, dict[int, ForeignAnswer]]:
     return {name: read_answers(path) for name, path in zip(names, paths, strict=True)}
 
 
-def _failures(name: str, answers: Iterable[ForeignAnswer]) -> list[dict[str, Any]]:
+def _failures(name: str, answers: Iterable[ForeignAnswer]) -> list[Failure]:
     return [
-        _where(name, answer, turn) | {"error": f"the file says {FAILED_TEXT}"}
+        Failure(*_where(name, answer, turn), f"the file says {FAILED_TEXT}")
         for answer in answers
         for turn, text in enumerate(answer.texts)
         if text == FAILED_TEXT
     ]
 
 
-def _where(name: str, answer: ForeignAnswer, turn: int) -> dict[str, Any]:
-    return {"question_id": answer.question_id, "task": answer.task, "method": name, "turn": turn, "round": 0}
+def _where(name: str, answer: ForeignAnswer, turn: int) -> tuple[int, str, str, int, int]:
+    return answer.question_id, answer.task, name, turn, 0
 
 
 def _pairs(
@@ -156,7 +161,7 @@ def _unequal(pairs: Iterable[Pair]) -> list[tuple[ForeignAnswer, int]]:
     ]
 
 
-def _by_task(pairs: list[Pair], count: Count, count_baseline: Count) -> dict[str, metrics.Cell]:
+def _by_task(pairs: list[Pair], count: Count, count_baseline: Count) -> dict[str, ForeignCell]:
     tasks = metrics.ordered_tasks(answer.task for answer, _ in pairs)
     lengths = [length for answer, _ in pairs for length in answer.accept_lengths]
     windows = max(lengths, default=1) - 1
@@ -164,15 +169,15 @@ def _by_task(pairs: list[Pair], count: Count, count_baseline: Count) -> dict[str
         task: _cell([pair for pair in pairs if pair[0].task == task], windows, count, count_baseline) for task in tasks
     }
     overall = _cell(pairs, windows, count, count_baseline)  # pooled, as in Spec-Bench's script
-    for key in ("speedup_total", "speedup_total_geometric"):
-        overall[key] = _estimate(_mean([cell[key]["value"] for cell in cells.values()]))
-    overall["compression_rate"] = _mean([cell["compression_rate"] for cell in cells.values()])
-    columns = [cell["ctar"] for cell in cells.values() if cell["ctar"] is not None]
-    overall["ctar"] = [_mean(column) for column in zip(*columns, strict=True)] if columns else None
-    return {**cells, metrics.OVERALL: overall}
+    overall.speedup_total = Estimate(_mean([cell.speedup_total.value for cell in cells.values()]))
+    overall.speedup_total_geometric = Estimate(_mean([cell.speedup_total_geometric.value for cell in cells.values()]))
+    overall.compression_rate = _mean([cell.compression_rate for cell in cells.values()])
+    columns = [cell.ctar for cell in cells.values() if cell.ctar is not None]
+    overall.ctar = [_mean(column) for column in zip(*columns, strict=True)] if columns else None
+    return {**cells, OVERALL: overall}
 
 
-def _cell(pairs: list[Pair], windows: int, count: Count, count_baseline: Count) -> metrics.Cell:
+def _cell(pairs: list[Pair], windows: int, count: Count, count_baseline: Count) -> ForeignCell:
     """One method on one task, as `speed.py` figures it; what it does not figure, as `bench.figures.metrics` does."""
     answers, baseline = [answer for answer, _ in pairs], [base for _, base in pairs]
     rates = [count(answer) / sum(answer.wall_s) for answer in answers]
@@ -180,26 +185,23 @@ def _cell(pairs: list[Pair], windows: int, count: Count, count_baseline: Count) 
     lengths = [length for answer in answers for length in answer.accept_lengths]
     equal = sum(answer.texts == base.texts for answer, base in pairs)
     mean_length = fmean(lengths) if lengths else None
-    return {
-        "questions": len(pairs),
-        "turns": sum(len(answer.texts) for answer in answers),
-        "generated_tokens": sum(map(_new_tokens, answers)),
-        "steps": len(lengths) if lengths else None,
-        "speedup_total": _estimate(_ratio(_pooled(answers, count), _pooled(baseline, count_baseline))),
-        "speedup_total_mean_rates": _estimate(_ratio(fmean(rates), fmean(rates_baseline))),
-        "speedup_total_geometric": _estimate(_geometric(rates, rates_baseline)),
-        "tok_per_s_total": fmean(rates),
-        "tok_per_s_total_vanilla": fmean(rates_baseline),
-        "compression_rate": mean_length,
-        "mean_accepted_tokens": mean_length,
-        "ctar": [fmean(length > w for length in lengths) for w in range(1, windows + 1)] if lengths else None,
-        "emitted_histogram": [lengths.count(n) for n in range(1, windows + 2)] if lengths else None,
-        "text_equal": {"equal": equal, "different": len(pairs) - equal},
-        "context": [],
-        "lossless": dict.fromkeys(metrics.VERDICTS, 0),  # nothing was audited
-        **{key: _estimate(None) for key in _UNKNOWN_ESTIMATES},
-        **dict.fromkeys(_UNKNOWN),
-    }
+    return ForeignCell(
+        questions=len(pairs),
+        turns=sum(len(answer.texts) for answer in answers),
+        generated_tokens=sum(map(_new_tokens, answers)),
+        steps=len(lengths) if lengths else None,
+        speedup_total=Estimate(_ratio(_pooled(answers, count), _pooled(baseline, count_baseline))),
+        speedup_total_mean_rates=Estimate(_ratio(fmean(rates), fmean(rates_baseline))),
+        speedup_total_geometric=Estimate(_geometric(rates, rates_baseline)),
+        tok_per_s_total=fmean(rates),
+        tok_per_s_total_vanilla=fmean(rates_baseline),
+        compression_rate=mean_length,
+        mean_accepted_tokens=mean_length,
+        ctar=[fmean(length > w for length in lengths) for w in range(1, windows + 1)] if lengths else None,
+        emitted_histogram=[lengths.count(n) for n in range(1, windows + 2)] if lengths else None,
+        text_equal={"equal": equal, "different": len(pairs) - equal},
+        lossless=dict.fromkeys(metrics.VERDICTS, 0),  # nothing was audited
+    )
 
 
 def _new_tokens(answer: ForeignAnswer) -> int:
@@ -216,10 +218,6 @@ def _geometric(rates: Sequence[float], rates_baseline: Sequence[float]) -> float
     if not all(rates) or not all(rates_baseline):
         return None
     return geometric_mean(rate / base for rate, base in zip(rates, rates_baseline, strict=True))
-
-
-def _estimate(value: float | None) -> dict[str, float | None]:
-    return {"value": value, "low": None, "high": None}
 
 
 def _ratio(above: float, below: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -20,6 +21,8 @@ CELL_KEYS = {
     "generated_tokens",
     "steps",
     *SPEEDUPS,
+    "worth_decode",
+    "worth_total",
     "tok_per_s",
     "tok_per_s_vanilla",
     "compression_rate",
@@ -74,6 +77,11 @@ def make_run(**kinds: str) -> Run:
         engine={},
         provenance={},
     )
+
+
+def summarized(run: Run, turns: list[Turn]) -> dict:
+    """The content of `summary.json`."""
+    return dataclasses.asdict(metrics.summarize(run, turns))
 
 
 def make_turn(method: str, question: int, tokens: int, decode_s: float, **more) -> Turn:
@@ -138,8 +146,8 @@ def turns() -> list[Turn]:
     ]
 
 
-def cell(turns: list[Turn], task: str = "qa", method: str = "kangaroo", kind: str = "method") -> metrics.Cell:
-    return metrics.summarize(make_run(**{method: kind}), turns)["methods"][method]["tasks"][task]
+def cell(turns: list[Turn], task: str = "qa", method: str = "kangaroo", kind: str = "method") -> dict:
+    return summarized(make_run(**{method: kind}), turns)["methods"][method]["tasks"][task]
 
 
 def test_a_tasks_rates_and_speedups_are_ratios_of_sums(turns):
@@ -194,7 +202,7 @@ def test_overall_is_the_unweighted_mean_of_the_tasks(turns):
 def test_a_question_that_failed_once_is_left_out_of_both_sides_in_every_round(turns):
     failure = make_turn("medusa", 1, 0, 0.0, round=1, error="RuntimeError: no")
     medusa = make_turn("medusa", 2, 5, 1.0, steps=plain(5))
-    summary = metrics.summarize(make_run(kangaroo="method", medusa="method"), [*turns, failure, medusa])
+    summary = summarized(make_run(kangaroo="method", medusa="method"), [*turns, failure, medusa])
     # What is left of qa is question 2: 4 tokens in 2 s, vanilla's 4 in 2 s.
     for name, speedup in (("vanilla", 1.0), ("kangaroo", 1.0), ("medusa", 2.0)):
         qa = summary["methods"][name]["tasks"]["qa"]
@@ -221,7 +229,7 @@ def test_a_vanilla_failure_excludes_the_question_too(turns):
 
 def test_a_peer_is_compared_on_the_questions_that_it_was_asked(turns):
     peer = make_turn("hf-generate", 1, 9, 8.0)
-    summary = metrics.summarize(make_run(**{"kangaroo": "method", "hf-generate": "peer"}), [*turns, peer])
+    summary = summarized(make_run(**{"kangaroo": "method", "hf-generate": "peer"}), [*turns, peer])
     tasks = summary["methods"]["hf-generate"]["tasks"]
     assert list(tasks) == ["qa", "overall"]
     # 8 tokens in 8 s against vanilla's 8 in 4 s; with question 2 vanilla's sum would be 12 in 6 s: equal here,
@@ -258,7 +266,7 @@ def test_every_round_counts_for_times_and_counters():
     assert (qa["questions"], qa["turns"], qa["steps"]) == (1, 2, 4)
     assert qa["speedup_decode"]["value"] == 2.0
     assert qa["compression_rate"] == 2.0
-    assert metrics.summarize(make_run(kangaroo="method"), answers)["rounds"] == 2
+    assert summarized(make_run(kangaroo="method"), answers)["rounds"] == 2
 
 
 def test_a_turn_whose_first_token_is_eos_adds_no_step(turns):
@@ -285,7 +293,7 @@ def test_what_nothing_was_measured_of_is_null():
 
 
 def test_a_method_without_a_finished_question_has_an_empty_overall(turns):
-    tasks = metrics.summarize(make_run(medusa="method"), turns)["methods"]["medusa"]["tasks"]
+    tasks = summarized(make_run(medusa="method"), turns)["methods"]["medusa"]["tasks"]
     assert list(tasks) == ["overall"]
     assert tasks["overall"]["turns"] == 0
     assert tasks["overall"]["compression_rate"] is None
@@ -325,7 +333,7 @@ def test_losslessness_is_counted_only_where_it_was_audited_and_claimed(turns):
 
 def test_divergences_are_listed_with_their_gap(turns):
     turns[5].audit = Audit("different", 1, None, 3, math.inf, 2e-6)
-    found = metrics.summarize(make_run(kangaroo="method"), turns)["divergences"]
+    found = summarized(make_run(kangaroo="method"), turns)["divergences"]
     assert [(item["question_id"], item["verdict"], item["token"]) for item in found] == [
         (2, "numerical", 8),
         (3, "different", None),
@@ -341,7 +349,7 @@ def test_tasks_come_in_the_order_of_spec_bench():
 def test_the_summary_has_the_schema_that_readers_rely_on(turns):
     run = make_run(kangaroo="method")
     run.complete = False
-    summary = metrics.summarize(run, turns)
+    summary = summarized(run, turns)
     json.dumps(summary, allow_nan=False)
     assert set(summary) == {
         "schema",
@@ -384,19 +392,19 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
 def test_a_run_without_a_temperature_is_greedy(turns, config):
     run = make_run(kangaroo="method")
     run.config = config  # older runs recorded none of these
-    assert metrics.summarize(run, turns)["sampling"] is None
+    assert summarized(run, turns)["sampling"] is None
 
 
 def test_the_summary_says_how_tokens_were_sampled(turns):
     run = make_run(kangaroo="method")
     run.config = {"temperature": 0.7, "top_p": 0.8, "top_k": 50, "seed": 3}
-    assert metrics.summarize(run, turns)["sampling"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 50}
+    assert summarized(run, turns)["sampling"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 50}
 
 
 def test_the_summary_carries_what_a_method_says_of_itself(turns):
     run = make_run(kangaroo="method")
     run.methods["kangaroo"].notes["predicted"] = {"tree": {"speedup": 1.5}}
-    methods = metrics.summarize(run, turns)["methods"]
+    methods = summarized(run, turns)["methods"]
     assert methods["kangaroo"]["notes"] == {"predicted": {"tree": {"speedup": 1.5}}}
     assert methods["vanilla"]["notes"] == {}
 
@@ -405,7 +413,7 @@ def test_a_run_without_vanilla_cannot_be_summarised(turns):
     run = make_run(kangaroo="method")
     del run.methods["vanilla"]
     with pytest.raises(UserError, match="r1 has no vanilla"):
-        metrics.summarize(run, turns)
+        summarized(run, turns)
 
 
 def many_turns(questions: int = 8, rounds: int = 1, tasks: tuple[str, ...] = ("qa", "rag")) -> list[Turn]:
@@ -429,7 +437,7 @@ def many_turns(questions: int = 8, rounds: int = 1, tasks: tuple[str, ...] = ("q
 def test_figures_agree_with_spec_benchs_own_script():
     """Its evaluation/speed.py: mean over questions of sum(new_tokens) / sum(wall_time); mean of all accept_lengths."""
     turns = many_turns()
-    tasks = metrics.summarize(make_run(kangaroo="method"), turns)["methods"]["kangaroo"]["tasks"]
+    tasks = summarized(make_run(kangaroo="method"), turns)["methods"]["kangaroo"]["tasks"]
 
     def answers(method, task):
         wanted = [turn for turn in turns if turn.method == method and task in (turn.task, "overall")]
@@ -507,10 +515,10 @@ def test_an_older_record_does_not_split_verification_from_the_rest(turns):
 COSTS = {"draft": 0.1, "shallow": 0.05, "verify": {"1": 0.8, "2": 0.9, "4": 1.0, "16": 2.2}, "rest": 0.07}
 
 
-def predicted(turns: list[Turn], task: str = "qa", costs=COSTS) -> metrics.Cell:
+def predicted(turns: list[Turn], task: str = "qa", costs=COSTS) -> dict:
     run = make_run(kangaroo="method")
     run.methods["kangaroo"] = MethodInfo("method", True, 7, {}, costs=costs)
-    return metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"][task]
+    return summarized(run, turns)["methods"]["kangaroo"]["tasks"][task]
 
 
 def with_shapes(turns: list[Turn]) -> list[Turn]:
@@ -541,7 +549,7 @@ def test_vanilla_is_predicted_to_be_itself(turns):
     run = make_run()
     costs = {"draft": 0, "shallow": 0, "verify": {"1": 0.9}, "rest": 0.1}
     run.methods["vanilla"] = MethodInfo("vanilla", True, 0, {}, costs=costs)
-    qa = metrics.summarize(run, with_shapes(turns))["methods"]["vanilla"]["tasks"]["qa"]
+    qa = summarized(run, with_shapes(turns))["methods"]["vanilla"]["tasks"]["qa"]
     assert qa["predicted"] == pytest.approx({"step_cost": 1.0, "speedup": 1.0})
     assert qa["prediction_error"] == pytest.approx(0.0, abs=1e-12)
 
@@ -576,10 +584,10 @@ def test_confidence_is_counted_in_twentieths_of_accepted_and_of_rejected_drafts(
     assert cell(turns, method="vanilla", kind="vanilla")["confidence"] is None
 
 
-def probed(turns: list[Turn], windows: int, task: str = "qa") -> metrics.Cell:
+def probed(turns: list[Turn], windows: int, task: str = "qa") -> dict:
     run = make_run(kangaroo="method")
     run.config["probe_windows"] = windows
-    return metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"][task]
+    return summarized(run, turns)["methods"]["kangaroo"]["tasks"][task]
 
 
 def test_window_ctar_counts_only_positions_with_enough_answer_left(turns):
@@ -642,7 +650,7 @@ def test_a_summary_of_everything_recorded_is_json(turns):
     run = make_run(kangaroo="method")
     run.config["probe_windows"] = 2
     run.methods["kangaroo"] = MethodInfo("method", True, 7, {}, costs=COSTS)
-    summary = metrics.summarize(run, turns)
+    summary = summarized(run, turns)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     for figures in summary["methods"]["kangaroo"]["tasks"].values():
         assert None not in [figures[key] for key in ("confidence", "predicted", "window_ctar", "step_time")]
@@ -656,11 +664,11 @@ def test_a_method_that_failed_everywhere_takes_no_question_from_the_others(turns
     ]
     peer = make_turn("peer", 2, 0, 0.0, error="bang")
     run = make_run(kangaroo="method", dead="method", peer="peer")
-    summary = metrics.summarize(run, [*turns, *dead, peer])
+    summary = summarized(run, [*turns, *dead, peer])
     assert summary["failed_methods"] == {"dead": "boom", "peer": "bang"}
     assert summary["excluded_questions"] == []
     assert len(summary["failed"]) == 3
-    alone = metrics.summarize(make_run(kangaroo="method"), turns)
+    alone = summarized(make_run(kangaroo="method"), turns)
     assert summary["methods"]["kangaroo"] == alone["methods"]["kangaroo"]
     assert summary["methods"]["dead"]["tasks"]["overall"]["speedup_decode"]["value"] is None
     json.dumps(summary, allow_nan=False)
@@ -671,7 +679,7 @@ def test_what_vanilla_is_worth_beside_a_peer_is_the_mean_of_the_tasks_own(turns)
         make_turn("peer", 1, 9, 2.0),  # vanilla: 8 tokens in 4 s
         make_turn("peer", 3, 3, 2.0, task="translation"),  # vanilla: 2 tokens in 0.5 s
     ]
-    tasks = metrics.summarize(make_run(peer="peer"), [*turns, *peers])["methods"]["peer"]["tasks"]
+    tasks = summarized(make_run(peer="peer"), [*turns, *peers])["methods"]["peer"]["tasks"]
     assert tasks["qa"]["worth_decode"]["value"] == pytest.approx(2 / 4)
     assert tasks["translation"]["worth_decode"]["value"] == pytest.approx(2 / 0.5)
     assert tasks["overall"]["worth_decode"]["value"] == pytest.approx((0.5 + 4) / 2)
@@ -679,14 +687,14 @@ def test_what_vanilla_is_worth_beside_a_peer_is_the_mean_of_the_tasks_own(turns)
 
 
 def test_a_peer_that_was_asked_less_says_so(turns):
-    summary = metrics.summarize(make_run(peer="peer"), [*turns, make_turn("peer", 1, 9, 2.0)])
+    summary = summarized(make_run(peer="peer"), [*turns, make_turn("peer", 1, 9, 2.0)])
     assert summary["methods"]["peer"]["answered"] == {"questions": 1, "of": 3}
     assert summary["methods"]["vanilla"]["answered"] == {"questions": 3, "of": 3}
 
 
 def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded():
     turns = [make_turn("vanilla", 1, 9, 4.0, steps=plain(9)), make_turn("peer", 1, 9, 2.0, first_tokens=5)]
-    cell = metrics.summarize(make_run(peer="peer"), turns)["methods"]["peer"]["tasks"]["qa"]
+    cell = summarized(make_run(peer="peer"), turns)["methods"]["peer"]["tasks"]["qa"]
     assert cell["tok_per_s"] == pytest.approx(4 / 2.0)
     assert cell["speedup_decode"]["value"] == pytest.approx((4 / 2.0) / (8 / 4.0))
     assert cell["speedup_total"]["value"] == pytest.approx((9 / 3.0) / (9 / 5.0))
@@ -697,12 +705,12 @@ def test_methods_are_compared_with_each_other_on_the_questions_that_both_answere
         make_turn("other", 1, 9, 8.0, steps=plain(9)),
         make_turn("other", 3, 3, 1.0, task="translation", steps=plain(3)),
     ]
-    against = metrics.summarize(make_run(kangaroo="method", other="method"), [*turns, *other])["against"]
+    against = summarized(make_run(kangaroo="method", other="method"), [*turns, *other])["against"]
     ours = {t.question_id: t for t in turns if t.method == "kangaroo"}
     qa, translation = 8.0 / ours[1].decode_s, 1.0 / ours[3].decode_s  # equal tokens: times alone
     assert against["kangaroo"]["other"]["value"] == pytest.approx((qa + translation) / 2)
     assert against["other"]["kangaroo"]["value"] == pytest.approx((1 / qa + 1 / translation) / 2)
-    assert metrics.summarize(make_run(kangaroo="method"), turns)["against"] == {}
+    assert summarized(make_run(kangaroo="method"), turns)["against"] == {}
 
 
 def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turns):
@@ -712,5 +720,5 @@ def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turn
     for turn in turns:
         if turn.method == "kangaroo":
             turn.windows = [2, 2, 1, 0]
-    cell = metrics.summarize(run, turns)["methods"]["kangaroo"]["tasks"]["qa"]
+    cell = summarized(run, turns)["methods"]["kangaroo"]["tasks"]["qa"]
     assert cell["window_ctar"] == [pytest.approx(3 / 4), pytest.approx(2 / 3), None]

@@ -11,6 +11,8 @@ from bench.errors import UserError
 from bench.figures import published
 from bench.figures.metrics import TASKS
 from bench.report import figures
+from bench.report.markdown import text_of
+from bench.report.published_section import published_section
 from tests.bench.report.full_summary import rich_summary
 from tests.bench.report.helpers import rows, section
 
@@ -85,30 +87,30 @@ def test_the_files_that_come_with_the_project_hold_what_was_published():
     (rtx,) = [r for r in board.results if r.method == "medusa" and "3090" in r.hardware]
     assert (rtx.speedup["mt_bench"], rtx.compression_rate["overall"]) == (1.61, 2.32)
     assert len(board.results) == 41
-    assert {ablation["what"] for ablation in paper.ablations} == {"adapter", "exit layer", "gamma and threshold"}
+    assert {ablation.what for ablation in paper.ablations} == {"adapter", "exit layer", "gamma and threshold"}
 
 
 def test_published_rows_are_those_of_the_runs_methods(tmp_path):
     sources = [read(tmp_path, SOURCE)]
-    found = published.published_rows(rich_summary(("kangaroo:tree", "medusa")), sources)
-    assert [(row["source"], row["method"], row["model"], row["speedup"]) for row in found] == [
+    (found,) = published.same_method(rich_summary(("kangaroo:tree", "medusa")), sources).values()
+    assert [(source.source, result.method, result.model, result.speedup) for source, result in found] == [
         ("A paper", "kangaroo", "Big-7B", {"qa": 1.43, "overall": 1.5})
     ]
-    assert published.published_rows(rich_summary(("echo",)), sources) == []
-    assert published.published_markdown(rich_summary(("echo",)), sources) == ""
+    assert published.same_method(rich_summary(("echo",)), sources) == {}
+    assert text_of(published_section(rich_summary(("echo",)), sources)) == ""
 
 
 def test_every_row_beside_ours_says_source_model_and_hardware(tmp_path):
     summary = rich_summary(("kangaroo", "kangaroo:tree"))
-    text = "\n" + published.published_markdown(summary, [read(tmp_path, SOURCE)])
+    text = "\n" + text_of(published_section(summary, [read(tmp_path, SOURCE)]))
     told = text.split("###")[0]
     assert "Not measured here" in told
     assert "model, device, harness, answers' length" in told
     assert "end-to-end, Spec-Bench's mean of rates" in told
     table = rows(section(text, "### kangaroo, here and as published"))
     assert table[0][:4] == ["speedup", "method", "model", "hardware"]
-    overall = summary["methods"]["kangaroo"]["tasks"]["overall"]["speedup_total_mean_rates"]
-    shown = f"{overall['value']:.2f}x [{overall['low']:.2f}, {overall['high']:.2f}]"
+    overall = summary.methods["kangaroo"].overall.speedup_total_mean_rates
+    shown = f"{overall.value:.2f}x [{overall.low:.2f}, {overall.high:.2f}]"
     assert (table[1][0], table[1][1], table[1][-1]) == ("**this run**", "kangaroo", shown)
     assert table[1][2:4] == ["SmolLM2-135M-Instruct (float32), official questions, 64 new tokens", "AMD EPYC 9B14"]
     theirs = [row for row in table if row[0] == "A paper"]
@@ -125,14 +127,6 @@ def test_every_row_beside_ours_says_source_model_and_hardware(tmp_path):
     assert "- a note" in text
 
 
-def test_an_older_summary_is_shown_by_what_it_has():
-    summary = rich_summary(("kangaroo",))
-    for entry in summary["methods"].values():
-        for cell in entry["tasks"].values():
-            del cell["speedup_total_mean_rates"]
-    assert published.comparable(summary) == ("speedup_total", "end-to-end, ratio of sums")
-
-
 def test_the_plot_sets_ours_apart_from_published(tmp_path):
     summary = rich_summary(("kangaroo",), ("qa", "rag"), peer=False)
     axes = figures.draw(summary, [read(tmp_path, SOURCE)])["published"].axes[0]
@@ -142,8 +136,7 @@ def test_the_plot_sets_ours_apart_from_published(tmp_path):
     assert theirs.get_markerfacecolor() == "white"
     (ours,) = axes.containers
     # Overall is theirs of six tasks and would be ours of two: not to be set side by side.
-    cells = {task: cell for task, cell in summary["methods"]["kangaroo"]["tasks"].items() if task != "overall"}
-    wanted = [cell["speedup_total_mean_rates"]["value"] for cell in cells.values()]
+    wanted = [cell.speedup_total_mean_rates.value for cell in summary.methods["kangaroo"].by_task.values()]
     assert list(ours[0].get_ydata()) == wanted
     note = " ".join(axes.texts[0].get_text().split())
     assert "hollow: published, of other models on other devices (Big-7B), not measured here" in note

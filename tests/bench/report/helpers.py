@@ -7,7 +7,9 @@ from pathlib import Path
 from bench.figures.machine import Machine
 from bench.figures.metrics import TASKS, summarize
 from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
-from bench.report.page import report_page
+from bench.figures.summary import Summary
+from bench.report import markdown
+from bench.report.sections import sections
 
 LONG = "kangaroo:threshold=0,gamma=4"
 OLD_PLOTS = ["speedup_by_task", "compression_rate_by_task", "ctar_by_window"]  # drawn even without data
@@ -53,7 +55,7 @@ def make_turns(methods: dict[str, str], tasks=TASKS) -> list[Turn]:
     return turns
 
 
-def make_summary(methods: dict[str, str], tasks=TASKS) -> dict:
+def make_summary(methods: dict[str, str], tasks=TASKS) -> Summary:
     return summarize(make_run(methods), make_turns(methods, tasks))
 
 
@@ -83,5 +85,9 @@ def save(folder: Path, run: Run, turns: list[Turn]) -> Path:
     return folder
 
 
+def report_page(run: Run, summary: Summary) -> str:
+    return markdown.page(sections(run, summary))
+
+
 def page_of(run: Run, turns: list[Turn]) -> str:
-    return report_page(run, summarize(run, turns), [])
+    return report_page(run, summarize(run, turns))

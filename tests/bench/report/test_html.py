@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -16,33 +15,32 @@ import pytest
 
 from bench.figures.machine import Machine
 from bench.figures.metrics import summarize
+from bench.figures.published import Result, Source
 from bench.figures.records import Audit, Turn, read_run, read_turns
 from bench.report import html, reader
+from bench.report.figures import PLOTS
+from bench.report.model import Image, Section
+from bench.report.sections import sections
 from tests import html_runs
 from tests.html_runs import HOSTILE, KANGAROO, LOSSY, PIECES
 from tests.html_tree import Element, Tree
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = sorted((ROOT / "results" / "reference").glob("*/summary.json"))
-PUBLISHED = {
-    "method": "kangaroo",
-    "source": "A Paper",
-    "url": "https://example.org/paper",
-    "model": "Vicuna-7B",
-    "hardware": "A100",
-    "settings": "chain",
-    "speedup": {"mt_bench": 1.68, "overall": 1.5},
-    "compression_rate": {"mt_bench": 2.22},
-}
+RESULT = Result(
+    "kangaroo", "Kangaroo", "Vicuna-7B", "A100", "chain", {"mt_bench": 1.68, "overall": 1.5}, {"mt_bench": 2.22}, {}
+)
+PUBLISHED = Source("A Paper", "Someone: A Paper", "https://example.org/paper", "Spec-Bench", {}, [RESULT], [], [])
+HEADLINE = "Decode speedup by task"
+OVERALL = "Over all tasks"
 
 
-def page_text(run=None, turns=None, summary=None, pieces=PIECES, figures=(), published=(), warnings=(), definitions=""):
+def page_text(run=None, turns=None, summary=None, pieces=PIECES, figures=(), published=(), more=()):
     run = run or html_runs.run()
     turns = html_runs.turns() if turns is None else turns
     summary = summary or html_runs.summary(run, turns)
-    return html.report_html(
-        run, summary, turns, pieces, figures, published=published, warnings=warnings, definitions=definitions
-    )
+    found = sections(run, summary, figures, turns=turns, pieces=pieces, sources=list(published))
+    return html.page(summary, [*found, *more])
 
 
 def page(**given) -> Element:
@@ -51,9 +49,19 @@ def page(**given) -> Element:
 
 def table(root: Element, caption: str) -> list[list[str]]:
     """The cells of the table with this caption, as shown, headings included."""
-    found = next(one for one in root.all("table") if one.all("caption")[0].text == caption)
+    found = next(one for one in root.all("table") if [each.text for each in one.all("caption")] == [caption])
     rows = [[cell for cell in row.children if isinstance(cell, Element)] for row in found.all("tr")]
     return [[" ".join(cell.text.split()) for cell in row] for row in rows]
+
+
+def method(root: Element, name: str) -> Element:
+    """What is folded under a method's name."""
+    return next(one for one in root.all("details") if one.all("h2")[0].text == name)
+
+
+def part(root: Element, anchor: str) -> Element:
+    """The section with this anchor."""
+    return next(one for one in root.all("section") if one.attributes["aria-labelledby"] == anchor)
 
 
 def answers(root: Element) -> dict[str, dict[str, Element]]:
@@ -79,22 +87,23 @@ def test_the_title_says_model_device_dtype_and_questions():
         assert what in header
 
 
-def test_the_headline_table_has_a_row_a_method_with_intervals():
-    rows = table(page(), "Decode speedup over vanilla, by task")
-    assert rows[0][1:4] == ["Multi-turn conversation", "Translation", "Summarization"]
-    assert rows[0][7:] == ["overall", "end-to-end", "CR", "extra parameters", "output"]
-    kangaroo = next(row for row in rows if row[0] == KANGAROO)
+def test_the_headline_table_has_a_column_a_method_with_intervals():
+    root = page()
+    rows = table(root, HEADLINE)
+    assert [row[0] for row in rows[1:4]] == ["Multi-turn conversation", "Translation", "Summarization"]
+    assert rows[0][1] == KANGAROO
     # 54 tokens in 1.3 s each; vanilla 54 in 2.0 and in 2.1 s: 4.1 / 2.6.
-    assert kangaroo[1] == "1.58x [1.47, 1.67]"
-    assert kangaroo[7] == "1.58x [1.47, 1.67]"
-    assert kangaroo[10:] == ["2.0M", "11 identical, 1 numerical"]
-    vanilla = next(row for row in rows if row[0] == "vanilla")
-    assert vanilla[1] == "26.3 tok/s"  # 108 / 4.1
+    assert rows[1][1] == "1.58x [1.47, 1.67]"
+    assert rows[-1][:2] == ["Overall", "1.58x [1.47, 1.67]"]
+    kangaroo = next(row for row in table(root, OVERALL) if row[0] == KANGAROO)
+    assert (kangaroo[1], kangaroo[-1]) == ("2,000,000", "11/12")
+    assert "output of 12 turns: 11 identical, 1 numerical." in root.all("article", "card")[0].text
+    assert table(method(root, "vanilla"), "Vanilla's own rates")[1][3] == "26.3"  # 108 / 4.1 tokens/s
 
 
 def test_a_lossy_method_never_passes_for_a_lossless_one():
     root = page()
-    assert f"{LOSSY} (not lossless)" in [row[0] for row in table(root, "Decode speedup over vanilla, by task")]
+    assert f"{LOSSY} (not lossless)" in table(root, HEADLINE)[0]
     assert f"{LOSSY} (not lossless)" in [card.all("h3")[0].text for card in root.all("article", "card")]
 
 
@@ -103,72 +112,73 @@ def test_a_card_says_how_fast_and_at_what_price():
     assert card.all("h3")[0].text == KANGAROO
     assert "1.58x" in card.text
     assert "[1.47, 1.67]" in card.text
-    assert "2.0M" in card.text
+    assert "2,000,000" in card.text
 
 
-def test_the_details_have_every_estimator_and_where_the_time_goes():
-    details = page().all("details")[1]
-    estimators = table(details, "Speedup over vanilla")
+def test_the_page_has_every_estimator_and_where_the_time_goes():
+    root = page()
+    estimators = table(root, f"Speedup over vanilla: {KANGAROO}")
     assert len(estimators[0]) == 7
     assert estimators[-1][0] == "Overall"
     assert all(cell.endswith("]") for row in estimators[1:] for cell in row[1:])
+    details = method(root, KANGAROO)
     overall = table(details, "Where the time goes")[-1]
-    assert overall == ["Overall", "0.21", "0.98", "0.02", "1.21", "1.25", "1.40x", "1.58x", "+10.0%"]
-    windows = table(details, "Window CTAR(w): positions at which w forced drafts in a row are right")
-    assert windows[1] == ["Multi-turn conversation", "0.61", "0.32", "0.13"]
+    assert overall[:6] == ["Overall", "0.21", "0.98", "0.02", "1.21", "1.25"]
+    assert overall[-3:] == ["1.58x", "1.40x", "+10.0%"]
+    assert table(details, "What the figures were counted from")[1][-1] == "0.61 0.32 0.13"  # window CTAR
     histogram = table(details, "Steps by how many tokens they added")
     assert histogram[1][1:] == ["40.0% 40", "30.0% 30", "20.0% 20", "10.0% 10"]
     assert table(details, "Time per token by length of context")[1] == ["100 tokens", "31.0", "41.0", "5"]
 
 
 def test_vanilla_is_the_baseline_and_neither_lossy_nor_faster_than_itself():
-    details = page().all("details")[0]
-    assert {row[-1] for row in table(details, "What the figures were counted from")[1:]} == {"the baseline"}
-    assert "Speedup over vanilla" not in details.text
+    details = method(page(), "vanilla")
+    assert "lossless" not in details.text
+    assert "speedup" not in details.text.lower()
 
 
-def test_warnings_and_definitions_are_those_of_the_markdown_page():
-    definitions = "- **CR** is *tokens* per\n  step, `a < b`.\n- Second."
-    root = page(warnings=["**Few questions** (qa 2): see [Divergences](#divergences)."], definitions=definitions)
-    warning = root.all("ul", "warnings")[0].all("li")[0]
+def test_the_markdown_of_warnings_and_definitions_becomes_markup():
+    warnings = Section("More warnings", ["- **Few questions** (qa 2): see [Divergences](#divergences)."])
+    definitions = Section("More words", ["- **CR** is *tokens* per\n  step, `a < b`.\n- Second."])
+    root = page(more=[warnings, definitions])
+    warning = part(root, "more-warnings").all("li")[0]
     assert warning.text == "Few questions (qa 2): see Divergences."
     assert warning.all("strong")[0].text == "Few questions"
     assert warning.all("a")[0].attributes["href"] == "#divergences"
-    items = root.all("ul", "definitions")[0].all("li")
-    assert [item.text for item in items] == ["CR is tokens per step, a < b.", "Second."]
+    items = part(root, "more-words").all("li")
+    assert [" ".join(item.text.split()) for item in items] == ["CR is tokens per step, a < b.", "Second."]
     assert [item.all("code")[0].text for item in items[:1]] == ["a < b"]
 
 
 def test_published_figures_stand_apart_with_their_source():
     root = page(published=[PUBLISHED])
-    rows = table(root, "Speedup, here (end-to-end, mean of rates) and as published")
-    assert [row[:2] for row in rows[1:]] == [[KANGAROO, "this run"], ["kangaroo", "A Paper"]]
-    assert rows[2][2:5] == ["Vicuna-7B chain", "A100", "1.68x"]
+    rows = table(root, "kangaroo: speedup, here and as published")
+    assert [row[:2] for row in rows[1:]] == [["this run", KANGAROO], ["A Paper", "Kangaroo (chain)"]]
+    assert rows[2][2:5] == ["Vicuna-7B", "A100", "1.68x"]
     assert rows[2][-1] == "1.50x"
     assert rows[2][5] == "-"
-    assert table(root, "CR, here and as published")[2][4] == "2.22"
-    section = next(one for one in root.all("section") if one.attributes["aria-labelledby"] == "published")
-    assert "Not measured here." in section.text
-    assert [link.attributes["href"] for link in section.all("a")] == ["https://example.org/paper"] * 2
+    assert table(root, "kangaroo: CR, here and as published")[2][4] == "2.22"
+    section = part(root, "published-figures-of-the-same-method")
+    assert "Not measured here" in section.text
+    assert [link.attributes["href"] for link in section.all("a")] == ["https://example.org/paper"]
 
 
 def test_a_source_that_is_no_https_address_is_not_made_a_link():
-    assert "javascript:" not in page_text(published=[PUBLISHED | {"url": "javascript:alert(1)"}])
+    root = page(published=[dataclasses.replace(PUBLISHED, url="javascript:alert(1)")])
+    assert not part(root, "published-figures-of-the-same-method").all("a")
 
 
 def test_figures_are_inside_the_page_and_grouped(tmp_path):
-    (tmp_path / "speedup_by_task.svg").write_text("<svg/>")
-    (tmp_path / "ctar_by_window.png").write_bytes(b"\x89PNG")
-    (tmp_path / "unheard_of.svg").write_text("<svg/>")
-    files = ["ctar_by_window.png", "speedup_by_task.svg", "unheard_of.svg"]
-    root = page(figures=[(f"Title of {name}", tmp_path / name) for name in files])
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    titles = [PLOTS[name].title for name in ("ctar_by_window", "speedup_by_task", "three_estimators")]
+    root = page(figures=[Image(title, tmp_path / "picture.png", "") for title in [*titles, "Unheard of"]])
     images = root.all("img")
-    assert [image.attributes["alt"] for image in images] == [f"Title of {files[i]}" for i in (1, 0, 2)]
+    assert [image.attributes["alt"] for image in images] == [titles[1], titles[2], titles[0], "Unheard of"]
     start, data = images[1].attributes["src"].split(",")
     assert start == "data:image/png;base64"
     assert base64.b64decode(data) == b"\x89PNG"
-    section = next(one for one in root.all("section") if one.attributes["aria-labelledby"] == "figures")
-    assert [heading.text for heading in section.all("h3")] == ["How fast", "What is accepted", "Further figures"]
+    groups = [heading.text for heading in part(root, "plots").all("h3")]
+    assert groups == ["How fast", "What is accepted", "Further figures"]
 
 
 def test_failures_and_divergences_are_listed():
@@ -309,8 +319,7 @@ def test_nothing_from_the_records_becomes_markup():
         run=run,
         turns=turns,
         pieces=pieces,
-        warnings=[HOSTILE, f"[x](javascript:{HOSTILE})"],
-        definitions=f"- {HOSTILE}",
+        more=[Section(HOSTILE, [f"- {HOSTILE}", f"[x](javascript:{HOSTILE})"])],
     )
     root = Tree(text).root
     assert len(root.all("script")) == 1
@@ -333,7 +342,7 @@ def test_the_page_loads_nothing_and_may_run_only_its_own_script():
 
 
 def test_links_within_the_page_lead_somewhere_and_ids_are_unique():
-    root = page(published=[PUBLISHED], warnings=["[Provenance](#provenance)"])
+    root = page(published=[PUBLISHED], more=[Section("More", ["[Provenance](#provenance)"])])
     ids = [element.attributes["id"] for element in root.all() if "id" in element.attributes]
     assert len(ids) == len(set(ids))
     for link in root.all("a"):
@@ -351,7 +360,7 @@ def test_headings_stand_in_order_and_cells_say_what_they_head():
         assert heading.attributes.get("scope") in ("col", "row")
     for found in root.all("table"):
         widths = {len([cell for cell in row.children if isinstance(cell, Element)]) for row in found.all("tr")}
-        assert len(widths) == 1, f"rows of {found.all('caption')[0].text!r} differ in length"
+        assert len(widths) == 1, f"rows of {found.text[:50]!r} differ in length"
 
 
 def test_provenance_sessions_and_knobs_are_complete():
@@ -359,22 +368,22 @@ def test_provenance_sessions_and_knobs_are_complete():
     facts = dict(table(root, "Provenance of the run")[1:])
     assert facts["commit"] == "0123abc with uncommitted changes"
     assert facts["command"] == "roobench --method kangaroo"
-    assert "ab" * 32 in facts["model"]
-    assert table(root, "Sessions")[2] == ["2026-01-02", "12", "25.0%", "b2, uncommitted changes", "hot"]
+    assert facts["model"] == f"tiny-model, sha256 {'ab' * 6}"
+    sessions = table(root, "Sessions")
+    assert sessions[2] == ["2", "2026-01-02", "12 s", "25.0%", "b2 with uncommitted changes", "hot"]
     knobs = table(root, "Methods with every knob")
-    assert knobs[2] == [KANGAROO, "gamma=6", "method", "yes", "2,000,000", "-"]  # written before memory was recorded
+    assert knobs[2] == [KANGAROO, "method", "yes", "2,000,000", "-", "gamma=6"]  # written before memory was recorded
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
-def test_older_runs_render(path):
+def test_the_reference_runs_render(path):
     run, turns = read_run(path.parent), read_turns(path.parent)
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = summarize(run, turns)
     root = page(run=run, turns=turns, summary=summary, pieces={})
-    rows = table(root, "Decode speedup over vanilla, by task")
-    for name, entry in summary["methods"].items():
-        if entry["kind"] == "method":
-            expected = f"{entry['tasks']['overall']['speedup_decode']['value']:.2f}x"
-            assert next(row for row in rows if row[0].split(" (")[0] == name)[7].split()[0] == expected
+    header, *_, overall = table(root, HEADLINE)
+    for name, entry in summary.of_kind("method").items():
+        place = next(i for i, shown in enumerate(header) if shown.split(" (")[0] == name)
+        assert overall[place].split()[0] == f"{entry.overall.speedup_decode.value:.2f}x"
     shown = [panel for panels in answers(root).values() for panel in panels.values()]
     assert len(shown) >= 6
     assert all(panel.all("span", "t") for panel in shown)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
 
 import pytest
 
+from bench.figures.summary import Estimate
 from bench.report.latex import escape, report_tex
 from tests.bench.report.full_summary import SIX, rich_summary
 
@@ -43,22 +45,22 @@ def test_the_document_is_balanced_and_its_rows_are_complete(names):
 def test_values_stand_with_their_intervals_and_overall_beside_cr():
     summary = rich_summary(("kangaroo",), ("qa", "rag"))
     tex = report_tex(summary)
-    cells = summary["methods"]["kangaroo"]["tasks"]
+    cells = summary.methods["kangaroo"].tasks
     first = [cell.strip() for cell in table_rows(tex)[0]]
     assert first[0] == r"\raggedright kangaroo"
     for text, task in zip(first[1:4], ("qa", "rag", "overall"), strict=True):
-        shown = (f"{cells[task]['speedup_decode'][key]:.2f}" for key in ("value", "low", "high"))
+        shown = (f"{value:.2f}" for value in dataclasses.astuple(cells[task].speedup_decode))
         assert text == r"\valueci" + "".join(f"{{{value}}}" for value in shown)
-    assert first[4] == f"{cells['overall']['compression_rate']:.2f}"
+    assert first[4] == f"{cells['overall'].compression_rate:.2f}"
     assert [cell.strip() for cell in table_rows(tex)[1]][-1] == "--", "a peer has no steps"
     assert r"95\% bootstrap interval" in tex
 
 
 def test_a_value_without_an_interval_stands_alone():
     summary = rich_summary(("kangaroo",), ("qa",))
-    del summary["statistics"]
-    cell = summary["methods"]["kangaroo"]["tasks"]["qa"]
-    cell["speedup_decode"] = {"value": 1.25}
+    summary.statistics = None
+    cell = summary.methods["kangaroo"].tasks["qa"]
+    cell.speedup_decode = Estimate(1.25)
     tex = report_tex(summary)
     assert table_rows(tex)[0][1].strip() == r"$1.25\times$"
     assert "no intervals" in tex
@@ -79,7 +81,7 @@ def test_special_letters_are_escaped(text, wanted):
 
 
 def test_the_reader_is_told_what_is_not_lossless_and_what_was_interrupted():
-    summary = rich_summary(("medusa:accept=typical",)) | {"complete": False}
+    summary = dataclasses.replace(rich_summary(("medusa:accept=typical",)), complete=False)
     tex = report_tex(summary)
     assert "typical (not lossless)" in tex
     assert "interrupted run" in tex

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 
 import pytest
 
 from bench.figures.metrics import summarize
 from bench.figures.records import Audit, MethodInfo
+from bench.figures.summary import Estimate, Predicted, StepTime, Summary
 from bench.report import cautions, figures, terminal_table
-from bench.report.page import report_page, sections
-from tests.bench.report.full_summary import SIX, rich_summary
-from tests.bench.report.helpers import make_run, make_turns, page_of, rows, sampled, section
+from bench.report.markdown import text_of
+from bench.report.model import Image
+from bench.report.sections import sections
+from tests.bench.report.full_summary import SIX, change, rich_summary
+from tests.bench.report.helpers import make_run, make_turns, page_of, report_page, rows, sampled, section
 
 KNOBS = {"heads": 3, "draft_vocab": 0}
 CHAIN = "0/0-0/0-0-0"
@@ -256,14 +261,14 @@ def test_predictions_of_a_tree_are_read_from_the_summarys_notes():
     run = make_run(methods)
     run.methods["kangaroo"].notes["predicted"] = PREDICTED
     assert "| CR | 2.40 | 3.00 |" in page_of(run, make_turns(methods, ("qa",)))
-    assert summarize(run, make_turns(methods))["methods"]["kangaroo"]["notes"] == {"predicted": PREDICTED}
+    assert summarize(run, make_turns(methods)).methods["kangaroo"].notes == {"predicted": PREDICTED}
 
 
 # --- the figures of a complete summary -------------------------------------------------------------------------------
 
 
-def rich_page(summary: dict, **more) -> str:
-    return report_page(make_run(dict.fromkeys(SIX[:2], "method"), **more), summary, [])
+def rich_page(summary: Summary, **more) -> str:
+    return report_page(make_run(dict.fromkeys(SIX[:2], "method"), **more), summary)
 
 
 def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_are():
@@ -271,8 +276,8 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
     head = rich_page(summary).split("\n## ")[0]
     table = rows(head)
     assert table[0] == ["decode speedup", "kangaroo", "kangaroo:tree", "hf-generate"]
-    overall = summary["methods"]["kangaroo"]["tasks"]["overall"]["speedup_decode"]
-    shown = f"{overall['value']:.2f}x [{overall['low']:.2f}, {overall['high']:.2f}]"
+    overall = summary.methods["kangaroo"].overall.speedup_decode
+    shown = f"{overall.value:.2f}x [{overall.low:.2f}, {overall.high:.2f}]"
     assert table[3][:2] == ["**Overall**", f"**{shown}**"]
     assert f"**kangaroo** decodes {shown} as fast as vanilla" in head
     assert (
@@ -284,7 +289,7 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
 def test_three_ways_to_average_stand_beside_each_other():
     summary = rich_summary(("kangaroo",), ("qa",), peer=False)
     text = section(rich_page(summary), "### kangaroo: three ways")
-    cell = summary["methods"]["kangaroo"]["tasks"]["qa"]
+    cell = summary.methods["kangaroo"].tasks["qa"]
     header, first, *_ = rows(text)
     assert header[1:] == [
         f"{part}: {way}"
@@ -292,7 +297,7 @@ def test_three_ways_to_average_stand_beside_each_other():
         for way in ("ratio of sums", "Spec-Bench's mean of rates", "geometric mean")
     ]
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ("", "_mean_rates", "_geometric")]
-    assert [value.split("x")[0] for value in first[1:]] == [f"{cell[key]['value']:.2f}" for key in keys]
+    assert [value.split("x")[0] for value in first[1:]] == [f"{getattr(cell, key).value:.2f}" for key in keys]
     assert all("[" in value for value in first[1:])
     told = section(rich_page(summary), "## Three ways to average")
     assert "overall pools all questions" in " ".join(told.split())
@@ -301,11 +306,12 @@ def test_three_ways_to_average_stand_beside_each_other():
 
 def test_where_the_time_goes_sets_prediction_beside_measurement():
     summary = rich_summary(("kangaroo",), peer=False)
-    summary["methods"]["kangaroo"]["tasks"]["overall"] |= {
-        "step_time": {"draft": 0.2, "verify": 0.9, "rest": 0.05, "total": 1.15},
-        "predicted": {"step_cost": 1.2, "speedup": 1.083},
-        "prediction_error": -0.042,
-    }
+    change(
+        summary.methods["kangaroo"].overall,
+        step_time=StepTime(0.2, 0.9, 0.05, 1.15),
+        predicted=Predicted(1.2, 1.083),
+        prediction_error=-0.042,
+    )
     text = section(rich_page(summary), "## Where the time goes")
     table = rows(text)
     assert table[0][1:6] == ["draft", "verify", "rest", "total", "total, predicted"]
@@ -316,53 +322,52 @@ def test_where_the_time_goes_sets_prediction_beside_measurement():
 
 def test_parts_that_a_summary_lacks_are_left_out():
     summary = rich_summary(("echo",), ("qa",))
-    for entry in summary["methods"].values():
-        for cell in entry["tasks"].values():
-            for key in ("step_time", "speedup_decode_geometric", "numerical_rate"):
-                del cell[key]
-    del summary["statistics"]
+    for entry in summary.methods.values():
+        for cell in entry.tasks.values():
+            change(cell, step_time=None, numerical_rate=None)
+    summary.statistics = None
     page = rich_page(summary)
-    for heading in ("Three ways to average", "Where the time goes", "Published figures", "Numerical rate"):
+    for heading in ("Where the time goes", "Published figures", "Numerical rate"):
         assert f"## {heading}" not in page
     assert "no intervals: they need two questions a task" in page
 
 
 def test_every_section_has_a_heading_of_its_own_and_a_text():
-    plots = [(title, f"{name}.png") for name, title in figures.PLOTS.items()]
+    plots = [Image(plot.title, Path(f"{name}.png"), f"{name}.png") for name, plot in figures.PLOTS.items()]
     found = sections(make_run(dict.fromkeys(SIX[:2], "method")), rich_summary(SIX[:2]), plots)
-    headings = [heading for heading, _ in found]
-    assert len(set(headings)) == len(headings)
-    assert all(text.strip() for _, text in found)
-    assert found[0][1].endswith("](speedup_by_task.png)")
-    assert dict(found)["Plots"].count("![") == len(figures.PLOTS) - 1
-    assert "tokenising the stored text again" in " ".join(dict(found)["Beside Spec-Bench's script"].split())
+    texts = {part.title: text_of(part) for part in found}
+    assert len(texts) == len(found)
+    assert all(text.strip() for text in texts.values())
+    assert text_of(found[0]).endswith("](speedup_by_task.png)")
+    assert texts["Plots"].count("![") == len(figures.PLOTS) - 1
+    assert "tokenising the stored text again" in " ".join(texts["Beside Spec-Bench's script"].split())
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
-def warned(summary: dict, **more) -> list[str]:
+def warned(summary: Summary, **more) -> list[str]:
     return cautions.cautions(make_run(dict.fromkeys(SIX[:2], "method"), **more), summary)
 
 
 @pytest.fixture
-def calm() -> dict:
+def calm() -> Summary:
     """A summary that nothing speaks against."""
     summary = rich_summary(SIX[:2])
-    for entry in summary["methods"].values():
-        for cell in entry["tasks"].values():
-            value = cell["speedup_decode"]["value"]
-            cell["questions"] = 80
-            cell["prediction_error"] = 0.01
-            cell["speedup_decode"] |= {"low": value * 0.96, "high": value * 1.04}
+    for entry in summary.methods.values():
+        for cell in entry.tasks.values():
+            value = cell.speedup_decode.value
+            cell.questions = 80
+            cell.prediction_error = 0.01
+            cell.speedup_decode = Estimate(value, value * 0.96, value * 1.04)
     assert warned(summary) == []
     return summary
 
 
 def test_a_wide_interval_is_warned_of_overall_first(calm):
     for task, width in (("overall", 1.06), ("rag", 1.2)):
-        estimate = calm["methods"]["kangaroo"]["tasks"][task]["speedup_decode"]
-        estimate |= {"low": estimate["value"] * (2 - width), "high": estimate["value"] * width}
+        estimate = calm.methods["kangaroo"].tasks[task].speedup_decode
+        estimate.low, estimate.high = estimate.value * (2 - width), estimate.value * width
     (text,) = warned(calm)
     assert text.startswith("**Wide intervals**")
     assert "kangaroo, Overall: ±6%; kangaroo, RAG: ±20%." in text
@@ -370,15 +375,15 @@ def test_a_wide_interval_is_warned_of_overall_first(calm):
 
 @pytest.mark.parametrize(("error", "told"), [(0.08, "kangaroo +8.0%"), (-0.08, "kangaroo -8.0%"), (0.07, None)])
 def test_a_prediction_that_is_off_is_warned_of(calm, error, told):
-    calm["methods"]["kangaroo"]["tasks"]["overall"]["prediction_error"] = error
+    calm.methods["kangaroo"].overall.prediction_error = error
     assert [told in text for text in warned(calm)] == ([True] if told else [])
 
 
 def test_many_numerical_turns_are_a_finding_in_float32_only(calm):
-    calm["methods"]["kangaroo"]["tasks"]["overall"]["numerical_rate"] = 0.003
+    calm.methods["kangaroo"].overall.numerical_rate = 0.003
     (text,) = warned(calm)
     assert "Many numerical divergences for float32** (kangaroo 0.3%" in text
-    assert warned(calm | {"dtype": "bfloat16"}) == []
+    assert warned(dataclasses.replace(calm, dtype="bfloat16")) == []
 
 
 def test_a_busy_machine_is_warned_of(calm):
@@ -420,9 +425,9 @@ def test_a_warning_of_run_and_session_is_told_once(calm):
 
 def test_coarse_dtypes_get_their_numerical_rate(calm):
     assert "## Numerical rate" not in rich_page(calm)
-    coarse = copy.deepcopy(calm) | {"dtype": "bfloat16"}
-    overall = coarse["methods"]["kangaroo"]["tasks"]["overall"]
-    overall |= {"numerical_rate": 0.1, "lossless": {"identical": 18, "numerical": 2, "different": 0}}
+    coarse = dataclasses.replace(copy.deepcopy(calm), dtype="bfloat16")
+    overall = coarse.methods["kangaroo"].overall
+    change(overall, numerical_rate=0.1, lossless={"identical": 18, "numerical": 2, "different": 0})
     table = rows(section(rich_page(coarse), "## Numerical rate"))
     assert table[1] == ["kangaroo", "10.0%", "18 identical, 2 numerical"]
     assert table[2] == ["kangaroo:tree", "0.0%", "20/20 identical"]

@@ -11,7 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from bench.errors import UserError
-from bench.figures.metrics import TASKS
+from bench.figures.metrics import TASKS, summarize
+from bench.figures.records import Audit, read_run, read_turns
+from bench.figures.summary import read_summary
 from bench.report import figures, terminal_table, write_report
 from tests.bench.report.helpers import OLD_PLOTS, make_run, make_summary, make_turns, save
 
@@ -32,14 +34,13 @@ def test_a_report_is_page_summary_and_plots_with_relative_links(tmp_path):
         folder / "report.tex",
         folder / "summary.json",
         folder / "summary.csv",
-        *(plots / f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")),
+        *(plots / f"{name}.png" for name in drawn),
     ]
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert "](../../plots/r%201/speedup_by_task.png)" in page
     assert json.loads((folder / "summary.json").read_text())["run_id"] == "r1"
     for name in drawn:
         assert (plots / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "</svg>" in (plots / f"{name}.svg").read_text(encoding="utf-8")
     assert not list(tmp_path.rglob(".*")), "a temporary file was left behind"
 
 
@@ -97,7 +98,7 @@ def test_an_interrupted_run_is_reported_over_what_was_finished(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["complete"] is False
     assert [summary["methods"][name]["tasks"]["overall"]["turns"] for name in ("kangaroo", "medusa")] == [2, 1]
-    assert "INTERRUPTED" in terminal_table(summary)
+    assert "INTERRUPTED" in terminal_table(read_summary(tmp_path))
 
 
 @pytest.mark.parametrize("turns", [make_turns({}), []])
@@ -106,7 +107,7 @@ def test_vanilla_alone_is_reported_without_a_comparison(tmp_path, turns):
     write_report(folder, tmp_path / "plots")
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Only vanilla was run: there is nothing to compare." in page
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = read_summary(tmp_path)
     assert "vanilla alone" in terminal_table(summary)
     drawn = figures.draw(summary)
     assert list(drawn) == OLD_PLOTS, "the others are left out"
@@ -114,22 +115,28 @@ def test_vanilla_alone_is_reported_without_a_comparison(tmp_path, turns):
         assert any("nothing to show" in text.get_text() for text in figure.axes[0].texts)
 
 
-def test_a_record_from_before_sampling_and_notes_is_still_read(tmp_path):
-    methods = {"kangaroo": "method"}
-    folder = save(tmp_path, make_run(methods), make_turns(methods, ("qa",)))
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    for info in record["methods"].values():
-        del info["notes"]
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    write_report(folder, tmp_path / "plots")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    assert summary["sampling"] is None
-    assert summary["methods"]["kangaroo"]["notes"] == {}
+def test_a_summary_is_read_as_it_was_written(tmp_path):
+    methods = {"kangaroo": "method", "hf-generate": "peer"}
+    run, turns = make_run(methods), make_turns(methods)
+    turns[0].error, turns[3].audit = "boom", Audit("different", 5, 11, 13, 0.25, 1e-4)
+    write_report(save(tmp_path, run, turns), tmp_path / "plots")
+    assert read_summary(tmp_path) == summarize(run, turns)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"rounds": "1"}, {"rounds": True}, {"surprise": 1}, {"methods": None}, {"failed": {}}]
+)
+def test_a_damaged_summary_is_told(tmp_path, damage):
+    write_report(save(tmp_path, make_run({}), make_turns({})), tmp_path / "plots")
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match=r"summary\.json is no summary of a run .*redraw"):
+        read_summary(tmp_path)
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)
-def test_summaries_from_before_the_newer_figures_are_still_shown(path):
-    summary = json.loads(path.read_text(encoding="utf-8"))
+def test_the_reference_runs_are_shown(path):
+    summary = summarize(read_run(path.parent), read_turns(path.parent))
     terminal_table(summary)
     drawn = figures.draw(summary)
     assert drawn.keys() >= set(OLD_PLOTS)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 import pytest
 
 from bench.figures.metrics import summarize
 from bench.figures.records import MethodInfo
+from bench.figures.summary import Estimate
 from bench.report import formats, tables, terminal_table, write_report
-from bench.report.page import headline
-from tests.bench.report.full_summary import estimate, rich_summary
+from bench.report.markdown import table_text
+from bench.report.sections import headline
+from tests.bench.report.full_summary import change, estimate, rich_summary
 from tests.bench.report.helpers import LONG, make_run, make_summary, make_turns, sampled, save
 
 
@@ -28,13 +32,13 @@ def test_the_csv_has_a_row_a_method_and_task(tmp_path):
 
 
 def test_the_headline_says_how_fast_and_whether_the_output_is_the_same():
-    entry = make_summary({"kangaroo": "method"})["methods"]["kangaroo"]
+    entry = make_summary({"kangaroo": "method"}).methods["kangaroo"]
     # Ratios 6/2, 6/3, 6/4, 6/5, 6/6, 6/7: their mean is 1.5929.
     assert headline("kangaroo", entry) == (
         "**kangaroo** decodes 1.59x as fast as vanilla (mean of six tasks, 0.86x-3.00x by task), "
         "output identical in 6/6 turns."
     )
-    alone = make_summary({"typical": "lossy"}, ("qa",))["methods"]["typical"]
+    alone = make_summary({"typical": "lossy"}, ("qa",)).methods["typical"]
     assert headline("typical", alone) == (
         "**typical** decodes 3.00x as fast as vanilla (one task), output may differ from vanilla's: not lossless."
     )
@@ -43,7 +47,7 @@ def test_the_headline_says_how_fast_and_whether_the_output_is_the_same():
 def test_a_peer_is_told_what_vanilla_is_worth():
     summary = make_summary({"hf-generate": "peer"}, ("qa", "rag"))
     # The peer decodes 3 and 2 times as fast: vanilla is worth 1/3 and 1/2 of it, 5/12 on average.
-    assert headline("hf-generate", summary["methods"]["hf-generate"]) == (
+    assert headline("hf-generate", summary.methods["hf-generate"]) == (
         "vanilla is 0.42x **hf-generate** (decode, mean of two tasks)."
     )
     lines = terminal_table(summary).splitlines()
@@ -65,11 +69,11 @@ def test_the_terminal_table_shows_each_task_in_order():
 @pytest.mark.parametrize("windows", [1, 4, 10])
 def test_the_terminal_table_fits_its_width(windows):
     summary = make_summary({LONG: "method", "hf-generate": "peer"})
-    for cell in summary["methods"][LONG]["tasks"].values():
+    for cell in summary.methods[LONG].tasks.values():
         # As a long run of a wide drafter on a fast device looks.
-        cell |= {"turns": 11520, "tok_per_s": 12345.6, "tok_per_s_vanilla": 1234.5}
-        cell["lossless"] = {"identical": 11519, "numerical": 1, "different": 0}
-        cell["ctar"] = [0.5] * windows
+        change(cell, turns=11520, tok_per_s=12345.6, tok_per_s_vanilla=1234.5)
+        cell.lossless = {"identical": 11519, "numerical": 1, "different": 0}
+        cell.ctar = [0.5] * windows
     text = terminal_table(summary)
     assert max(map(len, text.splitlines())) <= 110
     assert "output of all turns: 11519 identical, 1 numerical" in text
@@ -77,7 +81,8 @@ def test_the_terminal_table_fits_its_width(windows):
 
 
 def test_method_tables_spell_out_the_audit():
-    row = tables.method_markdown(make_summary({"kangaroo": "method"}, ("qa",))["methods"]["kangaroo"]).splitlines()
+    entry = make_summary({"kangaroo": "method"}, ("qa",)).methods["kangaroo"]
+    row = table_text(tables.method(entry, formats.lossless_text)).splitlines()
     assert row[0] == (
         "| task | turns | speedup decode | speedup end-to-end | tok/s | vanilla tok/s | CR | CTAR(1..) | draft share "
         "| lossless |"
@@ -164,9 +169,8 @@ def test_what_is_too_long_is_shortened_in_the_middle(text, limit, shown):
     ("given", "shown"),
     [
         (estimate(1.194, 0.042), "1.19x [1.15, 1.24]"),
-        ({"value": 1.19, "low": None, "high": None}, "1.19x"),
-        ({"value": 1.19}, "1.19x"),
-        ({"value": None, "low": None, "high": None}, "-"),
+        (Estimate(1.19), "1.19x"),
+        (Estimate(), "-"),
         (None, "-"),
     ],
 )
@@ -176,9 +180,9 @@ def test_an_estimate_shows_its_interval_where_it_has_one(given, shown):
 
 def test_what_vanilla_is_worth_has_its_own_interval():
     summary = rich_summary(("kangaroo",), ("qa",))
-    cell = summary["methods"]["hf-generate"]["tasks"]["qa"]
-    cell["worth_decode"] = {"value": 2.0, "low": 1.25, "high": 2.5}
-    assert tables.peer_rows(summary["methods"]["hf-generate"]).rows[0][2] == "2.00x [1.25, 2.50]"
+    cell = summary.methods["hf-generate"].tasks["qa"]
+    cell.worth_decode = Estimate(2.0, 1.25, 2.5)
+    assert tables.peer(summary.methods["hf-generate"]).rows[0][2] == "2.00x [1.25, 2.50]"
 
 
 def test_the_tables_say_which_estimator_and_interval_they_show():
@@ -194,9 +198,9 @@ def test_the_tables_say_which_estimator_and_interval_they_show():
 def test_the_terminal_fits_its_width_with_intervals_too(names, windows):
     summary = rich_summary(names)
     for name in names:
-        for cell in summary["methods"][name]["tasks"].values():
-            cell |= {"turns": 11520, "tok_per_s": 12345.6, "tok_per_s_vanilla": 1234.5, "ctar": [0.5] * windows}
-            cell["speedup_decode"] = estimate(10.51, 0.44)
+        for cell in summary.methods[name].tasks.values():
+            change(cell, turns=11520, tok_per_s=12345.6, tok_per_s_vanilla=1234.5, ctar=[0.5] * windows)
+            cell.speedup_decode = estimate(10.51, 0.44)
     text = terminal_table(summary)
     assert max(map(len, text.splitlines())) <= 110
     assert text.count("10.51x [10.07, 10.95]") >= 7 * len(names), "the interval is what must not be dropped"
@@ -205,24 +209,24 @@ def test_the_terminal_fits_its_width_with_intervals_too(names, windows):
 def test_the_terminal_says_where_the_time_goes():
     summary = rich_summary(("kangaroo",))
     block = terminal_table(summary).split("\nwhere the time goes\n")[1].split("\n\n")[0].splitlines()
-    overall = summary["methods"]["kangaroo"]["tasks"]["overall"]
-    parts = [overall["step_time"][key] for key in ("draft", "verify", "rest", "total")]
-    figures = [*parts, overall["predicted"]["step_cost"], overall["compression_rate"]]
+    overall = summary.methods["kangaroo"].overall
+    parts = [getattr(overall.step_time, key) for key in ("draft", "verify", "rest", "total")]
+    figures = [*parts, overall.predicted.step_cost, overall.compression_rate]
     last = block[4].split()
     assert last[:7] == ["kangaroo", *(f"{value:.2f}" for value in figures)]
-    assert last[-1] == f"{100 * overall['prediction_error']:+.1f}%"
+    assert last[-1] == f"{100 * overall.prediction_error:+.1f}%"
     assert block[3].split()[0] == "vanilla"
 
 
 def test_the_csv_has_bounds_and_the_parts_of_a_step():
     frame = tables.csv_frame(rich_summary(("kangaroo",))).set_index(["method", "task"])
-    cell = rich_summary(("kangaroo",))["methods"]["kangaroo"]["tasks"]["qa"]
+    cell = rich_summary(("kangaroo",)).methods["kangaroo"].tasks["qa"]
     row = frame.loc["kangaroo", "qa"]
     for key in ("speedup_decode", "speedup_total_geometric"):
-        assert (row[key], row[f"{key}_low"], row[f"{key}_high"]) == tuple(cell[key].values())
-    assert row["step_time_verify"] == cell["step_time"]["verify"]
-    assert row["predicted_step_cost"] == cell["predicted"]["step_cost"]
-    assert [row[f"emitted_histogram_{n}"] for n in (1, 2)] == cell["emitted_histogram"][:2]
+        assert (row[key], row[f"{key}_low"], row[f"{key}_high"]) == dataclasses.astuple(getattr(cell, key))
+    assert row["step_time_verify"] == cell.step_time.verify
+    assert row["predicted_step_cost"] == cell.predicted.step_cost
+    assert [row[f"emitted_histogram_{n}"] for n in (1, 2)] == cell.emitted_histogram[:2]
     assert pd.isna(frame.loc["hf-generate", "qa"]["step_time_total"])
     held = frame.map(lambda value: isinstance(value, dict | list))
     assert not held.any().any(), "a field holds one figure"

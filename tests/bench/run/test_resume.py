@@ -212,7 +212,7 @@ def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path,
     class Watched(kangaroo):
         def __init__(self, target, config):
             super().__init__(target, config)
-            made.append((config.costs, self.rule.costs))
+            made.append((config.costs, self.costs))
 
     monkeypatch.setattr(methods, "load", lambda name: Watched if name == "kangaroo" else LOAD(name))
     monkeypatch.setattr("bench.drafting.costs.measure", None)

@@ -123,7 +123,7 @@ def test_no_file_of_a_run_holds_a_questions_text(setting, monkeypatch):
     monkeypatch.undo()  # with plots
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
     files = [path for path in setting.out.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".jsonl", ".csv", ".md", ".tex", ".html", ".png", ".svg"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".csv", ".md", ".tex", ".html", ".png"}
     forbidden = words_of(*QUESTIONS)
     assert "zucchini" in forbidden
     for path in files:

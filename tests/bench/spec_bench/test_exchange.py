@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[3]
 def test_spec_benchs_definitions_give_our_figures_from_exported_files(tmp_path):
     run, turns = a_run({"vanilla": "vanilla", "m:gamma=4": "method"}), some_turns({"vanilla": 1, "m:gamma=4": 4})
     export(saved(tmp_path, run, turns), tmp_path / "out", spell)
-    ours = metrics.summarize(run, turns)["methods"]
+    ours = metrics.summarize(run, turns).methods
     for task in ("mt_bench", "qa", "rag", "overall"):
         by_question = {}  # (method, question) -> tokens, seconds
         for turn in turns:
@@ -55,7 +55,7 @@ def test_spec_benchs_definitions_give_our_figures_from_exported_files(tmp_path):
         expected = (means["m:gamma=4"], means["vanilla"], means["m:gamma=4"] / means["vanilla"])
         assert found[:3] == pytest.approx(expected, rel=1e-9)
         if task != "overall":  # ours is there the tasks' unweighted mean
-            assert found[3] == pytest.approx(ours["m:gamma=4"]["tasks"][task]["compression_rate"], abs=1e-6)
+            assert found[3] == pytest.approx(ours["m:gamma=4"].tasks[task].compression_rate, abs=1e-6)
 
 
 def test_exported_row_says_what_spec_benchs_would(tmp_path):
@@ -150,7 +150,7 @@ def test_export_on_the_command_line_decodes_with_the_runs_tokenizer(setting, cap
             ids = turns[answer["question_id"], number].token_ids
             assert text == bytes_of(ids, setting.chat.tokenizer).decode("utf-8", errors="replace").strip()
     summary = foreign_summary(vanilla, [kangaroo])
-    assert summary["methods"][kangaroo.stem]["tasks"]["overall"]["text_equal"] == {"equal": 3, "different": 0}
+    assert summary.text_equal[kangaroo.stem] == {"equal": 3, "different": 0}
 
 
 def bytes_of(token_ids: list[int], tokenizer) -> bytes:

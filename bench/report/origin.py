@@ -1,0 +1,88 @@
+"""Where a run's figures come from: every knob, the machine and the code, the sessions that it was made in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bench.figures.records import Run
+from bench.report.cautions import sessions
+from bench.report.formats import NOT_LOSSLESS, PEAK_MEMORY, UNDEFINED, gibibytes
+from bench.report.model import Code, Section, Table, table
+
+
+def knobs(run: Run) -> Section:
+    """Every method with every knob."""
+    rows = [
+        [
+            name,
+            info.kind,
+            "yes" if info.lossless else NOT_LOSSLESS,
+            f"{info.extra_parameters:,}",
+            gibibytes(run.memory.get("methods", {}).get(name)),
+            Code(", ".join(f"{knob}={value_text(value)}" for knob, value in info.config.items()))
+            if info.config
+            else UNDEFINED,
+        ]
+        for name, info in run.methods.items()
+    ]
+    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs"]
+    return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
+
+
+def provenance(run: Run) -> Section:
+    """What was run on what, by which code; warnings stand at the top of the page."""
+    more = {
+        key: value for key, value in run.provenance.items() if key not in ("sessions", "warnings", "commit", "dirty")
+    }
+    questions = f"{run.dataset.get('name')} ({run.dataset.get('questions')}), {_sha256(run.dataset)}"
+    rows = [
+        ["run", run.run_id],
+        ["command", Code(run.command)],
+        ["model", f"{run.model.get('name')}, {_sha256(run.model)}"],
+        ["questions", questions],
+        ["dtype", run.dtype],
+        ["device", value_text(run.machine.facts())],
+        ["engine", value_text(run.engine)],
+        ["commit", _commit(run.provenance)],
+        *([key.replace("_", " "), value_text(value)] for key, value in more.items()),
+        ["wall time", f"{run.wall_s:,.0f} s"],
+        ["peak memory", gibibytes(run.memory.get("peak_bytes"))],
+    ]
+    parts = [table(["what", "value"], rows, 2, "Provenance of the run")]
+    several = [Section("Sessions", [_sessions(run)])] if run.provenance.get("sessions") else []
+    return Section("Provenance", [*parts, *several], "Provenance")
+
+
+def value_text(value: Any) -> str:
+    """A recorded value as a reader wants it: no quotes around words, dictionaries spelled out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _sessions(run: Run) -> Table:
+    """A run that was resumed has several; each may have met a busier machine and another commit."""
+    rows = [
+        [
+            str(place),
+            str(session.get("started") or UNDEFINED),
+            UNDEFINED if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
+            UNDEFINED if session.get("others_share") is None else f"{session['others_share']:.1%}",
+            _commit(session),
+            "; ".join(session.get("warnings") or []) or UNDEFINED,
+        ]
+        for place, session in enumerate(sessions(run), 1)
+    ]
+    header = ["session", "started", "wall time", "used by others", "commit", "warnings"]
+    return table(header, rows, (0, 1, 4, 5), "Sessions")
+
+
+def _commit(session: Mapping[str, Any]) -> str:
+    commit = session.get("commit")
+    return f"{commit}{' with uncommitted changes' if session.get('dirty') else ''}" if commit else "unknown"
+
+
+def _sha256(of: Mapping[str, Any]) -> str:
+    return f"sha256 `{of['sha256'][:12]}`" if of.get("sha256") else "sha256 unknown"
