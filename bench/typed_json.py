@@ -45,8 +45,9 @@ def decode(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
         first = error.errors(include_url=False)[0]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
         is_scalar = isinstance(first["input"], str | int | float | None) and first["loc"]
-        shown = f", not {first['input']!r}"[:_SHOWN_CHARS] if is_scalar and first["type"] != "missing" else ""
-        raise MismatchError(f"{field.removeprefix('.') or 'the text'}: {first['msg']}{shown}") from None
+        shown = f", not {first['input']!r}"[:_SHOWN_CHARS] if is_scalar else ""
+        said = "missing" if "missing" in first["type"] else f"{first['msg']}{shown}"
+        raise MismatchError(f"{field.removeprefix('.') or 'the text'}: {said}") from None
     except ValueError as error:
         raise MismatchError(str(error)) from None
 

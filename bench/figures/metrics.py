@@ -22,7 +22,6 @@ import numpy as np
 from bench.errors import UserError
 from bench.figures import breakdown, stats
 from bench.figures.breakdown import finite, mean, ratio
-from bench.figures.decode import decode
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
@@ -39,6 +38,7 @@ from bench.figures.summary import (
     StepTime,
     Summary,
 )
+from bench.typed_json import decode_value
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
 VERDICTS = ("identical", "numerical", "different")
@@ -79,7 +79,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         sampling=sampling(run),
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
-        statistics=decode(Statistics, stats.STATISTICS),
+        statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
         failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],

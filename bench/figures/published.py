@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.figures.decode import decode
 from bench.figures.metrics import TASKS
 from bench.figures.summary import OVERALL, Entry, Summary
+from bench.typed_json import decode_value
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 SCHEMA = 1
@@ -87,7 +87,7 @@ def read_source(path: Path) -> Source:
         schema = value.pop("schema")
         if schema != SCHEMA:
             raise ValueError(f"schema {schema!r} is not {SCHEMA}")
-        found = decode(Source, value)
+        found = decode_value(Source, value)
         _check(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error

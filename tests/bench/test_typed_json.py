@@ -73,7 +73,7 @@ def test_what_fits_is_kept_as_declared():
         ({"shares": [1]}, "shares: Input should be"),
         ({"place": {"floors": "1"}}, "place.floors: Input should be a valid integer, not '1'"),
         ({"place": {"flors": 1}}, "place.flors: Extra inputs are not permitted"),
-        ({"guests": [{"name": "y"}, {}]}, r"guests\[1\].name: .*required"),
+        ({"guests": [{"name": "y"}, {}]}, r"guests\[1\].name: missing"),
         ({"tookk_s": 1}, "tookk_s: Unexpected"),
     ],
 )
@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_named_with_its_field(change, said):
 def test_lenient_decoding_leaves_out_what_is_unknown_but_checks_the_rest():
     value = {"who": "x", "new": 1, "guests": [{"name": "y", "new": 2}]}
     assert decode_value(Visit, value, lenient=True) == Visit("x", guests=[Guest("y")])
-    with pytest.raises(MismatchError, match=r"who: .*required"):
+    with pytest.raises(MismatchError, match=r"who: missing"):
         decode_value(Visit, {"new": 1}, lenient=True)
 
 
