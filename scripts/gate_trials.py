@@ -26,9 +26,10 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not ins
 
 from bench.commands.gate import GATE_FILE  # noqa: E402
 from bench.errors import UserError  # noqa: E402
-from bench.figures.compare import DECODE, WORSE  # noqa: E402
+from bench.figures.compare import DECODE  # noqa: E402
 from bench.figures.metrics import OVERALL  # noqa: E402
 from bench.figures.records import atomic_writer, write_json  # noqa: E402
+from bench.figures.verdicts import WORSE  # noqa: E402
 from bench.gate.gate import PAIRS_FILE  # noqa: E402
 from bench.report.compare_page import findings, markdown  # noqa: E402
 from bench.report.markdown import table_text  # noqa: E402

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.figures.machine import Machine
 from bench.figures.records import MethodInfo, Run, Turn, write_json, write_turns
 
 EOS = 9
@@ -18,7 +19,7 @@ QUESTIONS = {81: ("writing", 2), 95: ("math", 2), 241: ("qa", 1), 300: ("qa", 1)
 def a_run(kinds: dict[str, str]) -> Run:
     methods = {name: MethodInfo(kind, True, 0, {}) for name, kind in kinds.items()}
     started = {"started": "2026-11-22T07:10:13+00:00"}
-    return Run("20261122-run", "", {"name": "tiny"}, {}, {}, "float32", {}, methods, {}, started)
+    return Run("20261122-run", "", {"name": "tiny"}, {}, Machine(), "float32", {}, methods, {}, started)
 
 
 def a_turn(method: str, question: int, turn: int, rng: random.Random, number: int = 0, longest: int = 4) -> Turn:

@@ -7,6 +7,7 @@ import itertools
 import re
 from typing import Any
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import TASKS, summarize
 from bench.figures.records import Audit, MethodInfo, Run, Turn
 from bench.figures.summary import OVERALL, Cell, ContextBin, Estimate, Predicted, StepTime, Summary
@@ -31,7 +32,7 @@ def run(**more: Any) -> Run:
         "command": "roobench --method kangaroo",
         "model": {"name": "tiny-model", "sha256": "ab" * 32, "parameters": 1_000_000},
         "dataset": {"name": "mini", "sha256": "cd" * 32, "questions": 12, "tasks": list(TASKS)},
-        "device": {"type": "cpu", "name": "A Processor", "threads": 2},
+        "machine": Machine("cpu", "A Processor", 2),
         "dtype": "bfloat16",
         "config": {"limit": 2},
         "methods": {

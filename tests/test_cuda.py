@@ -92,7 +92,7 @@ def test_a_run_is_lossless(dtype, tmp_path, tiny_checkpoint, tiny_model, tiny_ad
     assert run_bench(tiny_checkpoint("tied", True).folder, questions, tmp_path / "out", *flags) == 0
     run, turns = records(tmp_path / "out")
     assert run.complete
-    assert run.device["type"] == "cuda"
+    assert run.machine.type == "cuda"
     assert run.engine["cuda_graphs"] == "captured"
     assert set(run.memory["methods"]) == set(run.methods)
     verdicts = {turn.audit.verdict for turn in turns if turn.method == kangaroo}

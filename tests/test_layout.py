@@ -19,15 +19,11 @@ FLOORS = (
     ("methods",),
     ("bench.drafting", "bench.models", "bench.questions"),
     ("bench.engine",),
-    ("bench.config", "bench.errors", "bench.files"),
+    ("bench.config", "bench.errors", "bench.files", "bench.typed_json"),
 )
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
-KNOWN = {
-    ("bench.figures.compare_answers", "bench.spec_bench.exchange"),
-    ("bench.figures.compare_answers", "bench.spec_bench.foreign"),
-    ("bench.figures.published", "bench.report.formats"),
-}
+KNOWN: set[tuple[str, str]] = set()
 # What may name a method under `bench`: examples in the help of commands, and these.
 EXAMPLE = "run_bench.py "
 NAMED = {

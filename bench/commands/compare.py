@@ -54,8 +54,8 @@ def rules_of(options: Namespace) -> Rules:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.figures.compare import compare
-    from bench.figures.compare_answers import compare_answers
-    from bench.figures.records import read_run, read_turns
+    from bench.figures.records import read_records
+    from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
     if any(files) and not all(files):
@@ -63,15 +63,15 @@ def run(options: Namespace) -> int:
     if all(files):
         found = [compare_answers(options.base, new, rules) for new in options.new]
     else:
-        base = read_run(options.base), read_turns(options.base)
-        found = [compare(base, (read_run(new), read_turns(new)), rules) for new in options.new]
+        base = read_records(options.base)
+        found = [compare(base, read_records(new), rules) for new in options.new]
     return max(show(compared, options, number) for number, compared in enumerate(found))
 
 
 def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
     """Print and write a comparison; the exit status that it asks for."""
-    from bench.figures.compare import UNKNOWN, WORSE
     from bench.figures.records import atomic_writer, write_json
+    from bench.figures.verdicts import UNKNOWN, WORSE
     from bench.report import compare_page
 
     print(compare_page.terminal(compared))

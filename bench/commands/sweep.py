@@ -70,11 +70,11 @@ def _redraw_sweep(run_dir: Path) -> int:
 
 def _show_sweep(run_dir: Path, paths: Sequence[Path]) -> int:
     from bench.figures import metrics
-    from bench.figures.records import read_run, read_turns
+    from bench.figures.records import read_records
     from bench.report.markdown import table_text
     from bench.report.sweep_page import measured, read_sweep, table
 
-    swept, record, turns = read_sweep(run_dir), read_run(run_dir), read_turns(run_dir)
+    swept, (record, turns) = read_sweep(run_dir), read_records(run_dir)
     summary, points = measured(swept, record, turns)
     print(table_text(table(swept, points, sampled=summary.sampling is not None)))
     tell_written(paths)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from bench.figures.facts import PassCosts
 from bench.figures.records import Turn
 from bench.figures.summary import Confidence, ContextBin, StepTime
 
@@ -58,7 +58,7 @@ def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> StepTime:
     return StepTime(*(ratio(ratio(part, _count_steps(turns)), vanilla_step_s) for part in parts))
 
 
-def predicted_step_cost(turns: Iterable[Turn], costs: dict[str, Any] | None) -> float | None:
+def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None) -> float | None:
     """The mean step in vanilla steps, from costs measured before the run and from what each step drafted.
 
     draft · calls + shallow · (depth + 1) + verify(drafted + 1) + rest; verify is linear between the measured widths

@@ -15,20 +15,35 @@ The verdict on a method is the one over all tasks; tasks inform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, metrics, stats
+from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, IDENTITY, Rules
+from bench.figures.verdicts import (
+    SAME,
+    UNKNOWN,
+    WORSE,
+    Metric,
+    counter,
+    decode_units,
+    fault,
+    judge,
+    new_metric,
+    per_unit,
+    prefill_units,
+    settle,
+    time_change,
+)
 
 SCHEMA = 1
-BETTER, SAME, WORSE, UNKNOWN = "better", "same", "worse", "cannot tell"
 DECODE, PREFILL, SPEEDUP = "time per token, ms", "prefill per prompt token, ms", "decode speedup"
 FLOOR = "decode speedup against its floor"
 MODELLED = "speedup at base's costs"
@@ -39,13 +54,10 @@ NOT_INTERLEAVED = (
     "The runs were not interleaved on one machine, so that their times say nothing of the code: speedups are compared, "
     "each over the vanilla of its own run. `run_bench.py gate` compares times."
 )
-_EXACT = 1e-9
 _WINDOWS = 2  # of CTAR that are shown
 
-Answer = TypeVar("Answer")
 Records = tuple[Run, Sequence[Turn]]
 Pair = tuple[Turn, Turn]  # base's turn, then new's
-Metric = dict[str, Any]  # base, new, change (new over base, an estimate), verdict, counts, more_is_worse
 
 
 def compare(base: Records, new: Records, rules: Rules | None = None) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def identity(run: Run) -> dict[str, Any]:
         run.model.get("sha256"),
         run.dataset.get("sha256"),
         run.dtype,
-        run.device.get("name"),
+        str(run.machine),
         run.config.get("max_new_tokens"),
         metrics.sampling(run),
     )
@@ -108,84 +120,6 @@ def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
 def used_rules(rules: Rules, tolerance: float) -> dict[str, float]:
     """What a comparison says of its rules."""
     return {"effect": rules.effect, "prefill_effect": rules.prefill_effect, "tolerance": tolerance}
-
-
-def settle(compared: dict[str, Any]) -> None:
-    """Draw the verdicts of cells, methods and the whole from those of the metrics that count."""
-    for entry in compared["methods"].values():
-        for cell in entry["tasks"].values():
-            cell["verdict"] = worst(metric["verdict"] for metric in cell["metrics"].values() if metric["counts"])
-        entry["verdict"] = entry["tasks"][OVERALL]["verdict"]
-    compared["verdict"] = worst(entry["verdict"] for entry in compared["methods"].values())
-
-
-def worst(verdicts: Iterable[str]) -> str:
-    """The one that a reader must know of: worse, then cannot tell, then better, then same."""
-    order = [WORSE, UNKNOWN, BETTER, SAME]
-    return min(verdicts, key=order.index, default=UNKNOWN)
-
-
-def judge(change: stats.Estimate, effect: float, *, more_is_worse: bool) -> str:
-    """The verdict on a ratio of new to base with its interval: significant *and* of some size, or neither."""
-    value, low, high = (change[key] for key in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return UNKNOWN
-    if not more_is_worse:
-        value, low, high = 1 / value, 1 / high, 1 / low
-    if low > 1 and value > 1 + effect:
-        return WORSE
-    if high < 1 and value < 1 / (1 + effect):
-        return BETTER
-    return SAME if high < 1 + effect else UNKNOWN
-
-
-def new_metric(base: float | None, new: float | None, change: stats.Estimate | None = None, **more: Any) -> Metric:
-    """A figure of both sides with its change; `more` overrides: verdict, whether it counts, which way is worse."""
-    change = change or {"value": None, "low": None, "high": None}
-    return {"base": base, "new": new, "change": change, "verdict": None, "counts": True, "more_is_worse": True} | more
-
-
-def counter(base: float, new: float, tolerance: float, **more: Any) -> Metric:
-    """A figure without noise: it has no interval, and any change beyond the tolerance counts."""
-    value = breakdown.ratio(new, base) if base else (1.0 if base == new else None)
-    metric = new_metric(base, new, {"value": value, "low": value, "high": value}, **more)
-    if value is not None and abs(value - 1) <= tolerance + _EXACT:
-        metric["verdict"] = SAME
-    else:
-        metric["verdict"] = WORSE if (new > base) == metric["more_is_worse"] else BETTER
-    return metric
-
-
-def fault(pairs: Iterable[tuple[Answer, Answer]], of: Callable[[Answer], bool]) -> Metric:
-    """Answers with which something is wrong: one that was right before is worse, whatever got better elsewhere."""
-    sides = [(of(base), of(new)) for base, new in pairs]
-    base, new = sum(a for a, _ in sides), sum(b for _, b in sides)
-    verdict = WORSE if any(b and not a for a, b in sides) else BETTER if new < base else SAME
-    return new_metric(base, new, verdict=verdict)
-
-
-def per_unit(tasks: list[stats.Array]) -> tuple[float | None, float | None]:
-    """Milliseconds per unit, base's and new's: the tasks' unweighted mean."""
-    totals = [task.sum(axis=0) for task in tasks]
-    base = breakdown.mean(breakdown.ratio(1000 * total[3], total[2]) for total in totals)
-    new = breakdown.mean(breakdown.ratio(1000 * total[1], total[0]) for total in totals)
-    return base, new
-
-
-def time_change(tasks: list[stats.Array]) -> stats.Estimate:
-    """Time of new over base: the geometric mean of the questions' ratios, by task, with its interval."""
-    rate = stats.estimates(tasks)["geometric"]  # of speeds, new over base
-    return {"value": _inverse(rate["value"]), "low": _inverse(rate["high"]), "high": _inverse(rate["low"])}
-
-
-def prefill_units(turn: Turn) -> tuple[float, int]:
-    """Seconds and prompt tokens of a prefill."""
-    return turn.prefill_s, turn.prompt_tokens
-
-
-def decode_units(turn: Turn) -> tuple[float, int]:
-    """Seconds and tokens of decoding."""
-    return turn.decode_s, turn.decode_tokens
 
 
 @dataclass
@@ -310,15 +244,9 @@ def _interleaved(base: Run, new: Run) -> bool:
 
 def _machine(run: Run) -> tuple[Any, ...]:
     """What decides how sums are rounded."""
-    device, torch = run.device, run.provenance.get("packages", {}).get("torch")
-    return (
-        device.get("name"),
-        device.get("instructions"),
-        device.get("threads"),
-        torch,
-        run.dtype,
-        run.engine.get("weights"),
-    )
+    machine, torch = run.machine, run.provenance.get("packages", {}).get("torch")
+    weights = run.engine.get("weights")
+    return machine.digest, machine.torch_instructions, machine.threads, torch, run.dtype, weights
 
 
 def _common(base: Sequence[Turn], new: Sequence[Turn]) -> list[Pair]:
@@ -350,10 +278,6 @@ def _sums(pairs: list[Pair], of: Callable[[Turn], tuple[float, int]]) -> stats.A
         (base_s, base_units), (new_s, new_units) = of(base), of(new)
         sums[base.question_id] += np.array([new_units, new_s, base_units, base_s])
     return np.array(list(sums.values())).reshape(-1, 4)
-
-
-def _inverse(value: float | None) -> float | None:
-    return 1 / value if value else None
 
 
 def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: bool) -> dict[str, Metric]:
@@ -414,7 +338,7 @@ def _per_step(key: str) -> Callable[[Sequence[Turn]], float | None]:
     return mean
 
 
-def _modelled(turns: Sequence[Turn], costs: dict[str, Any] | None) -> float | None:
+def _modelled(turns: Sequence[Turn], costs: PassCosts | None) -> float | None:
     return breakdown.ratio(metrics.compression_rate(turns), breakdown.predicted_step_cost(turns, costs))
 
 
@@ -436,7 +360,7 @@ def _side(run: Run) -> dict[str, Any]:
         "model": run.model.get("name"),
         "questions": run.dataset.get("name"),
         "dtype": run.dtype,
-        "device": run.device.get("name"),
+        "device": run.machine.name,
     }
 
 

@@ -12,6 +12,7 @@ Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,6 @@ import numpy as np
 from bench.errors import UserError
 from bench.figures import breakdown, stats
 from bench.figures.breakdown import finite, mean, ratio
-from bench.figures.decode import decode
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
@@ -38,6 +38,7 @@ from bench.figures.summary import (
     StepTime,
     Summary,
 )
+from bench.typed_json import decode_value
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
 VERDICTS = ("identical", "numerical", "different")
@@ -73,12 +74,12 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
             run.dataset.get("questions"),
             run.config.get("max_new_tokens"),
         ),
-        device=dict(run.device),
+        device=dataclasses.asdict(run.machine),
         dtype=run.dtype,
         sampling=sampling(run),
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
-        statistics=decode(Statistics, stats.STATISTICS),
+        statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
         failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],

@@ -6,14 +6,14 @@ A published figure is of another model on another device in another harness: its
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.figures.decode import decode
 from bench.figures.metrics import TASKS
 from bench.figures.summary import OVERALL, Entry, Summary
+from bench.typed_json import decode_value
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 SCHEMA = 1
@@ -34,6 +34,7 @@ class Result:
     compression_rate: dict[str, float]
     ctar: dict[str, list[float]]  # w = 1, 2, ...
     extra_parameters: int = 0  # 0: not said
+    knobs: dict[str, float] = field(default_factory=dict)  # of `settings`, those that programs read, by our names
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def read_source(path: Path) -> Source:
         schema = value.pop("schema")
         if schema != SCHEMA:
             raise ValueError(f"schema {schema!r} is not {SCHEMA}")
-        found = decode(Source, value)
+        found = decode_value(Source, value)
         _check(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error

@@ -23,14 +23,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import jsonlines
 from filelock import FileLock, Timeout
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from bench.errors import UserError
+from bench.errors import UserError, did_you_mean
+from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
+from bench.figures.machine import Machine
+from bench.typed_json import Count, FileName, MismatchError, Real, Seconds, Share, decode, read
 
-SCHEMA = 1
+SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
@@ -45,12 +50,12 @@ DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.htm
 class Audit:
     """Is a method's answer vanilla's? Positions count from the answer's first token."""
 
-    verdict: str  # "identical" | "numerical" | "different"
-    position: int | None = None  # of the first divergence
-    token: int | None = None  # the method's there; None: its answer ended
-    vanilla_token: int | None = None
-    gap: float | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
-    tolerance: float | None = None  # twice the measured logit error of the run's dtype
+    verdict: Annotated[str, Field(pattern="^(identical|numerical|different)$")]
+    position: Count | None = None  # of the first divergence
+    token: Count | None = None  # the method's there; None: its answer ended
+    vanilla_token: Count | None = None
+    gap: Real | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
+    tolerance: Real | None = None  # twice the measured logit error of the run's dtype
 
 
 @dataclass(slots=True)
@@ -61,26 +66,26 @@ class Turn:
     question_id: int
     task: str
     category: str
-    turn: int  # from 0
-    round: int  # from 0
-    prompt_tokens: int = 0
-    token_ids: list[int] = field(default_factory=list)  # the answer, EOS included where it was emitted
-    prefill_s: float = 0.0  # prompt in, first token out
-    decode_s: float = 0.0  # everything after that
-    finish: str = ""  # "eos" | "length"
-    per_step_drafted: list[int] = field(default_factory=list)  # as proposed; empty for a peer
-    per_step_accepted: list[int] = field(default_factory=list)  # of the kept answer
-    per_step_emitted: list[int] = field(default_factory=list)  # of the kept answer
-    per_step_depth: list[int] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
-    per_step_calls: list[int] = field(default_factory=list)  # runs of the draft model; empty: not recorded
-    per_step_rejected: list[list[int]] = field(default_factory=list)  # drafts that lost to a step's last token
-    accepted_confidence: list[float] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
-    rejected_confidence: list[float] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
-    draft_s: float = 0.0  # sum over the steps, within decode_s
-    verify_s: float = 0.0  # likewise; what is left of decode_s is bookkeeping
+    turn: Count  # from 0
+    round: Annotated[int, Field(ge=-1)]  # from 0; -1: a gate's warm-up, which no file keeps
+    prompt_tokens: Count = 0
+    token_ids: list[Count] = field(default_factory=list)  # the answer, EOS included where it was emitted
+    prefill_s: Seconds = 0.0  # prompt in, first token out
+    decode_s: Seconds = 0.0  # everything after that
+    finish: Annotated[str, Field(pattern="^(eos|length)?$")] = ""
+    per_step_drafted: list[Count] = field(default_factory=list)  # as proposed; empty for a peer
+    per_step_accepted: list[Count] = field(default_factory=list)  # of the kept answer
+    per_step_emitted: list[Count] = field(default_factory=list)  # of the kept answer
+    per_step_depth: list[Count] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
+    per_step_calls: list[Count] = field(default_factory=list)  # runs of the draft model; empty: not recorded
+    per_step_rejected: list[list[Count]] = field(default_factory=list)  # drafts that lost to a step's last token
+    accepted_confidence: list[Share] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
+    rejected_confidence: list[Share] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
+    draft_s: Seconds = 0.0  # sum over the steps, within decode_s
+    verify_s: Seconds = 0.0  # likewise; what is left of decode_s is bookkeeping
     # Probe, untimed: at each position of vanilla's answer, how many of `probe_windows` drafts in a row are right there.
-    windows: list[int] | None = None
-    first_tokens: int = 1  # tokens that came with the prefill: a peer that drafts may get several from its first pass
+    windows: list[Count] | None = None
+    first_tokens: Count = 1  # tokens that came with the prefill: a peer that drafts may get several from its first pass
     text: str = ""  # the answer without special tokens, stripped, as a second turn's prompt shows it
 
     @property
@@ -96,34 +101,39 @@ class Turn:
 class MethodInfo:
     """What a run says of one of its methods."""
 
-    kind: str  # "vanilla" | "method" | "peer"
+    kind: Annotated[str, Field(pattern="^(vanilla|method|peer)$")]
     lossless: bool
-    extra_parameters: int  # weights that the method adds to the target
+    extra_parameters: Count  # weights that the method adds to the target
     config: dict[str, Any]  # every knob with its value
     notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
-    # What its passes cost, measured before the run, in vanilla steps with their bookkeeping (a knob `costs` is in steps
-    # without it): shallow, draft, verify by positions, rest (see bench.run.contestants). None: not known.
-    costs: dict[str, Any] | None = None
+    costs: PassCosts | None = None  # None: not known
 
 
 @dataclass(slots=True)
 class Run:
     """Configuration and provenance of a run."""
 
-    run_id: str
+    run_id: FileName
     command: str
-    model: dict[str, Any]  # name, revision, sha256, parameters
-    dataset: dict[str, Any]  # name, sha256, questions (how many were asked), tasks
-    device: dict[str, Any]  # type, name, threads or driver, memory
+    model: ModelFacts
+    dataset: DatasetFacts
+    machine: Machine
     dtype: str
     config: dict[str, Any]  # every setting of the run
     methods: dict[str, MethodInfo]  # by the name that tables show, vanilla first
-    engine: dict[str, Any]  # execution, pass widths, cache length
-    provenance: dict[str, Any]  # start time, commit, dirty, versions, load
+    engine: EngineFacts
+    provenance: Provenance
     complete: bool = True  # False: interrupted; the records are those finished until then
-    wall_s: float = 0.0
-    memory: dict[str, Any] = field(default_factory=dict)  # the process' peak_bytes; methods: while each was at work
+    wall_s: Seconds = 0.0
+    memory: MemoryFacts = field(default_factory=lambda: MemoryFacts())
     schema: int = SCHEMA
+
+
+class _Schema(TypedDict):
+    schema: int
+
+
+Records = tuple[Run, list[Turn]]
 
 
 def check_writable(folder: Path) -> None:
@@ -249,75 +259,102 @@ def read_run(folder: Path) -> Run:
     """The `run.json` of a run's folder.
 
     Raises:
-        UserError: missing, malformed, or written by another schema version.
+        UserError: missing, written by another schema version, or malformed, with the field's name.
 
     """
     path = folder / RUN_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if (schema := decode(_Schema, content, lenient=True)["schema"]) != SCHEMA:
+            raise UserError(f"{path} has schema {schema}; this version reads {SCHEMA}: run the bench again")
+        return decode(Run, content)
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no {RUN_FILE}; name a folder like results/runs/<run id>") from None
-    except (OSError, ValueError) as error:
+    except MismatchError as error:
+        raise UserError(f"{path} is not a run's record: {error}; restore the file, or run the bench again") from error
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else None
-        raise UserError(f"{path} has schema {found!r}; this version reads {SCHEMA}: run the bench again")
-    try:
-        value["methods"] = {name: MethodInfo(**info) for name, info in value["methods"].items()}
-        return Run(**value)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's record: {error}") from error
+
+
+def read_records(folder: Path) -> Records:
+    """A run and its turns.
+
+    Raises:
+        UserError: as `read_run` and `read_turns`; or turns of methods that the run does not have, or one twice.
+
+    """
+    run, seen = read_run(folder), set()
+    turns = read_turns(folder)
+    for number, turn in enumerate(turns, 1):
+        key = (turn.method, turn.question_id, turn.turn, turn.round)
+        if turn.method not in run.methods:
+            wrong = f"method: {turn.method!r} is not in {RUN_FILE}{did_you_mean(turn.method, run.methods)}"
+        elif key in seen:
+            wrong = (
+                f"{turn.method} answered question {turn.question_id}, turn {turn.turn}, in round {turn.round} before"
+            )
+        else:
+            seen.add(key)
+            continue
+        raise UserError(f"{folder / TURNS_FILE}, line {number}: {wrong}; restore the file, or remove the line")
+    return run, turns
 
 
 def read_turns(folder: Path) -> list[Turn]:
     """The `turns.jsonl` of a run's folder, without a last line that a killed run left half written.
 
     Raises:
-        UserError: missing or malformed, with the line's number.
+        UserError: missing or malformed, with the line's number and the field's name.
 
     """
-    path = folder / TURNS_FILE
+    path, turns = folder / TURNS_FILE, []
     try:
-        whole, _, torn = path.read_bytes().rpartition(b"\n")
         # By this one byte alone: an answer may hold other characters that end lines, which JSON leaves as they are.
-        lines = [line.decode("utf-8") for line in whole.split(b"\n")] if whole else []
+        *whole, torn = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    with contextlib.suppress(ValueError):  # only the line's end may be missing
-        lines += [json.dumps(json.loads(torn))]
-    try:
-        return [_turn(value, path, number) for number, value in enumerate(jsonlines.Reader(lines), 1)]
-    except jsonlines.InvalidLineError as error:
-        raise UserError(f"{path}, line {error.lineno}: not a turn's record ({error.__cause__ or error})") from error
+    with contextlib.suppress(MismatchError):  # only the line's end may be missing
+        decode(dict[str, Any], torn)
+        whole.append(torn)
+    for number, line in enumerate(whole, 1):
+        try:
+            turns.append(decode(Turn, line))
+            _check(turns[-1])
+        except MismatchError as error:
+            raise UserError(
+                f"{path}, line {number}: not a turn's record ({error}); restore the file, or remove the line"
+            ) from error
+    return turns
+
+
+def _check(turn: Turn) -> None:
+    """What types do not say. Lists of one entry a step are of one length; some are empty where not recorded."""
+    if turn.round < 0:
+        raise MismatchError(f"round: must be at least 0, not {turn.round}")
+    lists = (
+        "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_calls",
+        "per_step_rejected",
+    )  # fmt: skip
+    lengths = {name: len(steps) for name in lists if (steps := getattr(turn, name))}
+    if len(set(lengths.values())) > 1:
+        fewest = min(lengths, key=lambda name: lengths[name])
+        raise MismatchError(f"{fewest}: has not as many steps as the others ({lengths})")
 
 
 def read_pieces(folder: Path) -> dict[str, str]:
-    """The `pieces.json` of a run's folder; empty where there is none, as in older runs.
+    """The `pieces.json` of a run's folder; empty where there is none.
 
     Raises:
         UserError: malformed.
 
     """
     path = folder / PIECES_FILE
-    if not path.is_file():
+    try:
+        return read(dict[str, str], path)
+    except FileNotFoundError:
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, MismatchError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it, and tokens are shown by their ids") from error
-    if not isinstance(value, dict) or not all(isinstance(piece, str) for piece in value.values()):
-        raise UserError(f"{path} does not map token ids to texts: remove it, and tokens are shown by their ids")
-    return value
-
-
-def _turn(value: Any, path: Path, number: int) -> Turn:
-    try:
-        audit = value.pop("audit", None)
-        return Turn(**value, audit=Audit(**audit) if audit else None)
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{path}, line {number}: not a turn's record ({error})") from error
 
 
 def _plain(value: Any) -> Any:

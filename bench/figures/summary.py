@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.figures.decode import decode
+from bench.typed_json import decode_value
 
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
@@ -238,6 +238,6 @@ def read_summary(folder: Path) -> Summary:
     """
     path = folder / SUMMARY_FILE
     try:
-        return decode(Summary, json.loads(path.read_text(encoding="utf-8")))
+        return decode_value(Summary, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no summary of a run ({error}): redraw it with `report {folder}`") from error

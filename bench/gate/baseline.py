@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.compare import FLOOR, SAME, SPEEDUP, WORSE, compare, new_metric, settle
+from bench.figures.compare import FLOOR, SPEEDUP, compare
 from bench.figures.metrics import OVERALL
-from bench.figures.records import RUN_FILE, TURNS_FILE, Run, Turn, read_run, read_turns, write_json, write_turns
+from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_records, write_json, write_turns
 from bench.figures.rules import Rules
+from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
 from bench.run import resume, runner
+from bench.typed_json import read
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
 Log = Callable[[str], None]
-Records = tuple[Run, list[Turn]]
+Speedup = Annotated[float, Field(ge=0)]
 
 
 def folder_of(given: dict[str, Any]) -> Path:
@@ -52,19 +55,18 @@ def check(folder: Path, given: dict[str, Any], rules: Rules, log: Log, *, counte
         raise UserError(
             f"{folder} holds no baseline: make one with --update-baseline, or compare with a commit by --base"
         )
-    before, floors = (read_run(folder), read_turns(folder)), _floors(folder)
+    before, floors = read_records(folder), _floors(folder)
     now = _measure(_settings_of(before[0], given), log, measured_by(before[0]))
     return _compared(before, now, floors, rules, counters_only=counters_only)
 
 
 def _settings_of(run: Run, given: dict[str, Any]) -> RunConfig:
-    try:
-        return resume.settings(run, given)
-    except UserError as error:
-        said = str(error).partition(": ")[2].rpartition(";")[0]
+    settings = resume.recorded_settings(run)
+    if changed := resume.changed_flags(settings, given):
         raise UserError(
-            f"the baseline was made with other settings ({said}): --update-baseline makes one anew"
-        ) from error
+            f"the baseline was made with other settings ({resume.listed(changed)}): --update-baseline makes one anew"
+        )
+    return settings
 
 
 def measure(given: dict[str, Any], log: Log) -> Records:
@@ -77,7 +79,7 @@ def difference(folder: Path, now: Records, rules: Rules, log: Log) -> dict[str, 
     if not (folder / RUN_FILE).is_file():
         return None
     try:
-        before = read_run(folder), read_turns(folder)
+        before = read_records(folder)
         return _compared(before, now, _floors(folder), rules, counters_only=False)
     except UserError as error:  # another model or other questions: that is why it is made anew
         log(f"not compared with the baseline before: {error}")
@@ -131,6 +133,6 @@ def _compared(
 def _floors(folder: Path) -> dict[str, float]:
     path = folder / FLOOR_FILE
     try:
-        return {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return read(dict[str, Speedup], path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): make the baseline anew with --update-baseline") from error

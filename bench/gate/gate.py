@@ -17,21 +17,15 @@ from tqdm import tqdm
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.compare import (
-    BETTER,
     DECODE,
     PREFILL,
-    SAME,
-    UNKNOWN,
-    WORSE,
     check_comparable,
     compare,
-    decode_units,
-    prefill_units,
-    settle,
 )
 from bench.figures.metrics import OVERALL, ordered_tasks
 from bench.figures.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns
 from bench.figures.rules import GateSettings
+from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE, decode_units, prefill_units, settle
 from bench.gate import sequential
 from bench.gate.checkout import Checkout
 from bench.gate.measured import measured_by

@@ -1,7 +1,8 @@
 """What base and new say to each other: lines of JSON, understood by commits that may lie far apart.
 
-The first line that `serve` reads is an object with `config` (settings that are not the defaults), `measured` (knobs by
-method and pass widths that the other side measured when it began) and `slower` (methods to be slowed down, by a share).
+The first line that `gate-side` reads is an object with `config` (settings that are not the defaults), `measured`
+(knobs by method and pass widths that the other side measured when it began) and `slower` (methods to be slowed down, by
+a share).
 Then every line is one of
 
 - `{"do": "hello"}` -> `{"protocol", "files", "run", "questions"}`; `files`: where bench and methods were imported from
@@ -12,4 +13,4 @@ Then every line is one of
 Whatever is added must stay readable by older code; PROTOCOL is raised where it cannot be.
 """
 
-PROTOCOL = 2
+PROTOCOL = 3

@@ -10,15 +10,17 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import methods
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.figures.records import Audit, MethodInfo, Run, Turn
+from bench.figures.records import Run, Turn
 from bench.gate.checkout import Checkout
 from bench.gate.protocol import PROTOCOL
+from bench.typed_json import MismatchError, decode_value
 
+T = TypeVar("T")
 _CLOSE_S = 20.0
 _ANSWER_S = 600.0  # for one line; starting may install nothing and takes less
 
@@ -27,7 +29,7 @@ class Side:
     """Base or new: its process, and the run that it says it makes."""
 
     def __init__(self, name: str, checkout: Checkout, given: dict[str, Any], log_file: Path):
-        """`given` is the line that `serve` reads first; what the process has to say else goes to `log_file`.
+        """`given` is the line that `gate-side` reads first; what the process has to say else goes to `log_file`.
 
         Raises:
             UserError: it cannot start, speaks another protocol, or runs other code than the checkout's.
@@ -40,7 +42,7 @@ class Side:
         try:
             with log_file.open("w", encoding="utf-8") as log:
                 self.process = subprocess.Popen(
-                    [checkout.python, "-P", "-m", "bench", "serve"],
+                    [checkout.python, "-P", "-m", "bench", "gate-side"],
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -64,7 +66,7 @@ class Side:
                 f"{self.name} speaks protocol {hello.get('protocol')} of the gate, not {PROTOCOL}: gate a newer base"
             )
         self._check_code(hello["files"], checkout)
-        self.run = _run(self.name, hello["run"])
+        self.run = self._decoded(Run, hello["run"])
         self.run.provenance["gated_commit"] = checkout.commit
         self.questions: list[dict[str, Any]] = hello["questions"]
 
@@ -107,7 +109,16 @@ class Side:
 
     def audited(self, where: dict[str, int]) -> list[Turn]:
         """Everybody has answered: their turns, audited."""
-        return [_turn(value) for value in self.ask(do="close", **where)["turns"]]
+        return self._decoded(list[Turn], self.ask(do="close", **where)["turns"])
+
+    def _decoded(self, kind: type[T], value: Any) -> T:
+        """A record of the other process; fields of another version's records that ours do not have are left out."""
+        try:
+            return decode_value(kind, value, lenient=True)
+        except MismatchError as error:
+            raise UserError(
+                f"{self.name} records runs in another way than this version ({error}): gate a newer base"
+            ) from error
 
     def close(self) -> None:
         """Let it end."""
@@ -145,7 +156,7 @@ class Side:
 
 
 def first_line(config: RunConfig, measured: dict[str, Any], slower: dict[str, float]) -> dict[str, Any]:
-    """What `serve` is told first. Settings at their defaults are left out: an older base need not know them.
+    """What `gate-side` is told first. Settings at their defaults are left out: an older base need not know them.
 
     But those that decide what is compared are always told, for base's defaults may be others.
     """
@@ -161,22 +172,3 @@ def first_line(config: RunConfig, measured: dict[str, Any], slower: dict[str, fl
 def _inside(side: str, what: str, file: str, folders: Sequence[str]) -> None:
     if not any(Path(file).resolve().is_relative_to(Path(folder).resolve()) for folder in folders):
         raise UserError(f"{side} takes {what} from {file}, not from {folders[0]}: install it with pip install -e")
-
-
-def _run(name: str, value: dict[str, Any]) -> Run:
-    try:
-        found = {label: MethodInfo(**_known(MethodInfo, info)) for label, info in value["methods"].items()}
-        return Run(**{**_known(Run, value), "methods": found})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{name} records runs in another way than this version ({error}): gate a newer base") from error
-
-
-def _turn(value: dict[str, Any]) -> Turn:
-    audit = value.get("audit")
-    return Turn(**_known(Turn, value) | {"audit": Audit(**_known(Audit, audit)) if audit else None})
-
-
-def _known(kind: type, value: dict[str, Any]) -> dict[str, Any]:
-    """Without what another version's record has beyond ours."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: item for name, item in value.items() if name in names}

@@ -6,7 +6,6 @@ passes of its shape.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from bench.drafting.published import Published
 from bench.errors import UserError
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import read_source
-from bench.figures.records import Turn, read_run, read_turns
+from bench.figures.records import Turn, read_records
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
     for result in of_shape or results:
         form, cr = costs.forms[result.method], _overall(result.compression_rate)
-        layer = _said(result.settings, "exit layer", form.exit_layer)
-        most = _said(result.settings, "gamma", form.drafts)
+        layer = int(result.knobs.get("exit_layer", form.exit_layer))
+        most = int(result.knobs.get("gamma", form.drafts))
         shapes, assumed = _possible(form, most, cr)
         speedups = [cr * costs.passes[1] / costs.step_ms(result.method, item, layer) for item in shapes]
         yield {
@@ -116,11 +115,6 @@ def _possible(form: Published, most: int, cr: float) -> tuple[list[Shape], str]:
     return bounds, f"from {most} drafts in every step to none in vain"
 
 
-def _said(settings: str, name: str, default: int) -> int:
-    found = re.search(rf"{name} (\d+)", settings)
-    return int(found[1]) if found else default
-
-
 def _overall(by_task: dict[str, float]) -> float:
     """The tasks' mean, or what the source gives as overall."""
     tasks = [by_task[task] for task in TASKS if task in by_task]
@@ -129,7 +123,7 @@ def _overall(by_task: dict[str, float]) -> float:
 
 def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
     """Of a run every step is known."""
-    run, turns = read_run(folder), read_turns(folder)
+    run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
         own = [turn for turn in turns if turn.method == label and turn.error is None]

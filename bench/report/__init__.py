@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench.figures.metrics import summarize
-from bench.figures.records import atomic_writer, read_pieces, read_run, read_turns, write_json
+from bench.figures.records import atomic_writer, read_pieces, read_records, write_json
 from bench.figures.summary import SUMMARY_FILE
 from bench.report.tables import csv_frame
 from bench.report.terminal import terminal_table
@@ -36,7 +36,7 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     from bench.report.model import Image
     from bench.report.sections import sections
 
-    run, turns = read_run(run_dir), read_turns(run_dir)
+    run, turns = read_records(run_dir)
     summary = summarize(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:

@@ -37,8 +37,8 @@ def cautions(run: Run, summary: Summary) -> list[str]:
 
 
 def sessions(run: Run) -> list[dict[str, Any]]:
-    """The sessions that a run was made in; older records have one, told by their provenance."""
-    recorded = run.provenance.get("sessions")
+    """The sessions that a run was made in; where none is recorded there is one, told by the provenance."""
+    recorded: list[dict[str, Any]] = [dict(session) for session in run.provenance.get("sessions", [])]
     return recorded or [{key: run.provenance.get(key) for key in ("started", "load_1min", "commit", "dirty")}]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
-from bench.figures.compare import BETTER, SAME, UNKNOWN, WORSE
 from bench.figures.summary import OVERALL
+from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE
 from bench.report.formats import UNDEFINED, task_name
 from bench.report.markdown import table_text
 from bench.report.model import table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import UserError
 from bench.figures.compare import identity
 from bench.figures.metrics import summarize
-from bench.figures.records import Run, atomic_writer, read_run, read_turns
+from bench.figures.records import Run, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
 from bench.figures.summary import Summary
 from bench.report import canvas, markdown, model
@@ -38,12 +38,12 @@ def read_history(folders: Sequence[Path]) -> list[Point]:
         UserError: not a run, or runs that do not belong into one picture.
 
     """
-    runs = sorted(((read_run(folder), folder) for folder in folders), key=lambda item: _started(item[0]))
+    runs = sorted(map(read_records, folders), key=lambda records: _started(records[0]))
     for name in IDENTITY:
         values = {str(identity(run)[name]) for run, _ in runs}
         if len(values) > 1:
             raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): a history is of one")
-    return [Point(_commit(run), _started(run), summarize(run, read_turns(folder))) for run, folder in runs]
+    return [Point(_commit(run), _started(run), summarize(run, turns)) for run, turns in runs]
 
 
 def _started(run: Run) -> str:

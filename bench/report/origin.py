@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from bench.figures.records import Run
@@ -42,7 +43,7 @@ def provenance(run: Run) -> Section:
         ["model", f"{run.model.get('name')}, {_sha256(run.model)}"],
         ["questions", questions],
         ["dtype", run.dtype],
-        ["device", value_text(run.device)],
+        ["device", value_text(run.machine.facts())],
         ["engine", value_text(run.engine)],
         ["commit", _commit(run.provenance)],
         *([key.replace("_", " "), value_text(value)] for key, value in more.items()),
@@ -78,10 +79,10 @@ def _sessions(run: Run) -> Table:
     return table(header, rows, (0, 1, 4, 5), "Sessions")
 
 
-def _commit(session: dict[str, Any]) -> str:
+def _commit(session: Mapping[str, Any]) -> str:
     commit = session.get("commit")
     return f"{commit}{' with uncommitted changes' if session.get('dirty') else ''}" if commit else "unknown"
 
 
-def _sha256(of: dict[str, Any]) -> str:
+def _sha256(of: Mapping[str, Any]) -> str:
     return f"sha256 `{of['sha256'][:12]}`" if of.get("sha256") else "sha256 unknown"

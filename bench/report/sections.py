@@ -17,7 +17,6 @@ from bench.report.formats import (
     NO_INTERVALS,
     UNDEFINED,
     count,
-    device_name,
     interval_text,
     lossless_text,
     number,
@@ -77,7 +76,7 @@ def sections(
     (default: those of `results/published`).
     """
     setting = [summary.dtype, *([sampling_text(summary.sampling)] if summary.sampling else [])]
-    title = f"{summary.model} on {device_name(run.device)}, {', '.join(setting)}"
+    title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods = summary.of_kind("method")
     names = {int(token): text for token, text in (pieces or {}).items()}
     found = [

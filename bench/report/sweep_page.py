@@ -11,14 +11,14 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.decode import decode
 from bench.figures.metrics import failed_throughout, summarize
-from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_run, read_turns
+from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_records
 from bench.figures.summary import Cell, Estimate, Summary
 from bench.report import link, markdown
 from bench.report.cautions import cautions
 from bench.report.formats import UNDEFINED, lossless_text, number, setting_text, times
 from bench.report.model import Column, Image, Section, Strong, Table
+from bench.typed_json import decode_value
 
 SCHEMA = 1
 SWEEP_CSV = "sweep.csv"
@@ -87,7 +87,7 @@ def read_sweep(folder: Path) -> Sweep:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {value['schema']!r}; this version reads {SCHEMA}: sweep again")
-        return decode(Sweep, value)
+        return decode_value(Sweep, value)
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,8 +120,8 @@ def write_sweep(folder: Path) -> list[Path]:
     """
     from bench.report.sweep_figures import write_sweep_figures
 
-    sweep, run = read_sweep(folder), read_run(folder)
-    summary, points = measured(sweep, run, read_turns(folder))
+    sweep, (run, turns) = read_sweep(folder), read_records(folder)
+    summary, points = measured(sweep, run, turns)
     with atomic_writer(folder / SWEEP_CSV) as file:
         csv.writer(file, lineterminator="\n").writerows(csv_rows(sweep, points))
     figures = write_sweep_figures(sweep, summary, points, folder / "plots")

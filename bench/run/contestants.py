@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import methods
 from bench.config import RunConfig
@@ -13,6 +13,7 @@ from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.huge_pages import use_huge_pages
 from bench.errors import UserError, told
+from bench.figures.facts import PassCosts
 from bench.models.loading import Loaded, memory_errors
 
 T = TypeVar("T", methods.Variant, "Contestant")
@@ -144,7 +145,7 @@ def sampler_of(config: RunConfig) -> Sampler | None:
     return Sampler(config.temperature, config.top_p, config.top_k) if config.temperature else None
 
 
-def pass_costs(contestant: Contestant, vanilla: Contestant) -> dict[str, Any] | None:
+def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
     """What the method's passes cost by themselves, in units of a vanilla step with its bookkeeping.
 
     Passes come from microbenchmarks. What they leave out (`rest`), and the draft runs of a method that cannot be asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -9,14 +10,20 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
+from bench.engine.timing import interleaved
+from bench.figures.facts import Provenance
+from bench.figures.machine import Gpu, Machine
+from bench.run.processor import describe_processor
+
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
 _BUSY_PERCENT = 15
+_BUFFER_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # larger than any cache
 _ROOT = Path(__file__).parents[2]
 
 
@@ -48,23 +55,43 @@ def _busy_s() -> float:
     return float(sum(times) - sum(getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice")))
 
 
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """Name, memory and settings of the device that a run used."""
-    cpu = {
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory_bytes": psutil.virtual_memory().total,
-    }
-    if device.type == "cpu":
-        return {"type": "cpu", "name": cpu["cpu"], **cpu}
-    properties = torch.cuda.get_device_properties(device)
-    gpu = {"gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda, "driver": _driver()}
-    return {"type": "cuda", "name": properties.name, **gpu, **cpu}
+def describe_machine(device: torch.device, threads: int) -> Machine:
+    """The machine, of which a run computes on `device` with `threads` threads."""
+    processor = describe_processor()
+    gpu = _gpu(device) if torch.cuda.is_available() else None
+    return Machine(
+        type=device.type,
+        name=gpu.name if gpu and device.type == "cuda" else processor.name,
+        threads=threads,
+        processor=processor,
+        gpu=gpu,
+        memory_bytes=psutil.virtual_memory().total,
+        read_gb_per_s=_rounded_bandwidth(device),
+        system=platform.system(),
+        kernel=platform.release(),
+        torch_instructions=torch.backends.cpu.get_cpu_capability(),
+    )
 
 
-def describe_software() -> dict[str, Any]:
+def _gpu(device: torch.device) -> Gpu:
+    properties = torch.cuda.get_device_properties(device if device.type == "cuda" else 0)
+    return Gpu(properties.name, properties.total_memory, _driver(), torch.version.cuda)
+
+
+@functools.cache
+def _rounded_bandwidth(device: torch.device) -> float:
+    """To two digits: the measurement takes 0.1 s, once in a process, and is no better than that."""
+    return float(f"{read_gb_per_s(device, _BUFFER_BYTES[device.type], repeats=3):.2g}")
+
+
+def read_gb_per_s(device: torch.device, buffer_bytes: int, repeats: int) -> float:
+    """GB/s (1e9 bytes) at which memory is read from end to end: the best of what torch offers, in all repeats."""
+    values = torch.ones(buffer_bytes // 4, device=device)
+    calls: list[Callable[[], object]] = [lambda: values.sum(), lambda: torch.dot(values, values), lambda: values.max()]
+    return buffer_bytes / min(min(own) for own in interleaved(calls, repeats, device)) / 1e9
+
+
+def describe_software() -> Provenance:
     """Versions, operating system, commit and the machine's load before the run."""
     return {
         "python": platform.python_version(),
@@ -74,16 +101,6 @@ def describe_software() -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def command_line() -> str:

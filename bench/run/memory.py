@@ -7,9 +7,10 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from bench.figures.facts import MemoryFacts
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
@@ -36,7 +37,7 @@ class PeakMeter:
             if known:
                 self.at_work[label] = max(self.at_work.get(label, 0), peak)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> MemoryFacts:
         """For a run's record."""
         return {"peak_bytes": max(self.most, peak_bytes(self.device)), "methods": dict(self.at_work)}
 
@@ -64,7 +65,7 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def merged(one: MemoryFacts, other: MemoryFacts) -> MemoryFacts:
     """Of two sessions of a run (`PeakMeter.facts`, or empty), the larger of each."""
     labels = {**one.get("methods", {}), **other.get("methods", {})}
     both = (one.get("methods", {}), other.get("methods", {}))

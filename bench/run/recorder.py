@@ -7,10 +7,12 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 import methods
 from bench.errors import UserError
+from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
     DERIVED,
     EXPORTED,
@@ -31,6 +33,7 @@ from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
 from bench.run.memory import merged
 from bench.run.plan import Plan
+from bench.typed_json import decode_value
 
 
 class Recorder:
@@ -61,7 +64,7 @@ class Recorder:
         self.turns += turns
         self._spell(turns)
 
-    def note(self, wall_s: float, others_share: float, memory: dict[str, Any]) -> None:
+    def note(self, wall_s: float, others_share: float, memory: MemoryFacts) -> None:
         """What this session has taken so far."""
         before_s, before = self._before
         session = self.record.provenance["sessions"][-1]
@@ -81,13 +84,18 @@ class Recorder:
             write_json(self.folder / PIECES_FILE, self.pieces)
 
 
-def describe(plan: Plan, examiner: Examiner, costs: dict[str, dict[str, Any] | None]) -> Run:
+def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None]) -> Run:
     """The record of a run as it begins: not complete. `costs`: of passes, by label. Later warnings join it."""
     loaded, asked, warnings = examiner.loaded, plan.questions, examiner.warnings.texts
     software = environment.describe_software()
-    session = {key: software[key] for key in ("commit", "dirty", "load_1min")}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    session |= {"started": now, "wall_s": 0.0, "warnings": list(warnings)}
+    session: Session = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "wall_s": 0.0,
+        "commit": software["commit"],
+        "dirty": software["dirty"],
+        "load_1min": software["load_1min"],
+        "warnings": list(warnings),
+    }
     kinds = {c.label: "peer" if c.is_peer else "method" for c in examiner.contestants} | {methods.BASELINE: "vanilla"}
     return Run(
         run_id=plan.run_id,
@@ -105,7 +113,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, dict[str, Any] | N
             "questions": len(asked.questions),
             "tasks": asked.tasks,
         },
-        device=environment.describe_device(loaded.target.device),
+        machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
         dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),
         methods={
@@ -119,7 +127,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, dict[str, Any] | N
             )
             for c in examiner.contestants
         },
-        engine=engine_facts(loaded.target),
+        engine=decode_value(EngineFacts, engine_facts(loaded.target)),
         provenance={
             "started": plan.started.isoformat(timespec="seconds"),
             **software,
@@ -142,7 +150,8 @@ def _set_aside_earlier_run(folder: Path) -> None:
     """Move an earlier run that is in `folder` into a folder of its own there, so that it is not lost."""
     try:
         if (folder / RUN_FILE).is_file():
-            earlier = folder / json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
+            run_id = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
+            earlier = folder / Path(run_id).name  # an id is a name, never a path
             earlier.mkdir()
             for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED):
                 if (folder / name).exists():

@@ -11,19 +11,23 @@ from typing import Any
 import methods
 from bench.config import RunConfig, frozen
 from bench.errors import UserError
-from bench.figures.records import TURNS_FILE, Run, Turn, read_run, read_turns, write_turns
+from bench.figures.records import TURNS_FILE, Run, Turn, read_records, read_run, write_turns
 from bench.questions import Question
+from bench.typed_json import MismatchError, decode_value
+
+Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
 # What a run's figures depend on beside its settings. A commit may change without touching any of it: that is recorded.
 _FIXED: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.get("sha256"),
     "questions": lambda run: run.dataset.get("sha256"),
     "number of questions": lambda run: run.dataset.get("questions"),
-    "device": lambda run: run.device.get("name"),
+    "device": lambda run: run.machine.name,
+    "machine": lambda run: run.machine.digest,
     "torch": lambda run: run.provenance.get("packages", {}).get("torch"),
     "transformers": lambda run: run.provenance.get("packages", {}).get("transformers"),
     "dtype": lambda run: run.dtype,
-    "threads": lambda run: run.device.get("threads"),
+    "threads": lambda run: run.machine.threads,
     "engine's weights": lambda run: run.engine.get("weights"),
     "methods": lambda run: list(run.methods),
     "weights of methods": lambda run: {
@@ -54,17 +58,39 @@ def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
         UserError: a flag says otherwise, with both values.
 
     """
+    config = recorded_settings(run)
+    _refuse(run, changed_flags(config, given))
+    return config
+
+
+def recorded_settings(run: Run) -> RunConfig:
+    """The settings that the run was begun with.
+
+    Raises:
+        UserError: this version does not know one of them, or its value.
+
+    """
     known = {item.name for item in dataclasses.fields(RunConfig)}
     if unknown := run.config.keys() - known:
-        raise UserError(f"cannot resume run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
-    config, asked = RunConfig(**frozen(run.config)), frozen(given)
-    changed = {
+        raise UserError(f"cannot repeat run {run.run_id}: this version does not know its {', '.join(sorted(unknown))}")
+    try:
+        return decode_value(RunConfig, run.config)
+    except MismatchError as error:
+        raise UserError(f"cannot repeat run {run.run_id}: its setting {error}") from error
+
+
+def changed_flags(config: RunConfig, given: Mapping[str, Any]) -> Changes:
+    """Flags that say otherwise than the settings."""
+    return {
         f"--{key.replace('_', '-')}": (getattr(config, key), value)
-        for key, value in asked.items()
+        for key, value in frozen(given).items()
         if getattr(config, key) != value
     }
-    _refuse(run, changed)
-    return config
+
+
+def listed(changed: Changes) -> str:
+    """What was, and what is now."""
+    return "; ".join(f"{what} was {before!r}, is now {now!r}" for what, (before, now) in changed.items())
 
 
 def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
@@ -83,10 +109,11 @@ def facts(run: Run) -> dict[str, Any]:
     return {what: of(run) for what, of in _FIXED.items()}
 
 
-def _refuse(run: Run, changed: dict[str, tuple[Any, Any]]) -> None:
+def _refuse(run: Run, changed: Changes) -> None:
     if changed:
-        listed = "; ".join(f"{what} was {before!r}, is now {now!r}" for what, (before, now) in changed.items())
-        raise UserError(f"cannot resume run {run.run_id} under changed settings: {listed}; restore them, or start anew")
+        raise UserError(
+            f"cannot resume run {run.run_id} under changed settings: {listed(changed)}; restore them, or start anew"
+        )
 
 
 def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
@@ -95,8 +122,8 @@ def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
     if info is None:
         raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
     try:
-        return dataclasses.replace(variant, config=variant.method.Config(**info.config))
-    except (TypeError, ValueError) as error:
+        return dataclasses.replace(variant, config=decode_value(variant.method.Config, info.config))
+    except ValueError as error:
         raise UserError(f"cannot resume run {run.run_id}: {variant.label} does not take its knobs ({error})") from error
 
 
@@ -107,11 +134,15 @@ def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callabl
     """
     if not (folder / TURNS_FILE).exists():
         return []
-    found = read_turns(folder)
+    _, found = read_records(folder)
     by_question: dict[tuple[int, int], list[Turn]] = defaultdict(list)
     for turn in found:
         by_question[turn.round, turn.question_id].append(turn)
     questions = {question.question_id: question for question in asked}
+    if unknown := {turn.question_id for turn in found} - questions.keys():
+        raise UserError(
+            f"{folder / TURNS_FILE} answers question {min(unknown)}, which the run does not ask: mend the file"
+        )
     kept = [
         turn
         for (_, identifier), turns in by_question.items()

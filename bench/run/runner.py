@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RunConfig
+from bench.figures.facts import PassCosts
+from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
@@ -50,9 +52,10 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
 
     """
     config = plan.config
+    machine = environment.describe_machine(choose_device(config.device), config.threads)  # measured in empty memory
     model = loading.find(config.model, config.revision, log)
     if plan.resumed is not None:
-        resume.check_unchanged(plan.resumed, _known_early(plan, model))
+        resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
@@ -104,9 +107,9 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
     return recorder
 
 
-def _costs(examiner: Examiner, begun: Run | None) -> dict[str, dict[str, Any] | None]:
+def _costs(examiner: Examiner, begun: Run | None) -> dict[str, PassCosts | None]:
     """What everybody's passes cost: as a run that goes on has recorded it, else measured now."""
-    found: dict[str, dict[str, Any] | None] = {}
+    found: dict[str, PassCosts | None] = {}
     for contestant in examiner.contestants:
         if begun is not None and contestant.label in begun.methods:
             found[contestant.label] = begun.methods[contestant.label].costs
@@ -118,14 +121,15 @@ def _costs(examiner: Examiner, begun: Run | None) -> dict[str, dict[str, Any] | 
     return found
 
 
-def _known_early(plan: Plan, model: Model) -> dict[str, Any]:
+def _known_early(plan: Plan, model: Model, machine: Machine) -> dict[str, Any]:
     """What must not have changed since a run was begun, as far as it is known before the weights are read."""
     software = environment.describe_software()["packages"]
     return {
         "model": model.checkpoint.sha256,
         "questions": plan.questions.sha256,
         "number of questions": len(plan.questions.questions),
-        "device": environment.describe_device(choose_device(plan.config.device)).get("name"),
+        "device": machine.name,
+        "machine": machine.digest,
         "torch": software["torch"],
         "transformers": software["transformers"],
     }

@@ -30,7 +30,7 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.records import PIECES_FILE, Run, Turn, atomic_writer, read_pieces, read_run, read_turns
+from bench.figures.records import PIECES_FILE, Run, Turn, atomic_writer, read_pieces, read_records
 from bench.questions import MT_BENCH_CATEGORIES
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for a token that is only part of a character
@@ -55,7 +55,7 @@ def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] 
         UserError: no run there, nothing in it is finished, its texts are not known, or `out_dir` cannot be written.
 
     """
-    run, turns = read_run(run_dir), read_turns(run_dir)
+    run, turns = read_records(run_dir)
     failed = {turn.question_id for turn in turns if turn.error is not None}
     kept = [turn for turn in turns if turn.question_id not in failed]
     vanilla = next((name for name, info in run.methods.items() if info.kind == "vanilla"), None)

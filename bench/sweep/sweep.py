@@ -32,8 +32,10 @@ from bench.run.examiner import Examiner
 from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 from bench.run.scheduler import expected_s
-from bench.train.training import CARD, compute, train, trainer_of
+from bench.train.scores import read_scores
+from bench.train.training import compute, train, trainer_of
 from bench.train.writer import Recipe
+from bench.typed_json import read
 
 MANY = 24  # variants from which on a sweep is said to take long
 TRAIN = "train."  # begins the name of an axis of training
@@ -253,7 +255,8 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
         if p.training and p.training.out in failed:
             _fail(sweep, variant.label, failed[p.training.out], log)
         elif p.training:
-            variant.agreement = agreement_on(Path(str(p.training.out)))
+            scores = read_scores(Path(str(p.training.out)))
+            variant.agreement = scores.agreement if scores else None
     return loaded if shared else None
 
 
@@ -268,8 +271,8 @@ def _is_trained(training: TrainConfig) -> bool:
     if not path.is_file():
         return False
     try:
-        there = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        there = read(dict[str, Any], path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove {path.parent}, and it is trained again") from error
     for key, value in _settings(training).items():
         if there.get(key) != value:
@@ -295,17 +298,6 @@ def _train(
     log(f"training weights {number}, in {training.out}")
     train(method, training, log, layers, loaded)
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
-
-
-def agreement_on(folder: Path) -> float | None:
-    """Held-out agreement with the target's choices after the last epoch, from the weights' card; None: not said."""
-    path = folder / CARD
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    if not rows or "agreement" not in rows[0]:
-        return None
-    column, ended = rows[0].index("agreement"), [row for row in rows if len(row) == len(rows[0])][-1]
-    return float(ended[column])
 
 
 def _reason(error: BaseException) -> str:

@@ -27,18 +27,20 @@ from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.drafting import trained
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.figures.records import check_writable
+from bench.figures.records import check_writable, write_json
 from bench.files import cache_root
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
 from bench.questions import QuestionSet
 from bench.run import environment
+from bench.run.processor import describe_processor
 from bench.train import conversations, loop, packed, prompts
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
+from bench.train.scores import SCORES_FILE, Data, Scores, epochs_of
 from bench.train.writer import Recipe
 
 HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
@@ -170,8 +172,9 @@ def train(
     trainer = trainer_of(method)(target, config, found, made, ranking)
     history = trainer.fit()
     wall_s = time.perf_counter() - begin_s
-    files = _write(out, trainer, card(trainer, history, made, checked, checkpoint, wall_s))
-    log(f"held-out top-1 agreement {history[-1]['agreement']:.3f}")
+    scores = _scores(trainer, history, made, checkpoint)
+    files = _write(out, trainer, scores, card(trainer, scores, _mixture(made), checked, wall_s))
+    log(f"held-out top-1 agreement {scores.agreement:.3f}")
     return files
 
 
@@ -285,11 +288,12 @@ def _is_clean(made: Conversations, chat: ChatFormat, sets: Sequence[QuestionSet]
     return [not filters.overlaps(chat.answer_text(row.tolist())) for row in rows]
 
 
-def _write(out: Path, trainer: Trainer, card_text: str) -> list[Path]:
+def _write(out: Path, trainer: Trainer, scores: Scores, card_text: str) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:
             trainer.save(Path(partial))
+            write_json(Path(partial) / SCORES_FILE, scores)
             tried = (out / TRIED).read_text(encoding="utf-8") if (out / TRIED).is_file() else ""
             (Path(partial) / CARD).write_text(card_text + tried, encoding="utf-8")
             files = [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
@@ -299,47 +303,45 @@ def _write(out: Path, trainer: Trainer, card_text: str) -> list[Path]:
     return files
 
 
-def card(
-    trainer: Trainer,
-    history: list[dict[str, float]],
-    made: Conversations,
-    checked: dict[str, Any],
-    checkpoint: Checkpoint,
-    wall_s: float,
-) -> str:
-    """Where the weights come from and what they are worth, as Markdown."""
-    config, last = trainer.config, history[-1]
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "device", "threads")}
-    columns = list(last)
-    table = [
-        "| " + " | ".join(columns) + " |",
-        "|" + "---|" * len(columns),
-        *("| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in history),
-    ]
+def _scores(trainer: Trainer, history: list[dict[str, float]], made: Conversations, checkpoint: Checkpoint) -> Scores:
+    mixture = {kind: round(count / max(1, made.answer_tokens), 3) for kind, count in made.by_kind().items()}
+    data = Data(len(made.lengths), len(made.tokens), made.answer_tokens, mixture, len(trainer.held_out))
     parameters = sum(p.numel() for p in trainer.module.parameters())
+    return Scores(checkpoint.name, checkpoint.sha256, parameters, data, epochs_of(history, prompts.KINDS))
+
+
+def card(trainer: Trainer, scores: Scores, mixture: str, checked: dict[str, Any], wall_s: float) -> str:
+    """Where the weights come from and what they are worth, as Markdown."""
+    settings = {k: v for k, v in dataclasses.asdict(trainer.config).items() if k not in ("out", "device", "threads")}
+    rows, data = scores.table(), scores.data
+    table = [
+        "| " + " | ".join(rows[0]) + " |",
+        "|" + "---|" * len(rows[0]),
+        *("| " + " | ".join(map(_cell, row.values())) + " |" for row in rows),
+    ]
     against = ", ".join(checked["against"]) or "nothing"
     missing = f"; not checked, because not at hand: {', '.join(checked['missing'])}" if checked["missing"] else ""
     return "\n".join(
         [
-            f"# {trainer.title} for {checkpoint.name}",
+            f"# {trainer.title} for {scores.model}",
             "",
-            f"{parameters:,} parameters, {trainer.describe()}. Made {datetime.date.today().isoformat()} by",
+            f"{scores.parameters:,} parameters, {trainer.describe()}. Made {datetime.date.today().isoformat()} by",
             "",
             f"    {environment.command_line()}",
             "",
-            f"on {environment.cpu_name()} ({trainer.device.type}), torch {torch.__version__}, in {wall_s / 60:.0f} min "
-            "(conversations and features taken from the cache cost nothing here).",
+            f"on {describe_processor().name} ({trainer.device.type}), torch {torch.__version__}, in "
+            f"{wall_s / 60:.0f} min (conversations and features taken from the cache cost nothing here).",
             "",
-            f"- Target: {checkpoint.name}, sha256 of the weights {checkpoint.sha256[:16]}.",
-            f"- Data: {len(made.lengths):,} conversations of {len(made.tokens):,} tokens, of which the target chose "
-            f"{made.answer_tokens:,} (greedily) as answers to prompts of seeded grammars; of the answers' tokens "
-            f"{_mixture(made)}.",
+            f"- Target: {scores.model}, sha256 of the weights {scores.model_sha256[:16]}.",
+            f"- Data: {data.conversations:,} conversations of {data.tokens:,} tokens, of which the target chose "
+            f"{data.answer_tokens:,} (greedily) as answers to prompts of seeded grammars; of the answers' tokens "
+            f"{mixture}.",
             f"- Decontamination: {checked['dropped']} conversations dropped for sharing 13 words in a row, or a whole "
             f"shorter question, with {against}{missing}.",
             f"- Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.",
             f"- Loss: {trainer.loss_text}; AdamW (0.9, 0.95), clip 0.5.",
             "",
-            f"Scores on {len(trainer.held_out)} conversations whose templates were held out: {trainer.scores_text}",
+            f"Scores on {data.held_out} conversations whose templates were held out: {trainer.scores_text}",
             "",
             *table,
             "",

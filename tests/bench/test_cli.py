@@ -260,7 +260,7 @@ def test_gpu_that_torch_cannot_use_is_a_loud_warning_and_the_run_goes_on(setting
     flags = ["--method", "vanilla", "--tasks", "qa"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     assert "WARNING: this machine has an NVIDIA GPU, but this torch" in capsys.readouterr().err
-    assert records(setting.out)[0].device["type"] == "cpu"
+    assert records(setting.out)[0].machine.type == "cpu"
     monkeypatch.setattr(loading, "has_nvidia_gpu", lambda: False)
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
     assert "WARNING" not in capsys.readouterr().err

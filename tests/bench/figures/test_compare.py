@@ -13,11 +13,13 @@ import pytest
 from bench.cli import main
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.compare import BETTER, NOT_INTERLEAVED, SAME, UNKNOWN, WORSE, compare, judge, worst
-from bench.figures.compare_answers import ACCEPTED, LIMITS, TIME, compare_answers
+from bench.figures.compare import NOT_INTERLEAVED, compare
+from bench.figures.machine import Machine, Processor
 from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
 from bench.figures.rules import Rules
+from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE, judge, worst
 from bench.report import compare_page
+from bench.spec_bench.compare_answers import ACCEPTED, LIMITS, TIME, compare_answers
 
 COSTS = {"shallow": 0.05, "draft": 0.05, "verify": {"1": 0.9, "2": 1.0, "3": 1.1, "9": 1.7}, "rest": 0.05}
 QUESTIONS = 12
@@ -33,7 +35,7 @@ def a_run(name: str = "r", **more) -> Run:
         "command": "roobench",
         "model": {"name": "tiny", "sha256": "a" * 64},
         "dataset": {"name": "mini", "sha256": "b" * 64},
-        "device": {"type": "cpu", "name": "a CPU", "threads": 2, "instructions": "AVX2"},
+        "machine": Machine("cpu", "a CPU", 2, torch_instructions="AVX2"),
         "dtype": "float32",
         "config": {"max_new_tokens": 9, "temperature": 0.0, "top_p": 1.0, "top_k": 0},
         "methods": methods,
@@ -146,11 +148,21 @@ def test_one_token_less_accepted_is_worse_on_one_machine_and_within_the_toleranc
     assert metric(found, "CR")["verdict"] == WORSE
     assert found["methods"]["kangaroo"]["verdict"] == WORSE
     assert any("CR" in text or "speedup at base's costs" in text for text in compare_page.findings(found))
-    elsewhere = a_run("new", device={"type": "cpu", "name": "a CPU", "threads": 4, "instructions": "AVX2"})
+    elsewhere = a_run("new", machine=Machine("cpu", "a CPU", 4, torch_instructions="AVX2"))
     assert (
         metric(compared(less_accepted(some_turns(2)), new=elsewhere, rules=Rules(tolerance=0.03)), "CR")["verdict"]
         == SAME
     )
+
+
+def test_another_processor_of_the_same_name_is_another_machine():
+    machines = [Machine("cpu", "a CPU", 2, Processor("a CPU", model=model)) for model in ("1", "2")]
+    runs = {side: a_run(side, machine=machine) for side, machine in zip(("base", "new"), machines, strict=True)}
+    with pytest.raises(UserError, match=rf"device: .*{machines[0].digest}.*{machines[1].digest}"):
+        compared(less_accepted(some_turns(2)), **runs)
+    found = compared(less_accepted(some_turns(2)), **runs, rules=Rules(tolerance=0.03, allow=("device",)))
+    assert found["same_machine"] is False
+    assert metric(found, "CR")["verdict"] == SAME
 
 
 def test_more_drafts_that_bring_nothing_are_worse_by_what_they_cost():
@@ -232,7 +244,7 @@ def test_an_answer_that_is_not_vanillas_any_more_is_worse():
         ("model", {"model": {"name": "other", "sha256": "c" * 64}}),
         ("questions", {"dataset": {"name": "mini", "sha256": "d" * 64}}),
         ("dtype", {"dtype": "bfloat16"}),
-        ("device", {"device": {"type": "cuda", "name": "a GPU"}}),
+        ("device", {"machine": Machine("cuda", "a GPU")}),
         ("limit of new tokens", {"config": {"max_new_tokens": 64, "temperature": 0.0, "top_p": 1.0, "top_k": 0}}),
     ],
 )

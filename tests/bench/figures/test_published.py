@@ -56,12 +56,21 @@ def read(tmp_path, value) -> published.Source:
         (SOURCE | {"schema": 2}, "schema 2 is not 1"),
         (SOURCE | {"surprise": 1}, "surprise"),
         (SOURCE | {"results": [RESULT | {"hardware": ""}]}, "hardware is ''"),
-        (SOURCE | {"results": [{"method": "kangaroo"}]}, "missing"),
+        (SOURCE | {"results": [{"method": "kangaroo"}]}, "results[0].label: missing"),
         (SOURCE | {"results": [RESULT | {"speedup": {"quiz": 1.0}}]}, "no such task"),
-        (SOURCE | {"results": [RESULT | {"speedup": {"qa": "1.5x"}}]}, "'1.5x', not a number"),
-        (SOURCE | {"results": [RESULT | {"compression_rate": {"qa": True}}]}, "True, not a number"),
-        (SOURCE | {"results": [RESULT | {"ctar": {"qa": [0.5, None]}}]}, "None, not a number"),
-        (SOURCE | {"ablations": [{"what": "depth"}]}, "'depth'"),
+        (
+            SOURCE | {"results": [RESULT | {"speedup": {"qa": "1.5x"}}]},
+            "speedup.qa: Input should be a valid number, not '1.5x'",
+        ),
+        (
+            SOURCE | {"results": [RESULT | {"compression_rate": {"qa": True}}]},
+            "compression_rate.qa: Input should be a valid number, not True",
+        ),
+        (
+            SOURCE | {"results": [RESULT | {"ctar": {"qa": [0.5, None]}}]},
+            "ctar.qa[1]: Input should be a valid number, not None",
+        ),
+        (SOURCE | {"ablations": [{"what": "depth"}]}, "ablations[0].method: missing"),
     ],
 )
 def test_a_malformed_file_is_told_with_its_reason(tmp_path, value, reason):

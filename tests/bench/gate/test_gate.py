@@ -10,9 +10,11 @@ import pytest
 
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.figures.compare import BETTER, DECODE, PREFILL, SAME, UNKNOWN, WORSE, compare
+from bench.figures.compare import DECODE, PREFILL, compare
+from bench.figures.machine import Machine
 from bench.figures.records import Audit, MethodInfo, Run, Turn, read_run, read_turns
 from bench.figures.rules import GateSettings
+from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE
 from bench.gate import gate as gate_module
 from bench.gate.gate import PAIRS_FILE, Gate
 from bench.report import compare_page
@@ -45,7 +47,7 @@ class Scripted:
         }
         self.run = Run(
             run_id="r", command="roobench", model={"name": "tiny", "sha256": "a" * 64},
-            dataset={"name": "mini", "sha256": "b" * 64}, device={"type": "cpu", "name": "a CPU"}, dtype="float32",
+            dataset={"name": "mini", "sha256": "b" * 64}, machine=Machine("cpu", "a CPU"), dtype="float32",
             config={"max_new_tokens": 9}, methods=methods, engine={}, provenance={"commit": name * 10},
         )  # fmt: skip
 

@@ -25,10 +25,11 @@ PAPER = {
     "ablations": [], "notes": [],
     "results": [
         {
-            "method": method, "label": method.title(), "model": "Vicuna-7B", "hardware": "h", "settings": settings,
+            "method": method, "label": method.title(), "model": "Vicuna-7B", "hardware": "h", "settings": "",
+            "knobs": knobs,
             "speedup": {"overall": 1.5}, "compression_rate": {"overall": 2.0}, "ctar": {},
         }
-        for method, settings in (("kangaroo", "exit layer 4, gamma 3"), ("medusa", ""), ("rest", ""))
+        for method, knobs in (("kangaroo", {"exit_layer": 4, "gamma": 3}), ("medusa", {}), ("rest", {}))
     ],
 }  # fmt: skip
 

@@ -7,9 +7,9 @@ import random
 from typing import Any
 
 from bench.figures import stats
-from bench.figures.decode import decode
 from bench.figures.metrics import TASKS
 from bench.figures.summary import OVERALL, Cell, Estimate, Summary
+from bench.typed_json import decode_value
 
 EDGES = [i / 20 for i in range(21)]
 SIX = (
@@ -53,7 +53,7 @@ def rich_summary(names: tuple[str, ...] = SIX, tasks: tuple[str, ...] = TASKS, *
         "against": _against([name for name, entry in methods.items() if entry["kind"] == "method"]),
         "methods": methods,
     }
-    return decode(Summary, value)
+    return decode_value(Summary, value)
 
 
 def _against(names: list[str]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import TASKS, summarize
 from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
 from bench.figures.summary import Summary
@@ -25,11 +26,11 @@ def make_run(methods: dict[str, str], **more) -> Run:
         "command": "roobench --methods a|b",
         "model": {"name": "tiny_model", "sha256": "ab" * 32},
         "dataset": {"name": "mini", "sha256": "cd" * 32, "questions": 12, "tasks": list(TASKS)},
-        "device": {"type": "cpu", "name": "a CPU", "threads": 2},
+        "machine": Machine("cpu", "a CPU", 2),
         "dtype": "float32",
         "config": {},
-        "engine": {"execution": "packed"},
-        "provenance": {"commit": "0123abc", "dirty": True, "versions": {"torch": "9.9"}},
+        "engine": {"weights": "packed"},
+        "provenance": {"commit": "0123abc", "dirty": True, "packages": {"torch": "9.9"}},
         "wall_s": 61.0,
     }
     return Run(methods=infos, **(values | more))

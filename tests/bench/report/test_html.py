@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import summarize
 from bench.figures.published import Result, Source
 from bench.figures.records import Audit, Turn, read_run, read_turns
@@ -310,7 +311,8 @@ def test_nothing_from_the_records_becomes_markup():
     given = renamed(f'{HOSTILE}"onload="x')
     run, turns = given["run"], given["turns"]
     run.command = run.provenance["started"] = HOSTILE
-    run.model["name"] = run.device["name"] = HOSTILE
+    run.model["name"] = HOSTILE
+    run.machine = Machine(name=HOSTILE)
     turns.append(Turn(LOSSY, 99, "qa", "qa", 0, 0, error=HOSTILE))
     pieces = dict.fromkeys(PIECES, f"{HOSTILE}\n<img src=x onerror=alert(1)>")
     text = page_text(

@@ -69,7 +69,7 @@ def test_the_page_tells_knobs_and_provenance():
     assert r"| command | `roobench --methods a\|b` |" in page
     assert "| commit | 0123abc with uncommitted changes |" in page
     assert "| questions | mini (12), sha256 `cdcdcdcdcdcd` |" in page
-    assert "| versions | torch 9.9 |" in page
+    assert "| packages | torch 9.9 |" in page
     assert "| wall time | 61 s |" in page
 
 

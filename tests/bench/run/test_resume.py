@@ -162,8 +162,8 @@ def test_the_same_settings_may_be_said_again(whole, tmp_path):
     ("where", "value", "said"),
     [
         (("model", "sha256"), "f" * 64, "model was 'ffff"),
-        (("device", "name"), "another processor", "device was 'another processor'"),
-        (("device", "threads"), 77, "threads was 77"),
+        (("machine", "name"), "another processor", "device was 'another processor'"),
+        (("machine", "threads"), 77, "threads was 77"),
         (("provenance", "packages"), {"torch": "1.0"}, "torch was '1.0'"),
         (("dtype",), "bfloat16", "dtype was 'bfloat16'"),
     ],

@@ -446,21 +446,6 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(trained, setting, ca
     assert "left out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("card", [None, "# Weights\n\nNo table.\n", "| epoch | loss |\n|---|---|\n| 1 | 2.0 |\n"])
-def test_agreement_that_no_card_tells_is_unknown(card, tmp_path):
-    if card is not None:
-        (tmp_path / "README.md").write_text(card)
-    assert sweep.agreement_on(tmp_path) is None
-
-
-def test_agreement_is_the_last_epochs(tmp_path):
-    rows = (
-        "| epoch | loss | agreement | qa |\n|---|---|---|---|\n| 1 | 2.0 | 0.250 | 0.1 |\n| 2 | 1.0 | 0.375 | 0.2 |\n"
-    )
-    (tmp_path / "README.md").write_text(f"# Weights\n\n{rows}\nTried: nothing.\n")
-    assert sweep.agreement_on(tmp_path) == 0.375
-
-
 # --- table -----------------------------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,12 @@ PARAMETERS = {
 @pytest.mark.parametrize(("architecture", "parameters"), PARAMETERS.items())
 def test_trained_weights_run_losslessly_and_draft_well(train, setting, capsys, architecture, parameters):
     assert train("--epochs", "4", "--architecture", architecture) == 0
-    assert sorted(path.name for path in train.out.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
+    assert sorted(path.name for path in train.out.iterdir()) == [
+        "README.md",
+        "adapter.safetensors",
+        "config.json",
+        "scores.json",
+    ]
     assert str(train.out / "adapter.safetensors") in capsys.readouterr().out
     config = json.loads((train.out / "config.json").read_text())
     assert (config["hidden_size"], config["exit_layer"], config["draft_vocab"]) == (48, EXIT, 0)

@@ -45,7 +45,12 @@ def train(setting, monkeypatch, tmp_path):
 )
 def test_trained_heads_run_losslessly_and_draft(train, setting, flags, parameters):
     assert train("--heads", str(HEADS), "--epochs", "4", *flags) == 0
-    assert sorted(path.name for path in train.out.iterdir()) == ["README.md", "config.json", "heads.safetensors"]
+    assert sorted(path.name for path in train.out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "heads.safetensors",
+        "scores.json",
+    ]
     config = json.loads((train.out / "config.json").read_text())["heads"]
     assert (config["heads"], config["own_lm_heads"]) == (HEADS, "--own-lm-heads" in flags)
     labels = [f"medusa:weights={train.out},{tree}" for tree in ("tree=chain", "tree=0/1/0-0", "tree=auto")]

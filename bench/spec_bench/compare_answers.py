@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, compare, metrics
+from bench.figures import breakdown, compare, metrics, verdicts
 from bench.figures.compare import FAILED, SCHEMA
 from bench.figures.metrics import OVERALL
 from bench.figures.rules import Rules
@@ -56,22 +56,22 @@ def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> dict[str, 
         "warnings": warnings,
         "methods": {new_path.stem: {"kind": "method", "tasks": cells}},
     }
-    compare.settle(compared)
+    verdicts.settle(compared)
     return compared
 
 
-def _metrics(asked: list[Pair], pairs: list[Pair], tasks: Sequence[str], rules: Rules) -> dict[str, compare.Metric]:
+def _metrics(asked: list[Pair], pairs: list[Pair], tasks: Sequence[str], rules: Rules) -> dict[str, verdicts.Metric]:
     by_task = [[pair for pair in pairs if pair[0].task == task] for task in tasks]
     accepted = [breakdown.mean(_accepted([pair[side] for pair in task]) for task in by_task) for side in (0, 1)]
     sums = [np.array([_sums(pair) for pair in task]).reshape(-1, 4) for task in by_task]
-    change = compare.time_change(sums)
-    verdict = compare.judge(change, rules.effect, more_is_worse=True)
+    change = verdicts.time_change(sums)
+    verdict = verdicts.judge(change, rules.effect, more_is_worse=True)
     found = {
-        TIME: compare.new_metric(*compare.per_unit(sums), change, verdict=verdict, counts=False),
-        FAILED: compare.fault([pair for pair in asked if pair[0].task in tasks], _failed),
+        TIME: verdicts.new_metric(*verdicts.per_unit(sums), change, verdict=verdict, counts=False),
+        FAILED: verdicts.fault([pair for pair in asked if pair[0].task in tasks], _failed),
     }
     if accepted[0] is not None and accepted[1] is not None:
-        found[ACCEPTED] = compare.counter(accepted[0], accepted[1], rules.tolerance, more_is_worse=False)
+        found[ACCEPTED] = verdicts.counter(accepted[0], accepted[1], rules.tolerance, more_is_worse=False)
     return found
 
 

@@ -1,4 +1,4 @@
-"""serve: one side of a gate, which starts it and speaks to it through its standard input and output."""
+"""gate-side: one side of a gate, which starts it and speaks to it through its standard input and output."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from bench.commands import new_parser
-from bench.config import RunConfig, frozen
+from bench.config import RunConfig
 from bench.errors import UserError
+from bench.typed_json import decode_value
 
 
 def parser() -> ArgumentParser:
     """What the command takes."""
-    return new_parser("serve", "One side of a gate; started by `gate` and of no use by itself.")
+    return new_parser("gate-side", "One side of a gate; started by `gate` and of no use by itself.")
 
 
 def run(options: Namespace) -> int:
@@ -27,10 +28,10 @@ def run(options: Namespace) -> int:
     first = sys.stdin.readline()
     try:
         given = json.loads(first)
-        settings = RunConfig(**frozen(given["config"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        settings = decode_value(RunConfig, given["config"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"serve is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
+            f"gate-side is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
         ) from error
     worker.serve(worker.Worker(settings, given.get("measured", {}), given.get("slower", {})), sys.stdin, out)
     return 0

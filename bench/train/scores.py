@@ -1,0 +1,83 @@
+"""Held-out scores of trained weights, as `scores.json` next to them. Their card shows the same to readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.typed_json import Count, Real, Share, read
+
+SCORES_FILE = "scores.json"
+_DIGITS = 3  # of scores: some ten thousand tokens are held out
+
+
+@dataclass(frozen=True)
+class Data:
+    """What was trained on."""
+
+    conversations: Count
+    tokens: Count
+    answer_tokens: Count  # chosen by the target
+    mixture: dict[str, Share]  # of the answers' tokens, by kind of prompt; empty: not known
+    held_out: Count  # conversations that the scores are measured on
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Scores after an epoch."""
+
+    epoch: Count
+    loss: Real  # in training
+    scores: dict[str, Real]  # `agreement` with the target's own choices among them
+    by_kind: dict[str, Share]  # agreement by kind of prompt; empty: not known
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What weights were made from and how good they are."""
+
+    model: str  # the target
+    model_sha256: str
+    parameters: Count
+    data: Data
+    epochs: list[Epoch]
+
+    @property
+    def agreement(self) -> float:
+        """The share of the target's own choices that the first draft hits, after the last epoch."""
+        return self.epochs[-1].scores["agreement"]
+
+    def table(self) -> list[dict[str, float]]:
+        """A row an epoch, one level deep."""
+        return [{"epoch": e.epoch, "loss": e.loss, **e.scores, **e.by_kind} for e in self.epochs]
+
+
+def epochs_of(history: Sequence[dict[str, float]], kinds: Sequence[str]) -> list[Epoch]:
+    """From what a trainer's `fit` returns; `kinds`: of prompts."""
+    return [
+        Epoch(
+            int(row["epoch"]),
+            round(row["loss"], _DIGITS),
+            {name: round(value, _DIGITS) for name, value in row.items() if name not in ("epoch", "loss", *kinds)},
+            {kind: round(row[kind], _DIGITS) for kind in kinds if kind in row},
+        )
+        for row in history
+    ]
+
+
+def read_scores(folder: Path) -> Scores | None:
+    """The scores of the weights in a folder; None where there are none.
+
+    Raises:
+        UserError: they are malformed.
+
+    """
+    path = folder / SCORES_FILE
+    try:
+        return read(Scores, path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): train again, or remove the file") from error
