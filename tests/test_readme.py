@@ -12,6 +12,7 @@ import methods
 from bench.cli import main
 from bench.drafting.loop import decode
 from bench.errors import UserError
+from bench.figures.summary import read_summary
 from bench.train import prompts, training
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
 from tests.methods.test_distribution import LEVEL, MODES, exact, p_value, sampled
@@ -107,7 +108,14 @@ def test_trained_example_trains_runs_and_is_listed_and_reported(
     assert {turn.audit.verdict for turn in turns if turn.method != "vanilla"} == {"identical"}
     assert sum(sum(turn.per_step_drafted) for turn in turns if turn.method == "linear") > 0
     assert run.methods["linear"].extra_parameters == 48 * 48
-    assert "linear" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "| linear |" in report
+    assert "steps in which it drafted" in report
+    both = read_summary(out).methods["pld+linear"]
+    assert [member.label for member in both.members] == ["pld", "linear"]
+    assert sum(member.accepted for member in both.members) == sum(
+        sum(turn.per_step_accepted) for turn in turns if turn.method == "pld+linear"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)

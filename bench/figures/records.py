@@ -78,6 +78,7 @@ class Turn:
     per_step_emitted: list[Count] = field(default_factory=list)  # of the kept answer
     per_step_depth: list[Count] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
     per_step_calls: list[Count] = field(default_factory=list)  # runs of the draft model; empty: not recorded
+    per_step_part: list[Count] = field(default_factory=list)  # which member of a composition drafted; empty: no such
     per_step_rejected: list[list[Count]] = field(default_factory=list)  # drafts that lost to a step's last token
     accepted_confidence: list[Share] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
     rejected_confidence: list[Share] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
@@ -333,7 +334,7 @@ def _check(turn: Turn) -> None:
         raise MismatchError(f"round: must be at least 0, not {turn.round}")
     lists = (
         "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_calls",
-        "per_step_rejected",
+        "per_step_part", "per_step_rejected",
     )  # fmt: skip
     lengths = {name: len(steps) for name in lists if (steps := getattr(turn, name))}
     if len(set(lengths.values())) > 1:

@@ -117,6 +117,16 @@ class Answered:
 
 
 @dataclass(slots=True)
+class Member:
+    """What one member of a composition did, over all turns."""
+
+    label: str
+    steps: int  # in which it drafted
+    drafted: int
+    accepted: int
+
+
+@dataclass(slots=True)
 class Entry:
     """One method's part of a summary."""
 
@@ -126,6 +136,7 @@ class Entry:
     notes: dict[str, Any]  # what the method says of itself
     answered: Answered
     tasks: dict[str, Cell]  # `overall` last
+    members: list[Member] = field(default_factory=list)  # of a composition, in the order in which they are asked
 
     @property
     def overall(self) -> Cell:

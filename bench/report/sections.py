@@ -185,6 +185,7 @@ def _method(run: Run, summary: Summary, name: str) -> Section:
         [Table(table(["note", "value"], notes, 2).columns, notes, "Notes of the method", folded=True)] if notes else []
     )
     parts: list[Part] = [tables.method(entry, verdict), shown_is(summary), tables.detail(entry), *tables.folded(entry)]
+    parts += [tables.members(entry)] if entry.members else []
     return Section(shown_name(name, entry), [*parts, *said, *_predictions(run, summary, name)], folded=True)
 
 

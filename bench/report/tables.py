@@ -22,7 +22,7 @@ from bench.report.formats import (
     times_between,
     window_list,
 )
-from bench.report.model import Column, Strong, Table
+from bench.report.model import Column, Strong, Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,6 +205,21 @@ def folded(entry: Entry) -> list[Table]:
         rows = {f"{number(each.context, 0)} tokens": each for each in entry.overall.context}
         found.append(by_row("mean context", rows, columns, "Time per token by length of context"))
     return [dataclasses.replace(table, folded=True) for table in found]
+
+
+def members(entry: Entry) -> Table:
+    """Who of a composition drafted, and with what success."""
+    steps = entry.overall.steps or 0
+    rows = [
+        [
+            member.label,
+            percent(member.steps / steps if steps else None),
+            str(member.drafted),
+            percent(member.accepted / member.drafted if member.drafted else None),
+        ]
+        for member in entry.members
+    ]
+    return table(["member", "steps in which it drafted", "drafts", "of them accepted"], rows, 1, "Members")
 
 
 def peer(entry: Entry, verdict: Verdict = lossless_text) -> Table:
