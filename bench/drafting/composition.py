@@ -69,6 +69,18 @@ class Composition(SpeculativeMethod):
         return {label: member.knobs() for label, member in self._named()}
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """Those of each member."""
+        return {label: member.measured for label, member in self._named() if member.measured}
+
+    @classmethod
+    def repeated(cls, config: CompositionConfig, recorded: dict[str, Any]) -> CompositionConfig:
+        """Each member with its own recorded values."""
+        return CompositionConfig(
+            tuple(replace(m, config=m.method.repeated(m.config, recorded.get(m.label, {}))) for m in config.members)
+        )
+
+    @property
     def widest(self) -> int:
         """Of the member that asks for most."""
         return max(member.widest for member in self.members)

@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from bench.drafting import costs
@@ -22,6 +22,7 @@ from bench.drafting.sequence import Draft, Outcome, Sequence, States, Step
 from bench.drafting.verify import Verify, exact
 from bench.engine.decoder import Decoder
 from bench.models.checkpoints import Checkpoint
+from bench.typed_json import decode_value
 
 __all__ = ["Answer", "Draft", "Method", "NoKnobs", "Outcome", "Peer", "Sequence", "SpeculativeMethod", "States"]
 __all__ += ["Step", "TextMethod"]
@@ -58,8 +59,25 @@ class Method(ABC):  # noqa: B024 - its two kinds say what there is to do
         return {}
 
     def knobs(self) -> dict[str, Any]:
-        """The knobs as they ran, for `run.json`."""
+        """The knobs as asked for, completed by what the weights say, for `run.json`."""
         return asdict(self.config)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """Values of knobs that were left open and measured or chosen at the start: given back, they repeat a run."""
+        return {}
+
+    @classmethod
+    def repeated(cls, config: Any, recorded: dict[str, Any]) -> Any:
+        """`config` with recorded values of some knobs; those that it does not have are left out.
+
+        Raises:
+            ValueError: a value that its knob does not take.
+
+        """
+        known = {item.name for item in fields(config)}
+        values = asdict(config) | {name: value for name, value in recorded.items() if name in known}
+        return decode_value(cls.Config, values)
 
 
 class SpeculativeMethod(Method):

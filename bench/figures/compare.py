@@ -165,7 +165,7 @@ class _Comparison:
 
     def exact(self, label: str) -> bool:
         """Whether equal code would give equal counters: machine, engine and all that is measured at start are alike."""
-        sides = [(run.methods[label].config, run.engine.get("pass_widths")) for run, _ in (self.base, self.new)]
+        sides = [run.methods[label].ran for run, _ in (self.base, self.new)]
         return self.same_machine and sides[0] == sides[1]
 
     def method(self, label: str) -> dict[str, Any]:

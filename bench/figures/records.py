@@ -105,9 +105,21 @@ class MethodInfo:
     kind: Annotated[str, Field(pattern="^(vanilla|method|peer)$")]
     lossless: bool
     extra_parameters: Count  # weights that the method adds to the target
-    config: dict[str, Any]  # every knob with its value
+    config: dict[str, Any]  # every knob with its value, as asked for or as the weights say
     notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
     costs: PassCosts | None = None  # None: not known
+    measured: dict[str, Any] = field(default_factory=dict)  # knobs left open, as they were measured or chosen
+
+    @property
+    def ran(self) -> dict[str, Any]:
+        """Every knob as it ran."""
+        return _over(self.config, self.measured)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` in front of `below`, within the members of a composition as well."""
+    nested = {key: _over(below[key], value) for key, value in above.items() if isinstance(below.get(key), dict)}
+    return below | above | nested
 
 
 @dataclass(slots=True)

@@ -8,22 +8,22 @@ from typing import Any
 from bench.figures.records import Run
 from methods import Variant
 
-_MEASURED = ("costs",)  # knobs; what follows from them (a tree, when to stop) each side chooses by its own code
+_SHARED = ("costs",)  # what follows from them (a tree, when to stop) each side chooses by its own code
 
 
 def measured_by(run: Run) -> dict[str, Any]:
-    """Measured knobs by method."""
-    return {
-        "knobs": {
-            label: {name: info.config[name] for name in _MEASURED if info.config.get(name)}
-            for label, info in run.methods.items()
-        },
-    }
+    """The measured costs, by method."""
+    return {label: found for label, info in run.methods.items() if (found := _shared(info.ran))}
 
 
 def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
-    """The variant with the knobs that were measured before."""
-    known = {field.name for field in dataclasses.fields(variant.method.Config)}
-    values = measured.get("knobs", {}).get(variant.label, {})
-    taken = {name: value for name, value in values.items() if name in _MEASURED and name in known}
-    return dataclasses.replace(variant, config=dataclasses.replace(variant.config, **taken))
+    """The variant with the costs that were measured before."""
+    recorded = measured.get(variant.label, {})
+    return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded))
+
+
+def _shared(ran: dict[str, Any]) -> dict[str, Any]:
+    """The costs of a method, or of a composition's members by their labels."""
+    found = {name: ran[name] for name in _SHARED if ran.get(name)}
+    nested = {label: _shared(knobs) for label, knobs in ran.items() if isinstance(knobs, dict)}
+    return found | {label: knobs for label, knobs in nested.items() if knobs}

@@ -129,7 +129,7 @@ def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
         own = [turn for turn in turns if turn.method == label and turn.error is None]
         if method not in costs.forms or not own:
             continue
-        layer = int(info.config.get("exit_layer") or costs.forms[method].exit_layer)
+        layer = int(info.ran.get("exit_layer") or costs.forms[method].exit_layer)
         steps = list(_steps(own))
         rate = fmean(emitted for emitted, _ in steps)
         mean_ms = fmean(costs.step_ms(method, shape, layer) for _, shape in steps)

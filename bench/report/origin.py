@@ -24,10 +24,21 @@ def knobs(run: Run) -> Section:
             Code(", ".join(f"{knob}={value_text(value)}" for knob, value in info.config.items()))
             if info.config
             else UNDEFINED,
+            Code(", ".join(f"{knob}={value_text(value)}" for knob, value in info.measured.items()))
+            if info.measured
+            else UNDEFINED,
         ]
         for name, info in run.methods.items()
     ]
-    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs"]
+    header = [
+        "method",
+        "kind",
+        "lossless",
+        "extra parameters",
+        "peak memory",
+        "knobs",
+        "measured or chosen at the start",
+    ]
     return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
 
 

@@ -240,7 +240,7 @@ def _chain_beside(run: Run, name: str, drafts: int) -> str | None:
     chain = "/".join("-".join("0" * depth) for depth in range(1, drafts + 1))  # as records spell it: 0/0-0/0-0-0
     for other, info in run.methods.items():
         alike = other.partition(":")[0] == name.partition(":")[0] and _fixed(info) == _fixed(run.methods[name])
-        if alike and other != name and info.config.get("tree") == chain:
+        if alike and other != name and info.ran.get("tree") == chain:
             return other
     return None
 

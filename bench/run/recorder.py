@@ -124,6 +124,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
                 c.runner.knobs(),
                 c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
+                c.runner.measured,
             )
             for c in examiner.contestants
         },

@@ -122,7 +122,7 @@ def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
     if info is None:
         raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
     try:
-        return dataclasses.replace(variant, config=decode_value(variant.method.Config, info.config))
+        return dataclasses.replace(variant, config=variant.method.repeated(variant.config, info.ran))
     except ValueError as error:
         raise UserError(f"cannot resume run {run.run_id}: {variant.label} does not take its knobs ({error})") from error
 

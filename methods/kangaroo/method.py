@@ -163,8 +163,6 @@ class Kangaroo(SpeculativeMethod):
             if config.costs:
                 self.costs = Costs.parse(config.costs)
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
-            # Records show what ran, not what was left open.
-            self.config = replace(self.config, costs=str(self.costs))
 
     def _cache(self, slot: int) -> KVCache:
         """The adapter's cache for the sequence in a slot."""
@@ -190,6 +188,11 @@ class Kangaroo(SpeculativeMethod):
         """A chain that nothing stops."""
         chain = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": ""}
         return replace(self.config, **chain, stop="threshold", threshold=0.0, costs=""), windows
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The costs that stop=gain goes by."""
+        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
 
     @property
     def notes(self) -> dict[str, Any]:

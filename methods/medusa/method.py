@@ -144,7 +144,8 @@ class Medusa(SpeculativeMethod):
         self.by_count = [fast(heads) for heads in range(1, count + 1)]
         if config.costs:
             self.costs = Costs.parse(config.costs)
-        tree = self._choose(config, record, folder)
+        asked = config.tree or ("auto" if record is not None else PUBLISHED)
+        tree = self._choose(config, asked, record, folder)
         tree = [path for path in tree if max(path) < size]
         self.parents, self.ranks = tree_from_paths(tree)
         self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
@@ -159,16 +160,17 @@ class Medusa(SpeculativeMethod):
         self.config = replace(
             config,
             heads=count,
-            tree=_spell(tree),
+            tree=asked if self._predicted else _spell(tree),
             draft_vocab=vocab,
             drafts=config.drafts or sampled,
-            costs=str(self.costs) if self._predicted else config.costs,
         )
+        self.measured_knobs = {"tree": _spell(tree)} if self._predicted else {}
+        if self._predicted and not config.costs:
+            self.measured_knobs["costs"] = str(self.costs)
 
-    def _choose(self, config: MedusaConfig, record: RankRecord | None, folder: Path) -> list[RankPath]:
+    def _choose(self, config: MedusaConfig, asked: str, record: RankRecord | None, folder: Path) -> list[RankPath]:
         """The tree's rank paths."""
         count = len(self.by_count)
-        asked = config.tree or ("auto" if record is not None else PUBLISHED)
         chains = [_chain(n) for n in range(1, count + 1)]
         if asked == "chain" and (config.heads or record is None):
             return chains[-1]
@@ -217,6 +219,11 @@ class Medusa(SpeculativeMethod):
     def extra_parameters(self) -> int:
         """The weights of the heads in use; a shared LM head is the target's."""
         return sum(p[: self.config.heads].numel() for p in self.heads.parameters())
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The tree that was chosen, and the costs that it was chosen by."""
+        return self.measured_knobs
 
     @property
     def notes(self) -> dict[str, Any]:
