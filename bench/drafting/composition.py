@@ -74,11 +74,16 @@ class Composition(SpeculativeMethod):
         return {label: member.measured for label, member in self._named() if member.measured}
 
     @classmethod
-    def repeated(cls, config: CompositionConfig, recorded: dict[str, Any]) -> CompositionConfig:
+    def repeated(
+        cls, config: CompositionConfig, recorded: dict[str, Any], *, lenient: bool = False
+    ) -> CompositionConfig:
         """Each member with its own recorded values."""
-        return CompositionConfig(
-            tuple(replace(m, config=m.method.repeated(m.config, recorded.get(m.label, {}))) for m in config.members)
-        )
+
+        def member(one: Member) -> Member:
+            values = recorded.get(one.label, {})
+            return replace(one, config=one.method.repeated(one.config, values, lenient=lenient))
+
+        return CompositionConfig(tuple(map(member, config.members)))
 
     @property
     def widest(self) -> int:

@@ -11,7 +11,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from bench.drafting import costs
@@ -68,16 +68,14 @@ class Method(ABC):  # noqa: B024 - its two kinds say what there is to do
         return {}
 
     @classmethod
-    def repeated(cls, config: Any, recorded: dict[str, Any]) -> Any:
-        """`config` with recorded values of some knobs; those that it does not have are left out.
+    def repeated(cls, config: Any, recorded: dict[str, Any], *, lenient: bool = False) -> Any:
+        """`config` with recorded values of some knobs. `lenient`: those that it does not have are left out.
 
         Raises:
             ValueError: a value that its knob does not take.
 
         """
-        known = {item.name for item in fields(config)}
-        values = asdict(config) | {name: value for name, value in recorded.items() if name in known}
-        return decode_value(cls.Config, values)
+        return decode_value(cls.Config, asdict(config) | recorded, lenient=lenient)
 
 
 class SpeculativeMethod(Method):

@@ -3,7 +3,7 @@
 Two kinds of evidence:
 
 - *Counters* (tokens per step, drafted tokens, losslessness) do not depend on how fast a machine is today. On one
-  machine, with the same measured costs and pass widths, they repeat exactly, so any difference is the code's.
+  machine, with the same measured costs, they repeat exactly, so any difference is the code's.
   Otherwise ties of the target and choices of drafts fall otherwise, which moves CR by up to a tolerance.
 - *Times* say something of the code only where both runs were interleaved on one machine (`gate` does that: their
   records share `provenance["interleaved"]`). Then each method's time per token is compared, vanilla's too: a faster

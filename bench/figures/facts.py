@@ -41,9 +41,7 @@ class DatasetFacts(TypedDict, total=False):
 class EngineFacts(TypedDict, total=False):
     """How the engine ran passes."""
 
-    execution: str
     weights: str
-    pass_widths: dict[str, Count]
     cache_positions: Count
     huge_pages_mib: Count
     cuda_graphs: str

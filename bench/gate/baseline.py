@@ -1,7 +1,7 @@
 """Counters against a committed baseline: what changes in them is the code's, on any day and machine.
 
 A baseline is a run of few questions with `floor.json` beside it: the overall decode speedup that each method must reach
-wherever the gate runs. Methods run with the costs and pass widths that the baseline measured, so that nothing is
+wherever the gate runs. Methods run with the costs that the baseline measured, so that nothing is
 decided by how fast this machine is today; everything else is chosen by the code at hand.
 """
 

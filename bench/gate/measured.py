@@ -19,7 +19,7 @@ def measured_by(run: Run) -> dict[str, Any]:
 def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
     """The variant with the costs that were measured before."""
     recorded = measured.get(variant.label, {})
-    return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded))
+    return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded, lenient=True))
 
 
 def _shared(ran: dict[str, Any]) -> dict[str, Any]:

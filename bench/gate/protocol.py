@@ -1,7 +1,7 @@
 """What base and new say to each other: lines of JSON, understood by commits that may lie far apart.
 
 The first line that `gate-side` reads is an object with `config` (settings that are not the defaults), `measured`
-(knobs by method and pass widths that the other side measured when it began) and `slower` (methods to be slowed down, by
+(costs by method, as the other side measured them when it began) and `slower` (methods to be slowed down, by
 a share).
 Then every line is one of
 

@@ -189,9 +189,9 @@ def test_a_tree_may_come_from_a_file_and_is_recorded_spelled_out(medusa, tmp_pat
 def test_where_no_draft_pays_none_is_made(medusa, random_ids):
     options = {"ranks": (torch.zeros(20, 3), [20], [0])}
     method = medusa(options, costs="0/0+0+0/1:1/2:3/3:5/4:7")
-    assert method.config.tree == "none"
+    assert (method.config.tree, method.measured) == ("auto", {"tree": "none"})
     assert {step.drafted for step in decode(method, random_ids(7), 9, NEVER).steps} == {0}
-    assert medusa(options, tree=method.config.tree).config.tree == "none"
+    assert medusa(options, tree="none").config.tree == "none"
 
 
 def test_auto_chooses_by_ranks_and_costs_and_says_what_it_expects(medusa, random_ids):
@@ -204,20 +204,21 @@ def test_auto_chooses_by_ranks_and_costs_and_says_what_it_expects(medusa, random
     expected = choose_tree(record, 3, costs, 60)
     method = medusa(options, costs=str(costs))
     paths = ["-".join(map(str, path)) for path in expected.paths]
-    assert sorted(method.config.tree.split("/")) == sorted(paths)
-    assert method.config.costs == str(costs)
+    assert sorted(method.measured["tree"].split("/")) == sorted(paths)
+    assert (method.config.tree, method.config.costs) == ("auto", str(costs))
+    assert "costs" not in method.measured  # they were given
     assert method.notes["predicted"]["tree"] == expected.prediction()
     chains = [predict(record, [(0,) * d for d in range(1, n + 1)], costs) for n in (1, 2, 3)]
     best = max(chains, key=lambda chain: chain.speedup)
     assert method.notes["predicted"]["chain"] == best.prediction()
-    assert medusa(options, tree="chain", costs=str(costs)).config.tree == "/".join(
+    assert medusa(options, tree="chain", costs=str(costs)).measured["tree"] == "/".join(
         "-".join("0" * n) for n in range(1, len(best.paths) + 1)
     )
     assert medusa(options, tree="chain", heads=3).config.tree == "0/0-0/0-0-0"
-    assert "predicted" not in medusa(options, tree=method.config.tree).notes
+    assert "predicted" not in medusa(options, tree=method.measured["tree"]).notes
     measured = medusa(options, tree="auto")
-    assert len(Costs.parse(measured.config.costs).draft) == 3
-    assert medusa(options, costs=measured.config.costs).config.tree == measured.config.tree
+    assert len(Costs.parse(measured.measured["costs"]).draft) == 3
+    assert medusa(options, costs=measured.measured["costs"]).measured["tree"] == measured.measured["tree"]
     decode(measured, random_ids(7), 20, NEVER)
 
 

@@ -280,7 +280,9 @@ def test_both_sides_begin_alike_and_chance_says_which_is_first(order, tmp_path, 
     class Started(Scripted):
         def __init__(self, name, checkout, told, log_file):
             super().__init__(name)
-            self.run.methods["kangaroo"] = MethodInfo("method", True, 7, {"costs": "0.1/0.1/1:1.0"}, costs=COSTS)
+            self.run.methods["kangaroo"] = MethodInfo(
+                "method", True, 7, {"gamma": 3}, costs=COSTS, measured={"costs": "0.1/0.1/1:1.0", "tree": "0"}
+            )
             events.append((name, checkout, told))
 
         def close(self):
@@ -302,6 +304,6 @@ def test_both_sides_begin_alike_and_chance_says_which_is_first(order, tmp_path, 
     assert {event[0]: event[1] for event in (first, second)} == {"base": "base's code", "new": "new code"}
     told = {event[0]: event[2] for event in (first, second)}
     assert told["base"]["measured"] == told["new"]["measured"]
-    assert told["base"]["measured"]["knobs"]["kangaroo"] == {"costs": "0.1/0.1/1:1.0"}
+    assert told["base"]["measured"]["kangaroo"] == {"costs": "0.1/0.1/1:1.0"}
     assert (told["base"]["slower"], told["new"]["slower"]) == ({}, {"kangaroo": 0.1})
     assert sorted(ends) == ["base ends", "new ends"]

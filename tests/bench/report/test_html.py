@@ -372,7 +372,15 @@ def test_provenance_sessions_and_knobs_are_complete():
     sessions = table(root, "Sessions")
     assert sessions[2] == ["2", "2026-01-02", "12 s", "25.0%", "b2 with uncommitted changes", "hot"]
     knobs = table(root, "Methods with every knob")
-    assert knobs[2] == [KANGAROO, "method", "yes", "2,000,000", "-", "gamma=6"]  # written before memory was recorded
+    assert knobs[2] == [
+        KANGAROO,
+        "method",
+        "yes",
+        "2,000,000",
+        "-",
+        "gamma=6",
+        "-",
+    ]  # written before memory was recorded
 
 
 @pytest.mark.parametrize("path", REFERENCE, ids=lambda path: path.parent.name)

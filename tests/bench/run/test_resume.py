@@ -205,7 +205,7 @@ def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path,
     assert run_bench(setting.model, setting.questions, out, "--method", gain) == 0
     cut_after(out, 4)
     before = json.loads((out / "run.json").read_text())["methods"]
-    assert before[gain]["config"]["costs"]
+    assert before[gain]["config"]["costs"] == ""
     made = []
     kangaroo = methods.load("kangaroo")
 
@@ -217,7 +217,7 @@ def test_knobs_that_were_measured_at_the_start_are_kept(setting, gain, tmp_path,
     monkeypatch.setattr(methods, "load", lambda name: Watched if name == "kangaroo" else LOAD(name))
     monkeypatch.setattr("bench.drafting.costs.measure", None)
     assert main(["--resume", str(out)]) == 0
-    costs = before[gain]["config"]["costs"]
+    costs = before[gain]["measured"]["costs"]
     assert made == [(costs, Costs.parse(costs))]
     assert json.loads((out / "run.json").read_text())["methods"] == before
 
