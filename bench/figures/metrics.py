@@ -311,7 +311,7 @@ def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int
 
 
 def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Cell:
-    """The tasks' unweighted mean, as in the papers; `*_mean_rates` pools all questions, as Spec-Bench does.
+    """The tasks' unweighted mean, as in Liu et al.; `*_mean_rates` pools all questions, as Spec-Bench does.
 
     A speedup is the mean of the tasks' ratios, not the ratio of `tok_per_s` to `tok_per_s_vanilla`, which are
     means of their own. Tasks in which a figure is undefined are left out of its mean. Counts are sums, and so are

@@ -42,6 +42,7 @@ TURNS_FILE = "turns.jsonl"
 PIECES_FILE = "pieces.json"
 SWEEP_FILE = "sweep.json"  # of a sweep, beside the records of its run
 EXPORTED = "spec-bench"  # folder of `export`'s files
+REFERENCE = Path("results/reference")  # our own runs that README.md shows
 RUNS = Path("results/runs")  # where runs lie by their id unless --out says otherwise
 DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.html", "plots")  # by bench.report
 
@@ -166,8 +167,11 @@ def check_writable(folder: Path) -> None:
 
 
 def plots_of(run_dir: Path, run_id: str) -> Path:
-    """Where the plots of a run belong: beside those of others if the run lies beside others, else with it."""
-    return Path("plots") / run_id if run_dir.absolute() == (RUNS / run_id).absolute() else run_dir / "plots"
+    """Where the plots of a run belong: next to those of others if the run is next to others, otherwise with it."""
+    if run_dir.absolute() == (RUNS / run_id).absolute():
+        return Path("plots") / run_id
+    is_reference = run_dir.absolute().parent == REFERENCE.absolute()
+    return Path("plots") / REFERENCE.name / run_dir.absolute().name if is_reference else run_dir / "plots"
 
 
 @contextmanager

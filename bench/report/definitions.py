@@ -9,8 +9,8 @@ DEFINITIONS = """\
 - **Speedup** is a method's tokens/s over vanilla's, on the same prompts in the same rounds of the same run.
   **Decode** leaves out the prefill and the first token, which belongs to it; **end-to-end** has both.
 - **Ratio of sums**: all tokens over all seconds of a task, the method's over vanilla's; *overall* is the
-  unweighted mean of the tasks, as in the papers. Long answers count more. Tables and plots show it where
-  they name no other.
+  unweighted mean of the tasks, as in Liu et al. (arXiv 2404.18911). Long answers count more. Tables and plots show
+  it where they name no other.
 - **Spec-Bench's mean of rates**: the mean over questions of the method's tokens/s, over the same mean of vanilla;
   *overall* pools all questions, so that tasks with more questions count more. Quick questions count more.
 - **Geometric mean**: of the questions' own ratios of method to vanilla, every question alike; *overall* is the

@@ -28,7 +28,7 @@ _DIFFERENCE = (
     "Not measured here, and not comparable one to one: model, device, harness, answers' length and, unless this run is "
     "of Spec-Bench's official questions, the questions differ. The rows show what the method reached elsewhere; they "
     "say nothing of how it would do on this device, and this run nothing of theirs. Their overall is the mean of the "
-    "six tasks (papers) or the leaderboard's own; ours pools the questions, where all six tasks were asked."
+    "six tasks (the method's paper) or the leaderboard's own; ours pools the questions, where all six tasks were asked."
 )
 
 
