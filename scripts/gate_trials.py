@@ -40,7 +40,7 @@ KANGAROO = "methods/kangaroo/method.py"
 # Counters are exact: what a fault does to them shows in the first answers, and need not wait for the times.
 COUNTED = ("--method", "kangaroo", "--budget-min", "4")
 # Before this line of Kangaroo's, a fault puts another acceptance.
-HOOK = "    def commit(self, accepted: Sequence[int], final_states: Tensor) -> None:\n"
+HOOK = "    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:\n"
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,17 @@ TRIALS = (
         edits=((KANGAROO, HOOK, """\
     runs = 0
 
-    def _verify(self, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
-        accepted, bonus = super()._verify(draft, logits)
-        Kangaroo.runs += bool(accepted)
-        if Kangaroo.runs == 100 and accepted:
-            bonus = draft.tokens[accepted.pop()]
-        return accepted, bonus
+    def verification(self, sampler: Sampler | None) -> Any:
+        verify = super().verification(sampler)
+
+        def losing(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+            accepted, bonus = verify(draft, logits)
+            Kangaroo.runs += bool(accepted)
+            if Kangaroo.runs == 100 and accepted:
+                bonus = draft.tokens[accepted.pop()]
+            return accepted, bonus
+
+        return losing
 
 """ + HOOK),),
         flags=COUNTED,
@@ -82,16 +87,20 @@ TRIALS = (
     Trial(
         "lost-exit-states", "Kangaroo's verification runs the layers below the exit again",
         "kangaroo: time per token, ms",
-        edits=((KANGAROO, "drawn or None, self.step_states, self.exit_layer,", "drawn or None, None, 0,"),),
+        edits=(
+            (KANGAROO, "progress.read, progress.states = read, torch.cat(states, dim=1)",
+             "progress.read, progress.states = read, None"),
+            (KANGAROO, "drawn or None, progress.states, self.exit_layer,", "drawn or None, None, 0,"),
+        ),
         flags=("--method", "kangaroo"),
     ),
     Trial(
         "lost-second-exit", "Kangaroo drafts on however unsure it is", "kangaroo: drafted per step",
         edits=(
-            (KANGAROO, " and self.rule.goes_on():", ":"),
+            (KANGAROO, " and rule.goes_on():", ":"),
             (
                 KANGAROO,
-                "self.rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))",
+                "rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))",
                 "candidates[: min(self.config.beam, self.config.nodes - len(tokens))]",
             ),
         ),
@@ -99,9 +108,9 @@ TRIALS = (
     ),
     Trial(
         "doubled-prefill", "Kangaroo reads the prompt twice", "kangaroo: prefill per prompt token, ms",
-        edits=((KANGAROO, "        self.rule.reset()\n", """\
-        self.rule.reset()
-        self.target.run_layers(self.target.embed(self.context[:-1]), 0, self.cache)
+        edits=((KANGAROO, "        self.adapter(exit_states, 0, cache, before)\n", """\
+        self.adapter(exit_states, 0, cache, before)
+        self.target.run_layers(self.target.embed(sequence.context[:-1]), 0, sequence.cache)
 """),),
         flags=("--method", "kangaroo"),
     ),
@@ -109,12 +118,15 @@ TRIALS = (
         "broken-losslessness", "Kangaroo also accepts what the target finds second best",
         "kangaroo: answers not vanilla's",
         edits=((KANGAROO, HOOK, """\
-    def _verify(self, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
-        best = logits.topk(2, dim=-1).indices.tolist()
-        path: list[int] = []
-        while len(path) < len(draft.tokens) and draft.tokens[len(path)] in best[len(path)]:
-            path.append(len(path))
-        return path, best[len(path)][0]
+    def verification(self, sampler: Sampler | None) -> Any:
+        def generous(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+            best = logits.topk(2, dim=-1).indices.tolist()
+            path: list[int] = []
+            while len(path) < len(draft.tokens) and draft.tokens[len(path)] in best[len(path)]:
+                path.append(len(path))
+            return path, best[len(path)][0]
+
+        return generous
 
 """ + HOOK),),
         flags=COUNTED,
