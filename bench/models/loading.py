@@ -133,7 +133,7 @@ def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
         if not native.is_built():
             log("building the engine's kernels for this processor: once, a few seconds")
         if reason := native.why_not():
-            log(f"NOTE: the engine's own kernels are missing, and passes take about twice as long: {reason}")
+            log(f"NOTE: the engine's own kernels are missing, and passes take about four times as long: {reason}")
     return device, dtype
 
 
