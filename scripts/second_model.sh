@@ -48,7 +48,7 @@ fi
 echo "converting to float32"
 mkdir "$partial/model"
 cd "$root"
-"$python" -c 'import sys; from pathlib import Path; from bench.packaged_model import dequantize
+"$python" -c 'import sys; from pathlib import Path; from bench.models.packaged import dequantize
 dequantize(Path(sys.argv[1]), Path(sys.argv[2]))' "$gguf" "$partial/model"
 mv "$partial/model" "$model"
 echo "$model is ready"

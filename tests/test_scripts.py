@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -130,3 +132,14 @@ def test_simulated_gates_see_a_slow_down_and_no_ghost(tmp_path, monkeypatch):
     }
     assert rows["same code"] == "0.0%"
     assert rows["10% slower"] == "100.0%"
+
+
+def test_what_shell_scripts_import_is_there():
+    found = [
+        (path.name, *match)
+        for path in (ROOT / "scripts").glob("*.sh")
+        for match in re.findall(r"from (bench[\w.]*) import (\w+)", path.read_text(encoding="utf-8"))
+    ]
+    assert ("second_model.sh", "bench.models.packaged", "dequantize") in found
+    for _, module, name in found:
+        assert hasattr(importlib.import_module(module), name)
