@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from bench.figures.facts import PassCosts
-from bench.figures.records import Turn
-from bench.figures.summary import Confidence, ContextBin, StepTime
+from bench.figures.records import MethodInfo, Turn
+from bench.figures.summary import Confidence, ContextBin, Member, StepTime
 
 CONFIDENCE_EDGES = [step / 20 for step in range(21)]
 CONTEXT_BINS = 6  # at most
@@ -156,3 +156,16 @@ def _shapes(turn: Turn) -> Iterator[tuple[int, int, int] | None]:
 
 def _count_steps(turns: Iterable[Turn]) -> int:
     return sum(len(turn.per_step_emitted) for turn in turns)
+
+
+def members(turns: Iterable[Turn], info: MethodInfo) -> list[Member]:
+    """What each member of a composition drafted; none of any other method."""
+    found = [Member(label, 0, 0, 0) for label in info.notes.get("parts", [])]
+    for turn in turns if found else ():
+        parts = turn.per_step_part or [0] * len(turn.per_step_drafted)
+        for part, drafted, accepted in zip(parts, turn.per_step_drafted, turn.per_step_accepted, strict=True):
+            member = found[part]
+            member.steps += bool(drafted)
+            member.drafted += drafted
+            member.accepted += accepted
+    return found

@@ -32,7 +32,6 @@ from bench.figures.summary import (
     Entry,
     Estimate,
     Failure,
-    Member,
     Predicted,
     Sampling,
     Statistics,
@@ -93,25 +92,12 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
                 info.notes,
                 Answered(len({turn.question_id for turn, _ in paired[name]}), len(asked)),
                 _by_task(paired[name], info, run.config.get("probe_windows") or 0),
-                _members([turn for turn, _ in paired[name]], info),
+                breakdown.members([turn for turn, _ in paired[name]], info),
             )
             for name, info in run.methods.items()
         },
         against=_against(run, paired),
     )
-
-
-def _members(turns: Iterable[Turn], info: MethodInfo) -> list[Member]:
-    """What each member of a composition drafted; none of any other method."""
-    found = [Member(label, 0, 0, 0) for label in info.notes.get("parts", [])]
-    for turn in turns if found else ():
-        parts = turn.per_step_part or [0] * len(turn.per_step_drafted)
-        for part, drafted, accepted in zip(parts, turn.per_step_drafted, turn.per_step_accepted, strict=True):
-            member = found[part]
-            member.steps += bool(drafted)
-            member.drafted += drafted
-            member.accepted += accepted
-    return found
 
 
 def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from bench.config import RunConfig
-from bench.engine.decoder import Decoder, DecoderConfig
+from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import huge_mib
 from bench.engine.kernels import native
+from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import first_line
 from bench.models import checkpoints

@@ -30,7 +30,7 @@ from bench.files import cache_root
 
 if TYPE_CHECKING:
     from bench.engine.cache import KVCache
-    from bench.engine.decoder import DecoderConfig
+    from bench.engine.weights import DecoderConfig
 
 SOURCE = Path(__file__).with_name("narrow.cpp")
 MOST_POSITIONS = 64  # wider passes are bound by arithmetic, where torch's own products are better

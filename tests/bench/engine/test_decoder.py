@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from bench.drafting.tree import chain_of, tree_of
-from bench.engine.decoder import MAX_DRAFTS, Decoder, DecoderConfig
+from bench.engine.decoder import MAX_DRAFTS, Decoder
 from bench.engine.kernels import native
 from bench.engine.places import Places
+from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 
 TOLERANCE = 1e-4
