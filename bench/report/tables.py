@@ -209,15 +209,14 @@ def folded(entry: Entry) -> list[Table]:
 
 def members(entry: Entry) -> Table:
     """Who of a composition drafted, and with what success."""
-    steps = entry.overall.steps or 0
+
+    def share(part: int, of: int | None) -> str:
+        return f"{part / of:.0%}" if of else UNDEFINED
+
+    steps = entry.overall.steps
     rows = [
-        [
-            member.label,
-            percent(member.steps / steps if steps else None),
-            str(member.drafted),
-            percent(member.accepted / member.drafted if member.drafted else None),
-        ]
-        for member in entry.members
+        [one.label, share(one.steps, steps), str(one.drafted), share(one.accepted, one.drafted)]
+        for one in entry.members
     ]
     return table(["member", "steps in which it drafted", "drafts", "of them accepted"], rows, 1, "Members")
 
