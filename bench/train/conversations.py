@@ -133,7 +133,8 @@ def make(
     """
     journal = Journal(folder / f"{recipe_key(recipe)}.jsonl")
     with journal.appending() as add:
-        found = Conversations.joined([packed, Conversations.of(journal.read())])
+        # What the journal has may have been packed since.
+        found = Conversations.joined([packed, Conversations.of(journal.read()).fresh(packed)])
         counts, rows = Counter(found.by_kind()), Counter(prompts.KINDS[kind] for kind in found.kinds)
         progress(counts.total())
         answered = set(found.prompt_keys())

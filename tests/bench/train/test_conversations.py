@@ -159,6 +159,15 @@ def test_what_was_packed_counts_and_is_not_asked_again(target, chat, tmp_path, m
     assert max(Counter(again.prompt_keys()).values()) == 1
 
 
+def test_what_was_packed_out_of_the_journal_is_not_counted_twice(target, chat, folder, made, written):
+    more = made[1].answer_tokens + 1
+    found = make(target, chat, EOS, replace(SMALL, tokens=more), folder, packed=made[1])
+    assert max(Counter(found.prompt_keys()).values()) == 1
+    assert same(found.keep([i < len(made[1].lengths) for i in range(len(found.lengths))]), made[1])
+    assert more <= found.answer_tokens < more + 2 * 2 * SMALL.answer_tokens
+    assert written
+
+
 def test_conversations_are_the_seeds(target, chat, tmp_path, made):
     recipe = replace(SMALL, tokens=TOKENS)
     assert same(make(target, chat, EOS, recipe, tmp_path / "b"), made[1])
