@@ -118,12 +118,6 @@ def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
     return ratio(sum(turn.decode_tokens for turn in turns), sum(turn.decode_s for turn in turns))
 
 
-def total_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ all tokens / Σ (prefill + decode seconds): what a user waits for."""
-    turns = list(turns)
-    return ratio(sum(len(turn.token_ids) for turn in turns), sum(turn.prefill_s + turn.decode_s for turn in turns))
-
-
 def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
     """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
     return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))

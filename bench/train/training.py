@@ -202,17 +202,13 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
     check_writable(folder)
     before = packed.load(checkpoint, folder)
     journals = sorted(conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256).glob("*.jsonl"))
-    made = Conversations.of([row for path in journals for row in Journal(path).read()])
-    made = made.fresh(before)
-    files = []
-    if len(made.lengths):
-        sets = [questions.load(source) for source in config.decontaminate]
-        clean = made.keep(_is_clean(made, model.chat, sets))
-        log(f"{len(made.lengths) - len(clean.lengths)} conversations left out for overlap with questions")
-        files = [packed.add(clean, checkpoint, folder)] if len(clean.lengths) else []
-        made = clean
-    total = Conversations.joined([before, made])
-    log(f"{made.answer_tokens:,} answer tokens packed, {total.answer_tokens:,} in all: {_mixture(total)}")
+    made = Conversations.of([row for path in journals for row in Journal(path).read()]).fresh(before)
+    sets = [questions.load(source) for source in config.decontaminate]
+    clean = made.keep(_is_clean(made, model.chat, sets))
+    log(f"{len(made.lengths) - len(clean.lengths)} conversations left out for overlap with questions")
+    files = [packed.add(clean, checkpoint, folder)] if len(clean.lengths) else []
+    total = Conversations.joined([before, clean])
+    log(f"{clean.answer_tokens:,} answer tokens packed, {total.answer_tokens:,} in all: {_mixture(total)}")
     return files
 
 

@@ -13,7 +13,7 @@ from bench.models.chat import ChatFormat
 from bench.train import conversations, prompts
 from bench.train.conversations import NONE, Conversations, journals_of, make, recipe_key
 from bench.train.prompts import KINDS
-from tests.bench.train.written import EOS, RECIPE, SMALL, rows_of, same
+from tests.bench.train.written import EOS, RECIPE, SMALL, rows_of, same, three
 
 pytestmark = pytest.mark.usefixtures("short_prompts")
 TOKENS = 900
@@ -67,10 +67,7 @@ def journal(folder):
 
 @pytest.fixture
 def three_rows() -> Conversations:
-    lengths = torch.tensor([2, 4, 3], dtype=torch.int32)
-    chosen = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
-    kinds, templates = torch.tensor([5, 0, 2], dtype=torch.int8), torch.tensor([70, 80, 90], dtype=torch.int32)
-    return Conversations(torch.arange(10, 19, dtype=torch.int32), chosen, lengths, kinds, templates)
+    return three()
 
 
 def test_some_conversations_are_kept_whole(three_rows):

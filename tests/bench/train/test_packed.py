@@ -6,21 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from bench.errors import UserError
 from bench.models.checkpoints import Checkpoint
 from bench.train import packed
 from bench.train.conversations import NONE, Conversations
-from tests.bench.train.written import same
+from tests.bench.train.written import same, three
 
 
 @pytest.fixture
 def rows() -> Conversations:
-    lengths = torch.tensor([2, 4, 3], dtype=torch.int32)
-    chosen = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
-    kinds, templates = torch.tensor([5, 0, 2], dtype=torch.int8), torch.tensor([70, 80, 90], dtype=torch.int32)
-    return Conversations(torch.arange(10, 19, dtype=torch.int32), chosen, lengths, kinds, templates)
+    return three()
 
 
 @pytest.fixture

@@ -46,3 +46,11 @@ def loops(answer: list[int]) -> bool:
     """Whether the answer's end repeats something that it said before."""
     said = [answer[i : i + LOOP] for i in range(len(answer) - LOOP + 1)]
     return bool(said) and said[-1] in said[:-1]
+
+
+def three() -> Conversations:
+    """Three conversations of 2, 4 and 3 tokens and of three kinds."""
+    lengths = torch.tensor([2, 4, 3], dtype=torch.int32)
+    chosen = torch.tensor([0, 1, 0, 0, 1, 1, 0, 1, 0], dtype=torch.bool)
+    kinds, templates = torch.tensor([5, 0, 2], dtype=torch.int8), torch.tensor([70, 80, 90], dtype=torch.int32)
+    return Conversations(torch.arange(10, 19, dtype=torch.int32), chosen, lengths, kinds, templates)
