@@ -28,7 +28,8 @@ def terminal(compared: Comparison) -> str:
 
 def sections(compared: Comparison) -> list[Section]:
     """The verdict, all figures over all tasks, what changed, then every task."""
-    sides = f"{_side(compared.base)} → {_side(compared.new)}, {compared.questions} questions"
+    many = f"{compared.questions} question{'s' if compared.questions != 1 else ''}"
+    sides = f"{_side(compared.base)} → {_side(compared.new)}, {many}"
     overview = [sides, *listed(compared.warnings), _overview(compared), _rules(compared)]
     tasks = [Section(label, [_by_task(entry)], folded=True) for label, entry in compared.methods.items()]
     return [

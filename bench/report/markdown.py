@@ -53,7 +53,8 @@ def _parts(section: Section, level: int) -> list[str]:
             case Cards():
                 found.append("\n".join(f"- {_line(card.sentence)}" for card in part.cards))
             case Section(folded=True):
-                summary = f"<details><summary>{html.escape(' '.join(part.title.split()))}</summary>"
+                title = html.escape(" ".join(part.title.split())).replace("[", "&#91;")
+                summary = f"<details><summary>{title}</summary>"
                 found += [summary, *_parts(part, level + 1), "</details>"]
             case Section():
                 found += _section(part, level + 1)
