@@ -19,8 +19,9 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
     from bench.report import history
+    from bench.report.terminal import lines_of
 
     points = history.read_history(options.run_dirs)
-    print(history.table(points))
+    print("\n".join(lines_of(history.table(points))))
     tell_written(history.write_history(points, options.out))
     return 0
