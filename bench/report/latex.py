@@ -1,4 +1,4 @@
-"""`report.tex`: the headline table for a paper, with booktabs; a whole document, so that it can be looked at alone."""
+"""`report.tex`: the headline table for a paper, with booktabs; a whole document, so that it compiles alone."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def report_tex(summary: Summary) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it stands; letters that pdfLaTeX may lack are named by their code points."""
+    """Text that LaTeX sets literally; letters that pdfLaTeX may lack are named by their code points."""
     found = []
     for letter in unicodedata.normalize("NFC", " ".join(text.split())):
         if letter in _SPECIAL:

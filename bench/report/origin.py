@@ -1,4 +1,4 @@
-"""Where a run's figures come from: every knob, the machine and the code, the sessions that it was made in."""
+"""Where a run's figures come from: all knobs, the machine, the code, and the sessions of the run."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def knobs(run: Run) -> Section:
         "extra parameters",
         "peak memory",
         "knobs",
-        "measured or chosen at the start",
+        "measured or chosen at start",
     ]
     return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
 
 
 def provenance(run: Run) -> Section:
-    """What was run on what, by which code; warnings stand at the top of the page."""
+    """What was run on which machine and by which code; warnings are at the top of the page."""
     more = {
         key: value for key, value in run.provenance.items() if key not in ("sessions", "warnings", "commit", "dirty")
     }
@@ -67,14 +67,14 @@ def provenance(run: Run) -> Section:
 
 
 def value_text(value: Any) -> str:
-    """A recorded value as a reader wants it: no quotes around words, dictionaries spelled out."""
+    """A recorded value for readers: no quotes around words, dictionaries spelled out."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _sessions(run: Run) -> Table:
-    """A run that was resumed has several; each may have met a busier machine and another commit."""
+    """A resumed run has several; each may have had a busier machine or another commit."""
     rows = [
         [
             str(place),
