@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 SIZE_INCHES = (9.0, 4.6)
-# Okabe and Ito's palette, told apart by colour-blind readers too; without the yellow, which white swallows.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; without yellow, which is too faint on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 GROUPS = ("How fast", "Where the time goes", "What is accepted")  # of plots, in a page's order
 MARKERS = "osD^vPX"  # as many as colours
@@ -37,7 +37,7 @@ _PROVENANCE_INCHES = 0.165  # a line
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot before it is drawn: what a page says of it."""
+    """What a page says about a plot."""
 
     title: str
     group: str  # under which pages show it
@@ -110,7 +110,7 @@ def two_lines(name: str) -> str:
 
 
 def error_bars(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Lengths below and above the values, as matplotlib wants them; 0 where there is no interval."""
+    """Lengths below and above the values, as matplotlib takes them; 0 where there is no interval."""
     below, above = [], []
     for estimate in estimates:
         low, high = estimate.bounds or (0.0, 0.0)

@@ -128,7 +128,7 @@ def _bar_row(
     summary: Summary,
     name: str,
 ) -> None:
-    """One method's bars with their intervals and values, which stand upright in a crowd."""
+    """One method's bars with their intervals and values, upright where there are many."""
     from matplotlib.patheffects import withStroke
 
     many, methods = crowd

@@ -63,7 +63,7 @@ def report_tex(summary: Summary) -> str:
     rows = [
         " & ".join([_label(name), *(_value(row[place]) for row in tasks), _rate(entry.overall.compression_rate)])
         for place, (name, entry) in enumerate(zip(table.header[1:], entries.values(), strict=True), 1)
-    ] or [r"\multicolumn{" + str(len(header)) + r"}{l}{no method was run beside vanilla}"]
+    ] or [r"\multicolumn{" + str(len(header)) + r"}{l}{no method but vanilla was run}"]
     what = (
         f"Decode speedup over vanilla decoding and compression rate (CR, overall): {', '.join(setting_text(summary))}."
     )

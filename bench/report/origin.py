@@ -86,7 +86,7 @@ def _sessions(run: Run) -> Table:
         ]
         for place, session in enumerate(sessions(run), 1)
     ]
-    header = ["session", "started", "wall time", "used by others", "commit", "warnings"]
+    header = ["session", "started", "wall time", "CPU used by others", "commit", "warnings"]
     return table(header, rows, (0, 1, 4, 5), "Sessions")
 
 

@@ -23,7 +23,7 @@ from bench.typed_json import decode_value
 SCHEMA = 1
 SWEEP_CSV = "sweep.csv"
 SWEEP_PAGE = "sweep.md"
-_FIGURES = ("speedup_total", "compression_rate", "draft_time_share")  # beside the decode speedup
+_FIGURES = ("speedup_total", "compression_rate", "draft_time_share")  # in addition to the decode speedup
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def members(entry: Entry) -> Table:
         [one.label, share(one.steps, steps), str(one.drafted), share(one.accepted, one.drafted)]
         for one in entry.members
     ]
-    return table(["member", "steps in which it drafted", "drafts", "of them accepted"], rows, 1, "Members")
+    return table(["member", "steps in which it drafted", "drafts", "accepted"], rows, 1, "Members")
 
 
 def peer(entry: Entry, verdict: Verdict = lossless_text) -> Table:
@@ -312,7 +312,7 @@ def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cel
     tasks = [*ordered_tasks(task for entry in entries.values() for task in entry.by_task), OVERALL]
     rows = []
     for task in tasks:
-        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been asked fewer tasks
+        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been given fewer tasks
         rows.append(_marked([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)]))
     caption = f"{figure[:1].upper()}{figure[1:]} by task"
     return Table([Column(figure, left=True), *(Column(name) for name in _shown(entries))], rows, caption)

@@ -230,3 +230,9 @@ def test_the_csv_has_bounds_and_the_parts_of_a_step():
     assert pd.isna(frame.loc["hf-generate", "qa"]["step_time_total"])
     held = frame.map(lambda value: isinstance(value, dict | list))
     assert not held.any().any(), "a field holds one figure"
+
+
+def test_a_task_of_somebodys_own_file_is_no_formula_in_the_csv():
+    frame = tables.csv_frame(rich_summary(("kangaroo",), ("=cmd()",), peer=False))
+    assert list(frame["task"]) == ["'=cmd()", "overall"] * 2
+    assert list(frame["turns"]) == [20] * 4

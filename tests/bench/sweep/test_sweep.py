@@ -491,6 +491,11 @@ def test_csv_has_full_precision_and_leaves_the_undefined_empty():
     assert {row[key] for key in ("speedup_decode", "compression_rate", "identical", "agreement")} == {""}
 
 
+def test_no_value_in_the_csv_is_a_formula():
+    _, row = csv_rows(*swept("kangaroo", Axis("weights", ("=1+1",))))
+    assert row[:2] == ["'=1+1", "kangaroo:weights==1+1"]
+
+
 def test_variant_that_is_in_no_record_was_not_run(setting):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
     run, turns = read_run(setting.out), read_turns(setting.out)
