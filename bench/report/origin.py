@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.figures.records import Run
+from bench.figures.summary import Summary
 from bench.report.cautions import sessions
 from bench.report.formats import NOT_LOSSLESS, PEAK_MEMORY, UNDEFINED, gibibytes
 from bench.report.model import Code, Section, Table, table
 
 
-def knobs(run: Run) -> Section:
+def knobs(run: Run, summary: Summary) -> Section:
     """Every method with every knob."""
     rows = [
         [
-            name,
+            summary.label(name),
             info.kind,
             "yes" if info.lossless else NOT_LOSSLESS,
             f"{info.extra_parameters:,}",

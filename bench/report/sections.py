@@ -100,7 +100,7 @@ def sections(
         answers(summary, turns, names),
         Section("What the figures mean", [definitions(summary)], "Definitions"),
         Section("Differences from Spec-Bench's script", [SPEC_BENCH] if methods else []),
-        knobs(run),
+        knobs(run, summary),
         provenance(run),
     ]
     return [section for section in found if section.parts]
@@ -115,7 +115,7 @@ def headline(name: str, entry: Entry, *, sampled: bool = False) -> str:
     many = _NUMERALS[len(values)] if len(values) < len(_NUMERALS) else len(values)
     mean = "one task" if len(values) == 1 else f"mean of {many} tasks"
     if entry.kind == "peer":
-        return f"vanilla is {times_between(overall.worth_decode)} **{label}** (decode, {mean})."
+        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean})."
     span = f", {times(min(values))}-{times(max(values))} by task" if len(values) > 1 else ""
     speed = times_between(overall.speedup_decode)
     return f"**{label}** decodes {speed} as fast as vanilla ({mean}{span}), {_output(overall, sampled)}."

@@ -48,7 +48,7 @@ def test_a_peer_is_told_what_vanilla_is_worth():
     summary = make_summary({"hf-generate": "peer"}, ("qa", "rag"))
     # The peer decodes 3 and 2 times as fast: vanilla is worth 1/3 and 1/2 of it, 5/12 on average.
     assert headline("hf-generate", summary.methods["hf-generate"]) == (
-        "vanilla is 0.42x **hf-generate** (decode, mean of two tasks)."
+        "vanilla decodes 0.42x as fast as **hf-generate** (mean of two tasks)."
     )
     lines = terminal_table(summary).splitlines()
     start = lines.index("vanilla is 0.42x hf-generate (decode, overall)")
