@@ -100,13 +100,9 @@ def method_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def two_lines(name: str) -> str:
-    """A method's name with its knobs below it, each line short enough to fit next to an axis."""
-    lossy = " (not lossless)"
-    base, colon, knobs = name.removesuffix(lossy).partition(":")
-    lines = [base + colon, knobs, "(not lossless)" if name.endswith(lossy) else ""]
-    if len(name) <= NAME_CHARS:
-        return name
-    return "\n".join(shortened(line, NAME_CHARS) for line in lines if line)
+    """A method's name for the side of an axis; a long one has its notes in a line of their own."""
+    lines = name.replace(" (", "\n(").split("\n") if len(name) > NAME_CHARS else [name]
+    return "\n".join(shortened(line, NAME_CHARS) for line in lines)
 
 
 def error_bars(estimates: Sequence[Estimate]) -> list[list[float]]:

@@ -30,6 +30,7 @@ RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
 # Control characters, escape codes among them, and those that turn text around; line breaks and tabs are text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def task_name(task: str) -> str:
@@ -139,15 +140,7 @@ def csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = visible(value)
-    return f"'{text}" if value.startswith(_FORMULA) and not _is_number(value) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return f"'{text}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else text
 
 
 def sampling_text(sampling: Sampling | None) -> str:
