@@ -127,8 +127,9 @@ class Collecting(_OfModel):
 
     decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
+        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
+        "set's, are left out; may be repeated",
+        metavar="FILE",
     )
     out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
 
@@ -151,7 +152,11 @@ class TrainConfig(Writing, Collecting):
     batch: int = setting(4, "conversations in an optimiser's step", metavar="N")
     learning_rate: float = setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
     seed: int = setting(0, "of conversations, initial weights and order", metavar="N")
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+    out: str | None = setting(
+        None,
+        "new folder for the weights and their card; default: where runs look, unless weights are there already",
+        metavar="DIR",
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:

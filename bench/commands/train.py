@@ -1,4 +1,4 @@
-"""train: make a method's weights."""
+"""train: train a method's weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _CONVERSATIONS = {
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """Return the command's parser."""
     kinds = {method: f"train the weights of {method}" for method in methods.trained()} | _CONVERSATIONS
     listed = "\n".join(f"  {what:<18} {text}" for what, text in kinds.items())
     made = new_parser(
         "train",
-        "Train a method's small weights for a model, on conversations that the model writes.",
+        "Train a method's weights for a model, on conversations that the model writes.",
         f"what to train (each has its own --help):\n{listed}",
     )
     made.add_argument("what", choices=kinds, metavar="WHAT", help="a method, conversations or collect, see below")
@@ -31,23 +31,28 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
-    from bench.train import training
+    """Run the command; returns the exit status."""
+    from bench.train import training, weights
 
     if options.what == "conversations":
-        paths = training.write_conversations(_settings(config.Writing, options), say)
+        tell_written(training.write_conversations(_settings(config.Writing, options)[0], say))
     elif options.what == "collect":
-        paths = training.collect_conversations(_settings(config.Collecting, options), say)
+        tell_written(training.collect_conversations(_settings(config.Collecting, options)[0], say))
     else:
-        settings = _settings(training.trainer_of(options.what).Config, options)
-        paths = training.train(options.what, settings, say)
-    tell_written(paths)
+        settings, given = _settings(training.trainer_of(options.what).Config, options, trains=True)
+        made = training.train(options.what, settings, say, replace_weights=given.replace)
+        tell_written(made.files)
+        say("measuring what a forward pass and a draft cost here")
+        print(*weights.judgement(made), sep="\n")
     return 0
 
 
-def _settings(of: type[S], options: Namespace) -> S:
-    """What the flags of WHAT, known only with it, say."""
+def _settings(of: type[S], options: Namespace, *, trains: bool = False) -> tuple[S, Namespace]:
+    """Return the settings that the flags of WHAT, known only with it, give, and all of these flags."""
     made = new_parser(f"train {options.what}", (of.__doc__ or "").strip())
     for flag, arguments in config.flags(of):
         made.add_argument(flag, **arguments)
-    return of(**config.given(made.parse_args(options.flags), of))
+    if trains:
+        made.add_argument("--replace", action="store_true", help="replace weights that are already in the folder")
+    flags = made.parse_args(options.flags)
+    return of(**config.given(flags, of)), flags

@@ -49,9 +49,9 @@ class MedusaConfig:
     tree: str = field(
         default="",
         metadata={
-            "help": "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected to "
-            "be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths such "
-            "as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
+            "help": "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected "
+            "to be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths "
+            "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
             "often each rank is right, else the paper's"
         },
     )
@@ -66,8 +66,8 @@ class MedusaConfig:
     first: str = field(
         default="",
         metadata={
-            "help": "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, as "
-            "in the authors' code; sample, drawn from the target's distribution; default: argmax"
+            "help": "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, "
+            "as in the authors' code; sample, drawn from the target's distribution; default: argmax"
         },
     )
     drafts: str = field(
@@ -79,8 +79,8 @@ class MedusaConfig:
     weights: str = field(
         default="",
         metadata={
-            "help": "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built as "
-            "published, if you trained them"
+            "help": "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
+            "as published, if you trained them"
         },
     )
     costs: str = field(
