@@ -1,8 +1,8 @@
-"""Methods by name: a file or a folder a method in this folder, or an entry point of the group `roobench.methods`.
+"""Methods by name: one file or folder per method in this folder, or an entry point of the group `roobench.methods`.
 
-`names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
-its knobs; `kangaroo:paper` takes several at once. A method whose weights can be trained has its trainer in a module
-`training` next to its own module, here as in other packages.
+`names()` imports nothing; `load(name)` imports one method. `parse("kangaroo:gamma=4,threshold=0")` returns a method
+with its knobs; `kangaroo:paper` sets several of them. A trained method has its trainer in a module `training` next to
+its own module, here as in other packages.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
-_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
+_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, but not in a knob's value
 
 
 @dataclass(frozen=True)
 class Variant:
     """A method with its knobs, as asked for on the command line."""
 
-    label: str  # what tables show: the spelling that was asked for
+    label: str  # as spelled by the user, for tables
     method: type[Method]
     config: Any  # an instance of the method's Config
 
 
 def names() -> list[str]:
-    """Names of all methods and peers, found by file name and entry point; nothing is imported."""
+    """Return the names of all methods and peers, by file name and entry point; nothing is imported."""
     return sorted(
         _modules().keys() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
     )
 
 
 def built_in() -> list[str]:
-    """Names of the methods and peers in this folder."""
+    """Return the names of the methods and peers in this folder."""
     return sorted(_modules())
 
 
 def _modules() -> dict[str, str]:
-    """Name -> module of each method here: a file of its own, or `method.py` in a folder of its own."""
+    """Return the module of each method here: a file, or `method.py` in a folder."""
     found: dict[str, str] = {}
     for folder in map(Path, __path__):
         found |= {path.stem: f"methods.{path.stem}" for path in folder.glob("[!_]*.py")}
@@ -69,7 +69,7 @@ def load(name: str) -> type[Method]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         if name in _modules():
             raise UserError(
-                f"the installed plug-in {point.value!r} takes the name of a built-in method, {name!r}: rename it"
+                f"the installed plug-in {point.value!r} has the name of a built-in method, {name!r}: rename it"
             )
         loaded: type[Method] = point.load()
         return loaded
@@ -80,7 +80,7 @@ def load(name: str) -> type[Method]:
 
 
 def only_in(module: Any, kind: Any, what: str) -> Any:
-    """The one concrete subclass of `kind` that `module` itself defines; `what` names it in the error.
+    """Return the only concrete subclass of `kind` that `module` itself defines; `what` names it in errors.
 
     Raises:
         UserError: there is none, or more than one.
@@ -101,12 +101,12 @@ def only_in(module: Any, kind: Any, what: str) -> Any:
 
 
 def trained() -> list[str]:
-    """Names of the methods whose weights can be trained; nothing is imported but the packages that hold them."""
+    """Return the names of trained methods; imports nothing but the packages that contain them."""
     return [name for name in names() if training_module(name)]
 
 
 def training_module(name: str) -> str | None:
-    """The module next to a method's own that has its trainer; None: its weights cannot be trained."""
+    """Return the module next to a method's own that has its trainer; None: the method is not trained."""
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
     module = _modules().get(name) or next((point.module for point in points), "")
     package = module.rpartition(".")[0]
@@ -115,9 +115,9 @@ def training_module(name: str) -> str | None:
 
 
 def parse(text: str) -> Variant:
-    """`name`, `name:key=value,key=value` or `name:preset,key=value` -> the method with its knobs.
+    """Parse `name`, `name:key=value,key=value` or `name:preset,key=value`.
 
-    `a+b` composes methods, each spelled with its own knobs: the first that has a draft drafts.
+    `a+b` composes methods, each with its own knobs: the first that has a draft drafts.
 
     Raises:
         UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
@@ -159,7 +159,7 @@ def _parse_one(text: str) -> Variant:
 
 
 def knobs(method: type[Method]) -> list[tuple[str, Any, str]]:
-    """(name, default, help) of each knob."""
+    """Return (name, default, help) of each knob."""
     fields = dataclasses.fields(method.Config)
     return [(field.name, field.default, field.metadata.get("help", "")) for field in fields]
 

@@ -36,7 +36,7 @@ class Conversations:
 
     @property
     def answer_tokens(self) -> int:
-        """How many tokens the model chose."""
+        """The number of tokens that the model chose."""
         return int(self.chosen.sum())
 
     def by_kind(self) -> dict[str, int]:

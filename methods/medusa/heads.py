@@ -28,13 +28,13 @@ _RECORD = {"ranks": torch.uint8, "rank_lengths": torch.int32, "rank_kinds": torc
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Dimensions of a set of heads, and what they were made for."""
+    """Dimensions of a set of heads, and the vocabulary that they were trained for."""
 
     hidden_size: Size
     heads: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
     vocab_size: Size  # of the LM heads: the target's, or the draft vocabulary
-    own_lm_heads: bool = True  # as published (Medusa-1); else the target's LM head serves all
-    reads_newest: bool = False  # beyond the paper: input is the state and the newest token's embedding
+    own_lm_heads: bool = True  # as published (Medusa-1); else all share the target's LM head
+    reads_newest: bool = False  # beyond the paper: the input is the state and the newest token's embedding
     draft_vocab: Count = 0  # 0: whole
 
 
@@ -46,10 +46,10 @@ class _OurFile:
 
 
 class Heads(nn.Module):
-    """H heads side by side: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
+    """H heads in parallel: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
 
-    With their own LM heads H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads the
-    newest token starts from a projection of the state and that token's embedding under the target's final norm.
+    With their own LM heads they have H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads
+    the newest token starts from a projection of the state and that token's embedding under the target's final norm.
     """
 
     def __init__(self, config: HeadsConfig):
@@ -62,13 +62,13 @@ class Heads(nn.Module):
         self.lm_heads = nn.Parameter(torch.zeros(h, config.vocab_size, d)) if config.own_lm_heads else None
 
     def forward(self, head: int, states: Tensor) -> Tensor:
-        """What one head makes of its input [m, d or 2 d]: states [m, d] for an LM head. For training."""
+        """Run one head on its input [m, d or 2 d]: returns states [m, d] for an LM head. For training."""
         x = states if self.input is None else F.linear(states, self.input[head])
         return x + F.silu(F.linear(x, self.weight[head], self.bias[head]))
 
 
 class FastHeads:
-    """The first heads on one state at once, laid out for this device, with one shared LM head or their own [heads]."""
+    """The first heads run together on one state, in the layout of the device, with a shared LM head or their own."""
 
     def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout):
         def joined(stack: Tensor) -> Linear:
@@ -145,7 +145,7 @@ def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
-    """Write heads and what belongs to them in our format (two files in an existing folder), in half precision."""
+    """Write heads and what belongs to them in our format: two files in an existing folder, in half precision."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
@@ -165,5 +165,5 @@ def cut_own(heads: Heads, vocab: int, ranking: Tensor | None, target: Decoder, f
         return
     ids = trained.draft_ids(vocab, ranking, target, folder)
     if made or ids is None or heads.lm_heads is None:
-        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} are made for {made or 'all'} tokens")
+        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} were trained for {made or 'all'} tokens")
     heads.lm_heads.data = heads.lm_heads.data[:, ids]

@@ -117,7 +117,7 @@ def _published_call(target: Decoder) -> Callable[[], object]:
 
 
 class Medusa(SpeculativeMethod):
-    """Drafts with heads on the last state; see the module's docstring."""
+    """Drafts with heads on the last state."""
 
     Config = MedusaConfig
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
@@ -184,7 +184,7 @@ class Medusa(SpeculativeMethod):
             self.measured_knobs["costs"] = str(self.costs)
 
     def _choose(self, config: MedusaConfig, asked: str, record: RankRecord | None, folder: Path) -> list[RankPath]:
-        """The tree's rank paths."""
+        """Return the tree's rank paths."""
         count = len(self.by_count)
         chains = [chain_paths(n) for n in range(1, count + 1)]
         if asked == "chain" and (config.heads or record is None):
@@ -222,28 +222,28 @@ class Medusa(SpeculativeMethod):
 
     @property
     def widest(self) -> int:
-        """The whole tree."""
+        """The newest token and the whole tree."""
         return 1 + len(self.parents)
 
     def probing(self, windows: int) -> tuple[MedusaConfig, int]:
-        """A chain of as many heads as there are."""
+        """Return a chain of all heads."""
         reach = min(windows, self.heads.config.heads)
         chain = spell(chain_paths(reach))
         return replace(self.config, heads=self.heads.config.heads, tree=chain, drafts="", costs=""), reach
 
     @property
     def extra_parameters(self) -> int:
-        """The weights of the heads in use; a shared LM head is the target's."""
+        """The weights of the heads in use, without a shared LM head."""
         return sum(p[: self.config.heads].numel() for p in self.heads.parameters())
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The tree that was chosen, and the costs that it was chosen by."""
+        """The chosen tree and the costs that it was chosen by."""
         return self.measured_knobs
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Which weights it ran with, and what was predicted of the tree and of others, under greedy decoding."""
+        """The digest of the weights, and what is predicted of the tree and the best chain under greedy decoding."""
         return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
 
     @property
@@ -267,11 +267,11 @@ class Medusa(SpeculativeMethod):
             sequence.notes = outcome.kept.final[0, -1:]
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Sequence by sequence."""
+        """Draft for each sequence."""
         return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
 
     def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """The heads' most probable (or drawn) tokens, combined as the tree says."""
+        """Combine the heads' most probable (or drawn) tokens into the tree."""
         count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep comes last
         if not count:
             return NO_DRAFT
@@ -290,13 +290,13 @@ class Medusa(SpeculativeMethod):
         return Draft(chosen.tolist(), parents, [probabilities[depth] for depth in self.depths[:count]])
 
     def _input(self, state: Tensor, newest: int) -> Tensor:
-        """What the heads read: the state [1, d], and, where they do, the newest token."""
+        """Return the heads' input: the state [1, d] and, if they read it, the newest token."""
         if not self.heads.config.reads_newest:
             return state
         return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
 
     def _most_probable(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> tuple[list[int], list[float]]:
-        """Token ids of nodes, given by their head and their rank in it, and their probabilities."""
+        """Return token ids of nodes, given by their head and their rank in it, and their probabilities."""
         best = logits.topk(self.most_ranks, dim=-1)
         chosen = best.indices[depths, ranks]
         confidences = (best.values[depths, ranks] - logits.logsumexp(-1)[depths]).exp()
