@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 from bench.typed_json import Share
 
 CALIBRATED_AT = tuple(i / 20 for i in range(21))  # confidences

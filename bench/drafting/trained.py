@@ -1,8 +1,7 @@
-"""What methods with trained weights share: where the weights are, how they are read and checked, the cut LM head."""
+"""What methods with trained weights share: how the weights are read and checked, and the cut LM head."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -11,76 +10,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import CONFIG_FILE
+from bench.drafting.knobs import default_folder as default_folder
+from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import sha256
-from bench.models import checkpoints
 from bench.typed_json import decode
 
 T = TypeVar("T")
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of states, vocabularies, feed-forward blocks
 Count = Annotated[int, Field(ge=0, le=2**20)]
-CONFIG_FILE = "config.json"
 RANKING = "token_ranking"  # the tensor of token ids by falling frequency
-WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LISTED = 4  # names in an error message
-
-
-def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
-    """Check the knobs that these methods share.
-
-    Raises:
-        ValueError: a value outside its range.
-
-    """
-    if draft_vocab < -1:
-        raise ValueError(f"draft_vocab={draft_vocab} must be at least -1")
-    if drafts not in ("", "sampled", "top"):
-        raise ValueError(f"drafts={drafts} must be sampled or top")
-    if costs:
-        Costs.parse(costs)
-
-
-def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Path:
-    """Return the folder of a method's weights: the packaged ones ("" or "paper"), a folder, or a Hugging Face id.
-
-    Raises:
-        UserError: there are none.
-
-    """
-    if asked in ("", "paper"):
-        return packaged(method, model, asked)
-    folder = Path(asked).expanduser()
-    if not folder.exists() and _HUB_ID.fullmatch(asked):
-        return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files])
-    return folder
-
-
-def packaged(method: str, model: str, form: str = "") -> Path:
-    """Return the folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
-
-    Raises:
-        UserError: there are none.
-
-    """
-    folder = default_folder(method, model, form)
-    if not any(folder.glob("*.safetensors")):
-        train = f"python run_bench.py train {method}{f' --architecture {form}' if form else ''} --model {model}"
-        which = " built as published" if form else ""
-        raise UserError(
-            f"no weights{which} of {method} come with the project for model {model!r}: train them ({train}) or name "
-            f"their folder ({method}:weights=FOLDER)"
-        )
-    return folder
-
-
-def default_folder(method: str, model: str, form: str = "") -> Path:
-    """Return where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
-    return WEIGHTS_ROOT / model / (f"{method}-{form}" if form else method)
 
 
 def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False) -> T:

@@ -18,16 +18,16 @@ from tqdm import tqdm
 
 import methods
 from bench import questions
-from bench.config import DEFAULT_MODEL, TOKENS, Collecting, TrainConfig, Writing
+from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import check_writable
-from bench.files import cache_root
+from bench.files import cache_root, user_path
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
 from bench.questions import QuestionSet
-from bench.train import conversations, loop, packed, prompts, weights
+from bench.train import conversations, destination, loop, packed, prompts, weights
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
 from bench.train.journal import Journal
@@ -152,14 +152,11 @@ def train(
 
     """
     begin_s = time.perf_counter()
-    if config.out or config.model == DEFAULT_MODEL:  # its name is known before the model is fetched
-        out = weights.destination(method, config, DEFAULT_MODEL)
-        weights.check_destination(method, out, replace=replace_weights)
     sets, missing = _question_sets(config.decontaminate, log)
     model = loaded or find(config.model, config.revision, log)
     checkpoint, chat = model.checkpoint, model.chat
-    out = weights.destination(method, config, checkpoint.name)
-    weights.check_destination(method, out, replace=replace_weights)
+    out = destination.destination(method, config, checkpoint.name)
+    destination.check(method, out, replace=replace_weights)
     packaged = weights.packaged_scores(method, config, checkpoint.name)
     loaded = loaded or load(model, compute(config), Recipe.length, log)
     target = loaded.target
@@ -205,7 +202,7 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
         UserError: unknown model, a question set that cannot be read, or a folder that cannot be written.
 
     """
-    folder = Path(config.out) if config.out else packed.FOLDER
+    folder = user_path(config.out) if config.out else packed.FOLDER
     check_writable(folder)
     sets, _ = _question_sets(config.decontaminate)
     model = find(config.model, config.revision, log)

@@ -7,7 +7,6 @@ import datetime
 import itertools
 import operator
 import shlex
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +17,21 @@ from safetensors import SafetensorError
 
 import methods
 from bench.config import DEFAULT_MODEL, TrainConfig
-from bench.drafting import trained
+from bench.drafting.knobs import default_folder
 from bench.drafting.method import SpeculativeMethod
 from bench.engine.decoder import Decoder
-from bench.errors import UserError
-from bench.figures.records import check_writable, write_json
+from bench.errors import UserError, program
+from bench.figures.records import write_json
 from bench.models.loading import memory_errors
 from bench.run import environment
 from bench.run.processor import describe_processor
+from bench.train import destination
 from bench.train.scores import SCORES_FILE, Scores, read_scores
 
 if TYPE_CHECKING:
     from bench.train.training import Trainer
 
 CARD = "README.md"
-TRIED = "TRIED.md"  # what else was tried, written by hand; appended to the card
-_PARTIAL = ".partial"  # ends the name of a folder that is being written
-_NEEDED_BYTES = 100e6
 
 
 @dataclass(frozen=True)
@@ -50,46 +47,6 @@ class Trained:
     packaged: Scores | None  # of the weights that runs took before, if there are any
 
 
-def destination(method: str, config: TrainConfig, model: str) -> Path:
-    """Return the folder that the weights go to."""
-    return Path(config.out) if config.out else trained.default_folder(method, model, config.form)
-
-
-def check_destination(method: str, out: Path, *, replace: bool) -> None:
-    """Refuse a folder that cannot take the weights, before any work.
-
-    Raises:
-        UserError: it cannot be written, has weights and `replace` is false, has other files, or has a name that
-            `--method` cannot take.
-
-    """
-    if not _is_a_knob(method, out):
-        raise UserError(f"--out {out}: --method {method}:weights=... cannot name this folder: leave out , and +")
-    check_writable(out)
-    there = (
-        sorted(path.name for path in out.iterdir() if path.name != TRIED and path.suffix != _PARTIAL)
-        if out.is_dir()
-        else []
-    )
-    if there and SCORES_FILE not in there:
-        raise UserError(f"{out} has files that no training wrote ({there[0]}): give a new folder (--out NEWFOLDER)")
-    if there and not replace:
-        raise UserError(f"{out} has weights already: keep them (--out NEWFOLDER) or replace them (--replace)")
-    free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.exists())).free
-    if free < _NEEDED_BYTES:
-        raise UserError(f"cannot write {out}: only {free / 1e6:.0f} MB are free there; choose another with --out")
-
-
-def _is_a_knob(method: str, out: Path) -> bool:
-    """Return whether `weights=` can name the folder; true of a method without such a knob."""
-    if "weights" not in {field.name for field in dataclasses.fields(methods.load(method).Config)}:
-        return True
-    try:
-        return bool(methods.parse(f"{method}:weights={out}").config.weights == str(out))
-    except UserError:
-        return False
-
-
 def write(out: Path, trainer: Trainer, scores: Scores, text: str) -> list[Path]:
     """Write the weights with their scores and card. They appear in `out` once all of them are written.
 
@@ -99,10 +56,10 @@ def write(out: Path, trainer: Trainer, scores: Scores, text: str) -> list[Path]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, suffix=_PARTIAL) as partial:
+        with tempfile.TemporaryDirectory(dir=out, suffix=destination.PARTIAL) as partial:
             trainer.save(Path(partial))
             write_json(Path(partial) / SCORES_FILE, scores)
-            tried = (out / TRIED).read_text(encoding="utf-8") if (out / TRIED).is_file() else ""
+            tried = (out / destination.TRIED).read_text(encoding="utf-8") if (out / destination.TRIED).is_file() else ""
             (Path(partial) / CARD).write_text(text + tried, encoding="utf-8")
             return [path.replace(out / path.name) for path in sorted(Path(partial).iterdir())]
     except (OSError, SafetensorError) as error:
@@ -183,16 +140,15 @@ def judgement(made: Trained) -> list[str]:
         )
     model = [] if made.config.model == DEFAULT_MODEL else ["--model", made.config.model]
     revision = ["--revision", made.config.revision] if made.config.revision else []
-    command = shlex.join(["python", "run_bench.py", *model, *revision, "--method", label])
+    command = f"{program()} {shlex.join([*model, *revision, '--method', label])}"
     return [*lines, f"run with these weights: {command}"]
 
 
 def spelled(made: Trained) -> str:
     """Return the `--method` that runs with new weights."""
-    if made.out.absolute() == trained.default_folder(made.method, made.scores.model).absolute():
+    if made.out.absolute() == default_folder(made.method, made.scores.model).absolute():
         return made.method
-    knobs = {field.name for field in dataclasses.fields(methods.load(made.method).Config)}
-    return f"{made.method}:weights={made.out}" if "weights" in knobs else made.method
+    return f"{made.method}:weights={made.out}" if destination.has_weights_knob(made.method) else made.method
 
 
 def predicted(method: SpeculativeMethod, scores: dict[str, float]) -> tuple[float, int | None]:
@@ -216,4 +172,4 @@ def predicted(method: SpeculativeMethod, scores: dict[str, float]) -> tuple[floa
 
 def packaged_scores(method: str, config: TrainConfig, model: str) -> Scores | None:
     """Return the scores of the weights of the same form that runs take for a model, if there are any."""
-    return read_scores(trained.default_folder(method, model, config.form))
+    return read_scores(default_folder(method, model, config.form))

@@ -19,9 +19,10 @@ from typing_extensions import TypedDict
 from bench.drafting import trained
 from bench.drafting.stopping import Calibration
 from bench.drafting.trained import Count, Size
+from bench.engine import MAX_DRAFTS
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.cache import KVCache
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine.decoder import Decoder
 from bench.engine.graphs import Fixed, Graphs
 from bench.engine.places import Places
 from bench.engine.products import Layout, Linear

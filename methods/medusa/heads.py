@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bench.drafting import trained
 from bench.drafting.trained import Count, Size
 from bench.drafting.tree_choice import RankRecord
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine import MAX_DRAFTS
+from bench.engine.decoder import Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
 

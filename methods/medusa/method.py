@@ -13,95 +13,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.drafting import trained
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
-from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
 from bench.drafting.verify import Verify, exact, typical
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine import MAX_DRAFTS
+from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.errors import UserError
+from methods.medusa import knobs
 from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
-from methods.medusa.tree_files import PUBLISHED, chain_paths, read_tree, spell
+from methods.medusa.knobs import MedusaConfig
+from methods.medusa.tree_files import PUBLISHED, RankPath, chain_paths, read_tree, spell
 
 _PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
 _COSTS_AT_RANKS = 10  # ranks of each head when the cost of drafting is measured
 TYPICAL = (0.09, 0.3)  # epsilon and delta of the authors' code
-
-
-@dataclass(frozen=True)
-class MedusaConfig:
-    """Medusa's knobs. Defaults are stored with the weights, else the paper's."""
-
-    heads: int = field(default=0, metadata={"help": "use the first n heads; 0: all there are"})
-    tree: str = field(
-        default="",
-        metadata={
-            "help": "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected "
-            "to be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths "
-            "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
-            "often each rank is right, else the paper's"
-        },
-    )
-    draft_vocab: int = field(
-        default=-1,
-        metadata={"help": "draft from the n most frequent tokens only; 0: from all; -1: as stored with the heads"},
-    )
-    accept: str = field(
-        default="exact",
-        metadata={"help": "exact; or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
-    )
-    first: str = field(
-        default="",
-        metadata={
-            "help": "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, "
-            "as in the authors' code; sample, drawn from the target's distribution; default: argmax"
-        },
-    )
-    drafts: str = field(
-        default="",
-        metadata={
-            "help": "when sampling: sampled, drafts are drawn; top, the most probable; default: sampled for a chain"
-        },
-    )
-    weights: str = field(
-        default="",
-        metadata={
-            "help": "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
-            "as published, if you trained them"
-        },
-    )
-    costs: str = field(
-        default="",
-        metadata={"help": "for tree=auto: forward-pass costs as run.json records them; default: measured at the start"},
-    )
-
-    def __post_init__(self) -> None:
-        if self.heads < 0:
-            raise ValueError(f"heads={self.heads} must be at least 1 (0: all)")
-        if self.accept not in ("exact", "typical"):
-            raise ValueError(f"accept={self.accept} must be exact or typical")
-        if self.first not in ("", "argmax", "sample"):
-            raise ValueError(f"first={self.first} must be argmax or sample")
-        if self.first and self.accept != "typical":
-            raise ValueError(f"first={self.first} is for accept=typical: exact acceptance always samples")
-        if self.tree not in ("", "auto", "chain"):
-            read_tree(self.tree)
-        trained.check_knobs(self.draft_vocab, self.drafts, self.costs)
-        if self.accept == "typical" and self.drafts == "sampled":
-            raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
 
 
 def _published_call(target: Decoder) -> Callable[[], object]:
@@ -120,11 +59,8 @@ class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state."""
 
     Config = MedusaConfig
+    presets = knobs.presets
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "chain": {"tree": "chain"},
-        "paper": {"tree": PUBLISHED, "weights": "paper"},
-    }
 
     def __init__(self, target: Decoder, config: MedusaConfig):
         super().__init__(target, config)

@@ -11,8 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.drafting.tree import tree_from_paths
-from bench.drafting.tree_choice import Path as RankPath
-from bench.engine.decoder import MAX_DRAFTS
+from bench.engine import MAX_DRAFTS
+from bench.errors import UserError
+from bench.files import user_path
 from bench.typed_json import decode
 
 TREES = Path(__file__).parent / "trees"
@@ -21,6 +22,7 @@ NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _SPELLED = re.compile(r"[0-9]+(-[0-9]+)*(/[0-9]+(-[0-9]+)*)*")
 _SHOWN_CHARS = 80
 
+RankPath = tuple[int, ...]  # the rank in each head
 _Nodes = list[Annotated[list[Annotated[int, Field(ge=0, lt=2**20)]], Field(min_length=1, max_length=MAX_DRAFTS)]]
 
 
@@ -45,7 +47,7 @@ def read_tree(asked: str) -> list[RankPath]:
     try:
         paths = [tuple(path) for path in _nodes(asked)]
         tree_from_paths(paths)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder for ~name
+    except (OSError, UserError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
             f"tree={shown} is neither chain, auto, {NO_DRAFTS}, {PUBLISHED}, rank paths such as 0/0-0/1, nor a JSON "
@@ -64,7 +66,7 @@ def _nodes(asked: str) -> Sequence[Sequence[int]]:
     """Decode the nodes, wherever they are."""
     if _SPELLED.fullmatch(asked):
         return decode(_Nodes, f"[[{asked.replace('-', ',').replace('/', '],[')}]]")
-    path = TREES / f"{asked}.json" if asked == PUBLISHED else Path(asked).expanduser()
+    path = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
     text = path.read_bytes()
     return decode(_TreeFile, text).nodes if text.lstrip().startswith(b"{") else decode(_Nodes, text)
 

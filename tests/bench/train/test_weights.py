@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("short_prompts")
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Where runs look for weights."""
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
     return tmp_path / "weights"
 
 
