@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def user_path(text: str | Path) -> Path:
     """
     try:
         str(text).encode("utf-8")
-        path = Path(text).expanduser()
+        path = Path(text).expanduser() if str(text).startswith("~") else Path(text)
+        if str(path).startswith("~"):  # ./~name, which pathlib shortens: nobody else is to expand it
+            path = path.absolute()
         with contextlib.suppress(FileNotFoundError):
             path.lstat()
     except UnicodeError:
@@ -54,6 +57,35 @@ def user_file(text: str | Path) -> Path:
         reason = "it is a folder" if path.is_dir() else "no such file"
         raise UserError(f"cannot read {path}: {reason}; give the path of a file")
     return path
+
+
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
+
+    Raises:
+        UserError: they cannot; `flag` chooses another.
+
+    """
+    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; choose another folder with {flag}") from error
+
+
+def check_output(path: Path | None, flag: str) -> None:
+    """The same for a file, if one was asked for.
+
+    Raises:
+        UserError: it cannot be written.
+
+    """
+    if path is not None:
+        if path.is_dir():
+            raise UserError(f"{flag} {path} is a folder: give the path of a file")
+        check_writable(path.parent, flag)
 
 
 def cache_root() -> Path:

@@ -21,7 +21,7 @@ _NEEDED_BYTES = 100e6
 
 def destination(method: str, config: TrainConfig, model: str) -> Path:
     """Return the folder that the weights go to."""
-    return user_path(config.out) if config.out else default_folder(method, model, config.form)
+    return default_folder(method, model, config.form) if config.out is None else user_path(config.out)
 
 
 def check(method: str, out: Path, *, replace: bool) -> None:

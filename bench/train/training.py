@@ -202,7 +202,7 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
         UserError: unknown model, a question set that cannot be read, or a folder that cannot be written.
 
     """
-    folder = user_path(config.out) if config.out else packed.FOLDER
+    folder = packed.FOLDER if config.out is None else user_path(config.out)
     check_writable(folder)
     sets, _ = _question_sets(config.decontaminate)
     model = find(config.model, config.revision, log)
