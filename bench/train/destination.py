@@ -35,11 +35,7 @@ def check(method: str, out: Path, *, replace: bool) -> None:
     if has_weights_knob(method) and not _is_knob(method, out):
         raise UserError(f"--out {out}: --method {method}:weights=... cannot name this folder: leave out , and +")
     check_writable(out)
-    there = (
-        sorted(path.name for path in out.iterdir() if path.name != TRIED and path.suffix != PARTIAL)
-        if out.is_dir()
-        else []
-    )
+    there = sorted(path.name for path in out.glob("*") if path.name != TRIED and path.suffix != PARTIAL)
     if there and SCORES_FILE not in there:
         raise UserError(f"{out} has files that no training wrote ({there[0]}): give a new folder (--out NEWFOLDER)")
     if there and not replace:

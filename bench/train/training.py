@@ -100,7 +100,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """The loss over some conversations."""
+        """Return the loss over some conversations."""
 
     @abstractmethod
     def scores(self, indices: Sequence[int]) -> dict[str, float]:
@@ -237,13 +237,16 @@ def compute(config: Writing) -> Compute:
 
 
 def _found(config: TrainConfig, model: Loaded, log: Callable[[str], None]) -> Conversations:
-    """Return conversations that come with the project for this model, all or some, and new ones if more are needed."""
+    """Return the conversations that come with the project for this model, and new ones if more are needed.
+
+    About as many as asked for are drawn from them.
+    """
     there = packed.load(model.checkpoint)
-    if not there.answer_tokens or there.answer_tokens < config.tokens:
-        return _written(config, model, there)
-    drawn = there.drawn(config.tokens, config.seed) if config.tokens else there
-    of = f" of the {there.answer_tokens:,}" if config.tokens else ""
-    log(f"{drawn.answer_tokens:,}{of} answer tokens that come with the project")
+    is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
+    made = there if is_enough else _written(config, model, there)
+    drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
+    of = f" of the {made.answer_tokens:,}" if config.tokens else ""
+    log(f"{drawn.answer_tokens:,}{of} answer tokens {'that come with the project' if is_enough else 'in the cache'}")
     return drawn
 
 

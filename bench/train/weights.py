@@ -44,7 +44,7 @@ class Trained:
     out: Path
     files: list[Path]
     scores: Scores
-    packaged: Scores | None  # of the weights that runs took before, if there are any
+    packaged: Scores | None  # of the weights of this form that runs took before, if there are any
 
 
 def write(out: Path, trainer: Trainer, scores: Scores, text: str) -> list[Path]:
@@ -122,8 +122,8 @@ def judgement(made: Trained) -> list[str]:
     if before is not None:
         verdict = "better than" if scores.agreement > before.agreement else "no better than"
         lines.append(
-            f"  {verdict} the weights that come with the project: {before.agreement:.3f} on {before.data.held_out}, "
-            f"after training on {before.data.answer_tokens:,} answer tokens (these: {scores.data.answer_tokens:,})"
+            f"  {verdict} the packaged weights: {before.agreement:.3f} on {before.data.held_out} conversations "
+            f"(trained on {before.data.answer_tokens:,} answer tokens, these on {scores.data.answer_tokens:,})"
         )
     label = spelled(made)
     variant = methods.parse(label)
@@ -158,8 +158,9 @@ def predicted(method: SpeculativeMethod, scores: dict[str, float]) -> tuple[floa
     """
     if not method.draft_calls():
         return 1.0, None
-    later = (scores.get(f"accept_{w}") for w in itertools.count(2))
-    accepted = [scores["agreement"], *itertools.takewhile(lambda share: share is not None, later)]
+    accepted = [scores["agreement"]]
+    while (share := scores.get(f"accept_{len(accepted) + 1}")) is not None:
+        accepted.append(share)
     costs, each = method.costs, method.published is None or method.published.call_per_draft
     tokens = itertools.accumulate(itertools.accumulate(accepted, operator.mul), initial=1.0)  # by number of drafts
     options = []

@@ -114,7 +114,7 @@ def test_card_says_where_the_weights_come_from(train, cache, monkeypatch):
     assert train("--seed", "7", "--decontaminate", "official") == 0
     card = (train.out / "README.md").read_text()
     (path,) = cache.rglob("*.jsonl")
-    made = Conversations.of(Journal(path).read())
+    made = Conversations.of(Journal(path).read()).drawn(200, seed=7)
     assert f"architecture feedback, exit layer {EXIT}, draft vocabulary whole" in card
     assert "with mini (48 questions, sha256 " in card
     assert "not checked, as not available: official" in card

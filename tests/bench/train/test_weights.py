@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench.cli import main
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 from bench.drafting.published import Published
+from bench.files import sha256
 from bench.train import conversations, training, weights
 from bench.train.scores import Epoch, Scores, read_scores
 from bench.typed_json import decode_value
@@ -128,8 +131,6 @@ def test_the_command_that_is_printed_runs_with_the_new_weights(
     run, _ = records(setting.out)
     folder = Path("new adapter") if flags else root / setting.model.name / "kangaroo"
     label = "kangaroo:weights=new adapter" if flags else "kangaroo"
-    from bench.files import sha256
-
     assert run.methods[label].notes["weights_sha256"] == sha256(folder / "adapter.safetensors")
 
 
@@ -141,7 +142,7 @@ def test_agreement_is_shown_beside_that_of_the_packaged_weights(train, setting, 
     out = capsys.readouterr().out
     scores = read_scores(tmp_path / "new")
     assert f"agreement with the target: {scores.agreement:.3f} on {scores.data.held_out} held-out conversations" in out
-    assert "no better than the weights that come with the project: 0.999 on 3" in out
+    assert "no better than the packaged weights: 0.999 on 3" in out
     assert re.search(r"predicted (decode speedup on this device: \d\.\d\dx with chains of \d|speedup: none)", out)
 
 
@@ -189,3 +190,21 @@ def test_interrupted_writing_leaves_no_half_of_a_folder(train, tmp_path, monkeyp
     monkeypatch.setattr("methods.kangaroo.training.AdapterTrainer.save", interrupted)
     assert train("--out", str(tmp_path / "new")) == 130
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_with_weights_is_refused_before_torch_is_imported():
+    code = (
+        "import sys\nfrom bench.cli import main\nstatus = main(['train', 'kangaroo'])\n"
+        "assert 'torch' not in sys.modules\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "has weights already: keep them (--out NEWFOLDER) or replace them (--replace)" in done.stderr
+
+
+def test_few_tokens_of_a_large_cache_are_few(train, cache, tmp_path):
+    assert train("--out", str(tmp_path / "large"), "--tokens", "900") == 0
+    assert train("--out", str(tmp_path / "small"), "--tokens", "200") == 0
+    large, small = (read_scores(tmp_path / name).data for name in ("large", "small"))
+    assert large.answer_tokens >= 900
+    assert 200 <= small.answer_tokens <= 200 + 2 * Short(0).answer_tokens
