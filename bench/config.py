@@ -203,8 +203,9 @@ class Collecting(_OfModel):
 
     decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
+        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
+        "set's, are left out; may be repeated",
+        metavar="FILE",
     )
     out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
 
@@ -241,7 +242,11 @@ class TrainConfig(Writing, Collecting):
         2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", least=1e-9, most=10
     )
     seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", **_SEED)
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+    out: str | None = setting(
+        None,
+        "new folder for the weights and their card; default: where runs look, unless weights are there already",
+        metavar="DIR",
+    )
 
     @property
     def form(self) -> str:

@@ -441,7 +441,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(trained, setting, ca
     assert trained("--grid", "train.exit_layer=9,1") == 1
     assert trained.fits == [1]
     failed, fine = rows_of(setting.out)
-    assert failed["failure"].startswith("training failed: --exit-layer 9 must lie in 1..3 for ")
+    assert failed["failure"].startswith("training failed: --exit-layer 9 must be in 1..3 for ")
     assert (fine["failure"], fine["audited"]) == ("", "1")
     assert "left out" in capsys.readouterr().err
 

@@ -111,7 +111,7 @@ def test_trained_methods_are_found_without_importing_them():
 
 def test_a_method_outside_is_trained_like_any_other(lens, setting, short_prompts, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training, "Recipe", Short)
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
     assert methods.trained() == ["kangaroo", "lens", "medusa"]
     assert not [name for name in sys.modules if name.startswith("lens_package.")]
     for flags in ([], ["--scale", "0.5"]):
