@@ -225,6 +225,6 @@ def test_the_packaged_adapter_is_found_by_the_models_name(model, tiny_decoder, t
     folder = tmp_path / "mine" / "kangaroo"
     folder.parent.mkdir()
     tiny_adapter(model, changes={"exit_layer": 3}).rename(folder)
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path)
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path)
     assert Kangaroo(tiny_decoder(model.config, model, name="mine"), KangarooConfig()).exit_layer == 3
     assert json.loads((folder / "config.json").read_text())["exit_layer"] == 3

@@ -174,7 +174,7 @@ def test_conversations_may_be_packed_with_the_project_and_are_then_used(train, s
 
 @pytest.mark.parametrize("name", ["paper-own-head", "paper-mlp"])
 def test_other_architectures_do_not_replace_the_weights_that_runs_take(train, setting, monkeypatch, tmp_path, name):
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
     assert main(["train", "kangaroo", "--model", str(setting.model), *FLAGS, "--architecture", name]) == 0
     assert [path.name for path in (tmp_path / "weights").glob("*/*")] == [f"kangaroo-{name}"]
 
