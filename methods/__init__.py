@@ -134,7 +134,8 @@ def declared(name: str) -> Any:
 
     """
     module = _beside(name, "knobs")
-    return importlib.import_module(module) if module else load(name)
+    found = importlib.import_module(module) if module else None
+    return found if hasattr(found, "Config") and hasattr(found, "presets") else load(name)
 
 
 def is_peer(name: str) -> bool:

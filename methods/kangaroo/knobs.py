@@ -114,11 +114,10 @@ class KangarooTraining(TrainConfig):
         "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
         "without attention that of the states",
         metavar="N",
-        least=0,
-        most=1_000_000,
+        bounds=(0, 1_000_000),
     )
     unroll: int = setting(
-        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", least=1, most=64
+        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
     )
     teach: str = setting(
         "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")

@@ -102,7 +102,7 @@ def test_every_number_has_bounds_that_are_named(of):
     assert numbers
     for item in numbers:
         flag = f"--{item.name.replace('_', '-')}"
-        least, most = item.metadata["least"], item.metadata["most"]
+        least, most = item.metadata["bounds"]
         for value, told in ((most * 10 + 1, f"too large: at most {most}"), (float("nan"), "no number: give one of")):
             with pytest.raises(UserError, match=re.escape(f"{flag} {value} is {told}")):
                 of(**{item.name: value})
