@@ -197,7 +197,7 @@ def parse(text: str) -> Variant:
 
 
 def parse_drafting(text: str, command: str) -> Variant:
-    """The one method for a command that sets its drafts beside vanilla.
+    """The one method of a command that compares its drafts with vanilla.
 
     Raises:
         UserError: as `parse`, or it does not draft.
@@ -209,7 +209,7 @@ def parse_drafting(text: str, command: str) -> Variant:
     elif variant.is_peer:
         reason = f"{text!r} is a peer, which brings its own loop, and {command} needs its drafts"
     elif variant.names == (BASELINE,):
-        reason = f"{command} always has vanilla: name the method to set beside it"
+        reason = f"vanilla always takes part in {command}: name the method to compare with it"
     else:
         return variant
     drafting = (name for name in names() if name != BASELINE and not is_peer(name))

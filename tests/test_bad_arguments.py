@@ -122,7 +122,7 @@ RUN = [
 ]
 OTHERS = [
     (["generate", "hi", "--method", "all"], "generate takes one method, not all of them; give one of kangaroo"),
-    (["generate", "hi", "--method", "vanilla"], "generate always has vanilla: name the method"),
+    (["generate", "hi", "--method", "vanilla"], "vanilla always takes part in generate: name the method"),
     (["generate", "hi", "--method", "hf-generate"], "'hf-generate' is a peer.*give one of kangaroo"),
     (["generate", "hi", "--method", "kangaroo:weights=absent"], "absent is neither a folder"),
     (["generate", " "], "the prompt is empty"),

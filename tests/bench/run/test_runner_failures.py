@@ -279,7 +279,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_model_is_read(setting, tm
     monkeypatch.setattr("bench.models.checkpoints.resolve", None)
     assert run_bench(setting.model, setting.questions, tmp_path / "file" / "out", "--method", "vanilla") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot write ")
+    assert line.startswith("error: cannot use the path ")
 
 
 def test_malformed_generation_config_is_told_by_name(setting, tmp_path, capsys):
