@@ -370,7 +370,7 @@ def test_standard_input_of_another_encoding_is_told_in_a_sentence(setting, capsy
         (["caf\udce9"], "the prompt is not UTF-8"),
         (["hi", "--method", "kangaro"], "unknown method 'kangaro', did you mean 'kangaroo'"),
         (["hi", "--method", "hf-generate"], "'hf-generate' is a peer, which brings its own loop"),
-        (["hi", "--method", "vanilla"], "vanilla always takes part in generate: name the method to compare with it; give one of"),
+        (["hi", "--method", "vanilla"], "vanilla always takes part in generate: name the method to compare with"),
         (["hi", "--method", "all"], "generate takes one method, not all of them; give one of kangaroo"),
         (["hi", "--json", "--rejected"], "--rejected: --json has no text of drafts"),
         (["hi", "--model", "no/such/folder"], "unknown model 'no/such/folder'"),
