@@ -239,17 +239,12 @@ class TrainConfig(Writing, Collecting):
     learning_rate: float = setting(
         2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
     )
-<<<<<<< HEAD
-    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", **_SEED)
+    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
     out: str | None = setting(
         None,
         "new folder for the weights and their card; default: where runs look, unless weights are there already",
         metavar="DIR",
     )
-=======
-    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
->>>>>>> doors
 
     @property
     def form(self) -> str:

@@ -197,11 +197,7 @@ def parse(text: str) -> Variant:
 
 
 def parse_drafting(text: str, command: str) -> Variant:
-<<<<<<< HEAD
-    """Parse the one method for a command that compares its drafts with vanilla.
-=======
     """The one method of a command that compares its drafts with vanilla.
->>>>>>> doors
 
     Raises:
         UserError: as `parse`, or it does not draft.
@@ -213,11 +209,7 @@ def parse_drafting(text: str, command: str) -> Variant:
     elif variant.is_peer:
         reason = f"{text!r} is a peer, which brings its own loop, and {command} needs its drafts"
     elif variant.names == (BASELINE,):
-<<<<<<< HEAD
-        reason = f"{command} always shows vanilla: name the method to compare with it"
-=======
         reason = f"vanilla always takes part in {command}: name the method to compare with it"
->>>>>>> doors
     else:
         return variant
     drafting = (name for name in names() if name != BASELINE and not is_peer(name))
