@@ -8,6 +8,7 @@ its trainer in a module `training` next to its own module, here as in other pack
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.metadata
@@ -16,6 +17,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -156,11 +158,21 @@ def training_module(name: str) -> str | None:
     return _beside(name, "training")
 
 
+def about(name: str) -> str:
+    """Return the docstring of a method's module, which is read but not imported: that could take torch."""
+    spec = importlib.util.find_spec(_module_of(name))
+    source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
+    return ast.get_docstring(ast.parse(source or "")) or ""
+
+
+def _module_of(name: str) -> str:
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
+    return _modules().get(name) or next((point.module for point in points), "")
+
+
 def _beside(name: str, what: str) -> str | None:
     """Return the module called `what` in the package of a method's own module, if there is one."""
-    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
-    module = _modules().get(name) or next((point.module for point in points), "")
-    package = module.rpartition(".")[0]
+    package = _module_of(name).rpartition(".")[0]
     if not package or package == __name__:  # a file of its own
         return None
     beside = f"{package}.{what}"

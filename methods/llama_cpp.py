@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.drafting.method import Answer, Peer
 from bench.engine.timing import now_s
@@ -35,6 +35,7 @@ class LlamaCpp(Peer):
     """
 
     lossless = False
+    needs: ClassVar[dict[str, str]] = {"llama_cpp": "llama-cpp-python"}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)

@@ -55,7 +55,9 @@ def run(options: Namespace) -> int:
             raise UserError(f"{flag}: answer files are tabled, not drawn; leave it out")
         return _report_answers(options.run_dir, options.tokenizer)
     if options.tokenizer is not None:
-        raise UserError(f"--tokenizer {options.tokenizer} is for answer files, and a run counts token ids; leave it out")
+        raise UserError(
+            f"--tokenizer {options.tokenizer} is for answer files, and a run counts token ids; leave it out"
+        )
     if len(options.run_dir) > 1:
         raise UserError(f"report takes one run, not {len(options.run_dir)}: give one folder, or answer files")
     plots = options.plots or plots_of(run_dir, read_run(run_dir).run_id)

@@ -151,6 +151,7 @@ class Peer(Method):
 
     lossless: bool = True
     extra_parameters: int = 0
+    needs: ClassVar[dict[str, str]] = {}  # module -> the package that has it, of what does not come with the project
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config)  # the target: for its dtype and device

@@ -10,10 +10,11 @@ from bench.figures.records import read_run
 from bench.figures.summary import Entry, Summary, read_summary
 from bench.report import HTML_FILE
 from bench.report.cautions import cautions
-from bench.report.formats import number, visible
+from bench.report.formats import number
 from bench.report.model import listed
 from bench.report.plain import paragraphs
 from bench.report.terminal import terminal_table
+from bench.text import visible
 
 _SHOWN = 3  # methods, the fastest first; all are in the tables
 

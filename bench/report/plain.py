@@ -6,9 +6,9 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from bench.report.formats import visible
 from bench.report.model import Cards, Section, Table
-from bench.report.terminal import columns, text_of
+from bench.report.terminal import text_of
+from bench.text import columns, visible
 
 _MARKS = re.compile(r"\*\*|`")
 _LINKS = re.compile(r"\[([^\]]+)\]\([^)]*\)")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,23 +19,16 @@ from bench.report.formats import (
     shown_is,
     shown_name,
     times_between,
-    visible,
 )
 from bench.report.model import Strong, Table
+from bench.text import columns, visible
 
-TERMINAL_COLUMNS = 110
 _SEPARATOR = "  "
 _LEAST_NAME = 16  # characters of a name that is shortened
 _TIMES = (
     "In vanilla steps, over all tasks (their unweighted mean). Predictions are computed from costs measured before the "
     "run, for the steps that it took. Error: predicted over measured speedup, less 1."
 )
-
-
-def columns() -> int:
-    """Return the width for text: the terminal's, at most 110; 110 where the output is not a terminal."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else TERMINAL_COLUMNS
-    return min(width, TERMINAL_COLUMNS)
 
 
 def terminal_table(summary: Summary) -> str:
