@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 
@@ -74,7 +75,10 @@ def run(options: Namespace) -> int:
     if options.json:
         generate.print_json(generation)
     else:
-        generate.show(generation, Console(highlight=False), rejected=options.rejected)
+        console = Console(highlight=False)
+        if console.is_dumb_terminal:  # whose size rich does not ask for
+            console.size = shutil.get_terminal_size()
+        generate.show(generation, console, rejected=options.rejected)
     if options.record is not None:
         write_json(options.record, generation.race)
         say(f"written: {options.record}")
