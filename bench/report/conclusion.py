@@ -50,12 +50,14 @@ def answer(summary: Summary) -> list[str]:
 
 
 def _reason(entry: Entry) -> list[str]:
-    """Tokens per step over the cost of a step: what the speedup is made of."""
+    """Tokens per step and the cost of a step, whose ratio is the speedup."""
     rate, step = entry.overall.compression_rate, entry.overall.step_time
     if rate is None:
         return []
-    tokens = f"Reason: a step adds {number(rate)} tokens (CR)"
-    if step is None or step.total is None:
-        return [f"{tokens}."]
-    parts = ", ".join(f"{part} {number(getattr(step, part))}" for part in ("draft", "verify", "rest"))
-    return [paragraphs(f"{tokens} and takes as long as {number(step.total)} vanilla steps ({parts}).")]
+    text = f"Reason: {number(rate)} tokens per step (CR)"
+    if step is not None and step.total is not None:
+        text += f", and a step costs {number(step.total)} vanilla steps"
+        parts = {name: getattr(step, name) for name in ("draft", "verify", "rest")}
+        if None not in parts.values():
+            text += f" ({', '.join(f'{name} {number(value)}' for name, value in parts.items())})"
+    return [paragraphs(f"{text}.")]

@@ -43,7 +43,7 @@ def terminal_table(summary: Summary) -> str:
     for name, entry in peers.items():
         value = times_between(entry.overall.worth_decode)
         title = f"vanilla is {value} {shown_name(name, entry)} (decode, overall)"
-        blocks.append("\n".join([title, text_of(tables.peer(entry, identical_text))]))
+        blocks.append("\n".join([*_wrapped(title), text_of(tables.peer(entry, identical_text))]))
     if not methods and not peers:
         for name, entry in summary.of_kind("vanilla").items():
             blocks.append("\n".join([f"{name} alone", text_of(tables.vanilla(entry))]))
@@ -95,9 +95,11 @@ def fitted(table: Table, limit: int) -> list[Table]:
 
 
 def _part(table: Table, start: int, end: int, limit: int) -> Table:
-    """The first column, shortened to half the limit, and the columns from `start` up to `end`."""
-    rows = [[type(row[0])(shortened(row[0], limit // 2)), *row[start:end]] for row in table.rows]
-    return Table([table.columns[0], *table.columns[start:end]], rows)
+    """The columns from `start` up to `end` behind the first one, which is shortened to leave room for them."""
+    shown = [table.columns[0], *table.columns[start:end]]
+    cells = [(column.short or column.title) for column in shown[1:]] + [c for row in table.rows for c in row[start:end]]
+    most = max(_LEAST_NAME // 2, min(limit // 2, limit - len(_SEPARATOR) - max(map(len, cells))))
+    return Table(shown, [[type(row[0])(shortened(row[0], most)), *row[start:end]] for row in table.rows])
 
 
 def _width(table: Table) -> int:
@@ -153,11 +155,11 @@ def _method(name: str, entry: Entry) -> str:
     extra = f"{entry.extra_parameters:,} extra parameters" if entry.extra_parameters else ""
     notes = [extra, "" if entry.lossless else NOT_LOSSLESS]
     title = label + "".join(f", {note}" for note in notes if note)
-    blocks = [title, text_of(_fitting(entry))]
+    lines = [*_wrapped(title), text_of(_fitting(entry))]
     counts = entry.overall.lossless
     if counts and counts["identical"] != sum(counts.values()):
-        blocks.append(f"output of all turns: {lossless_text(counts)}")
-    return "\n".join(blocks)
+        lines += _wrapped(f"output of all turns: {lossless_text(counts)}")
+    return "\n".join(lines)
 
 
 def _fitting(entry: Entry) -> Table:
@@ -190,7 +192,7 @@ def _heading(summary: Summary) -> str:
         text += f", {sampling_text(summary.sampling)}"
     lines = _wrapped(text)
     if not summary.complete:
-        lines.append("INTERRUPTED: only the questions that were finished")
+        lines += _wrapped("INTERRUPTED: only the questions that were finished")
     if summary.failed:
         ids = ", ".join(map(str, summary.excluded_questions))
         lines += _wrapped(f"FAILED, left out for all methods: question {ids}")

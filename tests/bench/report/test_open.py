@@ -17,12 +17,12 @@ def run_dir(tmp_path, monkeypatch):
 
 
 def test_the_page_is_opened_once_it_is_written(run_dir, monkeypatch, capsys):
-    opened = []
+    opened, page = [], run_dir / "report.html"
     monkeypatch.setattr(
         webbrowser, "open", lambda address: opened.append(address) or (run_dir / "report.html").exists()
     )
     assert main(["report", str(run_dir), "--open"]) == 0
-    assert opened == [(run_dir / "report.html").as_uri()]
+    assert opened == [page.as_uri()]
     assert "no browser" not in capsys.readouterr().err
 
 
