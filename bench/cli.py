@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import bench
 from bench.errors import UserError
@@ -54,18 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def command(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"bench.commands.{COMMANDS[name]}")
+
+
 def _run(given: list[str]) -> int:
     if given[:1] in (["--version"], ["-V"]):
         print(f"roobench {bench.__version__}")
         return 0
     name = given.pop(0) if given and given[0] in COMMANDS else "run"
-    command = importlib.import_module(f"bench.commands.{COMMANDS[name]}")
+    chosen = command(name)
     try:
-        options = command.parser().parse_args(given)
+        options = chosen.parser().parse_args(given)
     except SystemExit:
         sys.stdout.flush()  # --help, into a pipe perhaps
         raise
-    status: int = command.run(options)
+    status: int = chosen.run(options)
     return status
 
 

@@ -134,7 +134,8 @@ def declared(name: str) -> Any:
 
     """
     module = _beside(name, "knobs")
-    return importlib.import_module(module) if module else load(name)
+    found = importlib.import_module(module) if module else None
+    return found if hasattr(found, "Config") and hasattr(found, "presets") else load(name)
 
 
 def is_peer(name: str) -> bool:
@@ -208,7 +209,7 @@ def parse_drafting(text: str, command: str) -> Variant:
     elif variant.is_peer:
         reason = f"{text!r} is a peer, which brings its own loop, and {command} needs its drafts"
     elif variant.names == (BASELINE,):
-        reason = f"{command} always shows vanilla: name the method to compare with it"
+        reason = f"vanilla always takes part in {command}: name the method to compare with it"
     else:
         return variant
     drafting = (name for name in names() if name != BASELINE and not is_peer(name))

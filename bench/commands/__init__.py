@@ -18,7 +18,7 @@ _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 def new_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
     """An empty parser; `command` follows the program's name."""
     return ArgumentParser(
-        prog=f"{program()} {command}".strip().replace("%", "%%"),
+        prog=f"{program()} {command}".strip(),
         description=description,
         epilog=epilog.replace(_WRITTEN, program()),
         formatter_class=RawDescriptionHelpFormatter,

@@ -115,11 +115,10 @@ class KangarooTraining(TrainConfig):
         0,
         "width of the adapter's feed-forward block; 0: none (paper-layer: the target's; paper-mlp: the hidden size)",
         metavar="N",
-        least=0,
-        most=1_000_000,
+        bounds=(0, 1_000_000),
     )
     unroll: int = setting(
-        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", least=1, most=64
+        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
     )
     teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 

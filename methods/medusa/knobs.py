@@ -93,8 +93,8 @@ class MedusaTraining(TrainConfig):
         "newest: the heads also read the newest token; paper: only the state, as published",
         choices=("newest", "paper"),
     )
-    epochs: int = setting(2, "epochs", metavar="N", least=1, most=1000)
-    heads: int = setting(4, "number of heads, each for a token further ahead", metavar="N", least=1, most=64)
+    epochs: int = setting(2, "epochs", metavar="N", bounds=(1, 1000))
+    heads: int = setting(4, "number of heads, each for a token further ahead", metavar="N", bounds=(1, 64))
     own_lm_heads: bool = setting(
         False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
     )

@@ -15,7 +15,7 @@ import torch
 import methods
 from bench import __version__
 from bench.cli import main
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.models import loading
 from bench.models.checkpoints import DEFAULT_MODEL
 from bench.questions import TASKS
@@ -76,7 +76,7 @@ def test_mistake_is_told_in_one_line_before_anything_is_loaded(cache, tmp_path, 
         (["--device", "meta"], "device 'meta' is not supported"),
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--revision", "v2"], "takes no revision"),
-        (["--method", "kangaroo:weights=nowhere"], "nowhere is no Kangaroo adapter"),
+        (["--method", "kangaroo:weights=nowhere"], "kangaroo:weights=nowhere: nowhere is neither a folder nor"),
         (["--method", "kangaroo"], "no weights of kangaroo come with the project for model"),
         (["--method", "KANGAROO,exit_layer=2"], "trained for exit layer 1, not 2"),
         (["--method", "KANGAROO,draft_vocab=9"], "draft_vocab=9 is more than the 0 tokens ranked"),
@@ -172,7 +172,7 @@ print("heavy:", sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
 def test_help_explains_itself_without_a_heavy_library(command):
     done = python(IMPORTED, *command, "--help")
     assert done.stderr == "heavy: []\n"
-    assert done.stdout.startswith(f"usage: {' '.join(['run_bench.py', *command])} [-h]")
+    assert done.stdout.startswith(f"usage: {' '.join([program(), *command])} [-h]")
 
 
 def test_help_of_a_run_names_methods_commands_presets_and_statuses(capsys):
