@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
 from bench.figures.rules import Rules
+from bench.files import check_output, user_path
+
+if TYPE_CHECKING:
+    from bench.figures.comparison import Comparison
 
 _EPILOG = """\
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
@@ -27,9 +32,9 @@ def parser() -> ArgumentParser:
         "in Spec-Bench's format. No model, no torch.",
         _EPILOG,
     )
-    made.add_argument("base", type=Path, help="folder of the run to compare with, or an answer file")
+    made.add_argument("base", type=user_path, help="folder of the run to compare with, or an answer file")
     made.add_argument(
-        "new", type=Path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
+        "new", type=user_path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
     )
     add_rules(made)
     return made
@@ -42,7 +47,7 @@ def add_rules(made: ArgumentParser) -> None:
     made.add_argument("--strict", action="store_true", help="exit with 1 where nobody can tell")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
         made.add_argument(
-            f"--{kind}", type=Path, default=None, metavar="FILE", help=f"also write the comparison {what}"
+            f"--{kind}", type=user_path, default=None, metavar="FILE", help=f"also write the comparison {what}"
         )
 
 
@@ -58,6 +63,8 @@ def run(options: Namespace) -> int:
     from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
+    for kind in ("markdown", "json", "junit"):
+        check_output(getattr(options, kind), f"--{kind}")
     if any(files) and not all(files):
         raise UserError("a run cannot be compared with an answer file: give two runs, or answer files (`export`)")
     if all(files):
@@ -68,7 +75,7 @@ def run(options: Namespace) -> int:
     return max(show(compared, options, number) for number, compared in enumerate(found))
 
 
-def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
+def show(compared: Comparison, options: Namespace, number: int = 0) -> int:
     """Print and write a comparison; the exit status that it asks for."""
     from bench.figures.records import atomic_writer, write_json
     from bench.figures.verdicts import UNKNOWN, WORSE
@@ -88,7 +95,7 @@ def show(compared: dict[str, object], options: Namespace, number: int = 0) -> in
             with atomic_writer(path) as file:
                 file.write(texts[kind](compared))
         print(f"written: {path}")
-    if compared["verdict"] == UNKNOWN:
+    if compared.verdict == UNKNOWN:
         print("WARNING: for some methods nobody can tell: more questions, or a quieter machine", file=sys.stderr)
         return int(options.strict)
-    return int(compared["verdict"] == WORSE)
+    return int(compared.verdict == WORSE)

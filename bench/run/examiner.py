@@ -18,8 +18,9 @@ from bench.figures.records import Turn
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run.audit import Auditor
-from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
+from bench.run.contestants import Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
+from bench.run.plan import WARM_UP
 
 
 class Warnings:
@@ -57,7 +58,10 @@ class Examiner:
         """Let everybody decode a prompt of no task, which gives the rates of estimates, too; who fails is out."""
         prompt = self.loaded.chat.prompt([], WARM_UP)
         self.contestants = each_able(
-            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+            "warming up",
+            self.contestants,
+            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+            fails,
         )
 
     def forget(self) -> None:
