@@ -12,7 +12,6 @@ Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -74,7 +73,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
             run.dataset.get("questions"),
             run.config.get("max_new_tokens"),
         ),
-        device=dataclasses.asdict(run.machine),
+        device=run.machine,
         dtype=run.dtype,
         sampling=sampling(run),
         complete=run.complete,

@@ -37,7 +37,7 @@ def _heading(found: dict[str, Any]) -> str:
     parts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
         found["dtype"],
-        f"{device_name(found['device'])}, {found['device']['threads']} threads",
+        f"{device_name(found['device'])}, {found['device'].threads} threads",
         f"weights {found['engine']['weights']}",
         f"peak memory {gibibytes(found['peak_bytes'])}",
     ]
