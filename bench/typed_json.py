@@ -57,8 +57,6 @@ Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # A name and never a path.
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)]
-    str, Field(pattern=r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)
-]  # no path
 Key = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]  # a count or token id as the key of an object
 Moment = Annotated[str, AfterValidator(_moment)]  # ISO 8601
 Json = Annotated[Any, AfterValidator(_plain)]  # whatever JSON can hold

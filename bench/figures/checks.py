@@ -43,7 +43,7 @@ def check_run(run: Run) -> None:
 
 
 def turn_check(run: Run | None) -> Callable[[Turn], None]:
-    """A check to call with each turn in the file's order; it raises MismatchError. No `run`: turns are checked alone."""
+    """A check to call with each turn in the file's order; it raises MismatchError. No `run`: turns alone."""
     seen: set[tuple[str, int, int, int]] = set()
 
     def check(turn: Turn) -> None:

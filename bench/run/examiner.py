@@ -15,6 +15,7 @@ from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import Turn
+from bench.models.chat import prompt_digest
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run.audit import Auditor
@@ -110,6 +111,7 @@ class Examiner:
             turn=index,
             round=number,
             prompt_tokens=len(prompt),
+            prompt_digest=prompt_digest(prompt),
         )
         limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:

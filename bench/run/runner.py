@@ -56,6 +56,7 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     model = loading.find(config.model, config.revision, log)
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
+        resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
@@ -94,7 +95,7 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
         record = continued(begun, record, examiner.warnings)
     recorder = Recorder(plan, record, examiner.loaded.chat)
     if begun is None:
-        recorder.begin()
+        recorder.begin(log)
     else:
         recorder.take_over(
             resume.finished_turns(
@@ -132,4 +133,6 @@ def _known_early(plan: Plan, model: Model, machine: Machine) -> dict[str, Any]:
         "machine": machine.digest,
         "torch": software["torch"],
         "transformers": software["transformers"],
+        "chat template": model.chat.template_sha256,
+        "tokenizer": model.chat.tokenizer_sha256,
     }
