@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,6 +114,11 @@ class Turn:
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
     prompt_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""  # of the prompt's ids; empty: not recorded
+
+
+def prompt_digest(token_ids: Iterable[int]) -> str:
+    """A prompt's digest as turns record it: 16 hexadecimal digits of the SHA-256 of its token ids."""
+    return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

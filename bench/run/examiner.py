@@ -14,8 +14,7 @@ from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.figures.records import Turn
-from bench.models.chat import prompt_digest
+from bench.figures.records import Turn, prompt_digest
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run.audit import Auditor

@@ -22,7 +22,7 @@ from bench.figures.records import (
     write_json,
     write_turns,
 )
-from bench.models.chat import ChatFormat
+from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
 from bench.models.loading import Log, engine_facts
 from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
@@ -103,8 +103,8 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "sha256": loaded.checkpoint.sha256,
             "parameters": loaded.target.parameters,
             "chat_template": loaded.chat.template,
-            "chat_template_sha256": loaded.chat.template_sha256,
-            "tokenizer_sha256": loaded.chat.tokenizer_sha256,
+            "chat_template_sha256": template_digest(loaded.chat.tokenizer),
+            "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
         dataset={
             "name": asked.name,

@@ -11,8 +11,8 @@ from typing import Any
 import methods
 from bench.config import RunConfig, frozen
 from bench.errors import UserError
-from bench.figures.records import TURNS_FILE, Run, Turn, read_records, read_run, read_turns, write_turns
-from bench.models.chat import ChatFormat, prompt_digest
+from bench.figures.records import TURNS_FILE, Run, Turn, prompt_digest, read_records, read_run, read_turns, write_turns
+from bench.models.chat import ChatFormat
 from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
 
@@ -135,7 +135,7 @@ def facts(run: Run) -> dict[str, Any]:
 def _refuse(run: Run, changed: Changes) -> None:
     if changed:
         raise UserError(
-            f"cannot resume run {run.run_id} under changed settings: {listed(changed)}; restore them, or begin a new run"
+            f"cannot resume run {run.run_id} under changed settings: {listed(changed)}; restore it, or begin a new run"
         )
 
 

@@ -16,6 +16,7 @@ from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
 from bench.models import loading
+from bench.models.chat import template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
@@ -57,6 +58,8 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
         resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
+    if any(len(question.turns) > 1 for question in plan.questions.questions):
+        model.chat.prompt([("Hello", "Hello")], "Hello")  # a template may refuse a second turn
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
@@ -133,6 +136,6 @@ def _known_early(plan: Plan, model: Model, machine: Machine) -> dict[str, Any]:
         "machine": machine.digest,
         "torch": software["torch"],
         "transformers": software["transformers"],
-        "chat template": model.chat.template_sha256,
-        "tokenizer": model.chat.tokenizer_sha256,
+        "chat template": template_digest(model.chat.tokenizer),
+        "tokenizer": tokenizer_digest(model.chat.tokenizer),
     }
