@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from bench.typed_json import Count, Key, Moment, Real, Seconds, Share
+from bench.typed_json import Amount, Count, Key, Moment, Real, Seconds, Share
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
 
@@ -18,9 +18,9 @@ class PassCosts(TypedDict):
     (A knob `costs` is in steps without it; see bench.run.contestants.)
     """
 
-    shallow: Seconds
-    draft: Seconds
-    verify: Annotated[dict[Key, Seconds], Field(min_length=1)]  # by tokens verified
+    shallow: Amount
+    draft: Amount
+    verify: Annotated[dict[Key, Amount], Field(min_length=1)]  # by tokens verified
     rest: Real  # what the microbenchmarks leave out; noise may make it negative
 
 

@@ -12,9 +12,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
@@ -27,18 +25,17 @@ from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
 from bench.run import resume, runner
-from bench.typed_json import read
+from bench.typed_json import Amount, MismatchError, read
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
 Log = Callable[[str], None]
-Speedup = Annotated[float, Field(ge=0)]
 
 
 def folder_of(given: dict[str, Any]) -> Path:
-    """Where the baseline of a model on this kind of device lies."""
+    """The folder of a model's baseline on this kind of device."""
     kind = loading.choose_device(given.get("device", "auto")).type
     model = given.get("model", DEFAULT_MODEL)
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
@@ -64,7 +61,7 @@ def _settings_of(run: Run, given: dict[str, Any]) -> RunConfig:
     settings = resume.recorded_settings(run)
     if changed := resume.changed_flags(settings, given):
         raise UserError(
-            f"the baseline was made with other settings ({resume.listed(changed)}): --update-baseline makes one anew"
+            f"the baseline was made with other settings ({resume.listed(changed)}): --update-baseline makes a new one"
         )
     return settings
 
@@ -81,7 +78,7 @@ def difference(folder: Path, now: Records, rules: Rules, log: Log) -> dict[str, 
     try:
         before = read_records(folder)
         return _compared(before, now, _floors(folder), rules, counters_only=False)
-    except UserError as error:  # another model or other questions: that is why it is made anew
+    except UserError as error:  # another model or other questions: that is why it is rebuilt
         log(f"not compared with the baseline before: {error}")
         return None
 
@@ -133,6 +130,6 @@ def _compared(
 def _floors(folder: Path) -> dict[str, float]:
     path = folder / FLOOR_FILE
     try:
-        return read(dict[str, Speedup], path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make the baseline anew with --update-baseline") from error
+        return read(dict[str, Amount], path)
+    except (OSError, MismatchError) as error:
+        raise UserError(f"{path} cannot be read ({error}): rebuild the baseline with --update-baseline") from error

@@ -96,7 +96,7 @@ def test_the_papers_own_file_can_be_projected_for_both_sizes():
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "is not what bench-engine --json writes"), ('{"passes": {}}', "no costs of passes and draft models")],
+    [("{", "is not what bench-engine --json writes"), ('{"passes": {}}', "passes: Dictionary should have at least 1 item")],
 )
 def test_mistakes_are_told_in_a_sentence(content, told, tmp_path, capsys):
     (tmp_path / "engine.json").write_text(content)
