@@ -126,7 +126,11 @@ def _other_prompts(base: Run, new: Run, pairs: Sequence[Pair]) -> dict[str, tupl
         ("tokenizer", before.get("tokenizer_sha256"), now.get("tokenizer_sha256")),
         *(("prompts", _prompt(a), _prompt(b)) for a, b in pairs if a.turn == 0),
     ]
-    return {name: (a, b) for name, a, b in reversed(sides) if a and b and a != b}  # of prompts the first
+    found: dict[str, tuple[str, str]] = {}
+    for name, a, b in sides:
+        if a and b and a != b:
+            found.setdefault(name, (a, b))
+    return found
 
 
 def _prompt(turn: Turn) -> str:
