@@ -403,7 +403,11 @@ def originals(recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny
     """A folder with a good file of every kind."""
     config, model = tiny_model("tied", True)
     TARGET[:] = [tiny_decoder(config, model)]
-    weights = {"kangaroo": tiny_adapter(model), "medusa": tiny_heads(model), "model": tiny_checkpoint("tied", True).folder}
+    weights = {
+        "kangaroo": tiny_adapter(model),
+        "medusa": tiny_heads(model),
+        "model": tiny_checkpoint("tied", True).folder,
+    }
     for name, source in weights.items():
         shutil.copytree(source, recorded / name, ignore=shutil.ignore_patterns("model.safetensors", "token*"))
     (recorded / "model" / "generation_config.json").write_text('{"eos_token_id": [2, 7], "do_sample": false}')
