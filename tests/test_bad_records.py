@@ -234,33 +234,33 @@ def test_a_changed_turn(recorded, change, said, capsys, tmp_path, monkeypatch):
     refused(recorded, ("report", "compare", "export", "history"), said, capsys, tmp_path, monkeypatch)
 
 
-def test_what_is_not_recorded_is_unknown_and_no_fault(recorded):
+def test_what_is_not_recorded_is_unknown_and_no_fault(recorded, tmp_path, capsys):
     """Records from before prompts had digests."""
-    lines = [json.loads(line) for line in (recorded / "turns.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["prompt_digest"]
-    (recorded / "turns.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    old = read_records(recorded)
-    assert {turn.prompt_digest for turn in old[1]} == {""}
-    assert compare(old, (a_run(), some_turns()))["verdict"] == "same"
+    old = shutil.copytree(recorded, tmp_path / "old")
+    lines = [json.loads(line) for line in (old / "turns.jsonl").read_text().splitlines()]
+    assert [line.pop("prompt_digest") for line in lines] == ["0123456789abcdef"] * 8
+    (old / "turns.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {turn.prompt_digest for turn in read_records(old)[1]} == {""}
+    assert main(["compare", str(old), str(recorded)]) == 0
+    assert "differ" not in capsys.readouterr().out
 
 
-def test_runs_of_other_prompts_are_refused_by_what_changed():
-    base, new = (a_run(model={"name": "tiny", "sha256": "a" * 64, "tokenizer_sha256": x * 64}) for x in "bc")
-    others = some_turns()
-    others[0].prompt_digest = "f" * 16
-    with pytest.raises(UserError, match=r"of different things \(tokenizer: b+.*; prompts: question 0 with 5 tokens"):
-        compare_runs(base, new, others)
-    with pytest.raises(UserError, match=r"of different things \(prompts: .*--allow 'prompts' if meant"):
-        compare_runs(base, new, others, "tokenizer")
-    found = compare_runs(base, new, others, "tokenizer", "prompts")
-    assert "the runs differ in tokenizer" in " ".join(found["warnings"])
-
-
-def compare_runs(base: Run, new: Run, turns: list[Turn], *allowed: str) -> dict[str, Any]:
-    from bench.figures.rules import Rules
-
-    return compare((base, some_turns()), (new, turns), Rules(allow=allowed))
+def test_runs_of_other_prompts_are_refused_by_what_changed(tmp_path, capsys):
+    turns = some_turns()
+    for name in "bc":
+        write_json(tmp_path / name / "run.json", a_run(model={"name": "m", "tokenizer_sha256": name * 64}))
+        write_turns(tmp_path / name / "turns.jsonl", turns)
+        turns[0].prompt_digest = "f" * 16
+    asked = ["compare", str(tmp_path / "b"), str(tmp_path / "c")]
+    prompt = "question 0 with 5 tokens, digest"
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert "of different things (tokenizer: bbbbbbbbbbbb.. and cccccccccccc..; prompts: " in told
+    assert f"prompts: {prompt} 0123456789abcdef and {prompt} ffffffffffffffff)" in told
+    assert "--allow 'tokenizer' --allow 'prompts' if meant" in told
+    assert main([*asked, "--allow", "tokenizer"]) == 2
+    assert main([*asked, "--allow", "tokenizer", "--allow", "prompts"]) == 0
+    assert "the runs differ in tokenizer" in capsys.readouterr().out
 
 
 # --- mutations -------------------------------------------------------------------------------------------------------

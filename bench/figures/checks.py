@@ -29,7 +29,8 @@ class _Notes(TypedDict, total=False):
 def check_run(run: Run) -> None:
     """Raise MismatchError if settings, notes or kinds of methods are not what figures are computed with."""
     try:
-        decode_value(RunConfig, run.config, lenient=True)
+        settings = {name: value for name, value in run.config.items() if name != "out"}  # a path of another machine
+        decode_value(RunConfig, settings, lenient=True)
     except (MismatchError, UserError) as error:
         raise MismatchError(f"config: {error}") from error
     baselines = [label for label, info in run.methods.items() if info.kind == "vanilla"]

@@ -58,8 +58,6 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
         resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
-    if any(len(question.turns) > 1 for question in plan.questions.questions):
-        model.chat.prompt([("Hello", "Hello")], "Hello")  # a template may refuse a second turn
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
