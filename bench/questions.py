@@ -61,7 +61,7 @@ class QuestionSet:
     """Questions with where they come from."""
 
     name: str  # mini | official | the file's name
-    sha256: str  # of the whole file, whatever part of it is asked
+    sha256: str  # of the whole file, even if only a part of it is asked
     questions: tuple[Question, ...]
 
     @property
@@ -73,7 +73,7 @@ class QuestionSet:
     def in_turns(self) -> list[tuple[int, Question]]:
         """The questions as they are asked, the tasks taking turns, so that a slow minute hits all tasks alike.
 
-        Tasks of different sizes are spread evenly over the whole. With each question stands a number whose parity
+        Tasks of different sizes are spread evenly over the whole. Each question comes with a number whose parity
         changes from question to question and within each task: who answers first.
         """
         placed = []
@@ -85,7 +85,7 @@ class QuestionSet:
     def select(self, tasks: str = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
         """The questions of some tasks (comma-separated, or all), at most `limit` of each, in the file's order.
 
-        A task's name stands in double quotes where it could be read otherwise: `"all"`, `"code, hard"`. A limited task
+        A task's name goes in double quotes where it is ambiguous: `"all"`, `"code, hard"`. A limited task
         is drawn evenly over its categories (the first ten of MT-bench are all writing), by `seed` within each category.
 
         Raises:

@@ -1,7 +1,7 @@
 """JSON from a disk or a pipe, decoded strictly into the dataclasses and TypedDicts that the program declares.
 
 Bounds are declared with the type: `Annotated[int, Field(ge=0)]`. A value of another type is never converted, NaN and
-infinite numbers are refused, and so are fields that nobody declared.
+infinite numbers are refused, and so are undeclared fields.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*$", max_length=200)]
 Key = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")]  # a count or token id as the key of an object
 Moment = Annotated[str, AfterValidator(_moment)]  # ISO 8601
-Json = Annotated[Any, AfterValidator(_plain)]  # whatever JSON can hold
+Json = Annotated[Any, AfterValidator(_plain)]  # any value that JSON can hold
 
 
 class MismatchError(ValueError):
@@ -71,7 +71,7 @@ def decode(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
     """A JSON text as a `kind`. `lenient`: fields that `kind` does not have are left out.
 
     Raises:
-        MismatchError: not JSON, another type, out of bounds, a field is missing, or nobody declared it.
+        MismatchError: not JSON, another type, out of bounds, or a field is missing or undeclared.
 
     """
     try:

@@ -337,7 +337,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         estimates = {name: Estimate(**each) for name, each in stats.estimates(sums).items()}
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
-        if peer:  # what vanilla is worth beside it; overall the mean of the tasks' own, and no inverse of a mean
+        if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
             turned = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])
             found[f"worth_{key}"] = Estimate(**turned["ratio_of_sums"])
     return found
@@ -358,7 +358,7 @@ def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
 
 
 def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None:
-    """Set a prediction, if there is one, and how far it lies from what was measured."""
+    """Set the prediction, if there is one, and its relative error."""
     if step_cost is not None and speedup is not None:
         cell.predicted = Predicted(step_cost, speedup)
         over = ratio(speedup, cell.speedup_decode.value)

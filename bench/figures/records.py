@@ -173,7 +173,7 @@ Records = tuple[Run, list[Turn]]
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
+    """Check that files can be created in `folder`, which may not exist yet, before an hour of work.
 
     Raises:
         UserError: they cannot.
@@ -189,7 +189,7 @@ def check_writable(folder: Path) -> None:
 
 
 def plots_of(run_dir: Path, run_id: str) -> Path:
-    """Where the plots of a run belong: next to those of others if the run is next to others, otherwise with it."""
+    """The folder for a run's plots: next to those of other runs if the run is next to them, else within its own."""
     if run_dir.absolute() == (RUNS / run_id).absolute():
         return Path("plots") / run_id
     is_reference = run_dir.absolute().parent == REFERENCE.absolute()
@@ -213,7 +213,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
-        # mkstemp makes files private; a result is for everybody whom the folder lets in.
+        # mkstemp makes files private; results are for everyone with access to the folder.
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -232,7 +232,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         UserError: another process holds it, or it cannot be written.
 
     """
-    path = folder / ".roobench.lock"  # a name that nobody else uses: it is removed in the end
+    path = folder / ".roobench.lock"  # not a name of the user's: the file is removed in the end
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=0)
@@ -269,7 +269,7 @@ def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
     """Add one turn a line; they are on the disk when this returns.
 
     Raises:
-        UserError: the disk is full or the folder gone; the file is then as it was before. It tells how to `go_on`.
+        UserError: the disk is full or the folder gone; the file is then unchanged. The message says how to `go_on`.
 
     """
     content = _lines(turns).encode()

@@ -1,6 +1,6 @@
-"""The figures of a run as `summary.json` holds them: one schema for whatever computes, writes or shows them. No torch.
+"""The figures of a run as `summary.json` holds them: one schema for computing, writing and showing them. No torch.
 
-An undefined figure is None, never NaN and never 0. A share lies between 0 and 1. Lists by window hold w = 1, 2, ...
+An undefined figure is None, never NaN and never 0. A share is between 0 and 1. Lists by window hold w = 1, 2, ...
 `bench.figures.metrics` computes the figures and defines them.
 """
 
@@ -18,7 +18,7 @@ from bench.typed_json import Count, Finite, Json, MismatchError, read
 
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
-OVERALL = "overall"  # stands among the tasks
+OVERALL = "overall"  # an entry among the tasks
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ class Entry:
 
     @property
     def timed(self) -> bool:
-        """Whether its steps have a time: not a peer's, nor those of an empty run."""
+        """Return whether its steps were timed: not those of a peer or of an empty run."""
         return self.overall.step_time is not None and self.overall.step_time.total is not None
 
 

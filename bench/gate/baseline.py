@@ -1,8 +1,8 @@
 """Counters against a committed baseline: what changes in them is the code's, on any day and machine.
 
-A baseline is a run of few questions with `floor.json` beside it: the overall decode speedup that each method must reach
-wherever the gate runs. Methods run with the costs that the baseline measured, so that nothing is
-decided by how fast this machine is today; everything else is chosen by the code at hand.
+A baseline is a run of few questions, with the overall decode speedup that each method must reach in `floor.json` next
+to it. Methods run with the costs that the baseline measured, so that nothing depends on how fast this machine is today;
+everything else is chosen by the code at hand.
 """
 
 from __future__ import annotations

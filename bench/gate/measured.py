@@ -1,4 +1,4 @@
-"""What a run measures when it begins: given to another one, so that both draft alike whatever the machine's mood."""
+"""What a run measures when it begins, given to another run so that both draft alike at any speed of the machine."""
 
 from __future__ import annotations
 

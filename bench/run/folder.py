@@ -15,7 +15,7 @@ _WRITTEN = (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED)
 
 
 class _Identity(TypedDict):
-    """What tells a run's record from other JSON, whatever version wrote it."""
+    """What identifies the record of a run, of any version."""
 
     run_id: FileName
     schema: int
@@ -34,7 +34,7 @@ def earlier_run(folder: Path) -> str | None:
     try:
         return read(_Identity, folder / RUN_FILE, lenient=True)["run_id"]
     except FileNotFoundError:
-        foreign, reason = there[0], f"which no {RUN_FILE} there says to be ours"
+        foreign, reason = there[0], f"which is not of a run of ours: there is no {RUN_FILE}"
     except MismatchError as error:
         foreign, reason = RUN_FILE, f"which is not a run's record ({error})"
     raise UserError(f"a run would replace {folder / foreign}, {reason}: choose another folder with --out")

@@ -1,6 +1,6 @@
 """A run that was asked for: which questions, how often, in which order, of whom, and where its records go.
 
-All of it is known, and mistakes in it are told, before anything slow begins.
+All of it is known, and mistakes in it are reported, before anything slow begins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Goes on with a run that was killed: its settings, what is finished of it, and what must not have changed."""
+"""Resuming a run: its settings, its finished questions, and what must not have changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.typed_json import MismatchError, decode_value
 _NOT_ALWAYS_RECORDED = ("chat template", "tokenizer")
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
-# What a run's figures depend on beside its settings. A commit may change without touching any of it: that is recorded.
+# What a run's figures depend on besides its settings. A commit may change without touching any of it: it is recorded.
 _FIXED: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.get("sha256"),
     "questions": lambda run: run.dataset.get("sha256"),
@@ -57,7 +57,7 @@ def begun(folder: Path) -> Run:
 
 
 def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
-    """The settings that the run was begun with; flags `given` beside --resume may only repeat them.
+    """The settings that the run was begun with; flags `given` with --resume may only repeat them.
 
     Raises:
         UserError: a flag differs, with both values.

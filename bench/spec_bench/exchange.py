@@ -87,7 +87,7 @@ def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] 
 
 
 class _Export(TypedDict):
-    """What tells our answer files from others."""
+    """What identifies an answer file of ours."""
 
     run_id: FileName
 
@@ -192,7 +192,7 @@ class ForeignAnswer:
     new_tokens: tuple[int, ...]
     wall_s: tuple[float, ...]  # prefill and decoding
     accept_lengths: tuple[int, ...]  # tokens of each pass, flat over the turns; () where unknown
-    passes: tuple[int, ...]  # of each turn, where the file says how many these were (`idxs`); () where unknown
+    passes: tuple[int, ...]  # of each turn, from `idxs`; () where unknown
 
     @property
     def task(self) -> str:
@@ -201,7 +201,7 @@ class ForeignAnswer:
 
 
 def mean_accepted(answers: Sequence[ForeignAnswer]) -> tuple[float | None, int]:
-    """Tokens of a pass, pooled over all answers, and how many passes these were; None and 0 where nothing says it."""
+    """Mean tokens of a pass, pooled over all answers, and the number of passes; None and 0 where unknown."""
     known = [answer for answer in answers if answer.accept_lengths or answer.passes]
     passes = sum(len(answer.accept_lengths) or sum(answer.passes) for answer in known)
     tokens = sum(sum(answer.accept_lengths or answer.new_tokens) for answer in known)
@@ -227,7 +227,7 @@ def read_answers(path: Path) -> dict[int, ForeignAnswer]:
 
 
 def _as_list(value: Any) -> Any:
-    """A single turn stands bare in some harnesses' files."""
+    """Some harnesses write a single turn without its list."""
     return [value] if isinstance(value, str) else value
 
 

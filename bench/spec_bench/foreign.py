@@ -1,4 +1,4 @@
-"""What answer files of other harnesses tell, in the shape of `summary.json`: Spec-Bench's own figures. No torch.
+"""Figures of answer files of other harnesses, in the shape of `summary.json`: Spec-Bench's own. No torch.
 
 Source: `evaluation/speed.py` and `equal.py` of Spec-Bench (Xia et al., arXiv 2401.07851). Where both files hold the
 same questions, none of which failed, `speedup_total_mean_rates`, `mean_accepted_tokens` and the tokens/s equal what
@@ -48,13 +48,13 @@ class ForeignSummary(Summary):
 
 
 def limits(*, retokenized: bool = False) -> list[str]:
-    """What a reader must know of figures from foreign answer files, a sentence each."""
+    """The limits of figures from answer files of other harnesses."""
     counted = (
-        "The baseline's tokens are those of its stripped text, tokenised anew, as Spec-Bench's speed.py counts them; "
+        "The baseline's tokens are those of its stripped text, retokenised, as Spec-Bench's speed.py counts them; "
         "the method's are the file's new_tokens, which may include EOS and tokens that the text no longer shows."
         if retokenized
         else "Tokens are the files' new_tokens on both sides; Spec-Bench's speed.py tokenises the baseline's stripped "
-        "text anew instead, which misses EOS and stripped characters and favours the method slightly."
+        "text instead, which misses EOS and stripped characters and favours the method slightly."
     )
     return [
         "Speedups are end-to-end: the files do not tell prefill from decoding.",

@@ -282,7 +282,7 @@ def test_answer_files_are_tabled_on_the_command_line(setting, tmp_path, capsys):
     assert "text equal to the baseline's in 3 of 3 questions" in printed
     assert "- Speedups are end-to-end" in printed
     assert main(["report", *map(str, files), "--tokenizer", str(setting.model)]) == 0
-    assert "tokenised anew, as Spec-Bench's speed.py counts them" in capsys.readouterr().out
+    assert "retokenised, as Spec-Bench's speed.py counts them" in capsys.readouterr().out
     odd = tmp_path / "odd.jsonl"
     odd.write_text("{}\n")
     for flags, told in [
