@@ -148,7 +148,7 @@ def _first(error: ValidationError) -> str:
     """The first fault: its field, what was expected there, and what was found."""
     first = error.errors(include_url=False)[0]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-    is_scalar = isinstance(first["input"], str | int | float | None) and first["loc"]
+    is_scalar = isinstance(first["input"], str | int | float | None) and first["loc"] and first["type"] != "value_error"
     shown = f", not {_shown(first['input'])}" if is_scalar else ""
     message = first["msg"].removeprefix("Value error, ")
     said = "missing" if "missing" in first["type"] else f"{message}{shown}"

@@ -112,9 +112,9 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
 
 
 def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ decode tokens / Σ decode seconds. What came with the prefill, a turn's first token, is not counted."""
+    """Σ decode tokens / Σ decode seconds, without the tokens of the prefill; None where each answer was one token."""
     turns = list(turns)
-    return ratio(sum(turn.decode_tokens for turn in turns), sum(turn.decode_s for turn in turns))
+    return ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
 
 
 def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
