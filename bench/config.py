@@ -45,7 +45,11 @@ class RunConfig:
     questions: str = setting(
         "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
     )
-    tasks: str = setting("all", "all, or some of the tasks, separated by commas (mt_bench,qa)", metavar="LIST")
+    tasks: str = setting(
+        "all",
+        "all, or tasks separated by commas (mt_bench,qa); a name that is all or holds a comma goes in double quotes",
+        metavar="LIST",
+    )
     limit: int | None = setting(None, "at most N questions a task, drawn evenly over its categories", metavar="N")
     peer_limit: int = setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
     max_new_tokens: int = setting(48, "tokens of an answer at most", metavar="N")

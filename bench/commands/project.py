@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from bench import config
 from bench.commands import add_run_flags, new_parser, say
-from bench.errors import UserError
 
 _EPILOG = """\
 Passes, exit layers and the published draft models are measured on this device, with random weights of the shape; how
@@ -49,7 +48,7 @@ def run(options: Namespace) -> int:
     from bench.report import engine_page
 
     sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
-    engine = _measured(options) if options.engine is None else _read(options.engine)
+    engine = _measured(options) if options.engine is None else project.read_engine(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
     if options.json:
@@ -58,19 +57,9 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def _measured(options: Namespace) -> dict[str, object]:
+def _measured(options: Namespace) -> Any:
     from bench.lab import engine_bench
 
     given = {flag[2:]: getattr(options, flag[2:]) for flag in _RUN_FLAGS}
     settings = config.from_flags(given | {"method": ("vanilla",), "peer": ("none",)}, "laptop")
     return engine_bench.run(settings, options.shape, context=1024, repeats=15, log=say)
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"passes", "drafts", "drafters", "published"} <= found.keys():
-            raise ValueError("it has no costs of passes and draft models")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
-    return dict(found)

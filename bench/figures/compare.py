@@ -69,8 +69,8 @@ def compare(base: Records, new: Records, rules: Rules | None = None) -> Comparis
 
     """
     rules = rules or Rules()
-    warnings = check_comparable(base[0], new[0], rules)
     made = _Comparison(base, new, rules)
+    warnings = check_comparable(base[0], new[0], rules, made.asked)
     if not made.asked:
         raise UserError(f"runs {base[0].run_id} and {new[0].run_id} have no method and question in common")
     compared = Comparison(
@@ -100,8 +100,8 @@ def identity(run: Run) -> dict[str, Any]:
     return dict(zip(IDENTITY, values, strict=True))
 
 
-def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
-    """Differences between the runs that are meant, a sentence each.
+def check_comparable(base: Run, new: Run, rules: Rules, pairs: Sequence[Pair] = ()) -> list[str]:
+    """Differences between the runs, or between prompts of their turns in `pairs`, that are meant: a sentence each.
 
     Raises:
         UserError: there are others.
@@ -109,12 +109,34 @@ def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
     """
     sides = identity(base), identity(new)
     different = {name: (sides[0][name], sides[1][name]) for name in IDENTITY if sides[0][name] != sides[1][name]}
+    different |= _other_prompts(base, new, pairs)
     refused = {name: values for name, values in different.items() if name not in rules.allow}
     if refused:
         listed = "; ".join(f"{name}: {_short(a)} and {_short(b)}" for name, (a, b) in refused.items())
         allow = " ".join(f"--allow '{name}'" for name in refused)
         raise UserError(f"runs {base.run_id} and {new.run_id} are of different things ({listed}): {allow} if meant")
     return [f"the runs differ in {name}: {_short(a)} and {_short(b)}" for name, (a, b) in different.items()]
+
+
+def _other_prompts(base: Run, new: Run, pairs: Sequence[Pair]) -> dict[str, tuple[str, str]]:
+    """What changed in the prompts, as far as both sides record it. Turns after the first follow vanilla's answers."""
+    before, now = base.model, new.model
+    sides = [
+        ("chat template", before.get("chat_template_sha256"), now.get("chat_template_sha256")),
+        ("tokenizer", before.get("tokenizer_sha256"), now.get("tokenizer_sha256")),
+        *(("prompts", _prompt(a), _prompt(b)) for a, b in pairs if a.turn == 0),
+    ]
+    found: dict[str, tuple[str, str]] = {}
+    for name, a, b in sides:
+        if a and b and a != b:
+            found.setdefault(name, (a, b))
+    return found
+
+
+def _prompt(turn: Turn) -> str:
+    """A turn's prompt, for people; empty where it is not known."""
+    known = turn.prompt_digest
+    return f"question {turn.question_id} with {turn.prompt_tokens} tokens, digest {known}" if known else ""
 
 
 def used_rules(rules: Rules, tolerance: float) -> Rules:

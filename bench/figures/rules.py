@@ -11,7 +11,8 @@ from bench.errors import UserError
 # What must be alike before two runs can be compared.
 IDENTITY = ("model", "questions", "dtype", "device", "limit of new tokens", "sampling")
 ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties that fell otherwise
-ALLOWED = (*IDENTITY, ANSWERS)
+PROMPTS = ("chat template", "tokenizer", "prompts")  # likewise, as far as both records say it
+ALLOWED = (*IDENTITY, *PROMPTS, ANSWERS)
 
 
 @dataclass(frozen=True)

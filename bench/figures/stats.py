@@ -26,6 +26,7 @@ from scipy.special import ndtri, stdtrit
 LEVEL = 0.95
 RESAMPLES = 5000  # a bound then wanders by about 1% of the interval's width from seed to seed
 SEED = 20240117
+_LEAST_S = 1e-12  # below it a clock measured nothing, and rates would overflow
 ESTIMATORS = ("ratio_of_sums", "mean_rates", "geometric")
 STATISTICS = {
     "interval": LEVEL,
@@ -67,7 +68,7 @@ def estimates(tasks: Sequence[Array], resamples: int = RESAMPLES) -> dict[str, E
 def _table(sums: Array) -> Array:
     """A task's questions [n, 4] with what the estimators add up [n, 8]; zeros where a question has no say."""
     tokens, seconds, tokens_vanilla, seconds_vanilla = sums.T
-    timed = (seconds > 0) & (seconds_vanilla > 0)
+    timed = (seconds > _LEAST_S) & (seconds_vanilla > _LEAST_S)
     spoke = timed & (tokens > 0) & (tokens_vanilla > 0)
     rate = np.divide(tokens, seconds, out=np.zeros(len(sums)), where=timed)
     rate_vanilla = np.divide(tokens_vanilla, seconds_vanilla, out=np.zeros(len(sums)), where=timed)
@@ -146,7 +147,7 @@ def _overall(name: str, sums: Sequence[Array]) -> Any:
 def _speedup(name: str, sums: Array) -> Any:
     """The estimator for one task, [...] from sums [..., 8]; not finite where it is undefined."""
     column = np.moveaxis(sums, -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if name == "geometric":
             return np.exp(column[_LOG_RATIO] / column[_LOG_RATIOS])
         if name == "mean_rates":

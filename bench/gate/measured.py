@@ -1,10 +1,11 @@
-"""What a run measures when it begins: given to another one, so that both draft alike whatever the machine's mood."""
+"""What a run measures when it begins, given to another run so that both draft alike at any speed of the machine."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from bench.errors import UserError
 from bench.figures.records import Run
 from methods import Variant
 
@@ -17,9 +18,17 @@ def measured_by(run: Run) -> dict[str, Any]:
 
 
 def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
-    """The variant with the costs that were measured before."""
+    """The variant with the costs that were measured before.
+
+    Raises:
+        UserError: its knobs do not take them.
+
+    """
     recorded = measured.get(variant.label, {})
-    return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded, lenient=True))
+    try:
+        return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded, lenient=True))
+    except ValueError as error:
+        raise UserError(f"{variant.label} cannot run with the costs that were recorded for it: {error}") from error
 
 
 def _shared(ran: dict[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,80 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Required
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bench.drafting.published import Published
 from bench.errors import UserError
+from bench.figures.facts import EngineFacts
+from bench.figures.machine import Machine
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
+from bench.typed_json import Amount, Count, Json, Key, MismatchError, Moment, Positive, Real, read
+
+BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
+
+
+class _Form(TypedDict):
+    """`Published` without its code."""
+
+    what: str
+    drafts: Count
+    exit_layer: Count
+    call_per_draft: bool
+
+
+class EngineRecord(TypedDict, total=False):
+    """What `bench-engine --json` writes; required: what a projection needs."""
+
+    schema: int
+    model: Required[str]
+    random_weights: Required[bool]
+    parameters: Required[Count]
+    device: Required[Machine]
+    dtype: Required[str]
+    peak_bytes: Required[Count]
+    command: str
+    started: Moment
+    python: str
+    platform: str
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    load_1min: Real | None
+    warnings: Required[list[str]]
+    engine: Required[EngineFacts]
+    memory: dict[str, Amount]
+    passes: Required[BySize]  # by tokens
+    drafts: Required[BySize]  # by exit layer
+    head: BySize  # by vocabulary
+    drafters: Required[dict[str, Positive]]
+    cache: dict[str, Amount]
+    answers: dict[str, Json]
+    published: Required[dict[str, _Form]]
+    vanilla: dict[str, Amount]
+
+
+def read_engine(path: Path) -> EngineRecord:
+    """The record that `bench-engine --json` wrote.
+
+    Raises:
+        UserError: it is not one.
+
+    """
+    try:
+        engine = read(EngineRecord, path)
+        if "1" not in engine["passes"]:
+            raise MismatchError("passes.1: missing")
+        if unknown := engine["published"].keys() - engine["drafters"].keys():
+            raise MismatchError(f"drafters.{min(unknown)}: missing")
+        return engine
+    except (OSError, MismatchError) as error:
+        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -40,9 +105,9 @@ class Costs:
     forms: dict[str, Published]  # of these methods
 
     @classmethod
-    def of(cls, engine: dict[str, Any]) -> Costs:
+    def of(cls, engine: EngineRecord) -> Costs:
         """From its record."""
-        passes, exits = ({int(n): ms for n, ms in engine[part].items()} for part in ("passes", "drafts"))
+        passes, exits = ({int(n): ms for n, ms in part.items()} for part in (engine["passes"], engine["drafts"]))
         return cls(
             passes, exits, engine["drafters"], {name: Published(**form) for name, form in engine["published"].items()}
         )
@@ -66,7 +131,7 @@ def _between(measured: dict[int, float], place: float) -> float:
     return float(np.interp(place, known, [measured[n] for n in known]))
 
 
-def project(engine: dict[str, Any], sources: Iterable[Path]) -> list[dict[str, Any]]:
+def project(engine: EngineRecord, sources: Iterable[Path]) -> list[dict[str, Any]]:
     """A row for every method and source whose acceptance is known, at the costs in `engine` (`bench-engine`'s record).
 
     Raises:
@@ -126,17 +191,18 @@ def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
     run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
-        own = [turn for turn in turns if turn.method == label and turn.error is None]
+        own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_emitted]
         if method not in costs.forms or not own:
             continue
-        layer = int(info.ran.get("exit_layer") or costs.forms[method].exit_layer)
+        recorded = info.ran.get("exit_layer")
+        layer = recorded if isinstance(recorded, int) and recorded > 0 else costs.forms[method].exit_layer
         steps = list(_steps(own))
         rate = fmean(emitted for emitted, _ in steps)
         mean_ms = fmean(costs.step_ms(method, shape, layer) for _, shape in steps)
         speedup = rate * costs.passes[1] / mean_ms
         yield {
             "method": label,
-            "source": f"run {run.run_id}, {run.model['name']}",
+            "source": f"run {run.run_id}, {run.model.get('name')}",
             "compression_rate": rate,
             "projected": [speedup, speedup],
             "published": None,
@@ -146,6 +212,10 @@ def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _steps(turns: Iterable[Turn]) -> Iterator[tuple[int, Shape]]:
     for turn in turns:
+        if not turn.per_step_depth or not turn.per_step_calls:
+            raise UserError(
+                f"depth and calls of the drafts of {turn.method} are not recorded: record a new run to project"
+            )
         columns = (turn.per_step_emitted, turn.per_step_drafted, turn.per_step_depth, turn.per_step_calls)
         for emitted, drafted, depth, calls in zip(*columns, strict=True):
             yield emitted, Shape(drafted, depth, calls)

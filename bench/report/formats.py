@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
 from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
 
@@ -117,9 +117,9 @@ def where(turn: Where, summary: Summary) -> str:
     return f"{summary.label(turn.method)}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
 
 
-def device_name(device: dict[str, Any]) -> str:
+def device_name(device: Machine) -> str:
     """A device as it calls itself."""
-    return str(device.get("name") or device.get("type"))
+    return device.name or device.type
 
 
 def shortened(text: str, limit: int) -> str:

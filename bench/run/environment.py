@@ -28,11 +28,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 def busy_warning() -> str | None:
-    """A sentence if other programs keep this machine's processors busy: a pass waits for its slowest thread."""
+    """A warning if other programs keep the processors busy: a forward pass waits for its slowest thread."""
     busy = psutil.cpu_percent(interval=0.5)
     if busy < _BUSY_PERCENT:
         return None
-    return f"other programs use {busy:.0f}% of this machine's processors: the figures of this run will be far off"
+    return f"other programs use {busy:.0f}% of this machine's processors: the times of this run will be unreliable"
 
 
 class OthersMeter:

@@ -1,6 +1,6 @@
 """A run that was asked for: which questions, how often, in which order, of whom, and where its records go.
 
-All of it is known, and mistakes in it are told, before anything slow begins.
+All of it is known, and mistakes in it are reported, before anything slow begins.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bench.models.loading import choose_device
 from bench.questions import Question, QuestionSet
 from bench.run import resume
 from bench.run.contestants import WARM_UP, Contestant, variants
+from bench.run.folder import earlier_run
 
 Adapt = Callable[[methods.Variant], methods.Variant]
 _TEMPLATE_TOKENS = 64  # what a chat template may add to a turn
@@ -120,6 +121,8 @@ def make_plan(
         folder, begun = resumed
         run_id = begun.run_id
     check_writable(folder)
+    if begun is None:
+        earlier_run(folder)
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)
