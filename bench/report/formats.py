@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
