@@ -26,7 +26,7 @@ get worse either. Without --base counters are held against results/baselines, an
 Flags of a run have defaults of their own here: --method all --limit 4 --max-new-tokens 32; without --base those of the
 baseline, or for a new one --limit 1.
 
-exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 it cannot be compared
+exit status: 0 nothing got worse, 1 something did (with --strict also: inconclusive), 2 it cannot be compared
 
 examples:
   python run_bench.py gate --base origin/main

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, stats
+from bench.figures import breakdown, disturbed, stats
 from bench.figures.breakdown import finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
@@ -83,6 +83,8 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         failed_methods=dead,
         failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],
         divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
+        busy_turns=disturbed.busy_turns(kept),
+        outliers=disturbed.outliers(paired, vanilla),
         methods={
             name: Entry(
                 info.kind,
@@ -327,6 +329,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "generated_tokens": _generated(turns),
         "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
         "confidence": None if peer else breakdown.confidence(turns),
+        "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),
         "context": breakdown.context(paired),
     }
     if info.lossless and info.kind != "vanilla":  # how the audits of a method that claims to be lossless ended

@@ -114,6 +114,7 @@ class Turn:
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
     prompt_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""  # of the prompt's ids; empty: not recorded
+    others_share: Share | None = None  # of the processors, used by other programs meanwhile; None: not recorded
 
 
 def prompt_digest(token_ids: Iterable[int]) -> str:

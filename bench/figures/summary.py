@@ -16,7 +16,7 @@ from pydantic import Field
 
 from bench.errors import UserError
 from bench.figures.machine import Machine
-from bench.typed_json import Count, Finite, Json, MismatchError, read
+from bench.typed_json import Count, Finite, Json, MismatchError, Share, read
 
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
@@ -26,7 +26,7 @@ _NAME_CHARS = 30  # of a method that pages show as it is spelled
 
 @dataclass(slots=True)
 class Estimate:
-    """A ratio with its 95% interval; no bounds where there are too few questions for one."""
+    """A ratio with its 95% interval; no bounds where an interval would say nothing, see `stats.estimates`."""
 
     value: Finite | None = None
     low: Finite | None = None
@@ -87,6 +87,7 @@ class Cell:
     speedup_decode: Estimate = field(default_factory=Estimate)  # ratio of sums, as the next but two
     speedup_decode_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_decode_geometric: Estimate = field(default_factory=Estimate)
+    speedup_decode_median: Estimate = field(default_factory=Estimate)  # robust; without interval
     speedup_total: Estimate = field(default_factory=Estimate)
     speedup_total_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_total_geometric: Estimate = field(default_factory=Estimate)
@@ -220,6 +221,41 @@ class Divergence(Where):
     tolerance: Finite | None
 
 
+@dataclass(slots=True)
+class BusyTurn(Where):
+    """A turn that was decoded while other programs used much of the processors."""
+
+    others_share: Share
+
+
+@dataclass(slots=True)
+class BusyTurns:
+    """How many turns were, of those that recorded it; those with the highest shares first."""
+
+    turns: Count
+    of: Count
+    by_task: dict[str, Count]
+    worst: list[BusyTurn]
+
+
+@dataclass(slots=True)
+class WithAndWithout:
+    """A decode speedup with and without one turn; None: nothing is left without it."""
+
+    speedup: Finite
+    without: Finite | None
+
+
+@dataclass(slots=True)
+class Outlier(Where):
+    """A stalled turn that by itself changes decode speedups in its task. It is not left out."""
+
+    decode_s: Finite
+    usual_s: Finite  # for as many tokens, by the method's median
+    others_share: Share | None  # of the processors, used by other programs; None: not recorded
+    speedups: dict[str, WithAndWithout]  # in its task, by method
+
+
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Everything that is computed from a run's records."""
@@ -238,6 +274,8 @@ class Summary:
     failed_methods: dict[str, str] = field(default_factory=dict)  # answered nothing at all: first error
     failed: list[Failure] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
+    busy_turns: BusyTurns | None = None
+    outliers: list[Outlier] = field(default_factory=list)
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.figures.compare import DECODE, PREFILL, check_comparable, compare
+from bench.figures.comparable import check_comparable
+from bench.figures.compare import DECODE, PREFILL, compare
 from bench.figures.comparison import Budget, Comparison, Metric, Sequential
 from bench.figures.metrics import OVERALL, ordered_tasks
 from bench.figures.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns

@@ -26,7 +26,7 @@ PEAK_MEMORY = (
 )
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
-NO_INTERVALS = "no intervals: they need at least two questions per task"
+NO_INTERVALS = "no intervals: too few questions (one task alone needs four), or times too uneven"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
 # Control characters, escape codes among them, and those that turn text around; line breaks and tabs are text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -62,7 +62,7 @@ def times_between(estimate: Estimate | None) -> str:
 
 
 def intervals(summary: Summary) -> Statistics | None:
-    """How the intervals were computed; None where no speedup has one: that needs two questions per task."""
+    """How the intervals were computed; None where no speedup has one."""
     cells = [cell for entry in summary.methods.values() for cell in entry.tasks.values()]
     known = any(cell.speedup_decode.bounds or cell.speedup_total_mean_rates.bounds for cell in cells)
     return summary.statistics if known else None

@@ -17,6 +17,7 @@ from bench.errors import UserError
 from bench.figures.records import Turn, prompt_digest
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
+from bench.run import environment
 from bench.run.audit import Auditor
 from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
@@ -118,6 +119,8 @@ class Examiner:
             return turn
         if self.sampler is not None:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
+        # A turn in pieces waits between them for the other side of a gate, whose work would count as others'.
+        others = None if pause_after else environment.OthersMeter()
         try:
             with self.memory.of(contestant.label):
                 answer = yield from decoding(
@@ -126,6 +129,7 @@ class Examiner:
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn
+        turn.others_share = others.turn_share() if others else None
         _fill(turn, answer, self.loaded.eos)
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn

@@ -66,8 +66,6 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
 def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Examiner:
     """Construct all methods on the model; `fails` is called for those that cannot be."""
     config, target, warnings = plan.config, loaded.target, Warnings(log)
-    if busy := environment.busy_warning():
-        warnings(busy)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))
@@ -79,7 +77,10 @@ def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) ->
     """Warm up all methods and measure the cost of forward passes. Returns the record of the run as it begins."""
     everybody = ", ".join(contestant.label for contestant in examiner.contestants)
     log(f"warming up {f'vanilla and {len(examiner.config.method)} variants' if plan.of_sweep else everybody}")
+    others = environment.OthersMeter()
     examiner.warm_up(fails)
+    if busy := environment.busy_warning(others.turn_share()):
+        examiner.warnings(busy)
     record = describe(plan, examiner, _costs(examiner, plan.resumed))
     if (graphs := examiner.loaded.target.graphs) is not None:
         graphs.close()
