@@ -1,4 +1,4 @@
-"""What papers and leaderboards say of the methods that a run measured: `results/published/*.json`.
+"""What papers and leaderboards report for the methods that a run measured: `results/published/*.json`.
 
 A published figure is of another model on another device in another harness: its source, model and hardware go with it.
 """
@@ -26,15 +26,15 @@ PLACES = (*TASKS, OVERALL)
 class Result:
     """One method on one model and device, as published. Figures are by task, `overall` among them where given."""
 
-    method: str  # as our method is called where we have it
-    label: str  # as the source calls it
+    method: str  # by our name if we have it
+    label: str  # by the source's name
     model: str
     hardware: str
     settings: str
     speedup: dict[str, Real]
     compression_rate: dict[str, Real]
     ctar: dict[str, list[Real]]  # w = 1, 2, ...
-    extra_parameters: Count = 0  # 0: not said
+    extra_parameters: Count = 0  # 0: not given
     knobs: dict[str, Real] = field(default_factory=dict)  # of `settings`, those that programs read, by our names
 
 
@@ -44,7 +44,7 @@ class Ablation:
 
     method: str
     model: str
-    what: str  # was varied
+    what: str  # what was varied
     read_off_a_figure: bool
     points: list[dict[str, Json]]  # settings, and `speedup` or `compression_rate` or both
 
@@ -65,7 +65,7 @@ class Source:
 
 
 def read_published(folder: Path = PUBLISHED) -> list[Source]:
-    """Every source of a folder, by file name; none where the folder is missing (an installation without the data).
+    """Every source in a folder, by file name; none if the folder is missing (an installation without the data).
 
     Raises:
         UserError: a file is malformed.
@@ -90,24 +90,24 @@ def read_source(path: Path) -> Source:
 
 
 def same_method(summary: Summary, sources: list[Source]) -> dict[str, list[tuple[Source, Result]]]:
-    """Published results of the run's methods, by the method's name without its knobs; only those that there are."""
+    """Published results of the run's methods, by method name without knobs; methods without results are left out."""
     bases = dict.fromkeys(name.partition(":")[0] for name in summary.of_kind("method"))
     found = {base: [(s, result) for s in sources for result in s.results if result.method == base] for base in bases}
     return {base: results for base, results in found.items() if results}
 
 
 def variants(summary: Summary, base: str) -> dict[str, Entry]:
-    """The run's methods that are `base` with any knobs."""
+    """The run's methods named `base`, with any knobs."""
     return {name: entry for name, entry in summary.of_kind("method").items() if name.partition(":")[0] == base}
 
 
 def places_of(entry: Entry) -> list[str]:
-    """The tasks that a method was asked; overall too where these are all six, as in what is published."""
+    """The tasks that a method ran; with overall if these are all six, as in published figures."""
     return [task for task in entry.tasks if task != OVERALL or all(task in entry.tasks for task in TASKS)]
 
 
 def _check(source: Source) -> None:
-    """Raise MismatchError for what would be shown wrongly."""
+    """Raise MismatchError for values that cannot be right."""
     texts = {"source": source.source, "citation": source.citation, "url": source.url, "benchmark": source.benchmark}
     for result in source.results:
         texts |= {key: getattr(result, key) for key in ("method", "label", "model", "hardware")}

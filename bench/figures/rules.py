@@ -10,7 +10,7 @@ from bench.errors import UserError
 
 # What must be alike before two runs can be compared.
 IDENTITY = ("model", "questions", "dtype", "device", "limit of new tokens", "sampling")
-ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties that fell otherwise
+ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties resolved differently
 PROMPTS = ("chat template", "tokenizer", "prompts")  # likewise, as far as both records say it
 ALLOWED = (*IDENTITY, *PROMPTS, ANSWERS)
 

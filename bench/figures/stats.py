@@ -29,6 +29,7 @@ LEVEL = 0.95
 RESAMPLES = 5000  # a bound then wanders by about 1% of the interval's width from seed to seed
 SEED = 20240117
 _LEAST_S = 1e-12  # below it a clock measured nothing, and rates would overflow
+_ROUNDING = 1e-24  # a variance of logs below it is that of rounding
 LEAST_FREEDOM = 2.99  # degrees of freedom that an interval needs: 3, but for rounding
 WIDEST = 10.0  # bounds further apart than this factor say nothing
 ESTIMATORS = ("ratio_of_sums", "mean_rates", "geometric")
@@ -142,7 +143,7 @@ def _stretch(
         alone = [drawn[i] if i == stratum else actual[i] for i in range(len(questions))]
         spread[stratum] = _finite(_log(_overall(name, alone))).var()
     n = np.array(questions, dtype=np.float64)
-    if not spread.any():
+    if spread.max() < _ROUNDING:
         return 1.0, float((n - 1).sum())
     unbiased = spread * n / (n - 1)
     shares = unbiased / unbiased.sum()  # of the variance; squares of tiny variances would vanish

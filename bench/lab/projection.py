@@ -1,7 +1,7 @@
 """Projections: what a published or recorded acceptance would be worth at the costs measured on a device. No torch.
 
-A projection is not a measurement, and says so wherever it is shown: nothing of the published model ran here, only
-passes of its shape.
+A projection is not a measurement, and is labelled so wherever it is shown: the published model did not run here, only
+forward passes of its shape.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_engine(path: Path) -> EngineRecord:
 
 @dataclass(frozen=True)
 class Shape:
-    """Steps of one kind: how many tokens are drafted in a row, and calls of the draft model for it."""
+    """Steps of one kind: tokens drafted, the longest path of drafts, and draft-model calls."""
 
     drafted: float
     depth: float
@@ -113,21 +113,21 @@ class Costs:
         )
 
     def step_ms(self, method: str, shape: Shape, exit_layer: int) -> float:
-        """A step of `method`. Drafts that have gone through the layers below an exit are verified by the others."""
+        """A step of `method`. Drafts that went through the layers below an exit are verified by the other layers."""
         verify = _between(self.passes, shape.drafted + 1)
         drafting = self.drafters[method] * shape.calls
         if not exit_layer:
             return drafting + verify
         shallow = _between(self.exits, exit_layer)
-        below = shallow / self.passes[1] * verify  # of a pass over as many positions, the share below the exit
+        below = shallow / self.passes[1] * verify  # the share below the exit, of a forward pass over as many tokens
         return shallow * (shape.depth + 1) + drafting + verify - below
 
 
 def _between(measured: dict[int, float], place: float) -> float:
-    """Linear between what was measured; beyond it, undefined."""
+    """Linear interpolation between measurements; refused beyond them."""
     known = sorted(measured)
     if not known[0] <= place <= known[-1]:
-        raise UserError(f"a cost at {place:g} is asked for, but measured were {known[0]} to {known[-1]}")
+        raise UserError(f"a projection needs the cost at {place:g}; measured: {known[0]} to {known[-1]}")
     return float(np.interp(place, known, [measured[n] for n in known]))
 
 
@@ -152,7 +152,7 @@ def project(engine: EngineRecord, sources: Iterable[Path]) -> list[dict[str, Any
 
 
 def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]:
-    """Of a paper only the compression rate is known: bounds over what may have been drafted for it."""
+    """From a paper, which gives only the compression rate: bounds over what may have been drafted for it."""
     source = read_source(path)
     results = [result for result in source.results if result.method in costs.forms and result.compression_rate]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
@@ -173,7 +173,7 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
 
 
 def _possible(form: Published, most: int, cr: float) -> tuple[list[Shape], str]:
-    """The least and the most that may have been drafted in a step, and in words."""
+    """The fewest and the most drafts that a step may have had, and a description."""
     if not form.call_per_draft:
         return [Shape(most, most, 1)], f"a chain of {most} drafts"
     bounds = [Shape(drafts, drafts, drafts) for drafts in (cr - 1, most)]
@@ -187,7 +187,7 @@ def _overall(by_task: dict[str, float]) -> float:
 
 
 def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
-    """Of a run every step is known."""
+    """From a run, which records every step."""
     run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]

@@ -1,4 +1,4 @@
-"""What a run was made on and with: device, threads, versions, commit. Recorded, never guessed."""
+"""The environment of a run: device, threads, versions, commit. Recorded, never guessed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _gpu(device: torch.device) -> Gpu:
 
 @functools.cache
 def _rounded_bandwidth(device: torch.device) -> float:
-    """To two digits: the measurement takes 0.1 s, once in a process, and is no better than that."""
+    """Rounded to two digits, since the measurement is no better; it takes 0.1 s, once in a process."""
     return float(f"{read_gb_per_s(device, _BUFFER_BYTES[device.type], repeats=3):.2g}")
 
 
@@ -102,7 +102,7 @@ def read_gb_per_s(device: torch.device, buffer_bytes: int, repeats: int) -> floa
 
 
 def describe_software() -> Provenance:
-    """Versions, operating system, commit and the machine's load before the run."""
+    """Versions, operating system, commit and load of the machine before the run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -114,7 +114,7 @@ def describe_software() -> Provenance:
 
 
 def command_line() -> str:
-    """How the program was called, as it can be typed again."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
