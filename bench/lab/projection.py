@@ -127,7 +127,10 @@ def _between(measured: dict[int, float], place: float) -> float:
     """Linear interpolation between measurements; refused beyond them."""
     known = sorted(measured)
     if not known[0] <= place <= known[-1]:
-        raise UserError(f"a projection needs the cost at {place:g}; measured: {known[0]} to {known[-1]}")
+        raise UserError(
+            f"a projection needs the cost at {place:g}, but {known[0]} to {known[-1]} were measured: leave this source out "
+            "of --acceptance"
+        )
     return float(np.interp(place, known, [measured[n] for n in known]))
 
 
