@@ -128,8 +128,8 @@ def _between(measured: dict[int, float], place: float) -> float:
     known = sorted(measured)
     if not known[0] <= place <= known[-1]:
         raise UserError(
-            f"a projection needs the cost at {place:g}, but {known[0]} to {known[-1]} were measured: leave this source out "
-            "of --acceptance"
+            f"a projection needs the cost at {place:g}, but {known[0]} to {known[-1]} were measured: leave this source "
+            "out of --acceptance"
         )
     return float(np.interp(place, known, [measured[n] for n in known]))
 
