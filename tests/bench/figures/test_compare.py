@@ -186,7 +186,7 @@ def test_other_measured_costs_give_a_tolerance_and_beyond_it_nothing_is_known():
     assert metric(found, "CR").verdict == SAME
     assert any("kangaroo measured other forward-pass costs in new" in text for text in found.warnings)
     beyond = compared(less_accepted(some_turns(2)), new=new, rules=Rules(tolerance=0.001))
-    assert metric(beyond, "CR").verdict == metric(beyond, "drafted per step").verdict == UNKNOWN
+    assert metric(beyond, "CR").verdict == UNKNOWN
     assert beyond.methods["kangaroo"].verdict == UNKNOWN
 
 
