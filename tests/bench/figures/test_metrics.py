@@ -21,6 +21,7 @@ CELL_KEYS = {
     "generated_tokens",
     "steps",
     *SPEEDUPS,
+    "speedup_decode_median",
     "worth_decode",
     "worth_total",
     "tok_per_s",
