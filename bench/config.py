@@ -86,7 +86,11 @@ class RunConfig(Settings):
     questions: str = setting(
         "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
     )
-    tasks: str = setting("all", "all, or some tasks, separated by commas (mt_bench,qa)", metavar="LIST")
+    tasks: str = setting(
+        "all",
+        "all, or tasks separated by commas (mt_bench,qa); a name that is all or holds a comma goes in double quotes",
+        metavar="LIST",
+    )
     limit: int | None = setting(
         None, "at most N questions per task, drawn evenly over its categories", metavar="N", bounds=(1, MANY)
     )

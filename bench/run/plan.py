@@ -22,6 +22,7 @@ from bench.files import user_path
 from bench.models import checkpoints
 from bench.questions import Question, QuestionSet
 from bench.run import resume
+from bench.run.folder import earlier_run
 
 if TYPE_CHECKING:
     from bench.models.chat import ChatFormat
@@ -154,6 +155,8 @@ def make_plan(
         folder, begun = resumed
         run_id = begun.run_id
     check_writable(folder)
+    if begun is None:
+        earlier_run(folder)
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from bench.errors import UserError
-from bench.typed_json import Count, Real, Share, read
+from bench.typed_json import Count, MismatchError, Real, Share, read
 
 SCORES_FILE = "scores.json"
 _DIGITS = 3  # of scores, which come from about ten thousand held-out tokens
@@ -42,7 +45,7 @@ class Scores:
     model_sha256: str
     parameters: Count
     data: Data
-    epochs: list[Epoch]
+    epochs: Annotated[list[Epoch], Field(min_length=1)]
 
     @property
     def agreement(self) -> float:
@@ -76,8 +79,11 @@ def read_scores(folder: Path) -> Scores | None:
     """
     path = folder / SCORES_FILE
     try:
-        return read(Scores, path)
+        found = read(Scores, path)
+        if "agreement" not in found.epochs[-1].scores:
+            raise MismatchError(f"epochs[{len(found.epochs) - 1}].scores.agreement: missing")
+        return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except MismatchError as error:
         raise UserError(f"{path} cannot be read ({error}): train again, or remove the file") from error
