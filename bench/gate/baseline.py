@@ -1,8 +1,8 @@
 """Counters against a committed baseline: what changes in them is the code's, on any day and machine.
 
-A baseline is a run of few questions with `floor.json` beside it: the overall decode speedup that each method must reach
-wherever the gate runs. Methods run with the costs that the baseline measured, so that nothing is
-decided by how fast this machine is today; everything else is chosen by the code at hand.
+A baseline is a run of few questions, with the overall decode speedup that each method must reach in `floor.json` next
+to it. Methods run with the costs that the baseline measured, so that nothing depends on how fast this machine is today;
+everything else is chosen by the code at hand.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
@@ -28,18 +26,17 @@ from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
 from bench.run import resume, runner
-from bench.typed_json import read
+from bench.typed_json import Amount, MismatchError, read
 
 BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
 Log = Callable[[str], None]
-Speedup = Annotated[float, Field(ge=0)]
 
 
 def folder_of(given: dict[str, Any]) -> Path:
-    """Where the baseline of a model on this kind of device lies."""
+    """The folder of a model's baseline on this kind of device."""
     kind = loading.choose_device(given.get("device", "auto")).type
     model = given.get("model", DEFAULT_MODEL)
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
@@ -65,7 +62,7 @@ def _settings_of(run: Run, given: dict[str, Any]) -> RunConfig:
     settings = resume.recorded_settings(run)
     if changed := resume.changed_flags(settings, given):
         raise UserError(
-            f"the baseline was made with other settings ({resume.listed(changed)}): --update-baseline makes one anew"
+            f"the baseline was made with other settings ({resume.listed(changed)}): --update-baseline makes a new one"
         )
     return settings
 
@@ -82,7 +79,7 @@ def difference(folder: Path, now: Records, rules: Rules, log: Log) -> Comparison
     try:
         before = read_records(folder)
         return _compared(before, now, _floors(folder), rules, counters_only=False)
-    except UserError as error:  # another model or other questions: that is why it is made anew
+    except UserError as error:  # another model or other questions: that is why it is rebuilt
         log(f"not compared with the baseline before: {error}")
         return None
 
@@ -134,6 +131,6 @@ def _compared(
 def _floors(folder: Path) -> dict[str, float]:
     path = folder / FLOOR_FILE
     try:
-        return read(dict[str, Speedup], path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make the baseline anew with --update-baseline") from error
+        return read(dict[str, Amount], path)
+    except (OSError, MismatchError) as error:
+        raise UserError(f"{path} cannot be read ({error}): rebuild the baseline with --update-baseline") from error

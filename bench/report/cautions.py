@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from bench.figures.disturbed import BUSY_SHARE, BUSY_TURN_SHARE
 from bench.figures.records import FLOAT32_STATES, Run
 from bench.figures.summary import OVERALL, Summary
-from bench.report.formats import number, percent, shown_name, task_name
+from bench.report.formats import number, percent, shown_name, task_name, times, where
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
 MUCH_REPETITION = 0.3
 WIDE_INTERVAL = 0.05  # half the interval over the value
 PREDICTION_OFF = 0.07
-BUSY_SHARE = 0.1  # of the processors, used by others during a session
 NUMERICAL_FLOAT32 = 1 / 500  # above it, a run in float32 has a finding to explain
 _NAMED = 6  # of several places with the same trouble
 
@@ -23,6 +23,8 @@ def cautions(run: Run, summary: Summary) -> list[str]:
     return [
         *(f"**{text[:1].upper()}{text[1:]}.**" for text in _recorded(run)),
         *_busy(run),
+        *_busy_turns(summary),
+        *_outliers(summary),
         *_interrupted(summary),
         *_commits(run),
         *_dead(summary),
@@ -30,6 +32,7 @@ def cautions(run: Run, summary: Summary) -> list[str]:
         *_divergences(summary),
         *_numerical(summary),
         *_few_questions(summary),
+        *_no_intervals(summary),
         *_wide_intervals(summary),
         *_predictions(summary),
         *_repetition(summary),
@@ -54,10 +57,41 @@ def _busy(run: Run) -> Iterable[str]:
     shares = [session.get("others_share") or 0 for session in sessions(run)]
     if max(shares) > BUSY_SHARE:
         listed = ", ".join(f"{share:.0%}" for share in shares)
+        many = run.machine.type == "cpu" and run.machine.threads > 1
+        advice = " A run with `--threads 1` may be faster on such a machine." if many else ""
         yield (
             f"**Busy machine**: other programs used {listed} of the processors during the run, which slows some turns "
-            "and not others."
+            f"and not others.{advice}"
         )
+
+
+def _busy_turns(summary: Summary) -> Iterable[str]:
+    """A burst is too short for the run's average, and yet decides the figures of the turns that it hits."""
+    busy = summary.busy_turns
+    if busy is None:
+        return
+    tasks = ", ".join(f"{task_name(task)} {count}" for task, count in busy.by_task.items())
+    worst = "; ".join(f"{where(turn, summary)}: {turn.others_share:.0%}" for turn in busy.worst)
+    which = "the most" if busy.turns > len(busy.worst) else "these"
+    yield (
+        f"**Busy moments**: in {busy.turns} of {busy.of} turns ({tasks}) other programs used more than "
+        f"{BUSY_TURN_SHARE:.0%} of the processors. They are not left out; {which}: {worst}."
+    )
+
+
+def _outliers(summary: Summary) -> Iterable[str]:
+    for turn in summary.outliers[:_NAMED]:
+        speedups = "; ".join(
+            f"{summary.label(name)} {times(found.speedup)}, without it {times(found.without)}"
+            for name, found in turn.speedups.items()
+        )
+        busy = f", while other programs used {turn.others_share:.0%} of the processors" if turn.others_share else ""
+        yield (
+            f"**Outlier**: {where(turn, summary)}, decoded in {turn.decode_s:.3g} s; its tokens usually take "
+            f"{turn.usual_s:.3g} s{busy}. It is not left out. Decode speedup in {task_name(turn.task)}: {speedups}."
+        )
+    if len(summary.outliers) > _NAMED:
+        yield f"**{len(summary.outliers) - _NAMED} more outliers**; all are in `summary.json`."
 
 
 def _interrupted(summary: Summary) -> Iterable[str]:
@@ -126,6 +160,21 @@ def _few_questions(summary: Summary) -> Iterable[str]:
         yield (
             f"**Few questions** ({', '.join(few)}): below {FEW_QUESTIONS} per task, intervals are wide and the figures "
             "only indicative."
+        )
+
+
+def _no_intervals(summary: Summary) -> Iterable[str]:
+    """Where the overall speedup has no interval, with the estimate that single turns do not move."""
+    without = [
+        f"{shown_name(name, entry)} {times(cell.speedup_decode.value)}, median of questions "
+        f"{times(cell.speedup_decode_median.value)}"
+        for name, entry in summary.of_kind("method").items()
+        if (cell := entry.overall).speedup_decode.value is not None and cell.speedup_decode.bounds is None
+    ]
+    if without:
+        yield (
+            "**No interval** for the overall decode speedup: too few questions, or times too uneven; the median is not "
+            f"moved by single turns: {'; '.join(without)}."
         )
 
 

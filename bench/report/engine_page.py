@@ -42,7 +42,7 @@ def _section(found: Engine, parts: Sequence[str | Table]) -> Section:
     facts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
         found["dtype"],
-        f"{device_name(found['device'])}, {found['device']['threads']} threads",
+        f"{device_name(found['device'])}, {found['device'].threads} threads",
         f"weights {found['engine']['weights']}",
         f"peak memory {gibibytes(found['peak_bytes'])}",
     ]

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
 from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
+from bench.text import visible
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn conversation",
@@ -25,10 +27,8 @@ PEAK_MEMORY = (
 )
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
-NO_INTERVALS = "no intervals: they need at least two questions per task"
+NO_INTERVALS = "no intervals: too few questions (one task alone needs four), or times too uneven"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
-# Control characters, escape codes among them, and those that turn text around; line breaks and tabs are text.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -61,7 +61,7 @@ def times_between(estimate: Estimate | None) -> str:
 
 
 def intervals(summary: Summary) -> Statistics | None:
-    """How the intervals were computed; None where no speedup has one: that needs two questions per task."""
+    """How the intervals were computed; None where no speedup has one."""
     cells = [cell for entry in summary.methods.values() for cell in entry.tasks.values()]
     known = any(cell.speedup_decode.bounds or cell.speedup_total_mean_rates.bounds for cell in cells)
     return summary.statistics if known else None
@@ -117,9 +117,9 @@ def where(turn: Where, summary: Summary) -> str:
     return f"{summary.label(turn.method)}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
 
 
-def device_name(device: dict[str, Any]) -> str:
+def device_name(device: Machine) -> str:
     """A device as it calls itself."""
-    return str(device.get("name") or device.get("type"))
+    return device.name or device.type
 
 
 def shortened(text: str, limit: int) -> str:
@@ -128,11 +128,6 @@ def shortened(text: str, limit: int) -> str:
         return text
     kept = max(limit - 1, 2)
     return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
-
-
-def visible(text: str) -> str:
-    """`text` with control characters spelled out, so that no page and no terminal obeys them."""
-    return _CONTROL.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def csv_cell(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
-from bench.figures.compare import identity
+from bench.figures.comparable import identity
 from bench.figures.metrics import summarize
 from bench.figures.records import Run, atomic_writer, read_records
 from bench.figures.rules import IDENTITY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from bench.report import link, markdown
 from bench.report.cautions import cautions
 from bench.report.formats import UNDEFINED, csv_cell, lossless_text, number, setting_text, times
 from bench.report.model import Column, Image, Section, Strong, Table, listed
-from bench.typed_json import decode_value
+from bench.typed_json import Json, MismatchError, Share, decode_value, read
 
 SCHEMA = 1
 SWEEP_CSV = "sweep.csv"
@@ -40,8 +39,8 @@ class Variant:
 
     label: str  # as the run calls it
     values: tuple[str, ...]  # one an axis
-    training: dict[str, Any] | None = None  # settings of its weights, where these were trained for the sweep
-    agreement: float | None = None  # of its weights with the target's choices, on held-out conversations
+    training: dict[str, Json] | None = None  # settings of its weights, where these were trained for the sweep
+    agreement: Share | None = None  # of its weights with the target's choices, on held-out conversations
 
 
 @dataclass
@@ -84,13 +83,13 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / SWEEP_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read(dict[str, Json], path)
         if value["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {value['schema']!r}; this version reads {SCHEMA}: sweep again")
         return decode_value(Sweep, value)
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (MismatchError, KeyError) as error:
         raise UserError(f"{path} is not a sweep's record: {error}") from error
 
 
@@ -220,7 +219,7 @@ def _trainings(sweep: Sweep) -> str:
     settings = [variant.training for variant in sweep.variants if variant.training]
     if not settings:
         return ""
-    common = {key: value for key, value in settings[0].items() if all(other[key] == value for other in settings)}
+    common = {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
     common_text = ", ".join(
         f"{key} {' and '.join(value) if isinstance(value, list) else value}"
         for key, value in common.items()

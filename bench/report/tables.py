@@ -148,7 +148,7 @@ def detail(entry: Entry) -> Table:
 
 
 def three_ways(name: str, entry: Entry) -> Table:
-    """Three ways to average, decode and end-to-end, one row a task."""
+    """Three ways to average, decode and end-to-end, and the robust median, one row a task."""
 
     def shown(key: str) -> Callable[[Cell], str]:
         return lambda cell: times_between(getattr(cell, key))
@@ -158,6 +158,7 @@ def three_ways(name: str, entry: Entry) -> Table:
         for part, what in (("decode", "decode"), ("total", "end-to-end"))
         for ending, way in ESTIMATORS.items()
     ]
+    columns.append(Column("decode: median of questions", shown("speedup_decode_median")))
     return by_task(entry, columns, f"Speedup over vanilla: {name}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from bench.figures.compare import FAILED
 from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.metrics import OVERALL
 from bench.figures.rules import Rules
-from bench.spec_bench.exchange import ForeignAnswer, read_answers
+from bench.spec_bench.exchange import ForeignAnswer, mean_accepted, read_answers
 from bench.spec_bench.foreign import FAILED_TEXT
 
 ACCEPTED, TIME = "mean accepted tokens", "time per token, prefill included, ms"
@@ -61,7 +60,7 @@ def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> Comparison
 
 def _metrics(asked: list[Pair], pairs: list[Pair], tasks: Sequence[str], rules: Rules) -> dict[str, Metric]:
     by_task = [[pair for pair in pairs if pair[0].task == task] for task in tasks]
-    accepted = [breakdown.mean(_accepted([pair[side] for pair in task]) for task in by_task) for side in (0, 1)]
+    accepted = [breakdown.mean(mean_accepted([pair[side] for pair in task])[0] for task in by_task) for side in (0, 1)]
     sums = [np.array([_sums(pair) for pair in task]).reshape(-1, 4) for task in by_task]
     change = verdicts.time_change(sums)
     verdict = verdicts.judge(change, rules.effect, more_is_worse=True)
@@ -78,11 +77,6 @@ def _sums(pair: Pair) -> list[float]:
     """Tokens and seconds of new, then of base."""
     base, new = pair
     return [sum(new.new_tokens), sum(new.wall_s), sum(base.new_tokens), sum(base.wall_s)]
-
-
-def _accepted(answers: Sequence[ForeignAnswer]) -> float | None:
-    lengths = [length for answer in answers for length in answer.accept_lengths]
-    return fmean(lengths) if lengths else None
 
 
 def _failed(answer: ForeignAnswer) -> bool:

@@ -21,6 +21,7 @@ CELL_KEYS = {
     "generated_tokens",
     "steps",
     *SPEEDUPS,
+    "speedup_decode_median",
     "worth_decode",
     "worth_total",
     "tok_per_s",
@@ -367,6 +368,8 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "against",
         "failed",
         "divergences",
+        "busy_turns",
+        "outliers",
         "methods",
     }
     assert summary["schema"] == 1

@@ -50,14 +50,15 @@ def read(tmp_path, value) -> published.Source:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("{", "cannot be read as JSON"),
-        ("[]", "no file of published figures"),
-        ({}, "'schema' is missing"),
-        (SOURCE | {"schema": 2}, "schema 2 is not 1"),
+        ("{", "EOF while parsing"),
+        ("[]", "not a file of published figures"),
+        ("[" * 100_000, "recursion limit"),
+        ({}, "source: missing"),
+        (SOURCE | {"schema": 2}, "schema: Input should be less than or equal to 1, not 2"),
         (SOURCE | {"surprise": 1}, "surprise"),
         (SOURCE | {"results": [RESULT | {"hardware": ""}]}, "hardware is ''"),
         (SOURCE | {"results": [{"method": "kangaroo"}]}, "results[0].label: missing"),
-        (SOURCE | {"results": [RESULT | {"speedup": {"quiz": 1.0}}]}, "no such task"),
+        (SOURCE | {"results": [RESULT | {"speedup": {"quiz": 1.0}}]}, "speedup of Kangaroo in quiz: tasks are"),
         (
             SOURCE | {"results": [RESULT | {"speedup": {"qa": "1.5x"}}]},
             "speedup.qa: Input should be a valid number, not '1.5x'",

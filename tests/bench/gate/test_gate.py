@@ -248,7 +248,7 @@ def test_its_records_can_be_read_and_compared_again(gated, tmp_path):
 
 
 def test_sides_of_different_things_are_refused_before_anything_is_asked(tmp_path):
-    with pytest.raises(UserError, match="read them differently"):
+    with pytest.raises(UserError, match="read the same questions differently"):
         Gate(Scripted("base"), Scripted("new", questions=QUESTIONS[1:]), GateSettings(), tmp_path)
     other = Scripted("new")
     other.run.dtype = "bfloat16"

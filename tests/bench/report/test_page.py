@@ -288,9 +288,11 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
 
 def test_three_ways_to_average_stand_beside_each_other():
     summary = rich_summary(("kangaroo",), ("qa",), peer=False)
+    summary.methods["kangaroo"].tasks["qa"].speedup_decode_median = Estimate(1.37)
     text = section(rich_page(summary), "### kangaroo: three ways")
     cell = summary.methods["kangaroo"].tasks["qa"]
-    header, first, *_ = rows(text)
+    (*header, robust), (*first, median), *_ = rows(text)
+    assert (robust, median) == ("decode: median of questions", "1.37x")
     assert header[1:] == [
         f"{part}: {way}"
         for part in ("decode", "end-to-end")
@@ -329,7 +331,7 @@ def test_parts_that_a_summary_lacks_are_left_out():
     page = rich_page(summary)
     for heading in ("Where the time goes", "Published figures", "Numerical rate"):
         assert f"## {heading}" not in page
-    assert "no intervals: they need at least two questions per task" in page
+    assert "no intervals: too few questions (one task alone needs four), or times too uneven" in page
 
 
 def test_every_section_has_a_heading_of_its_own_and_a_text():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.cli import main
+from bench.errors import program
 from bench.figures.records import Turn, read_turns, write_turns
 from tests.tiny import ANOTHER, ONE_TURN, TWO_TURNS, Watched, files_of, records, run_bench, write_questions
 
@@ -152,7 +152,10 @@ def test_run_interrupted_before_the_first_question_is_through_has_nothing_to_rep
     run, turns = records(setting.out)
     assert (run.complete, turns) == (False, [])
     assert not (setting.out / "report.md").exists()
-    assert "nothing to report" in capsys.readouterr().err
+    assert f"interrupted: go on with: {program()} --resume {setting.out}" in capsys.readouterr().err
+    watched.seen = staticmethod(lambda prompt: None)
+    assert main(["--resume", str(setting.out)]) == 0
+    assert records(setting.out)[0].complete
 
 
 def test_method_that_fails_in_the_warm_up_is_told_with_its_place_and_leaves_nothing(setting, watched, capsys):
@@ -184,13 +187,14 @@ def test_killed_run_can_still_be_reported(setting, watched, capsys):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_earlier_run_in_the_folder_is_moved_aside_whole(setting):
+def test_earlier_run_in_the_folder_is_moved_aside_whole(setting, capsys):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 0
     (setting.out / "plots").mkdir()
     (setting.out / "plots" / "drawn.png").write_bytes(b"plot")
     earlier = files_of(setting.out)
     run_id = records(setting.out)[0].run_id
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    assert f"the earlier run in {setting.out} was moved to {setting.out / run_id}" in capsys.readouterr().err
     assert files_of(setting.out / run_id) == earlier
     assert (setting.out / run_id / "plots" / "drawn.png").read_bytes() == b"plot"
     assert list(records(setting.out)[0].methods) == ["vanilla", setting.kangaroo]
@@ -205,13 +209,30 @@ def test_command_that_cannot_run_leaves_an_earlier_run_in_its_place(setting, tmp
     assert [path.name for path in setting.out.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"run_id": 7}'])
-def test_folder_with_a_strange_run_file_is_refused(setting, capsys, content):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[]"),
+        ("run.json", '{"run_id": 7}'),
+        ("run.json", '{"run_id": "theirs", "owner": "somebody"}'),
+        ("run.json", '{"run_id": "../../x", "schema": 2}'),
+        ("run.json", "[" * 100_000),
+        ("turns.jsonl", "somebody's"),
+        ("report.md", "# somebody's"),
+    ],
+)
+def test_files_that_are_not_ours_are_neither_replaced_nor_moved(setting, tmp_path, capsys, name, content):
     setting.out.mkdir()
-    (setting.out / "run.json").write_text(content)
-    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: cannot use {setting.out} for results")
-    assert files_of(setting.out) == {"run.json": content.encode()}
+    (setting.out / name).write_text(content)
+    if "../../x" in content:
+        (setting.out / "turns.jsonl").write_text("somebody's")
+    before, around = files_of(setting.out), sorted(tmp_path.iterdir())
+    assert run_bench(tmp_path / "never-loaded", setting.questions, setting.out, "--method", "vanilla") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: a run would replace {setting.out / name}, which ")
+    assert last.endswith("choose another folder with --out")
+    assert (files_of(setting.out), sorted(tmp_path.iterdir())) == (before, around)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("half way"), KeyboardInterrupt()])
@@ -260,14 +281,14 @@ def test_full_disk_ends_the_run_with_one_sentence_and_keeps_what_was_written(set
 
 
 def test_full_disk_before_the_first_question_leaves_no_half_file(setting, monkeypatch, capsys):
-    def mkstemp(*args, **options):
+    def no_name(*args):
         raise FULL
 
-    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr("bench.figures.records.secrets.token_hex", no_name)  # of the file that is then renamed
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in last
-    assert "choose another --out" in last
+    assert "choose another folder" in last
     assert not setting.out.exists()
 
 
@@ -276,7 +297,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_model_is_read(setting, tm
     monkeypatch.setattr("bench.models.checkpoints.resolve", None)
     assert run_bench(setting.model, setting.questions, tmp_path / "file" / "out", "--method", "vanilla") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot write ")
+    assert line.startswith("error: cannot use the path ")
 
 
 def test_malformed_generation_config_is_told_by_name(setting, tmp_path, capsys):
