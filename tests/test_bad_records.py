@@ -23,11 +23,12 @@ from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.figures import metrics, stats
 from bench.figures.compare import compare
+from bench.figures.engine_record import read_engine
 from bench.figures.metrics import summarize
 from bench.figures.published import PUBLISHED, read_source
 from bench.figures.records import MethodInfo, Run, Turn, read_pieces, read_records, write_json, write_turns
 from bench.figures.summary import read_summary
-from bench.lab.projection import project, read_engine
+from bench.lab.projection import project
 from bench.models import checkpoints, config_files
 from bench.models.checkpoints import Checkpoint
 from bench.questions import Question

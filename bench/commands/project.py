@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from typing import Any
 
 from bench import config
 from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
@@ -45,6 +44,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
+    from bench.figures.engine_record import read_engine
     from bench.figures.published import PUBLISHED
     from bench.figures.records import write_json
     from bench.models.shapes import check_shape
@@ -60,18 +60,15 @@ def run(options: Namespace) -> int:
     from bench.report import engine_page
 
     sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
-    engine: Any
     if options.engine is None:
         from bench.lab import engine_bench
 
         engine = engine_bench.run(settings, shape, context=1024, repeats=15, log=say)
     else:
-        engine = project.read_engine(options.engine)
+        engine = read_engine(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
     if options.json:
         write_json(options.json, {"projection": rows, "engine": engine})
         print(f"written: {options.json}")
     return 0
-
-

@@ -10,7 +10,7 @@ import datetime
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
 from bench.engine.timing import interleaved
+from bench.figures.engine_record import EngineRecord
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
@@ -52,7 +53,7 @@ class Effort:
     new_tokens: int = 64
 
 
-def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: Log) -> dict[str, Any]:
+def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: Log) -> EngineRecord:
     """Measure the model of `config`, or a shape's random weights, with its methods and peers; with provenance.
 
     Raises:
@@ -86,7 +87,7 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
         "warnings": [warning for warning in [environment.busy_warning()] if warning],
     }
     found = measure(target, contestants, Effort(repeats=repeats))
-    return {**facts, "engine": engine_facts(target), **found}
+    return cast(EngineRecord, {**facts, "engine": engine_facts(target), **found})
 
 
 def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Checkpoint, Decoder]:

@@ -10,80 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Required
+from typing import Any
 
 import numpy as np
-from pydantic import Field
-from typing_extensions import TypedDict
 
 from bench.drafting.published import Published
 from bench.errors import UserError
-from bench.figures.facts import EngineFacts
-from bench.figures.machine import Machine
+from bench.figures.engine_record import EngineRecord
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
-from bench.typed_json import Amount, Count, Json, Key, MismatchError, Moment, Positive, Real, read
-
-BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
-
-
-class _Form(TypedDict):
-    """`Published` without its code."""
-
-    what: str
-    drafts: Count
-    exit_layer: Count
-    call_per_draft: bool
-
-
-class EngineRecord(TypedDict, total=False):
-    """What `bench-engine --json` writes; required: what a projection needs."""
-
-    schema: int
-    model: Required[str]
-    random_weights: Required[bool]
-    parameters: Required[Count]
-    device: Required[Machine]
-    dtype: Required[str]
-    peak_bytes: Required[Count]
-    command: str
-    started: Moment
-    python: str
-    platform: str
-    packages: dict[str, str]
-    commit: str | None
-    dirty: bool | None
-    load_1min: Real | None
-    warnings: Required[list[str]]
-    engine: Required[EngineFacts]
-    memory: dict[str, Amount]
-    passes: Required[BySize]  # by tokens
-    drafts: Required[BySize]  # by exit layer
-    head: BySize  # by vocabulary
-    drafters: Required[dict[str, Positive]]
-    cache: dict[str, Amount]
-    answers: dict[str, Json]
-    published: Required[dict[str, _Form]]
-    vanilla: dict[str, Amount]
-
-
-def read_engine(path: Path) -> EngineRecord:
-    """The record that `bench-engine --json` wrote.
-
-    Raises:
-        UserError: it is not one.
-
-    """
-    try:
-        engine = read(EngineRecord, path)
-        if "1" not in engine["passes"]:
-            raise MismatchError("passes.1: missing")
-        if unknown := engine["published"].keys() - engine["drafters"].keys():
-            raise MismatchError(f"drafters.{min(unknown)}: missing")
-        return engine
-    except (OSError, MismatchError) as error:
-        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.figures.engine_record import EngineRecord
 from bench.report import plain
 from bench.report.formats import UNDEFINED, device_name, gibibytes, number, times
 from bench.report.model import Column, Section, Table, listed, table
 from bench.report.tables import by_row
 
-Engine = Mapping[str, Any]  # what `bench-engine` records
 _PROJECTED = (
     "PROJECTION, not a measurement: the cost of forward passes was measured here, with random weights of this shape; "
     "the tokens per step are another model's, as published or recorded. Published speedups are of other devices."
 )
 
 
-def terminal(found: Engine) -> str:
+def terminal(found: EngineRecord) -> str:
     """All figures."""
     return plain.page([_section(found, [_limit(found), _answers(found), *_costs(found)])])
 
 
-def projection(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> str:
+def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
     """The speedup that recorded or published acceptance would give at these costs."""
     columns = [
         Column("method", lambda row: row["method"], left=True),
@@ -37,7 +37,7 @@ def projection(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> str:
     return plain.page([_section(engine, [shown, _PROJECTED])])
 
 
-def _section(found: Engine, parts: Sequence[str | Table]) -> Section:
+def _section(found: EngineRecord, parts: Sequence[str | Table]) -> Section:
     what = f"{found['model']} with random weights" if found["random_weights"] else found["model"]
     facts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
@@ -49,7 +49,7 @@ def _section(found: Engine, parts: Sequence[str | Table]) -> Section:
     return Section(", ".join(facts), [*listed([f"WARNING: {warning}" for warning in found["warnings"]]), *parts])
 
 
-def _limit(found: Engine) -> str:
+def _limit(found: EngineRecord) -> str:
     vanilla, memory = found["vanilla"], found["memory"]
     return (
         f"vanilla {vanilla['tok_per_s']:,.1f} tokens/s: {vanilla['weight_bytes'] / 1e6:,.0f} MB of weights per step at "
@@ -59,7 +59,7 @@ def _limit(found: Engine) -> str:
     )
 
 
-def _answers(found: Engine) -> Table:
+def _answers(found: EngineRecord) -> Table:
     columns = [
         Column("tokens/s", lambda one: f"{statistics.median(one['tok_per_s']):,.1f}"),
         Column("of vanilla's", lambda one: times(one["over_vanilla"])),
@@ -71,7 +71,7 @@ def _answers(found: Engine) -> Table:
     return by_row("whole answers", found["answers"], columns)
 
 
-def _costs(found: Engine) -> list[str | Table]:
+def _costs(found: EngineRecord) -> list[str | Table]:
     """Forward passes, layers below an exit, LM heads, draft models, the cache."""
     single, cache = found["passes"]["1"], found["cache"]
     drafters = [f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items()]

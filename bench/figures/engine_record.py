@@ -1,0 +1,85 @@
+"""What `bench-engine` records: the cost of forward passes and of their parts, and whole answers. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Required
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from bench.errors import UserError
+from bench.figures.facts import EngineFacts
+from bench.figures.machine import Machine
+from bench.typed_json import Amount, Count, Key, MismatchError, Moment, Positive, Real, read
+
+BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
+
+
+class Form(TypedDict):
+    """`Published` without its code."""
+
+    what: str
+    drafts: Count
+    exit_layer: Count
+    call_per_draft: bool
+
+
+class TimedAnswer(TypedDict, total=False):
+    """Whole answers of one method, or of a peer, which has no steps."""
+
+    tok_per_s: Required[list[Positive]]  # by round
+    over_vanilla: Required[Positive]  # median
+    prefill_ms: Required[Amount]
+    step_ms: Positive
+    tokens_per_step: Positive
+    outside_passes: Real | None  # share of a step; None: unknown
+
+
+class EngineRecord(TypedDict, total=False):
+    """What `bench-engine --json` writes; required: what a projection needs."""
+
+    schema: int
+    model: Required[str]
+    random_weights: Required[bool]
+    parameters: Required[Count]
+    device: Required[Machine]
+    dtype: Required[str]
+    peak_bytes: Required[Count]
+    command: str
+    started: Moment
+    python: str
+    platform: str
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    load_1min: Real | None
+    warnings: Required[list[str]]
+    engine: Required[EngineFacts]
+    memory: dict[str, Amount]
+    passes: Required[BySize]  # by tokens
+    drafts: Required[BySize]  # by exit layer
+    head: BySize  # by vocabulary
+    drafters: Required[dict[str, Positive]]
+    cache: dict[str, Amount]
+    answers: dict[str, TimedAnswer]
+    published: Required[dict[str, Form]]
+    vanilla: dict[str, Amount]
+
+
+def read_engine(path: Path) -> EngineRecord:
+    """The record that `bench-engine --json` wrote.
+
+    Raises:
+        UserError: it is not one.
+
+    """
+    try:
+        engine = read(EngineRecord, path)
+        if "1" not in engine["passes"]:
+            raise MismatchError("passes.1: missing")
+        if unknown := engine["published"].keys() - engine["drafters"].keys():
+            raise MismatchError(f"drafters.{min(unknown)}: missing")
+        return engine
+    except (OSError, MismatchError) as error:
+        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
