@@ -13,11 +13,9 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,9 @@ from filelock import FileLock, Timeout
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
 from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, writing
+from bench.models import config_files, weight_files
 from bench.models import packaged as packaged_model
+from bench.models.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,8 @@ _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
-_HUB_WEIGHTS = (["model*.safetensors", "model.safetensors.*"], ["pytorch_model*.bin", "pytorch_model.bin.*"])
+_HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 _RECORD = "roobench.json"  # beside cached weights: their digest, and the sign that the entry is complete
 
 
@@ -102,6 +103,9 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The model's tokenizer, without running a repository's code; UserError if it cannot be read."""
+    if not any(path for pattern in _TOKENIZERS for path in checkpoint.folder.glob(pattern)):
+        wanted = "put tokenizer.json or tokenizer.model there, from where the model comes"
+        raise UserError(f"{checkpoint.folder} has no tokenizer: {wanted}")
     with _reading("tokenizer", checkpoint):
         if checkpoint.revision == packaged_model.WHEEL:
             # AutoTokenizer returns the same, but imports for seconds to choose it.
@@ -114,20 +118,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) on the CPU in the stored dtype, file by file; a tied tensor comes once.
-
-    Pickled shards are read with `weights_only`. Raises UserError for a missing, truncated or unsafe file.
-    """
-    from safetensors import SafetensorError
-
-    for path in _weight_files(checkpoint.folder):
-        try:
-            yield from _tensors(path)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-            reason = f"it is incomplete or damaged ({first_line(error)})"
-            if isinstance(error, pickle.UnpicklingError):
-                reason = "it is damaged, or holds more than tensors, which could run code and is never loaded"
-            raise UserError(f"cannot read the weights {path}: {reason}; remove it and fetch it again") from error
+    """Yield (name, tensor) on the CPU in the stored dtype, file by file; UserError for a file that cannot be read."""
+    for path in weight_files.find(checkpoint.folder):
+        yield from weight_files.tensors(path)
 
 
 def list_cache() -> list[CacheEntry]:
@@ -197,6 +190,7 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
 def _resolve_folder(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
+    config_files.check(folder)
     return Checkpoint(folder.name, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
 
 
@@ -215,11 +209,13 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
         # A complete snapshot is used as it is: no network, and the same weights until the cache is cleaned.
         if folder is None or not (folder / _RECORD).is_file():
             log(f"downloading {name}")
+            config_files.check(fetch([], offline=False))  # before gigabytes of weights
             folder = fetch(_HUB_WEIGHTS[0], offline=False)
             if not any(folder.glob("*.safetensors")):
                 folder = fetch(_HUB_WEIGHTS[1], offline=False)
     except _hub_failures() as error:
         _raise_hub_error(name, revision, error)
+    config_files.check(folder)
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
 
@@ -272,47 +268,14 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception, what: st
     raise UserError(f"cannot fetch the {what} {name!r}: {reason}; {remedy}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, sorted: those of an index if there is one. UserError if any is missing."""
-    for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
-        index, files = folder / f"{single}.index.json", sorted(folder.glob(pattern))
-        if index.is_file():
-            try:
-                files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index} is damaged ({first_line(error)}): fetch it again") from error
-        elif folder / single in files:
-            files = [folder / single]  # others repeat it in another layout
-        missing = [path for path in files if not path.is_file() or path.parent != folder]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(files)} weight files are missing, first {missing[0]}: fetch it again"
-            )
-        if files:
-            return files
-    raise UserError(f"no weights in {folder}: put model.safetensors, its shards or pytorch_model*.bin there")
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                yield name, file.get_tensor(name)
-    else:
-        import torch
-
-        mmap = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=mmap).items()
-
-
 def _digest(folder: Path, *, keep: bool) -> str:
     """SHA-256 over the weight files; with `keep` remembered beside them, keyed by their sizes and times."""
-    files, record, digest = _weight_files(folder), folder / _RECORD, hashlib.sha256()
+    files, record, digest = weight_files.find(folder), folder / _RECORD, hashlib.sha256()
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     if keep:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: hash again
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, RecursionError
+        ):  # absent or damaged: hash again
             known = json.loads(record.read_text())
             if known["files"] == stamps:
                 return known["sha256"]
@@ -345,10 +308,13 @@ def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _reading(what: str, checkpoint: Checkpoint) -> Iterator[None]:
     try:
-        yield
+        with quiet():
+            yield
     except Exception as error:  # the libraries raise nearly every type for a damaged or unsupported file
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"cannot load the {what} of {checkpoint.name} from {checkpoint.folder} ({reason})") from error
+        said = " ".join(str(error).split()) or "no reason given"
+        reason = f"{type(error).__name__}: {said.split('. ')[0]}"  # the rest is advice on transformers
+        where = f"the {what} of {checkpoint.name} from {checkpoint.folder}"
+        raise UserError(f"cannot load {where} ({reason}): correct its files, or fetch the model again") from error
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -362,8 +328,8 @@ def _partial(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Force a folder's files to the disk and let others read them (safetensors writes them for the owner only)."""
+    """Force the files of a folder to the disk, with the folder's permissions: safetensors writes for the owner only."""
     for path in folder.iterdir():
-        path.chmod(0o644)
+        path.chmod(folder.stat().st_mode & 0o666)
         with path.open("rb+") as file:
             os.fsync(file.fileno())

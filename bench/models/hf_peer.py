@@ -1,4 +1,4 @@
-"""What the peers of transformers share: one loaded model for all of them, and the timed call of its `generate`."""
+"""What the peers of transformers share: one loaded model, and the timed call of its `generate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.engine.quantize import Q4
 from bench.engine.timing import now_s
-from bench.models.checkpoints import Checkpoint
+from bench.errors import UserError
+from bench.files import first_line
+from bench.models.checkpoints import Checkpoint, load_config
 from bench.models.quiet import quiet
 from bench.models.shapes import RandomCheckpoint, hf_model
 
@@ -72,26 +74,44 @@ def _sampling(sampler: Sampler | None) -> dict[str, Any]:
 
 
 def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Any:
-    """Transformers' model of a checkpoint, the same one for all peers that ask while one of them lives.
+    """Transformers' model of a checkpoint, one for all peers while one of them lives.
 
-    Of a quantised target it has the weights that the codes stand for, in full.
+    For a quantised target its weights are those that the codes stand for, in full precision.
+
+    Raises:
+        UserError: transformers cannot load it.
+
     """
     key = (checkpoint.folder, checkpoint.sha256, dtype, str(device), quantize)
     if (model := _loaded.get(key)) is None:
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
-        loaded: Any
-        with quiet():
-            if isinstance(checkpoint, RandomCheckpoint):
-                loaded = hf_model(checkpoint.name, dtype, device)
-            else:
-                loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+        random = isinstance(checkpoint, RandomCheckpoint)
+        loaded = hf_model(checkpoint.name, dtype, device) if random else _load(checkpoint, dtype)
         model = _loaded[key] = loaded.to(device).eval()
         if quantize != "none":
             _put_on_the_grid(model)
         # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
         model.generation_config = GenerationConfig()
     return model
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(checkpoint)
+    if stored := getattr(config, "quantization_config", None):
+        config.quantization_config = stored | {"dequantize": True}  # the weights of the target, on a GPU, too
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, config=config, dtype=dtype, trust_remote_code=False
+            )
+    except (MemoryError, RuntimeError):  # see `bench.models.loading.memory_errors`
+        raise
+    except Exception as error:  # transformers raises nearly every other type
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"transformers cannot load {checkpoint.name} ({reason}): --peer none") from error
 
 
 @torch.no_grad()

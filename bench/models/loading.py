@@ -1,11 +1,10 @@
-"""From a model's name to a decoder on a device: its text side first, then its weights, where and as they are wanted.
+"""From the name of a model to a decoder on a device: first all that takes no time, then the weights.
 
 Runs, sweeps, training, `generate` and the lab all load models here, and so does a method that needs a second one.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,8 +21,8 @@ from bench.engine.kernels import native
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import first_line
-from bench.models import checkpoints
-from bench.models.chat import ChatFormat, eos_ids
+from bench.models import checkpoints, config_files
+from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 
 Log = Callable[[str], None]
@@ -54,16 +53,17 @@ class Compute:
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the disk: enough to know its prompts, and where its answers end."""
+    """A model on the disk, checked but for its weights: its prompts, its dimensions, and where its answers end."""
 
     checkpoint: Checkpoint
     chat: ChatFormat
     eos: frozenset[int]  # every token that ends an answer
+    config: DecoderConfig
 
     @property
     def context(self) -> int:
-        """Positions that it was made for; raises UserError where the engine does not support it."""
-        return DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
+        """Positions that it was made for."""
+        return self.config.context
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,30 @@ def find(name: str, revision: str | None, log: Log) -> Model:
     """The model called `name`, fetched if need be; its weights are not read yet.
 
     Raises:
-        UserError: no such model, or its tokenizer or generation_config.json cannot be read.
+        UserError: no such model, an unsupported one, or its configuration, tokenizer and chat template are damaged or
+            do not belong together.
 
     """
     checkpoint = checkpoints.resolve(name, revision, log=log)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    return Model(checkpoint, chat, eos_ids(chat.tokenizer, generation_config(checkpoint)))
+    hf_config = checkpoints.load_config(checkpoint)
+    config = DecoderConfig.from_hf(hf_config)
+    listed = config_files.end_tokens(checkpoint.folder, hf_config.eos_token_id, config.vocab)
+    tokenizer = checkpoints.load_tokenizer(checkpoint)
+    _check_vocabulary(checkpoint, tokenizer, config.vocab)
+    chat = ChatFormat(tokenizer, config.vocab)
+    chat.check()
+    eos = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    return Model(checkpoint, chat, eos, config)
+
+
+def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, vocab: int) -> None:
+    """Refuse a tokenizer of another model. Added tokens may be beyond the vocabulary: prompts with them are refused."""
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= vocab}
+    if beyond - tokenizer.added_tokens_decoder.keys():
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} goes up to id {max(beyond)}, but the model's vocabulary has "
+            f"{vocab} tokens (0 to {vocab - 1}): take both from one source"
+        )
 
 
 def load(model: Model, compute: Compute, max_len: int | None, log: Log) -> Loaded:
@@ -94,7 +112,7 @@ def load(model: Model, compute: Compute, max_len: int | None, log: Log) -> Loade
     """
     device, dtype = set_up(compute, log)
     target = load_decoder(model.checkpoint, device, dtype, max_len=max_len, quantize=compute.quantize)
-    return Loaded(model.checkpoint, model.chat, model.eos, target)
+    return Loaded(model.checkpoint, model.chat, model.eos, target.config, target)
 
 
 def load_decoder(
@@ -136,18 +154,6 @@ def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
         if reason := native.why_not():
             log(f"NOTE: the engine's own kernels are missing, and passes take about four times as long: {reason}")
     return device, dtype
-
-
-def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's generation_config.json, empty where it has none."""
-    path = checkpoint.folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is malformed: {error}") from error
-    return value if isinstance(value, dict) else {}
 
 
 @contextmanager
