@@ -84,15 +84,10 @@ def _pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     mmap = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(stored, dict):
-        raise UserError(f"{path} holds {_a(stored)} instead of a state dict: save the model's state_dict() there")
+        found = f"an object of type {type(stored).__name__}"
+        raise UserError(f"{path} holds {found} instead of a state dict: save the model's state_dict() there")
     for name, value in stored.items():
         if not isinstance(name, str) or not is_plain(value):
-            raise UserError(
-                f"{path} holds {_a(value)} called {name!r}, no dense tensor: save the model's state_dict() there"
-            )
+            found = f"an object of type {type(value).__name__} called {name!r}"
+            raise UserError(f"{path} holds {found}, no dense tensor: save the model's state_dict() there")
         yield name, value
-
-
-def _a(value: Any) -> str:
-    """What kind of thing it is."""
-    return f"a {type(value).__name__}"
