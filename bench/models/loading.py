@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Compute:
-    """What to compute on and in, as flags say it; a run's settings of the same names explain them."""
+    """Device, number format, threads and quantisation, as in the flags; see the run settings of the same names."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -41,12 +41,12 @@ class Compute:
 
     @classmethod
     def of(cls, config: RunConfig) -> Compute:
-        """A run's."""
+        """Those of a run."""
         return cls(config.device, config.dtype, config.threads, config.quantize)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The number format; raises UserError where there is no such device."""
+        """The number format; UserError if there is no such device."""
         on_cuda = choose_device(self.device).type == "cuda"
         return DTYPES.get(self.dtype, torch.bfloat16 if on_cuda else torch.float32)
 
@@ -104,10 +104,10 @@ def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, vocab: int) -> Non
 
 
 def load(model: Model, compute: Compute, max_len: int | None, log: Log) -> Loaded:
-    """Read its weights as `compute` says; `max_len` positions at most (None: the model's context).
+    """Load its weights for at most `max_len` positions (None: the context of the model).
 
     Raises:
-        UserError: unsupported model, no such device, or out of memory.
+        UserError: weights that do not fit the model, no such device, or out of memory.
 
     """
     device, dtype = set_up(compute, log)
@@ -123,10 +123,10 @@ def load_decoder(
     max_len: int | None = None,
     quantize: str = "none",
 ) -> Decoder:
-    """The weights of a checkpoint on a device, such as that of another decoder beside which they are to run.
+    """Load a checkpoint onto a device, such as that of another decoder.
 
     Raises:
-        UserError: unsupported model, or out of memory.
+        UserError: unsupported model, weights that do not fit it, or out of memory.
 
     """
     with memory_errors(f"model {checkpoint.name} in {dtype}"):
@@ -142,7 +142,7 @@ def load_decoder(
 
 
 def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
-    """Device and number format; sets the threads, and has the engine's kernels built where they are of use."""
+    """Return device and number format; set the threads, and build the engine's kernels if they are of use."""
     device, dtype = choose_device(compute.device), compute.torch_dtype
     if warning := unused_gpu_warning(device):
         log(f"WARNING: {warning}")
@@ -152,28 +152,28 @@ def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
         if not native.is_built():
             log("building the engine's kernels for this processor: once, a few seconds")
         if reason := native.why_not():
-            log(f"NOTE: the engine's own kernels are missing, and passes take about four times as long: {reason}")
+            log(f"NOTE: without the engine's own kernels, forward passes take about four times as long: {reason}")
     return device, dtype
 
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Report running out of memory as an error of the user's."""
+    """Turn running out of memory into a UserError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         remedy = (
-            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
+            "use a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
         )
         raise UserError(f"not enough memory for {what} ({first_line(error)}): {remedy}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise UserError(f"not enough memory for {what}: take a smaller model or --dtype bfloat16") from error
+        raise UserError(f"not enough memory for {what}: use a smaller model or --dtype bfloat16") from error
 
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
-    """How the engine runs passes here."""
+    """How the engine runs forward passes here."""
     facts: dict[str, Any] = {
         "weights": target.layout,
         "cache_positions": target.max_len,
@@ -181,13 +181,13 @@ def engine_facts(target: Decoder) -> dict[str, Any]:
     }
     if target.graphs is not None:
         facts["cuda_graphs"] = target.graphs.reason or "captured"
-    if len(set(target.homes)) > 1:  # untimed territory
+    if len(set(target.homes)) > 1:  # such models have not been timed
         facts["layers_on"] = {str(home): target.homes.count(home) for home in dict.fromkeys(target.homes)}
     return facts
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto: CUDA where torch can use it, else CPU.
+    """Return the device called `name`; auto: CUDA if torch can use it, else the CPU.
 
     Raises:
         UserError: no such device, or torch cannot use it.
@@ -208,7 +208,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def unused_gpu_warning(device: torch.device) -> str | None:
-    """A sentence if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
+    """Return a warning if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
     if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
         return None
     return (
@@ -218,7 +218,7 @@ def unused_gpu_warning(device: torch.device) -> str | None:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver's own tool lists a GPU."""
+    """Return whether nvidia-smi lists a GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return False
