@@ -37,7 +37,6 @@ MOST_POSITIONS = 64  # wider passes are bound by arithmetic, where torch's own p
 # No contraction: where two operations are to be one, the source says so.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
 _FOLDER = "kernels"  # in the cache
-_OTHERS_WRITE = 0o022  # bits of a mode
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # as in narrow.cpp; the last are codes
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 
@@ -109,6 +108,7 @@ def why_not() -> str:
 
 
 _reason: list[str] = []
+_OTHERS_WRITE = 0o022  # bits of a mode
 
 
 class _CannotBuildError(Exception):
