@@ -109,16 +109,17 @@ def check(folder: Path) -> None:
 
     """
     config = read(ModelConfig, folder / "config.json")
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if not quantised:
-        return
+    for quantised in (config.get("quantization_config"), config.get("compression_config")):
+        if quantised is not None and (scheme := _scheme(quantised)) != "fp8":
+            raise UserError(
+                f"the weights in {folder} are quantised ({scheme}), and only fp8 can be read: take the checkpoint that "
+                "they were made from (to measure a quantised model here: --quantize q4)"
+            )
+
+
+def _scheme(quantised: Quantization) -> str:
     by_flag = quantised.get("load_in_8bit") or quantised.get("load_in_4bit")
-    scheme = quantised.get("quant_method") or ("bitsandbytes" if by_flag else "an unnamed scheme")
-    if scheme != "fp8":
-        raise UserError(
-            f"the weights in {folder} are quantised ({scheme}), and only fp8 can be read: take the checkpoint that "
-            "they were made from (to measure a quantised model here: --quantize q4)"
-        )
+    return quantised.get("quant_method") or ("bitsandbytes" if by_flag else "an unnamed scheme")
 
 
 def end_tokens(folder: Path, default: int | list[int] | None, vocab: int) -> list[int]:

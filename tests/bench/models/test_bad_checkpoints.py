@@ -283,7 +283,7 @@ BAD_WEIGHTS: dict[str, tuple[Damage, list[str]]] = {
     "a pickle cut in half": (cut("pytorch_model.bin"), ["pytorch_model.bin", "damaged"]),
     "a pickle of nothing": (binary(b""), ["pytorch_model.bin", "damaged"]),
     "a pickle of text": (binary(b"hello" * 99), ["pytorch_model.bin", "damaged"]),
-    "a pickled list": (pickled(list), ["pytorch_model.bin of type list", "state_dict()"]),
+    "a pickled list": (pickled(list), ["of type list", "state_dict()"]),
     "a pickled tensor": (pickled(lambda stored: stored[GATE]), ["of type Tensor", "state_dict()"]),
     "a pickle of state and more": (pickled(lambda s: {"model": s}), ["of type dict called 'model'", "state_dict()"]),
     "a pickle with a step count": (pickled(lambda s: s | {"step": 7}), ["of type int called 'step'", "state_dict()"]),
