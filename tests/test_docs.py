@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import shutil
 import subprocess
@@ -28,13 +29,14 @@ SMALL_RUN = "--model {MODEL} --questions {QUESTIONS} --max-new-tokens 6 --limit 
 # What makes a command small: flags that are added to it.
 SMALL = {
     "run": f"{SMALL_RUN} --tasks all",
-    "sweep": f"{SMALL_RUN} --train-tokens 200 --train-epochs 1",
+    "sweep": SMALL_RUN,
     "generate": "--model {MODEL} --max-new-tokens 6",
     "bench-engine": "--model {MODEL} --context 256 --repeats 1",
     "train": "--model {MODEL} --tokens 200 --epochs 1 --exit-layer 1 --decontaminate mini",
     "train conversations": "--model {MODEL} --tokens 200",
     "train collect": "--model {MODEL} --decontaminate mini",
 }
+SMALL_TRAININGS = "--train-tokens 200 --train-epochs 1"  # of a sweep
 KEPT = ("--questions", "--tasks")  # of a command that brings its own file of questions
 FOLDERS = ("RUN_ID", "BASE", "NEW")  # runs that pages write as if they were there
 COMMAND = (PROGRAM, "roobench")
@@ -110,7 +112,8 @@ def test_the_program_takes_the_command(given, install):
     install(dict(pages.all_examples()))
     given = tuple(word for word in given if word != "--help")
     command, rest = ("run", given) if not given or given[0] not in COMMANDS else (given[0], given[1:])
-    options = vars(COMMANDS[command].parser().parse_args(rest))
+    module = importlib.import_module(f"bench.commands.{COMMANDS[command]}")
+    options = vars(module.parser().parse_args(rest))
     asked = options.get("method") or ()
     for label in [asked] if isinstance(asked, str) else asked:
         if label not in ("all", "my-method"):
@@ -156,7 +159,10 @@ class Scene:
         command = given[0] if given and given[0] in COMMANDS else "run"
         if command == "sweep" and "--grid" not in given:
             return list(given)  # redrawn
-        added = SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split()
+        trains = any(word.startswith("train.") for word in given)
+        added = (
+            SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split() + (SMALL_TRAININGS if trains else "").split()
+        )
         pairs = zip(added[::2], added[1::2], strict=True)
         own = "my-questions.jsonl" in given
         flags = [word for flag, value in pairs if not (own and flag in KEPT) for word in (flag, value)]
