@@ -159,8 +159,9 @@ class Scene:
         command = given[0] if given and given[0] in COMMANDS else "run"
         if command == "sweep" and "--grid" not in given:
             return list(given)  # redrawn
-        trains = any(word.startswith("train.") for word in given)
-        added = (
+        added = SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split()
+        if any(word.startswith("train.") for word in given):
+            added += SMALL_TRAININGS.split()
             SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split() + (SMALL_TRAININGS if trains else "").split()
         )
         pairs = zip(added[::2], added[1::2], strict=True)
