@@ -21,7 +21,7 @@ from typing import Any
 import jsonlines
 
 from bench.errors import UserError, did_you_mean
-from bench.files import cache_root
+from bench.files import cache_root, user_path
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -119,7 +119,7 @@ def load(source: str) -> QuestionSet:
     if source == "official":
         path = fetch_official()
         return parse("official", path.read_bytes(), str(path))
-    path = Path(source).expanduser()
+    path = user_path(source)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,8 +1,9 @@
-"""Methods by name: a file or a folder a method in this folder, or an entry point of the group `roobench.methods`.
+"""Methods by name: a file or a folder in this folder per method, or an entry point of the group `roobench.methods`.
 
-`names()` looks without importing; `load(name)` imports one. `parse("kangaroo:gamma=4,threshold=0")` gives a method and
-its knobs; `kangaroo:paper` takes several at once. A method whose weights can be trained has its trainer in a module
-`training` next to its own module, here as in other packages.
+`names()` looks without importing, and `load(name)` imports one method. `parse("kangaroo:gamma=4,threshold=0")` gives a
+method and its knobs; `kangaroo:paper` sets several knobs at once. A method whose own module needs torch declares its
+knobs in a module `knobs` next to it, so that mistakes are reported before torch is imported; see `declared`. A method
+whose weights can be trained has its trainer in a module `training` next to its own, here as in other packages.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -24,16 +26,36 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
+ALL = "all"  # in place of a method's name: every built-in method that is no peer
 _PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its knobs, as asked for on the command line."""
+    """A method with its knobs, as asked for on the command line. Its class is imported when it is used."""
 
     label: str  # what tables show: the spelling that was asked for
-    method: type[Method]
+    names: tuple[str, ...]  # of the method; of several, a composition
     config: Any  # an instance of the method's Config
+
+    @property
+    def method(self) -> type[Method]:
+        """The method's class."""
+        if len(self.names) == 1:
+            return load(self.names[0])
+        from bench.drafting.composition import Composition
+
+        return Composition
+
+    @property
+    def is_peer(self) -> bool:
+        """Return whether it brings its own loop."""
+        return len(self.names) == 1 and is_peer(self.names[0])
+
+    def check_files(self, model: str) -> None:
+        """Raise UserError if a file that its knobs name, or its weights for `model`, are not there."""
+        if check := getattr(self.config, "check_files", None):
+            check(model)
 
 
 def names() -> list[str]:
@@ -65,7 +87,8 @@ def load(name: str) -> type[Method]:
 
     """
     if name not in names():
-        raise UserError(f"unknown method {name!r}{did_you_mean(name, names())}; available: {', '.join(names())}")
+        known = [ALL, *names()]
+        raise UserError(f"unknown method {name!r}{did_you_mean(name, known)}; available: {', '.join(known)}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         if name in _modules():
             raise UserError(
@@ -100,6 +123,28 @@ def only_in(module: Any, kind: Any, what: str) -> Any:
     return found[0]
 
 
+def declared(name: str) -> Any:
+    """What has a method's `Config` and `presets`: the module `knobs` next to its own, if there is one, else its class.
+
+    The module may also have `Training`, the settings of the method's training. A peer needs no such module: it imports
+    its library when it is made.
+
+    Raises:
+        UserError: as `load`.
+
+    """
+    module = _beside(name, "knobs")
+    return importlib.import_module(module) if module else load(name)
+
+
+def is_peer(name: str) -> bool:
+    """Return whether a method brings its own loop, another library's."""
+    from bench.drafting.method import Peer
+
+    found = declared(name)
+    return inspect.isclass(found) and issubclass(found, Peer)
+
+
 def trained() -> list[str]:
     """Names of the methods whose weights can be trained; nothing is imported but the packages that hold them."""
     return [name for name in names() if training_module(name)]
@@ -107,11 +152,27 @@ def trained() -> list[str]:
 
 def training_module(name: str) -> str | None:
     """The module next to a method's own that has its trainer; None: its weights cannot be trained."""
+    return _beside(name, "training")
+
+
+def _beside(name: str, what: str) -> str | None:
+    """The module called `what` in the package of a method's own module, if there is one."""
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
     module = _modules().get(name) or next((point.module for point in points), "")
     package = module.rpartition(".")[0]
-    beside = f"{package}.training"
-    return beside if package and importlib.util.find_spec(beside) else None
+    if not package or package == __name__:  # a file of its own
+        return None
+    beside = f"{package}.{what}"
+    return beside if importlib.util.find_spec(beside) else None
+
+
+def expanded(asked: Iterable[str]) -> Iterator[str]:
+    """The methods asked for, with `all` spelled out."""
+    for label in asked:
+        if label == ALL:
+            yield from (name for name in built_in() if not is_peer(name))
+        else:
+            yield label
 
 
 def parse(text: str) -> Variant:
@@ -123,23 +184,45 @@ def parse(text: str) -> Variant:
         UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
 
     """
-    parts = _PLUS.split(text)
-    if len(parts) == 1:
-        return _parse_one(text)
-    from bench.drafting.composition import Composition, CompositionConfig, Member
-    from bench.drafting.method import SpeculativeMethod
+    members = tuple(map(_parse_one, _PLUS.split(text)))
+    if len(members) == 1:
+        return members[0]
+    for member in members:
+        if member.is_peer:
+            raise UserError(f"{member.label!r} brings its own loop and cannot be part of {text!r}")
+    from bench.drafting.composition import CompositionConfig
 
-    members = []
-    for variant in map(_parse_one, parts):
-        if not issubclass(variant.method, SpeculativeMethod):
-            raise UserError(f"{variant.label!r} brings its own loop and cannot be part of {text!r}")
-        members.append(Member(variant.label, variant.method, variant.config))
-    return Variant(text, Composition, CompositionConfig(tuple(members)))
+    return Variant(text, tuple(member.names[0] for member in members), CompositionConfig(members))
+
+
+def parse_drafting(text: str, command: str) -> Variant:
+    """The one method for a command that sets its drafts beside vanilla.
+
+    Raises:
+        UserError: as `parse`, or it does not draft.
+
+    """
+    variant = None if text == ALL else parse(text)
+    if variant is None:
+        reason = f"{command} takes one method, not all of them"
+    elif variant.is_peer:
+        reason = f"{text!r} is a peer, which brings its own loop, and {command} needs its drafts"
+    elif variant.names == (BASELINE,):
+        reason = f"{command} always has vanilla: name the method to set beside it"
+    else:
+        return variant
+    drafting = (name for name in names() if name != BASELINE and not is_peer(name))
+    raise UserError(f"{reason}; give one of {', '.join(drafting)}")
 
 
 def _parse_one(text: str) -> Variant:
     name, _, knobs = text.partition(":")
-    method = load(name)
+    if name == ALL:
+        raise UserError(
+            f"{ALL!r} stands for every built-in method, alone and without knobs, and only in --method; "
+            f"got {text!r}: name one of {', '.join(names())}"
+        )
+    method = declared(name)
     types = get_type_hints(method.Config)
     values: dict[str, Any] = {}
     for item in filter(None, knobs.split(",")):
@@ -153,13 +236,13 @@ def _parse_one(text: str) -> Variant:
             raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
         values[key] = _convert(name, key, value, types[key])
     try:
-        return Variant(text, method, method.Config(**values))
+        return Variant(text, (name,), method.Config(**values))
     except ValueError as error:
         raise UserError(f"method {text!r}: {error}") from error
 
 
-def knobs(method: type[Method]) -> list[tuple[str, Any, str]]:
-    """(name, default, help) of each knob."""
+def knobs(method: Any) -> list[tuple[str, Any, str]]:
+    """(name, default, help) of each knob of what `declared` or `load` gives."""
     fields = dataclasses.fields(method.Config)
     return [(field.name, field.default, field.metadata.get("help", "")) for field in fields]
 

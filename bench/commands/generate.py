@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 
+import methods
 from bench import config
-from bench.commands import add_run_flags, new_parser, say
+from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.errors import UserError
 
 _GENERATE = """\
 examples:
@@ -30,7 +33,7 @@ _RUN_FLAGS = (
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser("generate", "Stream vanilla's and a method's answer to a prompt side by side.", _GENERATE)
     made.add_argument("prompt", nargs="?", help="what to ask; default: standard input")
     made.add_argument("--method", default="kangaroo", metavar="NAME[:KEY=VALUE,...]", help="(default: %(default)s)")
@@ -42,16 +45,42 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
-    given = {k: v for k, v in vars(options).items() if k not in ("prompt", "rejected", "json")}
-    settings = config.from_flags(given | {"method": (options.method,), "peer": ("none",)}, "laptop")
+    """Run the command; returns the exit status."""
+    if options.json and options.rejected:
+        refuse_given(["rejected"], "--json has no text of drafts: leave one of them out")
+    methods.parse_drafting(options.method, "generate")
+    fixed = {"method": (options.method,), "peer": (config.NO_PEER,), "max_new_tokens": options.max_new_tokens}
+    settings = config.from_flags(given_of(options, _RUN_FLAGS) | fixed, "laptop")
+    from bench.run import plan  # no torch yet: mistakes in the command are reported at once
+
+    plan.check(settings)
+    prompt = _read_prompt(options.prompt)
     from rich.console import Console
 
     from bench.run import generate
 
-    generation = generate.prepare(settings, generate.read_prompt(options.prompt, say), say)
+    generation = generate.prepare(settings, prompt, say)
     if options.json:
         generate.print_json(generation)
     else:
         generate.show(generation, Console(highlight=False), rejected=options.rejected)
     return 0
+
+
+def _read_prompt(given: str | None) -> str:
+    """The prompt given, else standard input.
+
+    Raises:
+        UserError: it is empty, or not UTF-8 text.
+
+    """
+    try:
+        if given is None and sys.stdin.isatty():
+            say("type the prompt, then Ctrl-D")
+        text = sys.stdin.read() if given is None else given
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"the prompt is not UTF-8 text ({error}): convert it") from error
+    if not text.strip():
+        raise UserError("the prompt is empty: give it as an argument or on standard input")
+    return text

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from bench.commands import new_parser, tell_written
+from bench.files import user_path
 
 
 def parser() -> ArgumentParser:
     """What the command takes."""
     made = new_parser("history", "Show speedup and CR of runs of the same questions over the commits that made them.")
-    made.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="folders of runs")
-    made.add_argument("--out", type=Path, default=Path("plots/history"), metavar="DIR", help="(default: %(default)s)")
+    made.add_argument("run_dirs", type=user_path, nargs="+", metavar="RUN_DIR", help="folders of runs")
+    made.add_argument("--out", type=user_path, default="plots/history", metavar="DIR", help="(default: %(default)s)")
     return made
 
 

@@ -21,7 +21,7 @@ def run(options: Namespace) -> int:
     from bench.models.checkpoints import list_cache
     from bench.questions import TASKS
 
-    print("methods")
+    print(f"methods\n  {methods.ALL}: every built-in method, without peers")
     for name in methods.names():
         method = methods.load(name)
         kind = " (peer: another library's decoding)" if issubclass(method, Peer) else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.commands import new_parser, say, tell_written
 from bench.errors import UserError
+from bench.files import check_writable, user_path
 
 
 def parser() -> ArgumentParser:
@@ -19,12 +20,12 @@ def parser() -> ArgumentParser:
     )
     made.add_argument(
         "run_dir",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="RUN_DIR | FILE",
         help="folder with run.json and turns.jsonl, like results/runs/<run id>; or two answer files or more",
     )
-    made.add_argument("--plots", type=Path, default=None, metavar="DIR", help="folder for the plots")
+    made.add_argument("--plots", type=user_path, default=None, metavar="DIR", help="folder for the plots")
     made.add_argument(
         "--tokenizer",
         default=None,
@@ -49,7 +50,10 @@ def run(options: Namespace) -> int:
         raise UserError(f"--tokenizer {options.tokenizer} is for answer files: a run counts token ids")
     if len(options.run_dir) > 1:
         raise UserError(f"report takes one run, not {len(options.run_dir)}: give one folder, or answer files")
-    paths = write_report(run_dir, options.plots or plots_of(run_dir, read_run(run_dir).run_id))
+    record = read_run(run_dir)
+    plots = options.plots or plots_of(run_dir, record.run_id)
+    check_writable(plots, "--plots")
+    paths = write_report(run_dir, plots)
     print(terminal_table(read_summary(run_dir)))
     tell_written(paths)
     return 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from argparse import REMAINDER, ArgumentParser, Namespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import methods
 from bench import config
 from bench.commands import new_parser, say, tell_written
+from bench.models import checkpoints
+from bench.train import settings_of
 
 S = TypeVar("S")
 _CONVERSATIONS = {
@@ -32,14 +34,16 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Carry it out; the exit status."""
+    kinds = {"conversations": config.Writing, "collect": config.Collecting}
+    settings: Any = _settings(kinds.get(options.what) or settings_of(options.what), options)
+    checkpoints.name_of(settings.model, settings.revision)  # no torch yet: mistakes are reported at once
     from bench.train import training
 
     if options.what == "conversations":
-        paths = training.write_conversations(_settings(config.Writing, options), say)
+        paths = training.write_conversations(settings, say)
     elif options.what == "collect":
-        paths = training.collect_conversations(_settings(config.Collecting, options), say)
+        paths = training.collect_conversations(settings, say)
     else:
-        settings = _settings(training.trainer_of(options.what).Config, options)
         paths = training.train(options.what, settings, say)
     tell_written(paths)
     return 0

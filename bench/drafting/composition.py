@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
-from bench.engine.decoder import Decoder
 from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.engine.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,12 @@ class Member:
 class CompositionConfig:
     """The members, in the order in which they are asked."""
 
-    members: tuple[Member, ...]
+    members: tuple[Any, ...]  # like `Member`, but a class may be imported when it is used
+
+    def check_files(self, model: str) -> None:
+        """Raise UserError if a file of a member is not there."""
+        for member in self.members:
+            member.check_files(model)
 
 
 class Composition(SpeculativeMethod):
@@ -79,7 +86,7 @@ class Composition(SpeculativeMethod):
     ) -> CompositionConfig:
         """Each member with its own recorded values."""
 
-        def member(one: Member) -> Member:
+        def member(one: Any) -> Any:
             values = recorded.get(one.label, {})
             return replace(one, config=one.method.repeated(one.config, values, lenient=lenient))
 

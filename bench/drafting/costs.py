@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -12,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from bench.drafting.knobs import Costs
 from bench.drafting.tree import tree_of
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import use_huge_pages
@@ -22,53 +20,6 @@ _FEWER = 3  # repeats of passes over more than _ALWAYS positions, which take lon
 _DEAREST = 2.5  # vanilla steps: no wider pass is timed than one that costs so much, as no draft would be worth it
 _ALWAYS = 8  # positions that the table has in any case, where there are so many
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # positions of the passes that are timed
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Times in units of a vanilla step (all layers and the LM head over one position)."""
-
-    shallow: float  # the layers below the exit, over one position; 0 where a method has no exit
-    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. heads
-    verify: tuple[tuple[int, float], ...]  # positions -> the layers above the exit and the LM head over so many
-
-    def __str__(self) -> str:
-        draft = "+".join(f"{cost:.3f}" for cost in self.draft)
-        return "/".join([f"{self.shallow:.3f}", draft, *(f"{n}:{cost:.3f}" for n, cost in self.verify)])
-
-    @classmethod
-    def parse(cls, text: str) -> Costs:
-        """The costs that `str` wrote.
-
-        Raises:
-            ValueError: not of that form.
-
-        """
-        try:
-            shallow, draft, *rest = text.split("/")
-            pairs = [item.split(":") for item in rest]
-            verify = tuple((int(n), float(cost)) for n, cost in pairs)
-            found = cls(float(shallow), tuple(map(float, draft.split("+"))), verify)
-            whole = verify[0][0] == 1 and all(a < b for (a, _), (b, _) in itertools.pairwise(verify))
-        except (ValueError, IndexError):
-            whole = False
-        if not whole or not all(0 <= cost < math.inf for cost in (found.shallow, *found.draft, *dict(verify).values())):
-            raise ValueError(f"costs={text!r} must be shallow/draft/1:verify/2:verify/.., in vanilla steps")
-        return found
-
-    @property
-    def most(self) -> int:
-        """The widest verification in the table."""
-        return self.verify[-1][0]
-
-    @functools.cached_property
-    def _table(self) -> list[float]:
-        widths, costs = zip(*self.verify, strict=True)
-        return [float(cost) for cost in np.interp(range(self.most + 1), widths, costs)]
-
-    def verifying(self, positions: int) -> float:
-        """Verification of so many positions; between the measured ones, linear; beyond them, infinite."""
-        return self._table[positions] if positions <= self.most else math.inf
 
 
 @dataclass(frozen=True)

@@ -12,25 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.drafting import costs
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs, NoKnobs
 from bench.drafting.published import Published
-from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States, Step
-from bench.drafting.verify import Verify, exact
-from bench.engine.decoder import Decoder
-from bench.models.checkpoints import Checkpoint
 from bench.typed_json import decode_value
+
+if TYPE_CHECKING:  # torch is imported where it is used: a method is known by its knobs before
+    from bench.drafting.sampling import Sampler
+    from bench.drafting.verify import Verify
+    from bench.engine.decoder import Decoder
+    from bench.models.checkpoints import Checkpoint
 
 __all__ = ["Answer", "Draft", "Method", "NoKnobs", "Outcome", "Peer", "Sequence", "SpeculativeMethod", "States"]
 __all__ += ["Step", "TextMethod"]
-
-
-@dataclass(frozen=True)
-class NoKnobs:
-    """The configuration of a method that has nothing to set."""
 
 
 class Method(ABC):  # noqa: B024 - its two kinds say what there is to do
@@ -105,6 +101,8 @@ class SpeculativeMethod(Method):
 
     def verification(self, sampler: Sampler | None) -> Verify:
         """How drafts are accepted: losslessly, unless a knob of the method says otherwise."""
+        from bench.drafting.verify import exact
+
         return exact(sampler)
 
     def probing(self, windows: int) -> tuple[Any, int]:
@@ -130,6 +128,8 @@ class SpeculativeMethod(Method):
     @functools.cached_property
     def costs(self) -> Costs:
         """What its passes cost on this device, measured when first asked for."""
+        from bench.drafting import costs
+
         return costs.measure(self.target, self.resume_layer, self.draft_calls(), self.widest)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from bench.drafting.sampling import Sampler
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
-from bench.engine.cache import KVCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.drafting.sampling import Sampler
+    from bench.engine.cache import KVCache
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 
 CALIBRATED_AT = tuple(i / 20 for i in range(21))  # confidences
 _PRIOR_STEPS = 8  # vanilla steps, of a token each, that the gain rule takes a question to begin with

@@ -1,9 +1,8 @@
-"""What methods with trained weights share: where these lie, how they are read, and the cut LM head."""
+"""What methods with trained weights share: how they are read, and the cut LM head."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,68 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import CONFIG_FILE
+from bench.drafting.knobs import default_folder as default_folder
+from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import sha256
-from bench.models import checkpoints
-
-CONFIG_FILE = "config.json"
-WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
-
-def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
-    """What is asked of the knobs that these methods share.
-
-    Raises:
-        ValueError: outside their range.
-
-    """
-    if draft_vocab < -1:
-        raise ValueError(f"draft_vocab={draft_vocab} must be at least -1")
-    if drafts not in ("", "sampled", "top"):
-        raise ValueError(f"drafts={drafts} must be sampled or top")
-    if costs:
-        Costs.parse(costs)
-
-
-def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Path:
-    """The folder of a method's weights: the packaged ones ("" or "paper"), a folder, or a Hugging Face id.
-
-    Raises:
-        UserError: there are none.
-
-    """
-    if asked in ("", "paper"):
-        return packaged(method, model, asked)
-    folder = Path(asked).expanduser()
-    if not folder.exists() and _HUB_ID.fullmatch(asked):
-        return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files])
-    return folder
-
-
-def packaged(method: str, model: str, form: str = "") -> Path:
-    """The folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
-
-    Raises:
-        UserError: there are none.
-
-    """
-    folder = default_folder(method, model, form)
-    if not any(folder.glob("*.safetensors")):
-        train = f"python run_bench.py train {method}{f' --architecture {form}' if form else ''} --model {model}"
-        which = " built as published" if form else ""
-        raise UserError(
-            f"no weights{which} of {method} come with the project for model {model!r}: train them ({train}) or name "
-            f"their folder ({method}:weights=FOLDER)"
-        )
-    return folder
-
-
-def default_folder(method: str, model: str, form: str = "") -> Path:
-    """Where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
-    return WEIGHTS_ROOT / model / (f"{method}-{form}" if form else method)
 
 
 def read_config(folder: Path, what: str, build: Callable[[dict[str, Any]], Any]) -> Any:

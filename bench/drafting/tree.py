@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from bench.engine.places import Places, Span
+    from bench.engine.places import Places
 
 ROOT = -1
 
@@ -43,6 +45,8 @@ class Tree:
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Depths [n + 1] and mask [n + 1, n + 1] of the rows, on a device; True where a row sees another."""
         if device not in self._tensors:
+            import torch
+
             rows = range(len(self._seen))
             mask = torch.tensor([[bool(bits >> row & 1) for row in rows] for bits in self._seen])
             self._tensors[device] = (torch.tensor(self.depths, device=device), mask.to(device))
@@ -50,6 +54,8 @@ class Tree:
 
     def places(self, start: int, device: torch.device, row: int = 0, width: int | None = None) -> Places:
         """Where rows row..row+width (None: all that follow) stand if the root is at position `start`."""
+        from bench.engine.places import Places, Span
+
         width = len(self.depths) - row if width is None else width
         if self.is_chain:
             return Places.after(start + row, width)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 
 MISS = 255  # in place of a rank: the token was not among the ones that were ranked
 Path = tuple[int, ...]  # the rank in each head, as published trees are listed

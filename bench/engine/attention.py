@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Passes of up to this many positions share one mask buffer and the folded attention; a prefill is longer. No tree has
-# more rows, its root included.
-BLOCK = 128
+from bench.engine import BLOCK
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

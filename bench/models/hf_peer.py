@@ -5,19 +5,19 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bench.drafting.method import Answer, Peer
-from bench.drafting.sampling import Sampler
-from bench.engine.decoder import Decoder
-from bench.engine.quantize import Q4
 from bench.engine.timing import now_s
-from bench.models.checkpoints import Checkpoint
 from bench.models.quiet import quiet
-from bench.models.shapes import RandomCheckpoint, hf_model
+
+if TYPE_CHECKING:  # torch is imported where it is used: a peer is known by its knobs before
+    import torch
+    from torch import Tensor
+
+    from bench.drafting.sampling import Sampler
+    from bench.engine.decoder import Decoder
+    from bench.models.checkpoints import Checkpoint
 
 # A peer holds its model; with the last peer the model goes.
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
@@ -35,7 +35,6 @@ class HFPeer(Peer):
     def options(self) -> dict[str, Any]:
         """What `generate` is told beyond prompt, limit, end tokens and sampling."""
 
-    @torch.inference_mode()
     def generate(
         self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
     ) -> Answer:
@@ -44,20 +43,23 @@ class HFPeer(Peer):
         Where the library's first pass verifies drafts beside the prompt, tokens that come with the first one cost no
         decode time: there end-to-end is the figure to compare.
         """
+        import torch
+
         device = self.target.device
         ids = torch.tensor([list(prompt)], device=device)
         clock = FirstTokens(device)
         start_s = now_s(device)
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=limit,
-            eos_token_id=sorted(eos),
-            pad_token_id=min(eos, default=0),
-            streamer=clock,
-            **_sampling(sampler),
-            **self.options,
-        )
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                eos_token_id=sorted(eos),
+                pad_token_id=min(eos, default=0),
+                streamer=clock,
+                **_sampling(sampler),
+                **self.options,
+            )
         end_s = now_s(device)
         tokens = kept(out[0, len(prompt) :].tolist(), limit, eos)
         first = min(clock.first, len(tokens))
@@ -67,6 +69,8 @@ class HFPeer(Peer):
 def _sampling(sampler: Sampler | None) -> dict[str, Any]:
     if sampler is None:
         return {"do_sample": False}
+    import torch
+
     torch.manual_seed(sampler.number)
     return {"do_sample": True, "temperature": sampler.temperature, "top_p": sampler.top_p, "top_k": sampler.top_k}
 
@@ -78,7 +82,10 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     """
     key = (checkpoint.folder, checkpoint.sha256, dtype, str(device), quantize)
     if (model := _loaded.get(key)) is None:
+        import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
+
+        from bench.models.shapes import RandomCheckpoint, hf_model
 
         loaded: Any
         with quiet():
@@ -88,15 +95,19 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
                 loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
         model = _loaded[key] = loaded.to(device).eval()
         if quantize != "none":
-            _put_on_the_grid(model)
+            with torch.no_grad():
+                _put_on_the_grid(model)
         # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
         model.generation_config = GenerationConfig()
     return model
 
 
-@torch.no_grad()
 def _put_on_the_grid(model: Any) -> None:
     """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in bfloat16."""
+    import torch
+
+    from bench.engine.quantize import Q4
+
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):

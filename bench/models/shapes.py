@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from bench.errors import UserError, did_you_mean
 from bench.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PretrainedConfig
 
 _LLAMA_3_ROPE = {
@@ -74,6 +74,12 @@ class RandomCheckpoint(Checkpoint):
     """A shape in the place of a model; `folder` has nothing in it."""
 
 
+def check_shape(name: str) -> None:
+    """Raise UserError if there is no shape of that name."""
+    if name not in SHAPES:
+        raise UserError(f"unknown shape {name!r}{did_you_mean(name, SHAPES)}; available: {', '.join(SHAPES)}")
+
+
 def checkpoint_of(shape: str) -> RandomCheckpoint:
     """What stands for the shape where a model is asked for."""
     return RandomCheckpoint(shape, Path(shape), "", None)
@@ -88,6 +94,7 @@ def config_of(shape: str) -> PretrainedConfig:
 
 def random_weights(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) pairs in transformers' naming, each made when it is asked for, on the device."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -101,6 +108,7 @@ def random_weights(config: PretrainedConfig, dtype: torch.dtype, device: torch.d
 
 def hf_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
     """Transformers' model with the very weights of `random_weights`."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     config = config_of(shape)

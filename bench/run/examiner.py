@@ -18,8 +18,9 @@ from bench.figures.records import Turn
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run.audit import Auditor
-from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
+from bench.run.contestants import Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
+from bench.run.plan import WARM_UP
 
 
 class Warnings:

@@ -8,7 +8,6 @@ race as it would be run, and each side's rate comes from its own steps alone. EO
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from rich.text import Text
 import methods
 from bench.config import RunConfig
 from bench.drafting.loop import decode, decoding
-from bench.drafting.method import Answer, Peer, SpeculativeMethod
+from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Step
 from bench.errors import UserError
@@ -207,25 +206,6 @@ def _side_json(side: Side) -> dict[str, Any]:
     }
 
 
-def read_prompt(given: str | None, log: Log) -> str:
-    """The prompt given, else what stands on standard input.
-
-    Raises:
-        UserError: it is empty, or not UTF-8 text.
-
-    """
-    try:
-        if given is None and sys.stdin.isatty():
-            log("type the prompt, then Ctrl-D")
-        text = sys.stdin.read() if given is None else given
-        text.encode("utf-8")
-    except UnicodeError as error:
-        raise UserError(f"the prompt is not UTF-8 text ({error}): convert it") from error
-    if not text.strip():
-        raise UserError("the prompt is empty: give it as an argument or on standard input")
-    return text
-
-
 def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     """Model, prompt and both sides; `config.method` names one method.
 
@@ -234,13 +214,7 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
 
     """
     (label,) = config.method
-    variant = methods.parse(label)
-    if issubclass(variant.method, Peer):
-        raise UserError(
-            f"{label!r} is a peer, which brings its own loop and shows no steps: take a method like kangaroo"
-        )
-    if label == methods.BASELINE:
-        raise UserError("vanilla is always there: name the method to set beside it with --method")
+    variant = methods.parse_drafting(label, "generate")
     model = find(config.model, config.revision, log)
     prompt, context = model.chat.prompt([], text), model.context
     limit = min(config.max_new_tokens, context - len(prompt))
@@ -253,8 +227,8 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     sides = []
     for one in (methods.parse(methods.BASELINE), variant):
         with memory_errors(f"method {one.label}"):
-            assert issubclass(one.method, SpeculativeMethod)
             method = one.method(target, one.config)
+        assert isinstance(method, SpeculativeMethod)
         sampler = sampler_of(config)
         sides.append(Side(one.label, method, limit, model.eos, Detokenizer(model.chat.tokenizer), sampler))
     return Generation(config, model.checkpoint.name, prompt, sides)

@@ -32,13 +32,22 @@ def run(
     resumed: tuple[Path, Run] | None = None,
     adapt: Adapt | None = None,
 ) -> Recorder:
-    """Carry out a run and leave its records in its folder; interrupted, what was done. Arguments: see `make_plan`.
+    """Plan a run and carry it out. Arguments: see `make_plan`.
 
     Raises:
-        UserError: a mistake in the command, another process is at work in the folder, or it cannot be written.
+        UserError: a mistake in the command, or as `carry_out`.
 
     """
-    plan = make_plan(config, resumed, adapt=adapt)
+    return carry_out(make_plan(config, resumed, adapt=adapt), log)
+
+
+def carry_out(plan: Plan, log: Log = print) -> Recorder:
+    """Carry out a run and leave its records in its folder; interrupted, what was done.
+
+    Raises:
+        UserError: another process is at work in the folder, or it cannot be written, or a method cannot run.
+
+    """
     examiner = assemble(plan, load(plan, log), log)
     with alone_in(plan.folder):
         return ask(plan, examiner, prepare(plan, examiner, log), log)

@@ -28,7 +28,7 @@ from bench.drafting import trained
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import check_writable, write_json
-from bench.files import cache_root
+from bench.files import cache_root, user_path
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
@@ -154,7 +154,11 @@ def train(
     begin_s = time.perf_counter()
     model = loaded or find(config.model, config.revision, log)
     checkpoint, chat = model.checkpoint, model.chat
-    out = Path(config.out) if config.out else trained.default_folder(method, checkpoint.name, config.form)
+    out = (
+        user_path(config.out)
+        if config.out is not None
+        else trained.default_folder(method, checkpoint.name, config.form)
+    )
     _check_writable(out)
     loaded = loaded or load(model, compute(config), Recipe.length, log)
     target = loaded.target
@@ -198,7 +202,7 @@ def collect_conversations(config: Collecting, log: Callable[[str], None] = print
     """
     model = find(config.model, config.revision, log)
     checkpoint = model.checkpoint
-    folder = Path(config.out) if config.out else packed.FOLDER
+    folder = user_path(config.out) if config.out else packed.FOLDER
     check_writable(folder)
     before = packed.load(checkpoint, folder)
     journals = sorted(conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256).glob("*.jsonl"))

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.drafting import trained
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
@@ -29,76 +29,11 @@ from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 from bench.engine.cache import KVCache
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine.decoder import Decoder
 from bench.errors import UserError
+from methods.kangaroo import knobs
 from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head, published_call
-
-STOPS = ("gain", "threshold")
-
-
-@dataclass(frozen=True)
-class KangarooConfig:
-    """The knobs of Kangaroo. Left open, they are as stored with the weights, else the paper's."""
-
-    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: what the adapter was made for"})
-    gamma: int = field(default=0, metadata={"help": "most drafts in a row; 0: as stored with the adapter, else 6"})
-    beam: int = field(
-        default=0,
-        metadata={"help": "most drafts side by side: 1 a chain, more a tree; 0: as stored with the adapter, else 1"},
-    )
-    nodes: int = field(default=24, metadata={"help": "most drafts in a step"})
-    drafts: str = field(
-        default="",
-        metadata={
-            "help": "when sampling: sampled (a chain's) or top, the most probable; default: sampled where it can be"
-        },
-    )
-    stop: str = field(
-        default="",
-        metadata={
-            "help": "when to stop drafting: threshold, below a probability of the last draft (the paper's); gain, "
-            "where one more draft is expected to cost more than it brings on this device; default: threshold where one "
-            "is given, else as stored with the adapter"
-        },
-    )
-    threshold: float = field(
-        default=-1.0,
-        metadata={"help": "that probability; 0: never stop; -1: as stored with the adapter, else 0.6"},
-    )
-    draft_vocab: int = field(
-        default=-1,
-        metadata={
-            "help": "cut the draft's LM head to the n most frequent tokens (FR-Spec); 0: whole; -1: as the adapter says"
-        },
-    )
-    weights: str = field(
-        default="",
-        metadata={
-            "help": "folder or Hugging Face id of the adapter; default: the packaged one of the model; paper: the "
-            "packaged one that is built and trained as published"
-        },
-    )
-    costs: str = field(
-        default="",
-        metadata={"help": "for stop=gain: costs of passes as run.json records them; default: measured at start"},
-    )
-
-    def __post_init__(self) -> None:
-        if self.exit_layer < 0:
-            raise ValueError(f"exit_layer={self.exit_layer} must not be negative")
-        trained.check_knobs(self.draft_vocab, self.drafts, self.costs)
-        if self.gamma < 0:
-            raise ValueError(f"gamma={self.gamma} must be at least 1 (0: as stored with the adapter)")
-        if self.beam < 0:
-            raise ValueError(f"beam={self.beam} must be at least 1 (0: as stored with the adapter)")
-        if not 1 <= self.nodes <= MAX_DRAFTS:
-            raise ValueError(f"nodes={self.nodes} must lie in 1..{MAX_DRAFTS}")
-        if self.drafts == "sampled" and self.beam > 1:
-            raise ValueError("drafts=sampled is for a chain (beam=1): a beam keeps the most probable paths")
-        if self.threshold != -1 and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must lie in [0, 1]")
-        if self.stop and self.stop not in STOPS:
-            raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
+from methods.kangaroo.knobs import KangarooConfig
 
 
 @dataclass
@@ -119,20 +54,8 @@ class Kangaroo(SpeculativeMethod):
     """Drafts with the target's own first layers; see the module's docstring."""
 
     Config = KangarooConfig
+    presets = knobs.presets
     published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "chain": {"beam": 1},
-        "tree": {"beam": 3},
-        "paper": {"gamma": 6, "beam": 1, "stop": "threshold", "threshold": 0.6, "draft_vocab": 0, "weights": "paper"},
-        "paper-tree": {
-            "gamma": 6,
-            "beam": 10,
-            "stop": "threshold",
-            "threshold": 0.4,
-            "draft_vocab": 0,
-            "weights": "paper",
-        },
-    }
 
     def __init__(self, target: Decoder, config: KangarooConfig):
         super().__init__(target, config)

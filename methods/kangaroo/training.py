@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from bench.config import TrainConfig, check_least, setting
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.engine.decoder import Decoder
 from bench.train import prompts
@@ -21,6 +20,7 @@ from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
+from methods.kangaroo.knobs import KangarooTraining
 
 POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's
@@ -28,38 +28,6 @@ _GAMMA = 6  # stored with the weights: the paper's
 # costs, in vanilla steps (as measured on two CPU cores).
 _DRAFT_COST = 0.15
 _UNROLL_FROM = 0.5  # of the steps: a chain's later drafts are worth learning once the first ones hit
-
-
-@dataclass(frozen=True)
-class KangarooTraining(TrainConfig):
-    """How to train a Kangaroo adapter."""
-
-    architecture: str = setting(
-        "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
-        "alone; the others of the paper's Table 2: attention with an LM head of its own, a whole transformer layer, "
-        "two matrices without attention with an LM head of their own",
-        choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
-    )
-    ffn: int = setting(
-        0,
-        "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
-        "without attention that of the states",
-        metavar="N",
-    )
-    unroll: int = setting(3, "drafts in a row that a feedback adapter is trained on, from half-way on", metavar="N")
-    teach: str = setting(
-        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, {"ffn": 0, "unroll": 1})
-
-    @property
-    def form(self) -> str:
-        """The architecture, but for ours."""
-        return "" if self.architecture == "feedback" else self.architecture
 
 
 class AdapterTrainer(Trainer):

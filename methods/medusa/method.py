@@ -11,18 +11,17 @@ model and device (`tree=auto`).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.drafting import trained
-from bench.drafting.costs import Costs
+from bench.drafting.knobs import Costs
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
@@ -31,66 +30,19 @@ from bench.drafting.tree import tree_from_paths, tree_of
 from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
 from bench.drafting.verify import Verify, exact, typical
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine import MAX_DRAFTS
+from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.errors import UserError
+from bench.files import user_path
+from methods.medusa import knobs
 from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
+from methods.medusa.knobs import NO_DRAFTS, PUBLISHED, SPELLED, MedusaConfig
 
 TREES = Path(__file__).parent / "trees"
-PUBLISHED = "mc_sim_7b_63"
 _PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
-_NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
-_SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
 TYPICAL = (0.09, 0.3)  # epsilon and delta of the authors' code
-
-
-@dataclass(frozen=True)
-class MedusaConfig:
-    """The knobs of Medusa. Left open, they are as stored with the weights, else the paper's."""
-
-    heads: int = field(default=0, metadata={"help": "use the first n heads; 0: all there are"})
-    tree: str = field(
-        default="",
-        metadata={
-            "help": "chain: as long as is expected to be fastest, or of all the heads that are asked for; "
-            "mc_sim_7b_63: the paper's, 63 drafts; a JSON file with a list of rank paths; such paths spelled like "
-            "0/0-0/1; auto: what is expected to be fastest with these heads on this device; default: auto where the "
-            "weights say how often each rank is right, else the paper's"
-        },
-    )
-    draft_vocab: int = field(
-        default=-1,
-        metadata={"help": "cut the LM head to the n most frequent tokens; 0: whole; -1: as the weights say"},
-    )
-    accept: str = field(
-        default="exact",
-        metadata={"help": "exact, or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
-    )
-    drafts: str = field(
-        default="",
-        metadata={"help": "when sampling: sampled, or top, the most probable; default: sampled for a chain, else top"},
-    )
-    weights: str = field(
-        default="",
-        metadata={
-            "help": "folder or Hugging Face id of the heads; default: the packaged ones of the model; paper: those "
-            "built as published, if you trained them"
-        },
-    )
-    costs: str = field(
-        default="",
-        metadata={"help": "for tree=auto: costs of passes as run.json records them; default: measured at start"},
-    )
-
-    def __post_init__(self) -> None:
-        if self.heads < 0:
-            raise ValueError(f"heads={self.heads} must be at least 1 (0: all)")
-        if self.accept not in ("exact", "typical"):
-            raise ValueError(f"accept={self.accept} must be exact or typical")
-        trained.check_knobs(self.draft_vocab, self.drafts, self.costs)
-        if self.accept == "typical" and self.drafts == "sampled":
-            raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
 
 
 def _published_call(target: Decoder) -> Callable[[], object]:
@@ -109,11 +61,8 @@ class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state; see the module's docstring."""
 
     Config = MedusaConfig
+    presets = knobs.presets
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "chain": {"tree": "chain"},
-        "paper": {"tree": PUBLISHED, "weights": "paper"},
-    }
 
     def __init__(self, target: Decoder, config: MedusaConfig):
         super().__init__(target, config)
@@ -290,12 +239,12 @@ class Medusa(SpeculativeMethod):
 
 def _read_tree(asked: str, heads: int) -> list[RankPath]:
     """A tree by name (cut to the depth that `heads` reach), by file, or spelled out."""
-    if asked == _NO_DRAFTS:
+    if asked == NO_DRAFTS:
         return []
-    if _SPELLED.fullmatch(asked):
+    if SPELLED.fullmatch(asked):
         paths = [tuple(map(int, path.split("-"))) for path in asked.split("/")]
     else:
-        file = TREES / f"{asked}.json" if asked == PUBLISHED else Path(asked).expanduser()
+        file = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
             nodes = value["nodes"] if isinstance(value, dict) else value
@@ -324,4 +273,4 @@ def _chain(length: int) -> list[RankPath]:
 def _spell(paths: Many[RankPath]) -> str:
     """Paths as `tree=` takes them."""
     ordered = sorted(paths, key=lambda path: (len(path), path))
-    return "/".join("-".join(map(str, path)) for path in ordered) or _NO_DRAFTS
+    return "/".join("-".join(map(str, path)) for path in ordered) or NO_DRAFTS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import TrainConfig, check_least, setting
 from bench.drafting.tree_choice import MISS, RankRecord
 from bench.engine.decoder import Decoder
 from bench.train import prompts
@@ -19,35 +17,11 @@ from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
 from methods.medusa.heads import Heads, HeadsConfig, save_heads
+from methods.medusa.knobs import MedusaTraining
 
 _WEIGHT_BY_HEAD = 0.8  # of the loss, from one head to the next (paper, section 2.2.1)
 _TOP = 5  # ranks whose share of hits is reported of the first head
 _RANKED = 32  # ranks told apart in the record
-
-
-@dataclass(frozen=True)
-class MedusaTraining(TrainConfig):
-    """How to train Medusa heads."""
-
-    architecture: str = setting(
-        "newest",
-        "newest: the heads also read the newest token; paper: the state alone, as published",
-        choices=("newest", "paper"),
-    )
-    epochs: int = setting(2, "passes over them", metavar="N")
-    heads: int = setting(4, "heads, each for a token further ahead", metavar="N")
-    own_lm_heads: bool = setting(
-        False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_least(self, {"heads": 1})
-
-    @property
-    def form(self) -> str:
-        """As published, or ours."""
-        return "paper" if self.own_lm_heads or self.architecture == "paper" else ""
 
 
 class HeadsTrainer(Trainer):
