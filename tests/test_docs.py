@@ -162,8 +162,6 @@ class Scene:
         added = SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split()
         if any(word.startswith("train.") for word in given):
             added += SMALL_TRAININGS.split()
-            SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split() + (SMALL_TRAININGS if trains else "").split()
-        )
         pairs = zip(added[::2], added[1::2], strict=True)
         own = "my-questions.jsonl" in given
         flags = [word for flag, value in pairs if not (own and flag in KEPT) for word in (flag, value)]
