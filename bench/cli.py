@@ -8,9 +8,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import bench
 from bench.errors import UserError
+from bench.text import visible
 
 # Name -> module of `bench.commands`, imported when it is used.
 COMMANDS = {
@@ -54,18 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def command(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"bench.commands.{COMMANDS[name]}")
+
+
 def _run(given: list[str]) -> int:
     if given[:1] in (["--version"], ["-V"]):
         print(f"roobench {bench.__version__}")
         return 0
     name = given.pop(0) if given and given[0] in COMMANDS else "run"
-    command = importlib.import_module(f"bench.commands.{COMMANDS[name]}")
+    chosen = command(name)
     try:
-        options = command.parser().parse_args(given)
+        options = chosen.parser().parse_args(given)
     except SystemExit:
         sys.stdout.flush()  # --help, into a pipe perhaps
         raise
-    status: int = command.run(options)
+    status: int = chosen.run(options)
     return status
 
 
@@ -80,7 +87,7 @@ def _end(status: int, message: str = "") -> int:
     """Print what is left to say, where that is still possible."""
     with contextlib.suppress(OSError):
         if message:
-            print(message, file=sys.stderr)
+            print(visible(message), file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # else it would be tried once more at the very end, and end in a traceback

@@ -1,6 +1,6 @@
 """The settings of a run and their defaults: the only place that has them (a method's knobs are in its own Config).
 
-Command-line flags are made from these fields: `help` is what `--help` shows, `least` and `most` are the bounds.
+Command-line flags are made from these fields: `help` is what `--help` shows, `bounds` are the least and the most.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 NO_PEER = "none"
 LEAST_TEMPERATURE = 1e-3  # logits divided by less overflow sooner or later
 MANY = 1_000_000  # of whatever is counted: more is a slip of the keyboard
-_SEED = {"least": 0, "most": 2**32 - 1}
-_THREADS = {"least": 0, "most": 1024}  # the OpenMP library crashes at some number above
+_SEED = (0, 2**32 - 1)
+_THREADS = (0, 1024)  # the OpenMP library crashes at some number above
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 def setting(default: Any, help_text: str, **more: Any) -> Any:
-    """A field of settings that becomes a flag; `more`: its bounds `least` and `most`, and arguments for argparse."""
+    """A field of settings that becomes a flag; `more`: its `bounds` (least, most), and arguments for argparse."""
     return field(default=default, metadata={"help": help_text, **more})
 
 
@@ -39,8 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # of a subclass, which is a dataclass
             value = getattr(self, item.name)
-            if "least" in item.metadata and value is not None:
-                _check(flag_of(item.name), value, item.metadata["least"], item.metadata["most"])
+            if "bounds" in item.metadata and value is not None:
+                _check(flag_of(item.name), value, *item.metadata["bounds"])
 
 
 def _check(flag: str, value: float, least: float, most: float) -> None:
@@ -88,29 +88,28 @@ class RunConfig(Settings):
     )
     tasks: str = setting("all", "all, or some tasks, separated by commas (mt_bench,qa)", metavar="LIST")
     limit: int | None = setting(
-        None, "at most N questions per task, drawn evenly over its categories", metavar="N", least=1, most=MANY
+        None, "at most N questions per task, drawn evenly over its categories", metavar="N", bounds=(1, MANY)
     )
     peer_limit: int = setting(
-        1, "questions per task for peers, because they are slow; 0: all", metavar="N", least=0, most=MANY
+        1, "questions per task for peers, because they are slow; 0: all", metavar="N", bounds=(0, MANY)
     )
-    max_new_tokens: int = setting(48, "most tokens of an answer", metavar="N", least=1, most=MANY)
-    rounds: int = setting(1, "times that everything is repeated", metavar="N", least=1, most=1000)
+    max_new_tokens: int = setting(48, "most tokens of an answer", metavar="N", bounds=(1, MANY))
+    rounds: int = setting(1, "times that everything is repeated", metavar="N", bounds=(1, 1000))
     probe_windows: int = setting(
         0,
         "also draft N tokens in a row at every position of vanilla's answers, untimed: shows what a draft model could "
         "do without stopping early; 0: off",
         metavar="N",
-        least=0,
-        most=MOST_WINDOWS,
+        bounds=(0, MOST_WINDOWS),
     )
     temperature: float = setting(
-        0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", least=0, most=100
+        0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", bounds=(0, 100)
     )
     top_p: float = setting(
-        1.0, "sample from the most probable tokens that hold this share", metavar="X", least=1e-6, most=1
+        1.0, "sample from the most probable tokens that hold this share", metavar="X", bounds=(1e-6, 1)
     )
-    top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N", least=0, most=10 * MANY)
-    seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", **_SEED)
+    top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N", bounds=(0, 10 * MANY))
+    seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", bounds=_SEED)
     dtype: str = setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
     quantize: str = setting(
         "none",
@@ -118,7 +117,7 @@ class RunConfig(Settings):
         choices=QUANTIZE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", **_THREADS)
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )
@@ -166,8 +165,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 TOKENS = 1_000_000  # of answers to train on, where nobody says how many and none come with the project
-_TRAIN_TOKENS = {"least": 0, "most": 1000 * MANY}
-_EPOCHS = {"least": 1, "most": 1000}
+_TRAIN_TOKENS = (0, 1000 * MANY)
+_EPOCHS = (1, 1000)
 
 
 @dataclass(frozen=True)
@@ -186,11 +185,11 @@ class Writing(_OfModel):
         TOKENS,
         "answer tokens to have in the end, including those that come with the project",
         metavar="N",
-        **_TRAIN_TOKENS,
+        bounds=_TRAIN_TOKENS,
     )
-    seed: int = setting(0, "seed of the prompts", metavar="N", **_SEED)
+    seed: int = setting(0, "seed of the prompts", metavar="N", bounds=_SEED)
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", **_THREADS)
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,8 +202,9 @@ class Collecting(_OfModel):
 
     decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
+        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
+        "set's, are left out; may be repeated",
+        metavar="FILE",
     )
     out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
 
@@ -222,26 +222,29 @@ class TrainConfig(Writing, Collecting):
         2,
         "layers of the target whose states are kept besides its final ones, for methods that read them",
         metavar="N",
-        least=1,
-        most=1000,
+        bounds=(1, 1000),
     )
     draft_vocab: int = setting(
-        8192, "tokens of the draft's LM head, the most frequent ones; 0: all", metavar="N", least=0, most=10 * MANY
+        8192, "tokens of the draft's LM head, the most frequent ones; 0: all", metavar="N", bounds=(0, 10 * MANY)
     )
     tokens: int = setting(
         0,
         "least number of answer tokens to train on: drawn from those that come with the project, and the model writes "
         "what is missing; 0: all that come with it, or a million if none do",
         metavar="N",
-        **_TRAIN_TOKENS,
+        bounds=_TRAIN_TOKENS,
     )
-    epochs: int = setting(3, "passes over the tokens", metavar="N", **_EPOCHS)
-    batch: int = setting(4, "conversations per optimiser step", metavar="N", least=1, most=10_000)
+    epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
+    batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
     learning_rate: float = setting(
-        2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", least=1e-9, most=10
+        2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
     )
-    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", **_SEED)
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
+    out: str | None = setting(
+        None,
+        "new folder for the weights and their card; default: where runs look, unless weights are there already",
+        metavar="DIR",
+    )
 
     @property
     def form(self) -> str:
@@ -287,7 +290,7 @@ def frozen(values: Mapping[str, Any]) -> dict[str, Any]:
 def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     assert item.default is not MISSING
     many = isinstance(item.default, tuple)
-    options = {key: value for key, value in item.metadata.items() if key not in ("help", "least", "most")}
+    options = {key: value for key, value in item.metadata.items() if key not in ("help", "bounds")}
     shown = " ".join(item.default) if many else item.default
     text = item.metadata["help"] + (f" (default: {shown})" if shown not in (None, "") else "")
     kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)

@@ -107,8 +107,8 @@ def _draw(questions: Sequence[Question], limit: int | None, rng: random.Random) 
     return evenly[:limit]
 
 
-def load(source: str) -> QuestionSet:
-    """The question set called `mini` or `official`, or the file of that path.
+def load(source: str, flag: str = "--questions") -> QuestionSet:
+    """Return the question set called `mini` or `official`, or the file of that path. Errors name `flag`.
 
     Raises:
         UserError: no such file, or a line of it is not a question (with its number).
@@ -117,7 +117,7 @@ def load(source: str) -> QuestionSet:
     if source == "mini":
         return parse("mini", MINI.read_bytes(), str(MINI))
     if source == "official":
-        path = fetch_official()
+        path = fetch_official(flag)
         return parse("official", path.read_bytes(), str(path))
     path = user_path(source)
     try:
@@ -170,7 +170,7 @@ def _question(value: Any) -> Question:
     return Question(identifier, category, tuple(turns))
 
 
-def fetch_official() -> Path:
+def fetch_official(flag: str = "--questions") -> Path:
     """Spec-Bench's own file, downloaded once at a pinned commit and checked by its hash.
 
     Raises:
@@ -187,7 +187,7 @@ def fetch_official() -> Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"Spec-Bench's questions cannot be downloaded ({reason}): "
-            f"fetch {OFFICIAL_URL} elsewhere and give its path with --questions FILE"
+            f"fetch {OFFICIAL_URL} elsewhere and give its path with {flag} FILE"
         ) from error
     if hashlib.sha256(content).hexdigest() != OFFICIAL_SHA256:
         raise UserError(f"{OFFICIAL_URL} is not the file that was pinned (sha256 differs): nothing was kept")

@@ -19,7 +19,7 @@ FLOORS = (
     ("methods",),
     ("bench.drafting", "bench.models", "bench.questions"),
     ("bench.engine",),
-    ("bench.config", "bench.errors", "bench.files", "bench.typed_json"),
+    ("bench.config", "bench.errors", "bench.files", "bench.progress", "bench.text", "bench.typed_json"),
 )
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
@@ -28,7 +28,7 @@ KNOWN: set[tuple[str, str]] = set()
 EXAMPLE = "run_bench.py "
 NAMED = {
     ("bench/config.py", '("kangaroo",),'),  # the default of a run, and an example in its help
-    ("bench/config.py", "like kangaroo:gamma=4,threshold=0"),
+    ("bench/config.py", "if any: kangaroo:gamma=4,threshold=0;"),
     ("bench/commands/generate.py", 'default="kangaroo"'),
     ("bench/commands/gate.py", "as in kangaroo=0.05"),
     ("bench/commands/run.py", "(train kangaroo)"),

@@ -70,7 +70,7 @@ def linear_installed(request, tmp_path, monkeypatch):
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: linear-package\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("[roobench.methods]\nlinear = linear_package.method:Linear\n")
         monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
     yield
     for name in [name for name in sys.modules if "linear" in name.split(".")[0] or name.startswith("methods.linear")]:
         del sys.modules[name]

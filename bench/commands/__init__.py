@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import config
 from bench.errors import UserError, program
+from bench.text import visible
 
 _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
@@ -18,7 +19,7 @@ _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 def new_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
     """An empty parser; `command` follows the program's name."""
     return ArgumentParser(
-        prog=f"{program()} {command}".strip().replace("%", "%%"),
+        prog=f"{program()} {command}".strip(),
         description=description,
         epilog=epilog.replace(_WRITTEN, program()),
         formatter_class=RawDescriptionHelpFormatter,
@@ -51,7 +52,7 @@ def refuse_given(given: Iterable[str], reason: str) -> None:
 
 def say(line: str) -> None:
     """Report progress, apart from the results."""
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)
 
 
 def tell_written(paths: Sequence[Path]) -> None:

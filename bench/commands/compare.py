@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
 from bench.figures.rules import Rules
 from bench.files import check_output, user_path
+
+if TYPE_CHECKING:
+    from bench.figures.comparison import Comparison
 
 _EPILOG = """\
 exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
@@ -71,7 +75,7 @@ def run(options: Namespace) -> int:
     return max(show(compared, options, number) for number, compared in enumerate(found))
 
 
-def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
+def show(compared: Comparison, options: Namespace, number: int = 0) -> int:
     """Print and write a comparison; the exit status that it asks for."""
     from bench.figures.records import atomic_writer, write_json
     from bench.figures.verdicts import UNKNOWN, WORSE
@@ -91,7 +95,7 @@ def show(compared: dict[str, object], options: Namespace, number: int = 0) -> in
             with atomic_writer(path) as file:
                 file.write(texts[kind](compared))
         print(f"written: {path}")
-    if compared["verdict"] == UNKNOWN:
+    if compared.verdict == UNKNOWN:
         print("WARNING: for some methods nobody can tell: more questions, or a quieter machine", file=sys.stderr)
         return int(options.strict)
-    return int(compared["verdict"] == WORSE)
+    return int(compared.verdict == WORSE)

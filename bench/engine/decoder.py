@@ -40,6 +40,7 @@ from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig, Taker, sizes
 from bench.errors import UserError
+from bench.progress import progress
 
 _ALIGNED = 8  # attention's masks are copied in every layer where their rows are no multiple of it long
 
@@ -129,9 +130,10 @@ class Decoder:
         if len(set(self.homes)) > 1:
             self.graphs = None  # a graph is of one device
         self.embedding = take("embed_tokens.weight", (config.vocab, d))
-        self.layers = [
-            self._build_layer(Taker(named, dtype, home), f"layers.{i}.") for i, home in enumerate(self.homes)
-        ]
+        with progress(len(self.homes), "preparing layers") as bar:
+            for i, home in enumerate(self.homes):
+                self.layers.append(self._build_layer(Taker(named, dtype, home), f"layers.{i}."))
+                bar.add(1)
         self.norm = take("norm.weight", (d,))
         self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
         self.head = self._head(self.head_weight)

@@ -1,4 +1,4 @@
-"""A run against another one of the same questions: better, the same, worse, or nobody can tell. Pure: no torch.
+"""A run against another one of the same questions: better, the same, worse, or inconclusive. Pure: no torch.
 
 Two kinds of evidence:
 
@@ -23,15 +23,16 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, metrics, stats
+from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side, UsedRules
 from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, IDENTITY, Rules
+from bench.figures.summary import Estimate
 from bench.figures.verdicts import (
     SAME,
     UNKNOWN,
     WORSE,
-    Metric,
     counter,
     decode_units,
     fault,
@@ -43,7 +44,6 @@ from bench.figures.verdicts import (
     time_change,
 )
 
-SCHEMA = 1
 DECODE, PREFILL, SPEEDUP = "time per token, ms", "prefill per prompt token, ms", "decode speedup"
 FLOOR = "decode speedup against its floor"
 MODELLED = "speedup at base's costs"
@@ -60,8 +60,8 @@ Records = tuple[Run, Sequence[Turn]]
 Pair = tuple[Turn, Turn]  # base's turn, then new's
 
 
-def compare(base: Records, new: Records, rules: Rules | None = None) -> dict[str, Any]:
-    """Everything about a change, as JSON takes it.
+def compare(base: Records, new: Records, rules: Rules | None = None) -> Comparison:
+    """Everything about a change.
 
     Raises:
         UserError: the runs are of different things (and nobody said that this is meant), or share no turn.
@@ -72,17 +72,16 @@ def compare(base: Records, new: Records, rules: Rules | None = None) -> dict[str
     made = _Comparison(base, new, rules)
     if not made.asked:
         raise UserError(f"runs {base[0].run_id} and {new[0].run_id} have no method and question in common")
-    compared = {
-        "schema": SCHEMA,
-        "base": _side(base[0]),
-        "new": _side(new[0]),
-        "interleaved": made.interleaved,
-        "same_machine": made.same_machine,
-        "rules": used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
-        "questions": len({a.question_id for a, _ in made.asked}),
-        "warnings": [*warnings, *made.warnings()],
-        "methods": {label: made.method(label) for label in base[0].methods},
-    }
+    compared = Comparison(
+        base=_side(base[0]),
+        new=_side(new[0]),
+        interleaved=made.interleaved,
+        same_machine=made.same_machine,
+        rules=used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
+        questions=len({a.question_id for a, _ in made.asked}),
+        warnings=[*warnings, *made.warnings()],
+        methods={label: made.method(label) for label in base[0].methods},
+    )
     settle(compared)
     return compared
 
@@ -117,9 +116,9 @@ def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
     return [f"the runs differ in {name}: {_short(a)} and {_short(b)}" for name, (a, b) in different.items()]
 
 
-def used_rules(rules: Rules, tolerance: float) -> dict[str, float]:
+def used_rules(rules: Rules, tolerance: float) -> UsedRules:
     """What a comparison says of its rules."""
-    return {"effect": rules.effect, "prefill_effect": rules.prefill_effect, "tolerance": tolerance}
+    return UsedRules(rules.effect, rules.prefill_effect, tolerance)
 
 
 @dataclass
@@ -168,16 +167,16 @@ class _Comparison:
         sides = [run.methods[label].ran for run, _ in (self.base, self.new)]
         return self.same_machine and sides[0] == sides[1]
 
-    def method(self, label: str) -> dict[str, Any]:
-        """A method's metrics on each task and overall; where new has not got it, nobody can tell."""
+    def method(self, label: str) -> ComparedMethod:
+        """A method's metrics on each task and overall; inconclusive where new does not have it."""
         kind = self.base[0].methods[label].kind
         asked = [pair for pair in self.asked if pair[0].method == label]
         if not asked:
             count = sum(turn.method == label for turn in self.base[1])
-            return {"kind": kind, "tasks": {OVERALL: {"metrics": {MISSING: new_metric(count, 0, verdict=UNKNOWN)}}}}
+            return ComparedMethod(kind, {OVERALL: ComparedTask({MISSING: new_metric(count, 0, verdict=UNKNOWN)})})
         tasks = metrics.ordered_tasks(pair[0].task for pair in asked)
         groups = {task: [task] for task in tasks} | {OVERALL: tasks}
-        return {"kind": kind, "tasks": {name: {"metrics": self._cell(label, asked, of)} for name, of in groups.items()}}
+        return ComparedMethod(kind, {name: ComparedTask(self._cell(label, asked, of)) for name, of in groups.items()})
 
     def _cell(self, label: str, asked: list[Pair], tasks: list[str]) -> dict[str, Metric]:
         kind = self.base[0].methods[label].kind
@@ -195,9 +194,9 @@ class _Comparison:
         else:
             found |= _audits(members)
         for name, metric in found.items():
-            if metric["verdict"] is None:
+            if not metric.verdict:
                 effect = self.rules.prefill_effect if name == PREFILL else self.rules.effect
-                metric["verdict"] = judge(metric["change"], effect, more_is_worse=metric["more_is_worse"])
+                metric.verdict = judge(metric.change, effect, more_is_worse=metric.more_is_worse)
         return found
 
     def _turns(self, label: str, task: str) -> list[Pair]:
@@ -228,12 +227,12 @@ class _Comparison:
             MODELLED: _mean_counter(sides, lambda turns: _modelled(turns, costs), tolerance, more_is_worse=False),
         }
         known = {name: metric for name, metric in found.items() if metric is not None}
-        if MODELLED in known and known[MODELLED]["new"] is not None:
+        if MODELLED in known and known[MODELLED].new is not None:
             # More drafts may raise CR and cost more than that: at base's costs the two become one figure.
-            known["CR"]["counts"] = False
+            known["CR"].counts = False
         else:
             for name in known.keys() & {DRAFTED, CALLS}:
-                known[name]["counts"] = True
+                known[name].counts = True
         return known
 
 
@@ -289,7 +288,7 @@ def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: boo
         # In the shape that the estimator takes: one token in so many seconds on either side.
         ratios.append(np.array([[1.0, 1 / sides[1][q], 1.0, 1 / sides[0][q]] for q in shared]).reshape(-1, 4))
         values.append([_speedup(own, beside, set(shared), side) for side in (0, 1)])
-    change = stats.estimates(ratios)["geometric"]
+    change = Estimate(**stats.estimates(ratios)["geometric"])
     base, new = (breakdown.mean(value[side] for value in values) for side in (0, 1))
     return {SPEEDUP: new_metric(base, new, change, counts=counts, more_is_worse=False)}
 
@@ -315,7 +314,7 @@ def _mean_counter(
 ) -> Metric | None:
     """A counter over the tasks that base knows it of: their unweighted mean. None where base does not know it at all.
 
-    Where new does not know it of one of these tasks, new's is None and nobody can tell.
+    Where new does not know it of one of these tasks, new's is None and the metric is inconclusive.
     """
     known = [(value, of(new)) for base, new in zip(*sides, strict=True) if (value := of(base)) is not None]
     if not known:
@@ -343,7 +342,7 @@ def _modelled(turns: Sequence[Turn], costs: PassCosts | None) -> float | None:
 
 
 def _audits(pairs: list[Pair]) -> dict[str, Metric]:
-    """Answers that are not vanilla's beyond rounding, and those that nobody checks any more."""
+    """Answers that are not vanilla's beyond rounding, and those that are no longer checked."""
     checked = [pair for pair in pairs if pair[0].audit is not None]
     return {
         DIFFERENT: fault(pairs, lambda turn: turn.audit is not None and turn.audit.verdict == "different"),
@@ -351,17 +350,17 @@ def _audits(pairs: list[Pair]) -> dict[str, Metric]:
     }
 
 
-def _side(run: Run) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "commit": run.provenance.get("gated_commit") or run.provenance.get("commit"),
-        "dirty": run.provenance.get("dirty"),
-        "started": run.provenance.get("started"),
-        "model": run.model.get("name"),
-        "questions": run.dataset.get("name"),
-        "dtype": run.dtype,
-        "device": run.machine.name,
-    }
+def _side(run: Run) -> Side:
+    return Side(
+        run.run_id,
+        commit=run.provenance.get("gated_commit") or run.provenance.get("commit"),
+        dirty=run.provenance.get("dirty"),
+        started=run.provenance.get("started"),
+        model=run.model.get("name"),
+        questions=run.dataset.get("name"),
+        dtype=run.dtype,
+        device=run.machine.name,
+    )
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,8 @@ An undefined figure is None, never NaN and never 0. A share lies between 0 and 1
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from bench.typed_json import decode_value
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
 OVERALL = "overall"  # stands among the tasks
+_NAME_CHARS = 30  # of a method that pages show as it is spelled
 
 
 @dataclass(slots=True)
@@ -137,6 +140,7 @@ class Entry:
     answered: Answered
     tasks: dict[str, Cell]  # `overall` last
     members: list[Member] = field(default_factory=list)  # of a composition, in the order in which they are asked
+    label: str = ""  # what pages call it: its name, or a short one where that is a list of knobs
 
     @property
     def overall(self) -> Cell:
@@ -234,6 +238,19 @@ class Summary:
     divergences: list[Divergence] = field(default_factory=list)
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
+
+    def __post_init__(self) -> None:
+        numbers: Counter[str] = Counter()
+        for name, entry in self.methods.items():
+            entry.label = name
+            if len(name) > _NAME_CHARS and ":" in name:
+                base = re.sub(":[^+]*", "", name)  # a composition has several members
+                numbers[base] += 1
+                entry.label = f"{base} ({numbers[base]})"
+
+    def label(self, name: str) -> str:
+        """What pages call a method."""
+        return self.methods[name].label if name in self.methods else name
 
     def of_kind(self, *kinds: str) -> dict[str, Entry]:
         """The methods of some kinds ("vanilla", "method", "peer"), by name, kind after kind."""

@@ -20,6 +20,7 @@ from bench.config import DEFAULT_MODEL, RunConfig
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import FLOOR, SPEEDUP, compare
+from bench.figures.comparison import Comparison
 from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_records, write_json, write_turns
 from bench.figures.rules import Rules
@@ -44,7 +45,7 @@ def folder_of(given: dict[str, Any]) -> Path:
     return BASELINES / f"{DEFAULT_MODEL if model.lower() == 'default' else Path(model).name}-{kind}"
 
 
-def check(folder: Path, given: dict[str, Any], rules: Rules, log: Log, *, counters_only: bool) -> dict[str, Any]:
+def check(folder: Path, given: dict[str, Any], rules: Rules, log: Log, *, counters_only: bool) -> Comparison:
     """Run what the baseline ran; the comparison. Counters decide, and the floor unless `counters_only`.
 
     Raises:
@@ -74,7 +75,7 @@ def measure(given: dict[str, Any], log: Log) -> Records:
     return _measure(RunConfig(**(DEFAULTS | given)), log, {})
 
 
-def difference(folder: Path, now: Records, rules: Rules, log: Log) -> dict[str, Any] | None:
+def difference(folder: Path, now: Records, rules: Rules, log: Log) -> Comparison | None:
     """How `now` differs from the baseline in a folder; None where there is none, or one of other things."""
     if not (folder / RUN_FILE).is_file():
         return None
@@ -115,17 +116,17 @@ def _speedups(records: Records) -> dict[str, float]:
 
 def _compared(
     before: Records, now: Records, floors: dict[str, float], rules: Rules, *, counters_only: bool
-) -> dict[str, Any]:
+) -> Comparison:
     """As `compare` has it, but speedups are held against the floor: the baseline's times are another day's."""
     compared = compare(before, now, dataclasses.replace(rules, allow=(*rules.allow, "device")))
     speedups = _speedups(now)
-    for label, entry in compared["methods"].items():
-        for task, cell in entry["tasks"].items():
-            cell["metrics"].pop(SPEEDUP, None)
+    for label, entry in compared.methods.items():
+        for task, cell in entry.tasks.items():
+            cell.metrics.pop(SPEEDUP, None)
             floor, value = floors.get(label), speedups.get(label)
             if task == OVERALL and floor is not None and value is not None:
                 verdict = WORSE if value < floor else SAME
-                cell["metrics"][FLOOR] = new_metric(floor, value, verdict=verdict, counts=not counters_only)
+                cell.metrics[FLOOR] = new_metric(floor, value, verdict=verdict, counts=not counters_only)
     settle(compared)
     return compared
 

@@ -16,12 +16,8 @@ from tqdm import tqdm
 
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.figures.compare import (
-    DECODE,
-    PREFILL,
-    check_comparable,
-    compare,
-)
+from bench.figures.compare import DECODE, PREFILL, check_comparable, compare
+from bench.figures.comparison import Budget, Comparison, Metric, Sequential
 from bench.figures.metrics import OVERALL, ordered_tasks
 from bench.figures.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns
 from bench.figures.rules import GateSettings
@@ -175,29 +171,28 @@ class Gate:
             write_turns(self.out / name / TURNS_FILE, self.turns[name])
         write_json(self.out / PAIRS_FILE, {"round_blocks": self.round_blocks, "blocks": self.blocks})
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Comparison:
         """The comparison of the two runs, with the gate's own decisions on time."""
         base, new = ((self.sides[name].run, self.turns[name]) for name in SIDES)
         compared = compare(base, new, self.settings.rules)
         for (label, metric), test in self.tests.items():
-            _decide(compared["methods"][label]["tasks"][OVERALL]["metrics"][metric], test)
-        asked, there = compared["questions"], len(self.questions)
+            _decide(compared.methods[label].tasks[OVERALL].metrics[metric], test)
+        asked, there = compared.questions, len(self.questions)
         if asked < there:
-            compared["warnings"].append(
+            compared.warnings.append(
                 f"only {asked} of {there} questions could be asked within {self.settings.budget_min:g} minutes: of the "
                 "others neither counters nor losslessness are known"
             )
-        compared["gate"] = {"alarm": self.settings.alarm, "budget_min": self.settings.budget_min}
+        compared.gate = Budget(self.settings.alarm, self.settings.budget_min)
         settle(compared)
         return compared
 
 
-def _decide(metric: dict[str, Any], test: sequential.SequentialTest) -> None:
+def _decide(metric: Metric, test: sequential.SequentialTest) -> None:
     """Put the gate's verdict, which allows for its many looks, in the place of one made at the end."""
-    better = test.verdict == sequential.FINE and metric["verdict"] == BETTER
-    bounds = {"value": test.change, "low": test.low, "high": test.high}
-    metric["verdict"] = BETTER if better else VERDICTS[test.verdict]
-    metric["sequential"] = {"pairs": test.pairs, **{name: _ratio(log) for name, log in bounds.items()}}
+    better = test.verdict == sequential.FINE and metric.verdict == BETTER
+    metric.verdict = BETTER if better else VERDICTS[test.verdict]
+    metric.sequential = Sequential(test.pairs, *map(_ratio, (test.change, test.low, test.high)))
 
 
 def _ratio(log: float | None) -> float | None:
@@ -213,7 +208,7 @@ def _per_unit(turns: list[Turn], units: Callable[[Turn], tuple[float, int]]) -> 
 
 def run_gate(
     config: RunConfig, settings: GateSettings, base: Checkout, new: Checkout, out: Path, log: Log
-) -> dict[str, Any]:
+) -> Comparison:
     """Start both sides, ask, decide; leaves their records in `out`.
 
     Raises:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from bench.files import first_line
 from bench.models import checkpoints
 from bench.models.chat import ChatFormat, eos_ids
 from bench.models.checkpoints import Checkpoint
+from bench.progress import weighed
 
 Log = Callable[[str], None]
 
@@ -111,16 +112,23 @@ def load_decoder(
         UserError: unsupported model, or out of memory.
 
     """
-    with memory_errors(f"model {checkpoint.name} in {dtype}"):
+    with memory_errors(f"model {checkpoint.name} in {dtype}"), closing(_watched(checkpoint)) as weights:
         return Decoder.from_weights(
             checkpoints.load_config(checkpoint),
-            checkpoints.iter_weights(checkpoint),
+            weights,
             name=checkpoint.name,
             dtype=dtype,
             device=device,
             max_len=max_len,
             quantize=quantize,
         )
+
+
+def _watched(checkpoint: Checkpoint) -> Generator[tuple[str, torch.Tensor], None, None]:
+    """The weights of a checkpoint; how much of them is read is shown."""
+    files = list(checkpoint.folder.glob("*.safetensors")) or list(checkpoint.folder.glob("*.bin"))
+    size = sum(file.stat().st_size for file in files)
+    return weighed(checkpoints.iter_weights(checkpoint), size, "reading weights", lambda item: item[1].nbytes)
 
 
 def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:

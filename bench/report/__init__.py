@@ -1,4 +1,4 @@
-"""A run's records as something to read: summary, tables, pages and plots. Needs no torch and no model."""
+"""A run's records as readable files: summary, tables, pages and plots. Needs no torch and no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEX_FILE = "report.tex"
 
 
 def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
-    """Derive everything readable from a run's records; each file is replaced only when completely written.
+    """Write all readable files of a run from its records; each file is replaced only when completely written.
 
     Returns the pages, the summary as JSON and CSV, then the plots.
 

@@ -1,4 +1,4 @@
-"""Plots that set averages beside each other: three estimators of one speedup, and ours beside published ones."""
+"""Plots that compare averages: three estimators of one speedup, and our speedups with published ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PLOTS = {
     "three_estimators": Plot(
         "Overall speedup, averaged in three ways",
         "How fast",
-        "Three ways to average the same measurements. Where they part, few questions weigh much.",
+        "Three ways to average the same measurements. Where they differ, a few questions weigh heavily.",
     ),
     "published": Plot(
-        "Ours beside published speedups of the same method",
+        "Our speedups and published ones of the same method",
         "How fast",
         "Published values come from other models on other hardware: compare their order, not their height.",
     ),
@@ -42,7 +42,7 @@ def draw(summary: Summary, sources: Sequence[Source]) -> dict[str, Figure | None
 
 
 def _three_estimators(summary: Summary) -> Figure | None:
-    """A row a method, a dot with its interval an estimator; decode and end-to-end beside each other."""
+    """A row a method, a dot with its interval an estimator; decode left, end-to-end right."""
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ESTIMATORS]
     entries = summary.of_kind("method", "peer")
     entries = {name: e for name, e in entries.items() if all(getattr(e.overall, key).value for key in keys)}
@@ -68,14 +68,14 @@ def _three_estimators(summary: Summary) -> Figure | None:
 
 
 def _published(summary: Summary, sources: list[Source]) -> Figure | None:
-    """A panel a method, the tasks beside each other: ours filled and with intervals, published ones hollow."""
+    """A panel a method, tasks side by side: ours filled and with intervals, published ones hollow."""
     found = {base: rows for base, rows in same_method(summary, sources).items() if _measured(summary, base)}
     if not found:
         return None
     models = ", ".join(dict.fromkeys(result.model for results in found.values() for _, result in results))
     note = (
         f"filled: this run (end-to-end, Spec-Bench's mean of rates); hollow: published, of other models on other "
-        f"devices ({models}), not measured here and not comparable one to one"
+        f"devices ({models}), neither measured here nor directly comparable"
     )
     note += "; theirs are greedy, ours sampled" if summary.sampling else ""
     title, height = PLOTS["published"].title, 1.6 + 2.6 * len(found)

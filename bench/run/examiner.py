@@ -58,7 +58,10 @@ class Examiner:
         """Let everybody decode a prompt of no task, which gives the rates of estimates, too; who fails is out."""
         prompt = self.loaded.chat.prompt([], WARM_UP)
         self.contestants = each_able(
-            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+            "warming up",
+            self.contestants,
+            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+            fails,
         )
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
+from bench.progress import progress
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
 from bench.run.examiner import Examiner, auditor_of
@@ -119,14 +120,17 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
 def _costs(examiner: Examiner, begun: Run | None) -> dict[str, PassCosts | None]:
     """What everybody's passes cost: as a run that goes on has recorded it, else measured now."""
     found: dict[str, PassCosts | None] = {}
-    for contestant in examiner.contestants:
-        if begun is not None and contestant.label in begun.methods:
-            found[contestant.label] = begun.methods[contestant.label].costs
-        elif examiner.sampler is not None:
-            found[contestant.label] = None  # nothing that is timed here samples
-        else:
-            with memory_errors(f"the costs of {contestant.label}"):
-                found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+    with progress(len(examiner.contestants), "measuring costs") as bar:
+        for contestant in examiner.contestants:
+            bar.at(contestant.label)
+            if begun is not None and contestant.label in begun.methods:
+                found[contestant.label] = begun.methods[contestant.label].costs
+            elif examiner.sampler is not None:
+                found[contestant.label] = None  # nothing that is timed here samples
+            else:
+                with memory_errors(f"the costs of {contestant.label}"):
+                    found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+            bar.add(1)
     return found
 
 

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig
 
 from bench.drafting.tree import chain_of, tree_of
-from bench.engine.decoder import MAX_DRAFTS, Decoder
+from bench.engine import MAX_DRAFTS
+from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.places import Places
 from bench.engine.weights import DecoderConfig
