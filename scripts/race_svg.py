@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from bench.errors import UserError  # noqa: E402
+from bench.figures.race import Race, RaceSide  # noqa: E402
 from bench.figures.records import atomic_writer  # noqa: E402
-from bench.typed_json import MismatchError, Seconds, decode  # noqa: E402
+from bench.typed_json import MismatchError, read  # noqa: E402
 
 COLUMNS = 40  # characters of a side
 CELL, LINE = 8.4, 19.0  # pixels of a character of 14 pixels, and of a line
@@ -46,34 +47,6 @@ text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mo
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The text of a token, and when it appeared on its side's own clock."""
-
-    t_s: Seconds
-    text: str
-    accepted: bool = False  # it was drafted
-
-
-@dataclass(frozen=True)
-class Side:
-    """One method's answer."""
-
-    name: str
-    pieces: list[Piece]
-
-
-@dataclass(frozen=True)
-class Race:
-    """What `generate --record` writes, as far as the picture shows it."""
-
-    prompt: str
-    model: str
-    sides: list[Side]
-    device: str = ""
-    dtype: str = ""
-
-
-@dataclass(frozen=True)
 class Glyph:
     """A character of an answer."""
 
@@ -90,7 +63,7 @@ def read_race(path: Path) -> Race:
 
     """
     try:
-        race = decode(Race, path.read_bytes(), lenient=True)
+        race = read(Race, path)
     except (OSError, MismatchError) as error:
         raise UserError(f"{path} is not a race ({error}): make one with `generate PROMPT --record {path}`") from error
     if len(race.sides) != 2 or not all(side.pieces for side in race.sides):
@@ -98,7 +71,7 @@ def read_race(path: Path) -> Race:
     return race
 
 
-def glyphs(side: Side) -> list[Glyph]:
+def glyphs(side: RaceSide) -> list[Glyph]:
     """Split a side's text into characters; control characters other than line ends are left out."""
     return [
         Glyph(letter, piece.t_s, piece.accepted)
@@ -156,7 +129,7 @@ class Timeline:
         for t_s, name in self.moments.items():
             yield f"@keyframes {name}{{0%{{opacity:0}}{self.percent(t_s)}{{opacity:1}}}}"
 
-    def growing(self, name: str, side: Side) -> str:
+    def growing(self, name: str, side: RaceSide) -> str:
         """Return the animation of a bar that grows with every token."""
         count = len(side.pieces)
         grown = {self.percent(piece.t_s): number / count for number, piece in enumerate(side.pieces, 1)}
@@ -164,7 +137,7 @@ class Timeline:
         return f"@keyframes {name}{{0%{{transform:scaleX(0)}}{steps}}}"
 
 
-def answer(side: Side, left: float, timeline: Timeline) -> Iterator[str]:
+def answer(side: RaceSide, left: float, timeline: Timeline) -> Iterator[str]:
     """Yield the words of a side, each with its moment."""
     for row, line in enumerate(wrapped(glyphs(side))):
         column = 0
@@ -181,12 +154,12 @@ def answer(side: Side, left: float, timeline: Timeline) -> Iterator[str]:
             yield f'<text class="{kind}" {timeline.at(t_s)} {place}>{words}</text>'
 
 
-def header(side: Side, left: float, timeline: Timeline, number: int) -> Iterator[str]:
+def header(side: RaceSide, left: float, timeline: Timeline, number: int) -> Iterator[str]:
     """Yield a side's name, its bar, and its time once it has finished."""
-    width, end_s, tokens = COLUMNS * CELL, side.pieces[-1].t_s, len(side.pieces)
+    width = COLUMNS * CELL
     yield text_at(left, 62, side.name, "b")
-    said = f"{tokens} tokens in {end_s:.2f} s"
-    yield f'<text class="t e a" {timeline.at(end_s)} x="{left + width:.1f}" y="62">{said}</text>'
+    said = f"{side.tokens} tokens in {side.wall_s:.2f} s"
+    yield f'<text class="t e a" {timeline.at(side.pieces[-1].t_s)} x="{left + width:.1f}" y="62">{said}</text>'
     yield f'<rect x="{left:.1f}" y="74" width="{width:.1f}" height="6" rx="3" fill="#30363d"/>'
     kind = "p t" if number else "p t v"
     yield (
@@ -206,7 +179,7 @@ def shortened(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def draw(race: Race, slower: int | None = None) -> str:
+def draw(race: Race, slower: int | None = None, machine: str = "") -> str:
     """Draw the race; `slower`: how many times slower than it was, by default as much as can be followed."""
     end_s = max(side.pieces[-1].t_s for side in race.sides)
     slower = slower or max(1, math.ceil(SEEN_S / max(end_s, 0.1)))
@@ -218,11 +191,11 @@ def draw(race: Race, slower: int | None = None) -> str:
         parts += answer(side, left, timeline)
     lines = max(len(wrapped(glyphs(side))) for side in race.sides)
     below = TOP + lines * LINE
-    height = below + 34
+    height = below + 53
     speed = "real speed" if slower == 1 else f"replayed {slower}x slower"
-    where = ", ".join(filter(None, (race.model, race.dtype, race.device, speed)))
-    parts.append(text_at(EDGE, below + 10, shortened(where, 54), "m"))
-    parts.append(text_at(WIDTH - EDGE, below + 10, "green: drafted and accepted", "a e"))
+    where = ", ".join(filter(None, (race.model, race.dtype, machine or race.device, speed)))
+    parts.append(text_at(EDGE, below + 10, shortened(where, 2 * COLUMNS), "m"))
+    parts.append(text_at(EDGE, below + 29, "drafted and accepted", "a"))
     bars = [timeline.growing(f"bar{number}", side) for number, side in enumerate(race.sides)]
     style = STYLE.format(duration=f"{timeline.duration_s:.2f}", keyframes="\n".join([*timeline.keyframes(), *bars]))
     title = escape(" and ".join(side.name for side in race.sides) + f" answer: {shortened(race.prompt, 80)}")
@@ -245,10 +218,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Draw a recorded race as an animated SVG.")
     parser.add_argument("race", type=Path, help="file that `generate --record` wrote")
     parser.add_argument("svg", type=Path, help="file to write")
+    parser.add_argument("--machine", default="", metavar="TEXT", help="what it ran on, instead of the device's name")
     parser.add_argument("--slower", type=int, choices=range(1, 101), metavar="N", help="replay N times slower")
     options = parser.parse_args()
     try:
-        picture = draw(read_race(options.race), options.slower)
+        picture = draw(read_race(options.race), options.slower, options.machine)
         if (size := len(picture.encode())) > MOST_BYTES:
             raise UserError(f"the picture would take {size} bytes, more than {MOST_BYTES}: record a shorter answer")
         with atomic_writer(options.svg) as file:

@@ -38,6 +38,8 @@ def recording(**changes) -> dict:
         drafted = name != "vanilla"
         return {
             "name": name,
+            "tokens": len(pieces),
+            "wall_s": pieces[-1][0],
             "pieces": [
                 {"t_s": t_s, "text": text, "accepted": drafted and number % 2 == 0}
                 for number, (t_s, text) in enumerate(pieces)
@@ -140,7 +142,7 @@ def test_the_picture_has_no_script_and_nothing_from_elsewhere(draw):
     ("race", "told"),
     [
         ("{", "is not a race"),
-        ({"prompt": "", "model": ""}, "sides: missing"),
+        ({"prompt": "", "model": "", "device": "", "dtype": ""}, "sides: missing"),
         (recording(sides=[]), "needs two sides with text"),
         (recording(sides=[{"name": "a", "pieces": [{"t_s": -1.0, "text": "x"}]}] * 2), r"sides\[0\].pieces\[0\].t_s"),
         (
