@@ -209,7 +209,7 @@ def parse(text: str) -> Variant:
 
 
 def parse_drafting(text: str, command: str) -> Variant:
-    """The one method of a command that compares its drafts with vanilla.
+    """Parse the one method for a command that compares its drafts with vanilla.
 
     Raises:
         UserError: as `parse`, or it does not draft.

@@ -22,9 +22,9 @@ from bench.figures.comparison import (
     Metric,
     Sequential,
     Side,
-    UsedRules,
 )
 from bench.figures.records import write_json
+from bench.figures.rules import Rules
 from bench.figures.summary import Estimate
 from bench.gate.gate import PAIRS_FILE
 
@@ -84,7 +84,7 @@ def compared(*worse: tuple[str, str]) -> Comparison:
     }  # fmt: skip
     return Comparison(
         base=Side("base"), new=Side("new", device="a CPU"), interleaved=True, same_machine=True, questions=1,
-        rules=UsedRules(0.02, 0.1, 0.0), warnings=[],
+        rules=Rules(tolerance=0.0), warnings=[],
         methods={label: ComparedMethod("method", {"overall": ComparedTask(found)}) for label, found in methods.items()},
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ class Candidate:
 
 
 class ThresholdRule:
-    """Kangaroo's second early exit (arXiv 2404.18911): drafting stops after the first draft below the threshold.
+    """The second early exit of arXiv 2404.18911: drafting stops after the first draft below the threshold.
 
     That draft is kept. Of a beam, the most probable paths are kept, and the newest draft of the best one decides.
     """

@@ -15,6 +15,7 @@ The verdict on a method is the one over all tasks; tasks inform.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, metrics, stats
-from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side, UsedRules
+from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
@@ -116,9 +117,9 @@ def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
     return [f"the runs differ in {name}: {_short(a)} and {_short(b)}" for name, (a, b) in different.items()]
 
 
-def used_rules(rules: Rules, tolerance: float) -> UsedRules:
+def used_rules(rules: Rules, tolerance: float) -> Rules:
     """What a comparison says of its rules."""
-    return UsedRules(rules.effect, rules.prefill_effect, tolerance)
+    return dataclasses.replace(rules, tolerance=tolerance)
 
 
 @dataclass

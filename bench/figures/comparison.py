@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bench.figures.rules import Rules
 from bench.figures.summary import Estimate
 
 SCHEMA = 1
@@ -64,15 +65,6 @@ class Side:
 
 
 @dataclass(slots=True)
-class UsedRules:
-    """What counted as a change, as shares."""
-
-    effect: float
-    prefill_effect: float
-    tolerance: float  # of counters; 0: they had to be equal
-
-
-@dataclass(slots=True)
 class Budget:
     """How a gate decided."""
 
@@ -89,7 +81,7 @@ class Comparison:
     new: Side
     interleaved: bool
     same_machine: bool
-    rules: UsedRules
+    rules: Rules  # with a tolerance of 0 where counters had to be equal
     questions: int
     warnings: list[str]
     methods: dict[str, ComparedMethod]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from bench.figures.published import COMPARABLE, Result, Source, places_of, same_method, variants
 from bench.figures.summary import Estimate, Summary
 from bench.report import canvas
-from bench.report.canvas import GREY, PALETTE, Plot
+from bench.report.canvas import GREY, Plot
 from bench.report.formats import shown_name
+from bench.report.tables import ESTIMATORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,11 +28,6 @@ PLOTS = {
         "How fast",
         "Published values come from other models on other hardware: compare their order, not their height.",
     ),
-}
-ESTIMATORS = {
-    "": ("ratio of sums", "o", PALETTE[0]),
-    "_mean_rates": ("Spec-Bench's mean of rates (pooled)", "s", PALETTE[1]),
-    "_geometric": ("geometric mean of paired ratios", "D", PALETTE[2]),
 }
 _HOLLOW = "o^sDvP<>"  # published ones
 
@@ -53,10 +49,10 @@ def _three_estimators(summary: Summary) -> Figure | None:
     title = PLOTS["three_estimators"].title
     figure, panels = canvas.canvas(summary, title, height=height, note=_note(summary), **shape)
     for axes, part, heading in zip(panels, ("decode", "total"), ("decode", "end-to-end"), strict=True):
-        for place, (ending, (label, marker, shade)) in enumerate(ESTIMATORS.items()):
+        for place, (ending, label) in enumerate(ESTIMATORS.items()):
             estimates = [getattr(entry.overall, f"speedup_{part}{ending}") for entry in entries.values()]
             heights = [row + 0.22 * (place - 1) for row in range(len(entries))]
-            dots(axes, estimates, heights, label=label, marker=marker, color=shade)
+            dots(axes, estimates, heights, label=label, marker=canvas.MARKERS[place], color=canvas.PALETTE[place])
         axes.axvline(1.0, color=GREY, linewidth=1.2, linestyle="--", zorder=1.5)
         axes.set_title(heading, fontsize=10, loc="left")
         axes.set_xlabel("speedup over vanilla (dashed)")

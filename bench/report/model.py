@@ -129,11 +129,16 @@ Part = str | Table | Image | Cards | Answers | Section
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], left: int | Sequence[int] = 1, caption: str = ""
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int | Sequence[int] = 1,
+    caption: str = "",
+    *,
+    folded: bool = False,
 ) -> Table:
     """A table of ready text. `left`: the left-aligned columns, or how many they are; the others are right-aligned."""
     sides = range(left) if isinstance(left, int) else left
-    return Table([Column(title, left=place in sides) for place, title in enumerate(header)], rows, caption)
+    return Table([Column(title, left=place in sides) for place, title in enumerate(header)], rows, caption, folded)
 
 
 def listed(sentences: Sequence[str]) -> list[str]:

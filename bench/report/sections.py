@@ -188,9 +188,7 @@ def _method(run: Run, summary: Summary, name: str) -> Section:
     entry = summary.methods[name]
     verdict = partial(lossless_text, sampled=summary.sampling is not None)
     notes = [[key.replace("_", " "), value_text(value)] for key, value in entry.notes.items()]
-    said = (
-        [Table(table(["note", "value"], notes, 2).columns, notes, "Notes of the method", folded=True)] if notes else []
-    )
+    said = [table(["note", "value"], notes, 2, "Notes of the method", folded=True)] if notes else []
     parts: list[Part] = [tables.method(entry, verdict), shown_is(summary), tables.detail(entry), *tables.folded(entry)]
     parts += [tables.members(entry)] if entry.members else []
     return Section(shown_name(name, entry), [*parts, *said, *_predictions(run, summary, name)], folded=True)

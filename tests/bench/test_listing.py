@@ -42,8 +42,8 @@ def test_the_overview_names_every_method_and_task_in_lines_that_fit(cache, capsy
 
 
 def test_the_overview_says_which_peers_are_installed_and_how_to_get_the_others(cache, capsys, monkeypatch):
-    def find_spec(name, *given, real=importlib.util.find_spec):
-        return None if name in LlamaCpp.needs else real(name, *given)
+    def find_spec(name, *given, real=importlib.util.find_spec, missing=tuple(LlamaCpp.needs)):
+        return None if name in missing else real(name, *given)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     text = listed(capsys)

@@ -24,9 +24,9 @@ def clock(monkeypatch):
     return now
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
+def terminal_of(monkeypatch, term: str = "xterm") -> Terminal:
+    """A terminal in the place of standard error."""
+    monkeypatch.setenv("TERM", term)
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     return screen
@@ -55,7 +55,8 @@ def test_what_is_done_quickly_is_not_worth_a_line(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar_that_names_what_is_worked_on(terminal):
+def test_a_terminal_gets_a_bar_that_names_what_is_worked_on(monkeypatch):
+    terminal = terminal_of(monkeypatch)
     with progress(4, "warming up") as shown:
         shown.at("vanilla\x1b[2J")
         shown.add(4)
@@ -66,15 +67,16 @@ def test_a_terminal_gets_a_bar_that_names_what_is_worked_on(terminal):
     assert "\n" not in said, "the bar of a short piece of work goes away"
 
 
-def test_a_bar_can_stay(terminal):
+def test_a_bar_can_stay(monkeypatch):
+    terminal = terminal_of(monkeypatch)
     with progress(4, "decoding", keep=True) as shown:
         shown.add(4)
     assert terminal.getvalue().endswith("\n")
     assert "100%" in terminal.getvalue()
 
 
-def test_a_dumb_terminal_gets_lines(clock, terminal, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
+def test_a_dumb_terminal_gets_lines(clock, monkeypatch):
+    terminal = terminal_of(monkeypatch, "dumb")
     with progress(2, "decoding") as shown:
         clock[0] += LINE_EVERY_S
         shown.add(1)

@@ -14,7 +14,7 @@ from bench.cli import main
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.compare import NOT_INTERLEAVED, compare
-from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side, UsedRules
+from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.machine import Machine, Processor
 from bench.figures.records import Audit, MethodInfo, Run, Turn, write_json, write_turns
 from bench.figures.rules import Rules
@@ -337,7 +337,7 @@ def made_up(label: str = "kangaroo", verdict: str = WORSE, **tasks: dict[str, Me
     """A comparison of one method, by task."""
     cells = {task: ComparedTask(metrics, verdict) for task, metrics in tasks.items()}
     return Comparison(
-        base=Side("b"), new=Side("n"), interleaved=True, same_machine=True, rules=UsedRules(0.02, 0.1, 0.0),
+        base=Side("b"), new=Side("n"), interleaved=True, same_machine=True, rules=Rules(tolerance=0.0),
         questions=1, warnings=[], methods={label: ComparedMethod("method", cells, verdict)}, verdict=verdict,
     )  # fmt: skip
 

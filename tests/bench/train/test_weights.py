@@ -15,6 +15,7 @@ import pytest
 from bench.cli import main
 from bench.drafting.knobs import Costs
 from bench.drafting.published import Published
+from bench.errors import program
 from bench.files import sha256
 from bench.train import conversations, training, weights
 from bench.train.scores import Epoch, Scores, read_scores
@@ -22,6 +23,7 @@ from bench.typed_json import decode_value
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
 from tests.tiny import files_of, records
 
+ROOT = Path(__file__).parents[3]
 SCORES = {
     "model": "tiny", "model_sha256": "0" * 64, "parameters": 7,
     "data": {"conversations": 9, "tokens": 99, "answer_tokens": 50, "mixture": {}, "held_out": 3},
@@ -125,8 +127,8 @@ def test_the_command_that_is_printed_runs_with_the_new_weights(
     assert train(*flags) == 0
     lines = capsys.readouterr().out.splitlines()
     (command,) = [line.partition(": ")[2] for line in lines if line.startswith("run with these weights: ")]
-    python, script, *given = shlex.split(command)
-    assert (python, script) == ("python", "run_bench.py")
+    assert command.startswith(f"{program()} --model ")
+    given = shlex.split(command.removeprefix(program()))
     assert main([*given, "--questions", setting.questions, "--out", str(setting.out), "--peer", "none"]) == 0
     run, _ = records(setting.out)
     folder = Path("new adapter") if flags else root / setting.model.name / "kangaroo"
@@ -197,7 +199,7 @@ def test_a_folder_with_weights_is_refused_before_torch_is_imported():
         "import sys\nfrom bench.cli import main\nstatus = main(['train', 'kangaroo'])\n"
         "assert 'torch' not in sys.modules\nsys.exit(status)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "has weights already: keep them (--out NEWFOLDER) or replace them (--replace)" in done.stderr
 
