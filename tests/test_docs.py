@@ -218,7 +218,7 @@ def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny
         patch.setenv("ROOBENCH_CACHE", str(folder / "cache"))
         patch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", folder / "weights")
         patch.setattr("bench.questions.MINI", Path(questions))
-        patch.setattr("bench.questions.fetch_official", lambda: Path(questions))
+        patch.setattr("bench.questions.fetch_official", lambda *given: Path(questions))
         patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
         patch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 0.0)
         patch.setattr(prompts, "prompt", short_prompt)
