@@ -195,7 +195,9 @@ def draw(race: Race, slower: int | None = None, machine: str = "") -> str:
     speed = "real speed" if slower == 1 else f"replayed {slower}x slower"
     where = ", ".join(filter(None, (race.model, race.dtype, machine or race.device, speed)))
     parts.append(text_at(EDGE, below + 10, shortened(where, 2 * COLUMNS), "m"))
-    parts.append(text_at(EDGE, below + 29, "drafted and accepted", "a"))
+    same = len({"".join(piece.text for piece in side.pieces) for side in race.sides}) == 1
+    legend = "green: drafted and accepted" + ("; both answers are identical" if same else "")
+    parts.append(text_at(EDGE, below + 29, legend, "a"))
     bars = [timeline.growing(f"bar{number}", side) for number, side in enumerate(race.sides)]
     style = STYLE.format(duration=f"{timeline.duration_s:.2f}", keyframes="\n".join([*timeline.keyframes(), *bars]))
     title = escape(" and ".join(side.name for side in race.sides) + f" answer: {shortened(race.prompt, 80)}")

@@ -113,6 +113,10 @@ def test_what_was_drafted_and_accepted_is_green(draw):
     root = ElementTree.fromstring(svg)
     green = {element.text for element in root.iter(f"{SVG}text") if element.get("class") == "t a"}
     assert green == set(WORDS[::2])
+    assert "both answers are identical" in svg
+    race = recording()
+    race["sides"][1]["pieces"].pop()
+    assert "identical" not in draw(race)[1]
 
 
 @pytest.mark.parametrize(
