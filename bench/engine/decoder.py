@@ -38,7 +38,7 @@ from bench.engine.placement import choose_homes
 from bench.engine.places import Places, Span
 from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
-from bench.engine.weights import DecoderConfig, Taker, sizes
+from bench.engine.weights import DecoderConfig, Taker, agreed, sizes
 from bench.errors import UserError
 
 MAX_DRAFTS = BLOCK - 1  # of a tree
@@ -110,7 +110,8 @@ class Decoder:
         `homes`: the device of each layer (default: `device`, or several where it is too small).
 
         Raises:
-            UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
+            UserError: unsupported architecture; weights that are not those of the configuration, or not finite; it
+                cannot be quantised here.
 
         """
         config = DecoderConfig.from_hf(hf_config)
@@ -124,6 +125,7 @@ class Decoder:
             quantize=quantize,
         )
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
+        self.config = config = agreed(named, config)
         take = Taker(named, dtype, device)
         d = config.hidden
         self.homes = list(homes or choose_homes(device, *sizes(named, config, dtype)))

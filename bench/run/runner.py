@@ -68,6 +68,8 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
     config, target, warnings = plan.config, loaded.target, Warnings(log)
     if busy := environment.busy_warning():
         warnings(busy)
+    for expected in plan.expected_failures(loaded):
+        warnings(expected)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))

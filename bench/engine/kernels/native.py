@@ -98,7 +98,7 @@ def is_built() -> bool:
     """Whether `kernels` need not compile anything, which takes some seconds."""
     compilers = _compilers()
     with contextlib.suppress(OSError):
-        return not compilers or _path(compilers[0]).exists()
+        return not compilers or _is_safe(_path(compilers[0]))
     return True
 
 
@@ -108,6 +108,7 @@ def why_not() -> str:
 
 
 _reason: list[str] = []
+_OTHERS_WRITE = 0o022  # bits of a mode
 
 
 class _CannotBuildError(Exception):
@@ -129,17 +130,32 @@ def _path(compiler: str) -> Path:
 
 def _load(compiler: str) -> ctypes.CDLL:
     path = _path(compiler)
-    if path.exists():
-        with contextlib.suppress(OSError):  # built for another system: to be built anew
+    if _is_safe(path):
+        with contextlib.suppress(OSError):  # built for another system: rebuilt
             return ctypes.CDLL(str(path))
     _build(compiler, path)
     return ctypes.CDLL(str(path))
+
+
+def _is_safe(path: Path) -> bool:
+    """Return whether the file is there, and only this user or root can have put it there: loading it runs it."""
+    return path.exists() and _is_private(path) and _is_private(path.parent)
+
+
+def _is_private(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & _OTHERS_WRITE
 
 
 def _build(compiler: str, path: Path) -> None:
     """Compile to a temporary name, then rename: two processes may do it at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.stat().st_uid == os.geteuid():
+            _forbid_others(path.parent)
+        if not _is_private(path.parent):
+            remedy = "set ROOBENCH_CACHE to a folder of your own"
+            raise _CannotBuildError(f"other users can write to {path.parent}: {remedy}")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
             made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
             steps = (
@@ -151,9 +167,15 @@ def _build(compiler: str, path: Path) -> None:
                 if done.returncode:
                     said = (done.stderr.strip().splitlines() or ["no reason given"])[0]
                     raise _CannotBuildError(f"it cannot build {SOURCE.name} ({said})")
+            _forbid_others(made)
             made.replace(path)
     except OSError as error:
         raise _CannotBuildError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
+
+
+def _forbid_others(path: Path) -> None:
+    """Let nobody else write there; what the umask forbids stays forbidden."""
+    path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
 
 
 def _openmp(compiler: str) -> list[str]:

@@ -4,7 +4,10 @@ the engine does without and says why."""
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +231,71 @@ def test_the_next_compiler_is_tried_and_a_file_that_does_not_load_is_built_anew(
     built.write_bytes(b"of another system")
     assert native.kernels() is not None
     assert built.stat().st_size > 10_000
+
+
+@pytest.fixture
+def compiler(anew, monkeypatch):
+    """A compiler that writes the word it was given last; what was loaded is the file's content."""
+    made = ["first"]
+
+    def run(step, **_):
+        Path(step[step.index("-o") + 1]).write_text(made[-1])
+        return subprocess.CompletedProcess(step, 0, "", "")
+
+    monkeypatch.setattr(native.subprocess, "run", run)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Path(path).read_text())
+    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/c++"])
+    return made
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o002)
+
+
+def open_to_the_group(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+@pytest.mark.parametrize("which", ["the file", "its folder"])
+@pytest.mark.parametrize("opened", [open_to_all, open_to_the_group])
+def test_a_library_that_others_could_have_written_is_rebuilt(compiler, opened, which):
+    assert native._load("/bin/c++") == "first"
+    compiler.append("second")
+    assert native._load("/bin/c++") == "first"
+    path = native._path("/bin/c++")
+    opened(path if which == "the file" else path.parent)
+    assert not native.is_built()
+    assert native._load("/bin/c++") == "second"
+    assert native.is_built()
+    assert not (path.stat().st_mode | path.parent.stat().st_mode) & 0o022
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "private"),
+    [(7, 0o100644, True), (7, 0o100755, True), (0, 0o100644, True), (8, 0o100644, False), (7, 0o100664, False)],
+)
+def test_only_files_of_this_user_or_root_are_loaded(monkeypatch, owner, mode, private):
+    monkeypatch.setattr(native.os, "geteuid", lambda: 7)
+    path = SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner, st_mode=mode))
+    assert native._is_private(path) == private
+
+
+def test_a_cache_of_another_user_is_refused_with_a_remedy(compiler, monkeypatch):
+    monkeypatch.setattr(native, "_is_private", lambda path: False)
+    with pytest.raises(
+        native._CannotBuildError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder of"
+    ):
+        native._load("/bin/c++")
+
+
+@pytest.mark.parametrize(("umask", "forbidden"), [(0o077, 0o077), (0o002, 0o022), (0o000, 0o022)])
+def test_the_library_has_what_the_umask_leaves_but_for_writing_by_others(compiler, umask, forbidden):
+    before = os.umask(umask)
+    try:
+        native._load("/bin/c++")
+    finally:
+        os.umask(before)
+    assert not native._path("/bin/c++").stat().st_mode & forbidden
 
 
 @NEEDS_KERNELS
