@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bench.drafting.costs import Costs
+from bench.typed_json import Share
 
 CALIBRATED_AT = tuple(i / 20 for i in range(21))  # confidences
 _PRIOR_STEPS = 8  # vanilla steps, of a token each, that the gain rule takes a question to begin with
@@ -20,8 +21,8 @@ class Calibration:
     """What a draft's confidence is worth, measured on held-out answers, at CALIBRATED_AT: the chance that it is the
     target's choice, and, if it is, that the next draft is too."""
 
-    accepted: tuple[float, ...]
-    following: tuple[float, ...]
+    accepted: tuple[Share, ...]
+    following: tuple[Share, ...]
 
     def __post_init__(self) -> None:
         if any(len(curve) != len(CALIBRATED_AT) for curve in (self.accepted, self.following)):
