@@ -48,7 +48,7 @@ def run(options: Namespace) -> int:
     from bench.report import engine_page
 
     sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
-    engine = _measured(options) if options.engine is None else project.read_engine(options.engine)
+    engine: Any = _measured(options) if options.engine is None else project.read_engine(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
     if options.json:
