@@ -67,8 +67,9 @@ def print_table(table: Table) -> None:
     for part in fitted(table, console.width - len(table.columns)):  # rich's gap between columns is wider than ours
         shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in part.columns:
-            side = "left" if column.left else "right"
-            shown.add_column(Text(visible(column.short or column.title)), justify=side, no_wrap=True)
+            shown.add_column(
+                Text(visible(column.short or column.title)), justify="left" if column.left else "right", no_wrap=True
+            )
         for row in part.rows:
             cells = [Text(visible(cell), "bold" if isinstance(cell, Strong) else "") for cell in row]
             shown.add_row(*cells)

@@ -53,6 +53,6 @@ def has_weights_knob(method: str) -> bool:
 def _is_knob(method: str, out: Path) -> bool:
     """Return whether `weights=` can name the folder."""
     try:
-        return bool(methods.parse(f"{method}:weights={out}").config.weights == str(out))
+        return bool(getattr(methods.parse(f"{method}:weights={out}").config, "weights", None) == str(out))
     except UserError:
         return False

@@ -279,7 +279,7 @@ def broken(tiny_heads, model, **options):
 
 
 WRONG = {
-    "an absent folder": (lambda t, m: "/nowhere/at-all", {}, "neither heads.safetensors"),
+    "an absent folder": (lambda t, m: "/nowhere/at-all", {}, "/nowhere/at-all is neither a folder nor"),
     "a missing tensor": (lambda t, m: broken(t, m, tensors={"bias": None}), {}, "bias is missing"),
     "a wrong shape": (lambda t, m: broken(t, m, tensors={"bias": torch.zeros(3, 7)}), {}, "(3, 7), expected (3, 48)"),
     "another hidden size": (lambda t, m: broken(t, m, changes={"hidden_size": 64}), {}, "hidden size is 64"),
