@@ -114,7 +114,7 @@ def describe_software() -> Provenance:
 
 
 def command_line() -> str:
-    """How the program was called, as it can be typed again."""
+    """The command line of this process, quoted for a shell."""
     called = Path(sys.argv[0]).name
     script = ["-m", "bench"] if called == "__main__.py" else [called]
     return shlex.join([*(["python"] if called.endswith(".py") else []), *script, *sys.argv[1:]])
