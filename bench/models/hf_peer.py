@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.drafting.method import Answer, Peer
 from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
-from bench.engine.quantize import Q4
+from bench.engine.quantize import Q4, Q8
 from bench.engine.timing import now_s
 from bench.models.checkpoints import Checkpoint
 from bench.models.quiet import quiet
@@ -96,11 +96,11 @@ def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
 
 @torch.no_grad()
 def _put_on_the_grid(model: Any) -> None:
-    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in bfloat16."""
+    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in eight bits."""
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.copy_(module.weight.bfloat16() if module is head else Q4.of(module.weight).plain())
+            module.weight.copy_((Q8 if module is head else Q4).of(module.weight).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
