@@ -9,7 +9,11 @@
 #include "vectors.h"
 
 constexpr int AHEAD = 4096;  // bytes that are asked for before they are needed
-constexpr int MOST = 6;      // positions of a block: more would not fit into the registers of AVX2
+#ifdef __AVX512F__
+constexpr int MOST = 12;     // positions of a block: so many sums fit into the registers
+#else
+constexpr int MOST = 6;
+#endif
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
@@ -63,24 +67,19 @@ inline void panel_product(const T* weight, const float* x, int64_t k, float (*su
         for (int v = 0; v < V; ++v) store(sums[j] + v * LANES, total[j][v]);
 }
 
-template <class T>
+template <int N = MOST, class T>
 inline void panel_product(int n, const T* weight, const float* x, int64_t k, float (*sums)[PANEL]) {
-    switch (n) {
-        case 1: return panel_product<1>(weight, x, k, sums);
-        case 2: return panel_product<2>(weight, x, k, sums);
-        case 3: return panel_product<3>(weight, x, k, sums);
-        case 4: return panel_product<4>(weight, x, k, sums);
-        case 5: return panel_product<5>(weight, x, k, sums);
-        default: return panel_product<6>(weight, x, k, sums);
-    }
+    if (n == N) return panel_product<N>(weight, x, k, sums);
+    if constexpr (N > 1) panel_product<N - 1>(n, weight, x, k, sums);
 }
 
 // The inputs of a product at n positions, in the form that its matrix asks for. `memory`: of
 // Activations::floats(n, k), this thread's own.
 struct Inputs {
-    const float* x;  // [n, k]
-    Activations quantised;
+    const float* x = nullptr;
+    Activations quantised = {};
 
+    Inputs() = default;
     Inputs(const Matrix& m, const float* x, int64_t n, float* memory) : x(x) {
         if (m.kind == Q4 || m.kind == Q8) quantised = Activations::of(x, n, m.inputs, memory);
     }
