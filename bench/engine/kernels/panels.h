@@ -8,7 +8,6 @@
 #include "integers.h"
 #include "vectors.h"
 
-constexpr int AHEAD = 4096;  // bytes that are asked for before they are needed
 #ifdef __AVX512F__
 constexpr int MOST = 12;     // positions of a block: so many sums fit into the registers
 #else

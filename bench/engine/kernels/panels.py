@@ -32,7 +32,7 @@ class Panels:
         if isinstance(matrix, Q8):
             packed = codes.unflatten(2, (-1, GROUP // 4, 4)).permute(0, 2, 3, 1, 4)
             return cls(_shape(matrix.codes), paired, Q8, packed.contiguous(), scales.transpose(1, 2).contiguous())
-        low, high = codes.unflatten(2, (-1, GROUP // 4, 2, 2)).unbind(4)
+        low, high = codes.unflatten(2, (-1, GROUP // 8, 2, 4)).unbind(4)
         packed = (low | high << 4).permute(0, 2, 3, 1, 4)
         both = torch.stack((scales, _by_panels(matrix.least, paired)), dim=1).permute(0, 3, 1, 2)
         return cls(_shape(matrix.codes), paired, Q4, packed.contiguous(), both.contiguous())
