@@ -12,8 +12,8 @@ inline void rotate(const float* from, const float* norm, const Pass& p, const fl
     float scale = 1.0f;
     if (norm) scale = 1.0f / std::sqrt(dot(from, from, d) / static_cast<float>(d) + p.eps);
     auto value = [&](int64_t i) { return norm ? from[i] * scale * norm[i] : from[i]; };
-    for (int64_t i = 0; i < d; ++i)
-        to[i] = rounded<T>(value(i) * cos[i] + value(i < half ? i + half : i - half) * sin[i]);
+    for (int64_t i = 0; i < half; ++i) to[i] = rounded<T>(value(i) * cos[i] + value(i + half) * sin[i]);
+    for (int64_t i = half; i < d; ++i) to[i] = rounded<T>(value(i) * cos[i] + value(i - half) * sin[i]);
 }
 
 // Queries are in the order of texts, key heads, rows: those that read the same keys are neighbours.
@@ -63,8 +63,17 @@ inline void score(const float* query, const T* keys, int64_t d, int64_t first, i
 
 // In place: scale, add the mask if there is one, and let what is seen add up to 1.
 inline void softmax(float* scores, const float* mask, float scale, int64_t seen) {
+    Vector high = Vector{} - INFINITY;
+    int64_t whole = 0;
+    for (; whole + LANES <= seen; whole += LANES) {
+        Vector values = load(scores + whole) * scale;
+        if (mask) values += load(mask + whole);
+        high = values > high ? values : high;
+        store(scores + whole, values);
+    }
     float highest = -INFINITY;
-    for (int64_t s = 0; s < seen; ++s) {
+    for (int i = 0; i < LANES; ++i) highest = std::max(highest, high[i]);
+    for (int64_t s = whole; s < seen; ++s) {
         scores[s] = scores[s] * scale + (mask ? mask[s] : 0.0f);
         highest = std::max(highest, scores[s]);
     }
@@ -80,24 +89,30 @@ inline void softmax(float* scores, const float* mask, float scale, int64_t seen)
     for (int64_t s = 0; s < seen; ++s) scores[s] /= total;
 }
 
-// to[0..d) += the values [first, end), weighted; in registers for as many columns as they hold.
+// to[0 .. H * LANES) += the values [first, end), weighted. Sums of every other one are kept apart where registers allow,
+// so that no addition waits for the one before.
+template <int H, class T>
+inline void mix_columns(const float* weights, const T* values, int64_t d, int64_t first, int64_t end, float* to) {
+    constexpr int SETS = H <= 4 ? 2 : 1;
+    Vector total[SETS][H] = {};
+    for (int h = 0; h < H; ++h) total[0][h] = load(to + h * LANES);
+    int64_t s = first;
+    for (; s + SETS <= end; s += SETS)
+        for (int t = 0; t < SETS; ++t)
+            for (int h = 0; h < H; ++h)
+                total[t][h] = fused(Vector{} + weights[s + t], load(values + (s + t) * d + h * LANES), total[t][h]);
+    for (; s < end; ++s)
+        for (int h = 0; h < H; ++h) total[0][h] = fused(Vector{} + weights[s], load(values + s * d + h * LANES), total[0][h]);
+    for (int h = 0; h < H; ++h) store(to + h * LANES, SETS == 1 ? total[0][h] : total[0][h] + total[SETS - 1][h]);
+}
+
+// to[0 .. d) += the values [first, end), weighted.
 template <class T>
 inline void mix(const float* weights, const T* values, int64_t d, int64_t first, int64_t end, float* to) {
-    constexpr int HELD = 8;
+    constexpr int HELD = 64 / LANES;
     int64_t i = 0;
-    for (; i + HELD * LANES <= d; i += HELD * LANES) {
-        Vector total[HELD];
-        for (int h = 0; h < HELD; ++h) total[h] = load(to + i + h * LANES);
-        for (int64_t s = first; s < end; ++s)
-            for (int h = 0; h < HELD; ++h)
-                total[h] = fused(Vector{} + weights[s], load(values + s * d + i + h * LANES), total[h]);
-        for (int h = 0; h < HELD; ++h) store(to + i + h * LANES, total[h]);
-    }
-    for (; i + LANES <= d; i += LANES) {
-        Vector total = load(to + i);
-        for (int64_t s = first; s < end; ++s) total = fused(Vector{} + weights[s], load(values + s * d + i), total);
-        store(to + i, total);
-    }
+    for (; i + HELD * LANES <= d; i += HELD * LANES) mix_columns<HELD>(weights, values + i, d, first, end, to + i);
+    for (; i + LANES <= d; i += LANES) mix_columns<1>(weights, values + i, d, first, end, to + i);
     for (; i < d; ++i)
         for (int64_t s = first; s < end; ++s) to[i] += weights[s] * value_of(values[s * d + i]);
 }
