@@ -59,7 +59,7 @@ struct Scratch {
         inner = take(n * sizes.inner);
         at += thread * sizes.own(p);
         normed = take(n * p.hidden);
-        inputs = take(Activations::floats(n, sizes.widest));
+        inputs = take(Inputs::floats(n, sizes.widest));
         gates = take(n * PANEL);
         scores = take(SHARING * p.stride());
     }
@@ -79,7 +79,7 @@ struct Scratch {
         }
         int64_t own(const Pass& p) const {
             const int64_t n = p.rows();
-            return (n * (p.hidden + PANEL) + Activations::floats(n, widest) + SHARING * p.stride()) / 16 * 16 + 80;  // each part of it is rounded up
+            return (n * (p.hidden + PANEL) + Inputs::floats(n, widest) + SHARING * p.stride()) / 16 * 16 + 80;  // each part of it is rounded up
         }
     };
 };
@@ -157,7 +157,7 @@ void run_layers(const Pass* p) {
 
 // Floats of scratch memory that multiply_add needs.
 int64_t product_floats(const Matrix* m, int64_t n, int32_t threads) {
-    return threads * Activations::floats(std::min(n, MANY), m->inputs);
+    return threads * Inputs::floats(std::min(n, MANY), m->inputs);
 }
 
 // y [n, outputs] = x [n, inputs] W^T + b, and + added [n, outputs] where it is given.
@@ -168,7 +168,7 @@ void multiply_add(
     Phases phases(1, threads);
 #pragma omp parallel num_threads(threads)
     {
-        float* memory = scratch + omp_get_thread_num() * Activations::floats(std::min(n, MANY), m->inputs);
+        float* memory = scratch + omp_get_thread_num() * Inputs::floats(std::min(n, MANY), m->inputs);
         auto emit_from = [&](int64_t start) {
             return [=](int64_t j, int64_t o, int count, const float* sums) {
                 const int64_t at = (start + j) * m->outputs + o;

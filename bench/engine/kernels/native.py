@@ -210,7 +210,7 @@ class Product:
         added = None if added is None else added.float().contiguous()
         rows, threads = c_int64(x.numel() // self.inputs), c_int32(torch.get_num_threads())
         scratch = None
-        if self.stored.grid is not None:
+        if self.stored.weights.dtype != torch.float32:
             scratch = torch.empty(library.product_floats(byref(self.matrix), rows, threads))
         library.multiply_add(
             byref(self.matrix), c_void_p(given.data_ptr()), c_void_p(_address(added)), c_void_p(out.data_ptr()),

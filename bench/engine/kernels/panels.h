@@ -17,7 +17,8 @@ constexpr int MOST = 6;
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
 // y = x W^T + b. W [outputs, inputs] in panels of PANEL rows, the last one padded with zeros.
-//   FLOAT32, BFLOAT16: [panels, inputs, PANEL].
+//   FLOAT32, BFLOAT16: [panels, inputs, PANEL]. Where the processor has products of bfloat16, inputs are rounded to it,
+//   too, as torch does.
 //   Q4, Q8: see integers.h.
 // paired: W is two matrices of outputs / 2 rows each; their panels take turns.
 struct Matrix {
@@ -66,21 +67,65 @@ inline void panel_product(const T* weight, const float* x, int64_t k, float (*su
         for (int v = 0; v < V; ++v) store(sums[j] + v * LANES, total[j][v]);
 }
 
-template <int N = MOST, class T>
-inline void panel_product(int n, const T* weight, const float* x, int64_t k, float (*sums)[PANEL]) {
+#ifdef __AVX512BF16__
+
+// bfloat16 weights and activations, two products at a time; sums in float32.
+template <int N>
+inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float (*sums)[PANEL]) {
+    alignas(64) uint16_t order[2 * PANEL];  // of two inputs' weights, row by row -> pairs of a row's two
+    for (int i = 0; i < 2 * PANEL; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * PANEL);
+    const __m512i in_pairs = _mm512_load_si512(order);
+    __m512 total[N];
+    for (int j = 0; j < N; ++j) total[j] = _mm512_setzero_ps();
+    auto add = [&](__m512i two, int64_t i, uint32_t seen) {
+        const __m512i pairs = _mm512_permutexvar_epi16(in_pairs, two);
+        for (int j = 0; j < N; ++j) {
+            uint32_t both = 0;
+            std::memcpy(&both, x + j * k + i, seen);
+            total[j] = _mm512_dpbf16_ps(total[j], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(both)));
+        }
+    };
+    int64_t i = 0;
+    for (; i + 2 <= k; i += 2, weight += 2 * PANEL) {
+        __builtin_prefetch(reinterpret_cast<const char*>(weight) + AHEAD);
+        add(_mm512_loadu_si512(weight), i, 4);
+    }
+    if (i < k) add(_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight))), i, 2);
+    for (int j = 0; j < N; ++j) store(sums[j], (Vector)total[j]);
+}
+typedef Brain Narrow;  // what bfloat16 weights are multiplied with
+
+#else
+typedef float Narrow;
+#endif
+
+template <int N = MOST, class T, class X>
+inline void panel_product(int n, const T* weight, const X* x, int64_t k, float (*sums)[PANEL]) {
     if (n == N) return panel_product<N>(weight, x, k, sums);
     if constexpr (N > 1) panel_product<N - 1>(n, weight, x, k, sums);
 }
 
-// The inputs of a product at n positions, in the form that its matrix asks for. `memory`: of
-// Activations::floats(n, k), this thread's own.
+// The inputs of a product at n positions, in the form that its matrix asks for. `memory`: of floats(n, k), this thread's
+// own.
 struct Inputs {
     const float* x = nullptr;
+    const Narrow* narrow = nullptr;
     Activations quantised = {};
+
+    static int64_t floats(int64_t n, int64_t k) { return std::max((n * k + 1) / 2, Activations::floats(n, k)); }
 
     Inputs() = default;
     Inputs(const Matrix& m, const float* x, int64_t n, float* memory) : x(x) {
-        if (m.kind == Q4 || m.kind == Q8) quantised = Activations::of(x, n, m.inputs, memory);
+        if (m.kind == Q4 || m.kind == Q8) {
+            quantised = Activations::of(x, n, m.inputs, memory);
+        } else if constexpr (sizeof(Narrow) < sizeof(float)) {
+            if (m.kind != BFLOAT16) return;
+            auto* made = reinterpret_cast<Narrow*>(memory);
+            for (int64_t i = 0; i < n * m.inputs; ++i) made[i] = rounded<Narrow>(x[i]);
+            narrow = made;
+        } else {
+            narrow = reinterpret_cast<const Narrow*>(x);
+        }
     }
 };
 
@@ -100,7 +145,7 @@ inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first
                     panel_product(some, static_cast<const float*>(m.panels) + panel * k * PANEL, in.x + j * k, k, sums);
                     break;
                 case BFLOAT16:
-                    panel_product(some, static_cast<const Brain*>(m.panels) + panel * k * PANEL, in.x + j * k, k, sums);
+                    panel_product(some, static_cast<const Brain*>(m.panels) + panel * k * PANEL, in.narrow + j * k, k, sums);
                     break;
                 default:
                     integer_product(
