@@ -124,15 +124,15 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def _put_on_the_grid(model: Any) -> None:
-    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in bfloat16."""
+    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in eight bits."""
     import torch
 
-    from bench.engine.quantize import Q4
+    from bench.engine.quantize import Q4, Q8
 
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.copy_(module.weight.bfloat16() if module is head else Q4.of(module.weight).plain())
+            module.weight.copy_((Q8 if module is head else Q4).of(module.weight).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
