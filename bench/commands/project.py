@@ -73,5 +73,3 @@ def run(options: Namespace) -> int:
         write_json(options.json, {"projection": rows, "engine": engine})
         print(f"written: {options.json}")
     return 0
-
-

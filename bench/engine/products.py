@@ -1,4 +1,4 @@
-"""How products are run on this device: by our own kernels where there are some (see `kernels.native`), else by torch."""
+"""How products are run on this device: by our own kernels where there are some, else by torch."""
 
 from __future__ import annotations
 

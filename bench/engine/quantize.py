@@ -56,7 +56,7 @@ class Q8:
         return (self.scales[..., None].float() * _groups(self.codes)).flatten(1)
 
 
-GRIDS = {"q4": Q4, "q8": Q8}
+GRIDS: dict[str, type[Q4] | type[Q8]] = {"q4": Q4, "q8": Q8}
 
 
 def _groups(values: Tensor) -> Tensor:

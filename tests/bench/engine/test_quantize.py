@@ -1,4 +1,4 @@
-"""Q4_1 and Q8_0: what is on the grid stays there, what is not comes near, and a quantised target is one model for all."""
+"""Q4_1 and Q8_0: what is on the grid stays there, what is not comes near; a quantised target is one model for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.drafting.loop import decode
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.products import Linear
-from bench.engine.quantize import GROUP, GRIDS, Q4, Q8
+from bench.engine.quantize import GRIDS, GROUP, Q4, Q8
 from bench.errors import UserError
 from methods.vanilla import Vanilla
 
