@@ -77,7 +77,11 @@ class Examiner:
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
-            prompt = self.loaded.chat.prompt(history, user)
+            try:
+                prompt = self.loaded.chat.prompt(history, user)
+            except UserError as error:  # some chat templates refuse a second turn
+                records += [_refused(contestant, question, index, number, str(error)) for contestant in taking_part]
+                break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
                 for contestant in (reversed(taking_part) if backwards else taking_part)
@@ -179,6 +183,19 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
             return on(torch.device("cpu"))
 
     return Auditor(target, reference)
+
+
+def _refused(contestant: Contestant, question: Question, index: int, number: int, reason: str) -> Turn:
+    """The record of a turn that cannot be asked."""
+    return Turn(
+        method=contestant.label,
+        question_id=question.question_id,
+        task=question.task,
+        category=question.category,
+        turn=index,
+        round=number,
+        error=reason,
+    )
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import functools
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +26,7 @@ from bench.run.folder import earlier_run
 
 if TYPE_CHECKING:
     from bench.models.chat import ChatFormat
+    from bench.models.loading import Model
     from bench.run.contestants import Contestant
 
 Adapt = Callable[[methods.Variant], methods.Variant]
@@ -92,6 +93,23 @@ class Plan:
         longest = max(self.prompt_lengths(question, chat)[-1] for question in self.questions.questions)
         longest = max(longest, len(chat.prompt([], WARM_UP)))
         return longest + self.config.max_new_tokens + _TEMPLATE_TOKENS
+
+    def expected_failures(self, model: Model) -> Iterator[str]:
+        """Warnings about answers that will be cut short or cannot be asked for."""
+        asked = self.questions.questions
+        if later := sum(len(question.turns) > 1 for question in asked):
+            try:
+                model.chat.prompt([("Hello", "Hello")], "Hello")
+            except UserError as error:
+                yield f"second turns fail, in {later} of {len(asked)} questions: {error}"
+        most = model.config.context - self.config.max_new_tokens
+        long = [question.question_id for question in asked if self.prompt_lengths(question, model.chat)[-1] > most]
+        if long:
+            which = f"question {long[0]}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
+            yield (
+                f"{which} may need more than {model.config.limit}, beyond which {model.checkpoint.name} is not run: "
+                "answers that reach it end there, and longer prompts fail"
+            )
 
 
 def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, list[methods.Variant]]:

@@ -97,7 +97,7 @@ class _OurFile(AdapterConfig):
     """Our config.json."""
 
     calibration: Calibration | None = None
-    knobs: Knobs = field(default_factory=Knobs)  # type: ignore[assignment]
+    knobs: Knobs = field(default_factory=Knobs)
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ def test_model_without_a_gguf_and_with_several_is_told(tmp_path):
         find_gguf(checkpoint, print)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"\several GGUF files \(a\.gguf, b\.gguf\).*remove the others"):
+    with pytest.raises(UserError, match=r"several GGUF files \(a\.gguf, b\.gguf\).*remove the others"):
         find_gguf(checkpoint, print)
 
 

@@ -81,7 +81,7 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["gamma=2", "gamma=4"], "--grid gamma is given twice"),
         ("kangaroo", ["gama=2"], "no knob 'gama=2', did you mean 'gamma'"),
         ("kangaroo", ["gamma=two"], "gamma='two' is not of type int"),
-        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must lie in"),
+        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must be in"),
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
