@@ -2,7 +2,11 @@
 
 import sys
 
-from bench.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from bench.cli import main
+
+        status = main()
+    except KeyboardInterrupt:  # so early that `main` could not catch it
+        status = 130
+    sys.exit(status)

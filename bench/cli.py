@@ -1,60 +1,96 @@
-"""The command line: finds the command, carries it out. `UserError` is caught once, here."""
+"""The command line: finds the command and runs it. `UserError`, Ctrl-C and the ends of pipes are handled once, here."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import bench
-from bench.commands import (
-    bench_engine,
-    cache,
-    compare,
-    export,
-    gate,
-    gate_side,
-    generate,
-    history,
-    listing,
-    project,
-    report,
-    run,
-    sweep,
-    train,
-)
 from bench.errors import UserError
+from bench.text import visible
 
+# Name -> module of `bench.commands`, imported when it is used.
 COMMANDS = {
-    "run": run,
-    "report": report,
-    "compare": compare,
-    "gate": gate,
-    "history": history,
-    "gate-side": gate_side,
-    "sweep": sweep,
-    "generate": generate,
-    "export": export,
-    "train": train,
-    "bench-engine": bench_engine,
-    "project": project,
-    "list": listing,
-    "cache": cache,
+    "run": "run",
+    "report": "report",
+    "compare": "compare",
+    "gate": "gate",
+    "history": "history",
+    "gate-side": "gate_side",
+    "sweep": "sweep",
+    "generate": "generate",
+    "export": "export",
+    "train": "train",
+    "bench-engine": "bench_engine",
+    "project": "project",
+    "list": "listing",
+    "cache": "cache",
 }
+INTERRUPTED = 130  # as shells report SIGINT
+NO_READER = 141  # and SIGPIPE
+_STREAMS = ("stdin", "stdout", "stderr")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _open_closed_streams()
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except UserError as error:
+        return _end(2, f"error: {' '.join(str(error).splitlines())}")
+    except KeyboardInterrupt:
+        return _end(INTERRUPTED, "interrupted")
+    except BrokenPipeError:  # who read has seen enough
+        return _end(NO_READER)
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        return _end(2, f"error: cannot write the output: {error.strerror}; free space, or write it elsewhere")
+    return status
+
+
+def command(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"bench.commands.{COMMANDS[name]}")
+
+
+def _run(given: list[str]) -> int:
     if given[:1] in (["--version"], ["-V"]):
         print(f"roobench {bench.__version__}")
         return 0
-    command = COMMANDS[given.pop(0)] if given and given[0] in COMMANDS else run
-    options = command.parser().parse_args(given)
+    name = given.pop(0) if given and given[0] in COMMANDS else "run"
+    chosen = command(name)
     try:
-        return command.run(options)
-    except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        options = chosen.parser().parse_args(given)
+    except SystemExit:
+        sys.stdout.flush()  # --help, into a pipe perhaps
+        raise
+    status: int = chosen.run(options)
+    return status
+
+
+def _open_closed_streams() -> None:
+    """Put nothing in the place of a stream that the caller closed, before a file of ours gets its number."""
+    for number, name in enumerate(_STREAMS):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def _end(status: int, message: str = "") -> int:
+    """Print what is left to say, where that is still possible."""
+    with contextlib.suppress(OSError):
+        if message:
+            print(visible(message), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # else it would be tried once more at the very end, and end in a traceback
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status

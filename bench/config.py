@@ -1,42 +1,83 @@
-"""The settings of a run and their defaults: the only place that has them (a method's knobs stand in its own Config).
+"""The settings of a run and their defaults: the only place that has them (a method's knobs are in its own Config).
 
-Command-line flags are made from these fields; `help` is what `--help` says.
+Command-line flags are made from these fields: `help` is what `--help` shows, `bounds` are the least and the most.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import re
 import types
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_type_hints
 
 from bench.errors import UserError
+from bench.files import user_path
 
-DEFAULT_MODEL = "smollm2-135m-instruct"  # out of a PyPI package, see bench.models.packaged
+DEFAULT_MODEL = "smollm2-135m-instruct"  # from a PyPI package, see bench.models.packaged
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 QUANTIZE = ("none", "q4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+NO_PEER = "none"
+LEAST_TEMPERATURE = 1e-3  # logits divided by less overflow sooner or later
+MANY = 1_000_000  # of whatever is counted: more is a slip of the keyboard
+_SEED = (0, 2**32 - 1)
+_THREADS = (0, 1024)  # the OpenMP library crashes at some number above
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 def setting(default: Any, help_text: str, **more: Any) -> Any:
-    """A field of settings that becomes a flag; `more` are arguments for argparse."""
+    """A field of settings that becomes a flag; `more`: its `bounds` (least, most), and arguments for argparse."""
     return field(default=default, metadata={"help": help_text, **more})
 
 
+class Settings:
+    """Settings hold their bounds: the base of all classes with fields that are made by `setting`."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]  # of a subclass, which is a dataclass
+            value = getattr(self, item.name)
+            if "bounds" in item.metadata and value is not None:
+                _check(flag_of(item.name), value, *item.metadata["bounds"])
+
+
+def _check(flag: str, value: float, least: float, most: float) -> None:
+    """Refuse a number that is out of its bounds, or none."""
+    if not least <= value <= most:
+        side = f"too small: at least {least}" if value < least else f"too large: at most {most}"
+        raise UserError(f"{flag} {value} is {side if value == value else f'no number: give one of {least} to {most}'}")
+
+
+def number(kind: type[int] | type[float], flag: str, least: float, most: float) -> Callable[[str], float]:
+    """What argparse reads a number within bounds with, where no class of settings has the flag."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from None
+        _check(flag, value, least, most)
+        return value
+
+    return read
+
+
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """What to run, on what, and how long."""
 
     method: tuple[str, ...] = setting(
         ("kangaroo",),
-        "method to compare with vanilla, with its knobs if any, like kangaroo:gamma=4,threshold=0; may be repeated; "
-        "all: every built-in method",
+        "method or peer to compare with vanilla, with its knobs if any: kangaroo:gamma=4,threshold=0; a+b composes "
+        "methods; all: every built-in method; may be repeated",
         metavar="NAME[:KEY=VALUE,...]",
     )
     peer: tuple[str, ...] = setting(
-        ("hf-generate",), "another library's decoding, run beside ours; may be repeated; none: without", metavar="NAME"
+        ("hf-generate",),
+        "another library's decoding to run as well, besides peers named by --method; may be repeated; none: no peer",
+        metavar="NAME",
     )
     model: str = setting(
         DEFAULT_MODEL, "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), or a folder", metavar="NAME"
@@ -50,49 +91,77 @@ class RunConfig:
         "all, or tasks separated by commas (mt_bench,qa); a name that is all or holds a comma goes in double quotes",
         metavar="LIST",
     )
-    limit: int | None = setting(None, "at most N questions a task, drawn evenly over its categories", metavar="N")
-    peer_limit: int = setting(1, "questions a task that a peer answers, because peers are slow; 0: all", metavar="N")
-    max_new_tokens: int = setting(48, "tokens of an answer at most", metavar="N")
-    rounds: int = setting(1, "times that everything is repeated", metavar="N")
+    limit: int | None = setting(
+        None, "at most N questions per task, drawn evenly over its categories", metavar="N", bounds=(1, MANY)
+    )
+    peer_limit: int = setting(
+        1, "questions per task for peers, because they are slow; 0: all", metavar="N", bounds=(0, MANY)
+    )
+    max_new_tokens: int = setting(48, "most tokens of an answer", metavar="N", bounds=(1, MANY))
+    rounds: int = setting(1, "times that everything is repeated", metavar="N", bounds=(1, 1000))
     probe_windows: int = setting(
         0,
-        "also draft N tokens in a row at every position of vanilla's answers, untimed: shows drafters without their "
-        "early stopping; 0: off",
+        "also draft N tokens in a row at every position of vanilla's answers, untimed: shows what a draft model could "
+        "do without stopping early; 0: off",
         metavar="N",
+        bounds=(0, MOST_WINDOWS),
     )
-    temperature: float = setting(0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X")
-    top_p: float = setting(1.0, "sample from the most probable tokens that make up this share", metavar="X")
-    top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N")
-    seed: int = setting(0, "draws the questions of --limit, and the samples", metavar="N")
+    temperature: float = setting(
+        0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", bounds=(0, 100)
+    )
+    top_p: float = setting(
+        1.0, "sample from the most probable tokens that hold this share", metavar="X", bounds=(1e-6, 1)
+    )
+    top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N", bounds=(0, 10 * MANY))
+    seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", bounds=_SEED)
     dtype: str = setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
     quantize: str = setting(
         "none",
         "weights of the target, for vanilla and all methods alike; q4: four-bit codes as in GGUF's Q4_1, on a CPU",
         choices=QUANTIZE,
     )
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )
 
     def __post_init__(self) -> None:
-        least = {"limit": 1, "peer_limit": 0, "max_new_tokens": 1, "rounds": 1, "threads": 0}
-        least |= {"top_k": 0, "probe_windows": 0}
-        check_least(self, least)
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature} must be a number of at least 0 (0: greedy decoding)")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p {self.top_p} must lie above 0 and at most at 1")
+        super().__post_init__()
+        check_device(self.device)
+        if self.out is not None:
+            user_path(self.out)
+        if NO_PEER in self.peer and set(self.peer) != {NO_PEER}:
+            named = ", ".join(name for name in dict.fromkeys(self.peer) if name != NO_PEER)
+            raise UserError(f"--peer {NO_PEER} and --peer {named} contradict each other: leave one of them out")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UserError(
+                f"--temperature {self.temperature} is too small to sample at: at least {LEAST_TEMPERATURE}, "
+                "or 0 for greedy decoding"
+            )
         if self.temperature == 0 and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
         if self.temperature and self.probe_windows:
             raise UserError("--probe-windows is for greedy decoding: leave --temperature out")
-        if self.probe_windows > MOST_WINDOWS:
-            raise UserError(f"--probe-windows {self.probe_windows} is too many: at most {MOST_WINDOWS}")
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The peers asked for by --peer."""
+        return tuple(name for name in self.peer if name != NO_PEER)
 
 
-# What a preset sets; flags given beside it win.
+def check_device(name: str) -> None:
+    """Refuse what is no device's name; whether the device is there, torch knows.
+
+    Raises:
+        UserError: it is none.
+
+    """
+    if not _DEVICE.fullmatch(name):
+        raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
+
+
+# What a preset sets; flags given as well win.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},
     "spec-bench": {"questions": "official", "max_new_tokens": 1024, "rounds": 3, "peer_limit": 0},
@@ -100,10 +169,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 TOKENS = 1_000_000  # of answers to train on, where nobody says how many and none come with the project
+_TRAIN_TOKENS = (0, 1000 * MANY)
+_EPOCHS = (1, 1000)
 
 
 @dataclass(frozen=True)
-class _OfModel:
+class _OfModel(Settings):
     model: str = setting(
         DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
     )
@@ -115,14 +186,18 @@ class Writing(_OfModel):
     """How a model writes conversations into the cache."""
 
     tokens: int = setting(
-        TOKENS, "answer tokens to have in the end, those that come with the project among them", metavar="N"
+        TOKENS,
+        "answer tokens to have in the end, including those that come with the project",
+        metavar="N",
+        bounds=_TRAIN_TOKENS,
     )
-    seed: int = setting(0, "of the prompts", metavar="N")
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA where torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N")
+    seed: int = setting(0, "seed of the prompts", metavar="N", bounds=_SEED)
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
+    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
 
     def __post_init__(self) -> None:
-        check_least(self, {"tokens": 0, "threads": 0})
+        super().__post_init__()
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -131,41 +206,53 @@ class Collecting(_OfModel):
 
     decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
+        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
+        "set's, are left out; may be repeated",
+        metavar="FILE",
     )
     out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None:
+            user_path(self.out)
 
 
 @dataclass(frozen=True)
 class TrainConfig(Writing, Collecting):
-    """How to train a method's weights: what all methods share. A trainer's own settings are a subclass beside it."""
+    """How to train a method's weights: what all methods share. A method's own settings are a subclass next to it."""
 
     exit_layer: int = setting(
-        2, "layers of the target whose states are kept beside its final ones, for methods that read them", metavar="N"
+        2,
+        "layers of the target whose states are kept besides its final ones, for methods that read them",
+        metavar="N",
+        bounds=(1, 1000),
     )
-    draft_vocab: int = setting(8192, "tokens of the draft's LM head, the most frequent ones; 0: whole", metavar="N")
+    draft_vocab: int = setting(
+        8192, "tokens of the draft's LM head, the most frequent ones; 0: all", metavar="N", bounds=(0, 10 * MANY)
+    )
     tokens: int = setting(
         0,
-        "tokens of self-made answers to train on, at least, drawn from those that come with the project for the model "
-        "where these suffice, else with as many more as are missing; 0: all of those, else a million",
+        "least number of answer tokens to train on: drawn from those that come with the project, and the model writes "
+        "what is missing; 0: all that come with it, or a million if none do",
         metavar="N",
+        bounds=_TRAIN_TOKENS,
     )
-    epochs: int = setting(3, "passes over them", metavar="N")
-    batch: int = setting(4, "conversations in an optimiser's step", metavar="N")
-    learning_rate: float = setting(2e-3, "peak, after a linear warm-up, before a cosine decay", metavar="X")
-    seed: int = setting(0, "of conversations, initial weights and order", metavar="N")
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"--learning-rate {self.learning_rate} must be a number above 0")
-        super().__post_init__()
-        check_least(self, {"exit_layer": 1, "draft_vocab": 0, "epochs": 1, "batch": 1})
+    epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
+    batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
+    learning_rate: float = setting(
+        2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
+    )
+    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
+    out: str | None = setting(
+        None,
+        "new folder for the weights and their card; default: where runs look, unless weights are there already",
+        metavar="DIR",
+    )
 
     @property
     def form(self) -> str:
-        """Which of a method's weights for a model these are: "" what runs take unless asked, "paper" as published.
+        """Which of a method's weights for a model these are: "" what runs use by default, "paper" as published.
 
         Weights of different forms are kept side by side.
         """
@@ -179,17 +266,18 @@ SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:
     """Defaults, then the preset, then the flags that were given (those not None)."""
     asked = {name: value for name, value in given.items() if value is not None}
-    return RunConfig(**(PRESETS[preset] | asked))
+    return RunConfig(**(PRESETS[preset] | frozen(asked)))
 
 
 def flags(of: type[Any]) -> list[tuple[str, dict[str, Any]]]:
     """(flag, arguments for argparse) for every `setting`. Flags not given come out as None: classes know defaults."""
     hints = get_type_hints(of)
-    return [
-        (f"--{item.name.replace('_', '-')}", _argument(item, hints[item.name]))
-        for item in fields(of)
-        if "help" in item.metadata
-    ]
+    return [(flag_of(item.name), _argument(item, hints[item.name])) for item in fields(of) if "help" in item.metadata]
+
+
+def flag_of(name: str) -> str:
+    """A setting's flag."""
+    return f"--{name.replace('_', '-')}"
 
 
 def given(options: Namespace, of: type[Any]) -> dict[str, Any]:
@@ -206,18 +294,10 @@ def frozen(values: Mapping[str, Any]) -> dict[str, Any]:
 def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     assert item.default is not MISSING
     many = isinstance(item.default, tuple)
-    options = {key: value for key, value in item.metadata.items() if key != "help"}
+    options = {key: value for key, value in item.metadata.items() if key not in ("help", "bounds")}
     shown = " ".join(item.default) if many else item.default
     text = item.metadata["help"] + (f" (default: {shown})" if shown not in (None, "") else "")
     kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)
     if kind is bool:  # a switch, off unless given
         return {"help": item.metadata["help"], "action": "store_const", "const": True, "default": None}
     return {"help": text, "type": kind, "default": None, **({"action": "append"} if many else {}), **options}
-
-
-def check_least(settings: Any, least: dict[str, int]) -> None:
-    """Refuse settings below their bounds with a `UserError` that names flag and value."""
-    for name, bound in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < bound:
-            raise UserError(f"--{name.replace('_', '-')} {value} is too small: at least {bound}")

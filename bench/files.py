@@ -1,4 +1,4 @@
-"""Small services on files and folders: digests, sizes, and a full disk or an unwritable cache told in a sentence."""
+"""Small services on files and folders: users' paths, digests, sizes, a full disk and an unwritable cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,83 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as users spell it, with `~` expanded; nothing needs to be there.
+
+    Raises:
+        UserError: it is empty or not UTF-8 text, it names an unknown user, or the system refuses it.
+
+    """
+    try:
+        str(text).encode("utf-8")
+        path = Path(text).expanduser() if str(text).startswith("~") else Path(text)
+        if str(path).startswith("~"):  # ./~name, which pathlib shortens: nobody else is to expand it
+            path = path.absolute()
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except UnicodeError:
+        reason = "it is not UTF-8 text: rename it"
+    except RuntimeError:  # of expanduser
+        reason = f"there is no such user's home: write ./{text} for a name that begins with ~, or the whole path"
+    except (OSError, ValueError) as error:  # too long, below a file, not ours to see; a null byte
+        reason = f"{getattr(error, 'strerror', None) or error}: give another path"
+    else:
+        if str(text):
+            return path
+        reason = "it is empty: give a path, or leave it out"
+    raise UserError(f"cannot use the path {str(text)!r}: {reason}")
+
+
+def user_file(text: str | Path) -> Path:
+    """The file of that path, which must be there.
+
+    Raises:
+        UserError: it is not, or it is a folder, or as `user_path`.
+
+    """
+    path = user_path(text)
+    if not path.is_file() and not path.is_fifo() and not path.is_char_device():  # pipes of the shell are read as well
+        reason = "it is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"cannot read {path}: {reason}; give the path of a file")
+    return path
+
+
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
+
+    Raises:
+        UserError: they cannot; `flag` chooses another.
+
+    """
+    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {folder}: {reason}; choose another folder with {flag}") from error
+
+
+def check_output(path: Path | None, flag: str) -> None:
+    """The same for a file, if one was asked for.
+
+    Raises:
+        UserError: it cannot be written.
+
+    """
+    if path is not None:
+        if path.is_dir():
+            raise UserError(f"{flag} {path} is a folder: give the path of a file")
+        check_writable(path.parent, flag)
+
+
 def cache_root() -> Path:
     """The folder for everything downloaded or built: $ROOBENCH_CACHE or ~/.cache/roobench. It may not exist yet."""
-    return Path(os.environ.get("ROOBENCH_CACHE") or "~/.cache/roobench").expanduser().absolute()
+    given = os.environ.get("ROOBENCH_CACHE")
+    try:
+        return user_path(given or "~/.cache/roobench").absolute()
+    except UserError as error:
+        raise UserError(f"{error}; set ROOBENCH_CACHE to a folder for downloads") from error
 
 
 def sha256(path: Path) -> str:
@@ -29,7 +104,7 @@ def sha256(path: Path) -> str:
 
 
 def size_bytes(folder: Path) -> int:
-    """Bytes of all files below `folder`; 0 if it does not exist. The hub's links into its blobs count as links."""
+    """Bytes of all files below `folder`; 0 if it does not exist. The hub's links to its blobs count as links."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -60,5 +135,5 @@ def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type if it says nothing."""
+    """The first line of an error's message; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

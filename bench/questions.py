@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.errors import UserError, did_you_mean
-from bench.files import cache_root
+from bench.files import cache_root, user_path
 from bench.typed_json import Count, MismatchError, decode_lines
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -139,8 +139,8 @@ def _draw(questions: Sequence[Question], limit: int | None, rng: random.Random) 
     return evenly[:limit]
 
 
-def load(source: str) -> QuestionSet:
-    """The question set called `mini` or `official`, or the file of that path.
+def load(source: str, flag: str = "--questions") -> QuestionSet:
+    """Return the question set called `mini` or `official`, or the file of that path. Errors name `flag`.
 
     Raises:
         UserError: no such file, or a line of it is not a question (with its number).
@@ -149,9 +149,9 @@ def load(source: str) -> QuestionSet:
     if source == "mini":
         return parse("mini", MINI.read_bytes(), str(MINI))
     if source == "official":
-        path = fetch_official()
+        path = fetch_official(flag)
         return parse("official", path.read_bytes(), str(path))
-    path = Path(source).expanduser()
+    path = user_path(source)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -179,7 +179,7 @@ def parse(name: str, content: bytes, where: str) -> QuestionSet:
     return QuestionSet(name, hashlib.sha256(content).hexdigest(), tuple(questions))
 
 
-def fetch_official() -> Path:
+def fetch_official(flag: str = "--questions") -> Path:
     """Spec-Bench's own file, downloaded once at a pinned commit and checked by its hash.
 
     Raises:
@@ -196,7 +196,7 @@ def fetch_official() -> Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"Spec-Bench's questions cannot be downloaded ({reason}): "
-            f"fetch {OFFICIAL_URL} elsewhere and give its path with --questions FILE"
+            f"fetch {OFFICIAL_URL} elsewhere and give its path with {flag} FILE"
         ) from error
     if hashlib.sha256(content).hexdigest() != OFFICIAL_SHA256:
         raise UserError(f"{OFFICIAL_URL} is not the file that was pinned (sha256 differs): nothing was kept")

@@ -226,8 +226,8 @@ def summary(found: list[dict[str, Any]]) -> str:
     devices = ", ".join(sorted({trial["device"] for trial in found}))
     intro = (
         f"{len(found)} real gates ({devices}), {wrong} of them wrong; made by `scripts/gate_trials.py`. A gate is "
-        "right where it calls worse what was planted, by method and metric, or, of unchanged code, nothing. All that "
-        "it said stands in the gate.md of its folder."
+        "right if it calls worse what was planted, by method and metric, or nothing where the code is unchanged. Its "
+        "whole output is in the gate.md of its folder."
     )
     return f"{intro}\n\n{table_text(table(header, rows, (0, 1, 2, 3, 5)))}\n"
 

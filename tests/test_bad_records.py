@@ -119,8 +119,9 @@ RUN_CHANGES = [
     ({"wall_s": "@huge@"}, "wall_s: Input should be a finite number"),
     ({"config": {"rounds": "many"}}, "config: rounds: Input should be a valid integer, not 'many'"),
     ({"config": {"rounds": -1}}, "config: --rounds -1"),
-    ({"config": {"seed": "@digits@"}}, "config.seed: an integer of 5,000 digits is out of range"),
-    ({"dataset": {"questions": "@digits@"}}, "dataset.questions: "),
+    ({"config": {"seed": 10**400}}, "config.seed: an integer of 400 digits is out of range"),
+    ({"config": {"seed": "@digits@"}}, "number out of range"),
+    ({"dataset": {"questions": 10**400}}, "dataset.questions: Input should be less than or equal to"),
     ({"methods": {"vanilla": {"kind": "magic"}}}, "methods.vanilla.kind: String should match"),
     ({"methods": {"vanilla": {"kind": "vanilla", "lossless": 1}}}, "methods.vanilla.lossless: Input should be a valid"),
     ({"engine": {"weights": "@half@"}}, "half a character (a lone surrogate)"),
@@ -143,7 +144,7 @@ TURN_CHANGES = [
     ({"token_ids": None}, "token_ids: Input should be"),
     ({"token_ids": []}, "token_ids: has 0 tokens, but 1 from the prefill"),
     ({"token_ids": [1, 2**40]}, "token_ids[1]: Input should be less than 2147483648"),
-    ({"token_ids": ["@digits@"]}, "token_ids[0]: "),
+    ({"token_ids": ["@digits@"]}, "number out of range"),
     ({"decode_s": "fast"}, "decode_s: Input should be a valid number, not 'fast'"),
     ({"decode_s": -5.0}, "decode_s: Input should be greater than or equal to 0, not -5.0"),
     ({"decode_s": 1e300}, "decode_s: Input should be less than or equal to 1000000000, not 1e+300"),
@@ -152,7 +153,7 @@ TURN_CHANGES = [
     ({"per_step_emitted": [9, 1]}, "per_step_drafted: has 4 steps, but per_step_emitted has 2"),
     ({"per_step_accepted": []}, "per_step_accepted: has 0 steps, but per_step_emitted has 4"),
     ({"per_step_emitted": [2**50, 1, 1, 1]}, "per_step_emitted: a step has more tokens than the answer's 9"),
-    ({"per_step_part": [0, 1, 2, 0]}, "per_step_part: 2 is beyond the method's 2 members"),
+    ({"per_step_part": [0, 1, 2, 0]}, "per_step_part: 2 is beyond the 2 members"),
     ({"accepted_confidence": [1.5]}, "accepted_confidence[0]: Input should be less than or equal to 1, not 1.5"),
     ({"prompt_digest": "x"}, "prompt_digest: String should match"),
     ({"moon": 1}, "moon: Unexpected"),
@@ -437,7 +438,9 @@ def test_mutations_are_read_or_refused_in_a_sentence(name, originals, monkeypatc
     refusals = 0
     for number in range(count):
         shutil.rmtree(originals / "exported", ignore_errors=True)
-        for path, content in before.items():
+        for path, content in (
+            before.items() if read is read_run_and_turns else ()
+        ):  # it writes what is left of the turns
             if path.name in RECORDED:
                 path.write_bytes(content)
         content = mutated(rng, text, by_line=name.endswith("jsonl"))

@@ -1,22 +1,27 @@
-"""The commands, a file each: `parser()` says what a command takes, `run(options)` carries it out."""
+"""The commands, a file each: `parser()` gives a command's arguments, `run(options)` runs it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Collection, Sequence
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import config
+from bench.errors import UserError, program
+from bench.text import visible
+
+_WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
 
 def new_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
-    """An empty parser; `command` is what stands after the program's name."""
+    """An empty parser; `command` follows the program's name."""
     return ArgumentParser(
-        prog=f"run_bench.py {command}".strip(),
+        prog=f"{program()} {command}".strip(),
         description=description,
-        epilog=epilog,
+        epilog=epilog.replace(_WRITTEN, program()),
         formatter_class=RawDescriptionHelpFormatter,
     )
 
@@ -28,13 +33,30 @@ def add_run_flags(made: ArgumentParser, names: Collection[str]) -> None:
             made.add_argument(flag, **settings)
 
 
+def given_of(options: Namespace, flags: Iterable[str]) -> dict[str, Any]:
+    """The settings that were given by some of the flags."""
+    values = {name: getattr(options, name) for name in (flag[2:].replace("-", "_") for flag in flags)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse_given(given: Iterable[str], reason: str) -> None:
+    """Refuse settings that would be ignored; `reason`: why, and what to do.
+
+    Raises:
+        UserError: one was given.
+
+    """
+    if flags := [config.flag_of(name) for name in given]:
+        raise UserError(f"{' and '.join(flags)}: {reason}")
+
+
 def say(line: str) -> None:
-    """Tell what is going on, beside the results."""
-    print(line, file=sys.stderr)
+    """Report progress, apart from the results."""
+    print(visible(line), file=sys.stderr)
 
 
 def tell_written(paths: Sequence[Path]) -> None:
-    """The files by name, plots by their folder."""
+    """List the files by name, plots by their folder."""
     plots = [path for path in paths if path.suffix == ".png"]
     print("written:", *(path for path in paths if path not in plots), sep="\n  ")
     if plots:

@@ -5,24 +5,27 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from bench.commands import new_parser
+from bench.errors import UserError, program
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
-    made = new_parser("cache", "Show or clean what was downloaded ($ROOBENCH_CACHE, else ~/.cache/roobench).")
+    """The command's arguments."""
+    made = new_parser("cache", "Show or remove what was downloaded ($ROOBENCH_CACHE, else ~/.cache/roobench).")
     made.add_argument("action", choices=("list", "clean"))
-    made.add_argument("names", nargs="*", help="what to clean; default: everything")
+    made.add_argument("names", nargs="*", help="what to remove; default: everything")
     return made
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
+    """Run the command; returns the exit status."""
     from bench.files import cache_root
     from bench.models.checkpoints import clean_cache, list_cache
 
     if options.action == "clean":
         print(f"freed {clean_cache(options.names) / 1e6:.0f} MB in {cache_root()}")
         return 0
+    if options.names:
+        raise UserError(f"cache list takes no names, got {options.names[0]!r}: to remove it, {program()} cache clean")
     entries = list_cache()
     for entry in entries:
         print(f"{entry.bytes / 1e6:10.0f} MB  {entry.name}  ({entry.path})")

@@ -11,6 +11,7 @@ from bench import config
 from bench.commands import new_parser
 from bench.errors import UserError
 from bench.figures.rules import Rules
+from bench.files import check_output, user_path
 
 if TYPE_CHECKING:
     from bench.figures.comparison import Comparison
@@ -34,9 +35,9 @@ def parser() -> ArgumentParser:
         "in Spec-Bench's format. No model, no torch.",
         _EPILOG,
     )
-    made.add_argument("base", type=Path, help="folder of the run to compare with, or an answer file")
+    made.add_argument("base", type=user_path, help="folder of the run to compare with, or an answer file")
     made.add_argument(
-        "new", type=Path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
+        "new", type=user_path, nargs="+", help="folder of the run to judge; more of them are judged one by one"
     )
     add_rules(made)
     return made
@@ -49,7 +50,7 @@ def add_rules(made: ArgumentParser) -> None:
     made.add_argument("--strict", action="store_true", help="exit with 1 if the comparison is inconclusive")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
         made.add_argument(
-            f"--{kind}", type=Path, default=None, metavar="FILE", help=f"also write the comparison {what}"
+            f"--{kind}", type=user_path, default=None, metavar="FILE", help=f"also write the comparison {what}"
         )
 
 
@@ -64,6 +65,8 @@ def run(options: Namespace) -> int:
     from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
+    for kind in ("markdown", "json", "junit"):
+        check_output(getattr(options, kind), f"--{kind}")
     if any(files) and not all(files):
         raise UserError("a run cannot be compared with an answer file: give two runs, or answer files (`export`)")
     if all(files):

@@ -14,12 +14,12 @@ from bench.typed_json import decode_value
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
-    return new_parser("gate-side", "One side of a gate; started by `gate` and of no use by itself.")
+    """The command's arguments."""
+    return new_parser("gate-side", "One side of a gate; started by `gate` and useless by itself.")
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
+    """Run the command; returns the exit status."""
     # Whatever a library or a method prints, from C too, goes to the errors' stream: the output is for answers alone.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

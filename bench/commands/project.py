@@ -3,63 +3,73 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
 from bench import config
-from bench.commands import add_run_flags, new_parser, say
+from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.files import check_output, user_file, user_path
 
 _EPILOG = """\
-Passes, exit layers and the published draft models are measured on this device, with random weights of the shape; how
-many tokens a step yields is taken from a paper's figures or from a run's records. The product is a PROJECTION, no
-measurement. A paper gives the compression rate, but not how much was drafted for it: where drafting may stop early, the
-projection is a range.
+Forward passes, exit layers and the published draft models are measured on this device, with random weights of the
+shape; how many tokens a step yields is taken from a paper's figures or from a run's records. The product is a
+PROJECTION, no measurement. A paper gives the compression rate, but not how much was drafted for it: where drafting may
+stop early, the projection is a range.
 
 examples:
   python run_bench.py project --shape vicuna-7b --device cuda
   python run_bench.py project --shape smollm2-135m --acceptance results/runs/RUN_ID
   python run_bench.py bench-engine --shape vicuna-13b --json engine.json
   python run_bench.py project --engine engine.json --json projection.json"""
+_SHAPE = "vicuna-7b"
 _RUN_FLAGS = ("--dtype", "--quantize", "--device", "--threads")
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser("project", "Project published or recorded acceptance onto this device's costs.", _EPILOG)
-    made.add_argument("--shape", default="vicuna-7b", metavar="NAME", help="architecture (default: %(default)s)")
-    made.add_argument("--engine", type=Path, metavar="FILE", help="costs that bench-engine wrote, instead of measuring")
+    made.add_argument("--shape", metavar="NAME", help=f"architecture (default: {_SHAPE})")
+    made.add_argument(
+        "--engine", type=user_file, metavar="FILE", help="costs that bench-engine wrote, instead of measuring"
+    )
     made.add_argument(
         "--acceptance",
-        type=Path,
+        type=user_path,
         action="append",
         metavar="FILE|RUN_DIR",
         help="published figures or a run's folder; may be repeated (default: all of results/published)",
     )
-    made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write it for programs")
+    made.add_argument("--json", type=user_path, default=None, metavar="FILE", help="also write it for programs")
     add_run_flags(made, _RUN_FLAGS)
     return made
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
+    """Run the command; returns the exit status."""
     from bench.figures.published import PUBLISHED
     from bench.figures.records import write_json
+    from bench.models.shapes import check_shape
+
+    asked = given_of(options, ("--shape", *_RUN_FLAGS))
+    if options.engine is not None:
+        refuse_given(asked, f"{options.engine} has its own: leave them out")
+    shape = asked.pop("shape", _SHAPE)
+    check_shape(shape)
+    settings = config.from_flags(asked | {"method": ("vanilla",), "peer": (config.NO_PEER,)}, "laptop")
+    check_output(options.json, "--json")
     from bench.lab import projection as project
     from bench.report import engine_page
 
     sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
-    engine = _measured(options) if options.engine is None else project.read_engine(options.engine)
+    engine: Any
+    if options.engine is None:
+        from bench.lab import engine_bench
+
+        engine = engine_bench.run(settings, shape, context=1024, repeats=15, log=say)
+    else:
+        engine = project.read_engine(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
     if options.json:
         write_json(options.json, {"projection": rows, "engine": engine})
         print(f"written: {options.json}")
     return 0
-
-
-def _measured(options: Namespace) -> Any:
-    from bench.lab import engine_bench
-
-    given = {flag[2:]: getattr(options, flag[2:]) for flag in _RUN_FLAGS}
-    settings = config.from_flags(given | {"method": ("vanilla",), "peer": ("none",)}, "laptop")
-    return engine_bench.run(settings, options.shape, context=1024, repeats=15, log=say)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import shlex
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import methods
 from bench import config
-from bench.commands import new_parser, say, tell_written
+from bench.commands import new_parser, refuse_given, say, tell_written
+from bench.errors import UserError, program
+from bench.files import user_path
+
+if TYPE_CHECKING:
+    from bench.run.plan import Plan
 
 _COMMANDS = """\
 other commands (each has its own --help):
@@ -21,26 +27,27 @@ other commands (each has its own --help):
   compare BASE NEW   what got better or worse between runs of the same questions
   gate --base REV    did this checkout get slower than another commit?
   history RUN_DIR..  speedup and CR over commits
-  bench-engine       what passes cost on this device, and how close vanilla is to the memory's limit
+  bench-engine       what forward passes cost on this device, and how close vanilla is to the memory's limit
   project            what a published acceptance would be worth at this device's costs
-  cache list|clean   what was downloaded, and how to be rid of it
+  cache list|clean   what was downloaded, and how to remove it
 
 examples:
   python run_bench.py --method kangaroo --tasks all
   python run_bench.py --method kangaroo --method kangaroo:paper --tasks all
+  python run_bench.py --method pld+kangaroo --method hf-prompt-lookup --peer none --limit 4
   python run_bench.py --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
 Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or a
-method failed in every question, 2 a mistake in the command, 130 interrupted (what was done until then is kept)."""
+method failed in every question, 2 a mistake in the command, 130 interrupted (finished questions are kept)."""
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser(
         "",
         "Measure decoding methods against vanilla decoding on the same device: speedup, compression rate, CTAR.\n"
-        f"Methods: {', '.join(methods.names())}.",
+        f"Methods and peers: {', '.join([methods.ALL, *methods.names()])}.",
         _COMMANDS,
     )
     for flag, options in config.flags(config.RunConfig):
@@ -49,48 +56,74 @@ def parser() -> ArgumentParser:
     made.add_argument("--preset", choices=list(config.PRESETS), default=None, help=f"settings by name: {presets}")
     made.add_argument(
         "--resume",
-        type=Path,
+        type=user_path,
         default=None,
         metavar="RUN_DIR",
-        help="go on with a run that was killed or interrupted, under the settings that it was begun with",
+        help="go on with a run that was killed or interrupted, with its own settings",
     )
     return made
 
 
 def _spell(values: dict[str, object]) -> str:
-    return ", ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
+    return ", ".join(f"{config.flag_of(key)} {value}" for key, value in values.items())
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
+    """Run the command; returns the exit status."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     folder, preset = given.pop("resume", None), given.pop("preset", None)
-    from bench.figures import metrics
-    from bench.figures.summary import read_summary
-    from bench.report import terminal_table, write_report
-    from bench.run import resume, runner
+    from bench.run import plan, resume  # no torch yet: mistakes in the command are reported at once
 
     resumed = None if folder is None else (folder, resume.begun(folder))
     if resumed is None:
         settings = config.from_flags(given, preset or "laptop")
     else:
         settings = resume.settings(resumed[1], (config.PRESETS[preset] if preset else {}) | given)
-    left = runner.run(settings, say, resumed)
+    planned = plan.make_plan(settings, resumed)
+    if not any(variant.is_peer for variant in planned.variants):
+        refuse_given(given.keys() & {"peer_limit"}, "no peer takes part: leave it out, or name one with --peer")
+    try:
+        return _carry_out(planned)
+    except KeyboardInterrupt:
+        say(f"interrupted: {_how_to_go_on(planned)}")
+        return 130
+
+
+def _carry_out(planned: Plan) -> int:
+    from bench.figures import metrics
+    from bench.report import write_report
+    from bench.report.conclusion import conclusion
+    from bench.run import runner
+
+    left = runner.carry_out(planned, say)
     record, folder = left.record, left.folder
     if not left.turns:
-        print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
-        return 130
-    paths = write_report(folder, left.plan.plots)
-    print(terminal_table(read_summary(folder)))
+        raise KeyboardInterrupt
+    paths = write_report(folder, planned.plots)
+    print(conclusion(folder))
     tell_written(paths)
     if not record.complete:
-        print("interrupted: the figures are of the questions finished until then;", file=sys.stderr)
-        print(f"go on with: python run_bench.py --resume {folder}", file=sys.stderr)
+        say("interrupted: the figures are those of the questions finished so far;")
+        say(_how_to_go_on(planned))
         return 130
     failed = metrics.not_lossless(record, left.turns)
     if failed:
-        print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}", file=sys.stderr)
+        say(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}")
     dead = metrics.failed_throughout(record, left.turns)
     for label, error in dead.items():
-        print(f"{label} failed in every question, first with: {error}", file=sys.stderr)
+        say(f"{label} failed in every question, first with: {error}")
     return 1 if failed or dead else 0
+
+
+def _how_to_go_on(planned: Plan) -> str:
+    """The command that goes on from what an interrupted run has left."""
+    from bench.figures.records import read_run
+
+    folder, record = planned.folder, None
+    with contextlib.suppress(UserError):
+        record = read_run(folder)
+    if record is None or record.run_id != planned.run_id:  # none yet, or an earlier one
+        return "nothing is recorded yet; run the same command again"
+    if record.complete:
+        return f"all questions are answered; write the report with: {program()} report {shlex.quote(str(folder))}"
+    return f"go on with: {planned.go_on}"

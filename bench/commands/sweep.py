@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import config
-from bench.commands import new_parser, say, tell_written
-from bench.errors import UserError
+from bench.commands import new_parser, refuse_given, say, tell_written
+from bench.files import user_path
+
+if TYPE_CHECKING:
+    from bench.sweep.grid import Grid
 
 _SWEEPS = """\
 examples:
@@ -22,9 +25,9 @@ Exit status as of a run; 1 as well if a variant failed."""
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser("sweep", "Measure a method over the product of some knobs' values, all in one run.", _SWEEPS)
-    made.add_argument("run_dir", type=Path, nargs="?", help="an existing sweep's folder: redraw it")
+    made.add_argument("run_dir", type=user_path, nargs="?", help="an existing sweep's folder: redraw it")
     made.add_argument(
         "--grid",
         action="append",
@@ -32,10 +35,10 @@ def parser() -> ArgumentParser:
         help="a knob of the method, or a setting of its training (train.exit_layer, train.architecture, ...), with the "
         "values to try; may be repeated",
     )
-    for name, what in (("tokens", "tokens of answers"), ("epochs", "passes over them")):
-        default = config.SWEEP_TRAINING[name]
+    for name, what, most in (("tokens", "tokens of answers", 1000 * config.MANY), ("epochs", "passes over them", 1000)):
+        default, flag = config.SWEEP_TRAINING[name], f"--train-{name}"
         text = f"{what} for each training (default: {default}); --grid train.{name}=... tries several"
-        made.add_argument(f"--train-{name}", type=int, default=default, metavar="N", help=text)
+        made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
         made.add_argument(flag, **(options | ({"help": "the method to sweep"} if flag == "--method" else {})))
     made.add_argument("--preset", choices=list(config.PRESETS), default=None, help="settings by name, as for run")
@@ -43,22 +46,34 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
-    given = dict(vars(options))
-    run_dir, grids, preset = given.pop("run_dir"), given.pop("grid"), given.pop("preset")
-    training = {name: given.pop(f"train_{name}") for name in config.SWEEP_TRAINING}
+    """Run the command; returns the exit status."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    run_dir = given.pop("run_dir", None)
     if run_dir is not None:
-        if grids or any(value is not None for value in given.values()):
-            raise UserError(f"{run_dir} is redrawn without further flags; to sweep into a folder, name it with --out")
+        refuse_given(given, f"{run_dir} is redrawn without further flags; to sweep into a folder, name it with --out")
         return _redraw_sweep(run_dir)
-    asked = {name: value for name, value in given.items() if value is not None}
-    settings = config.from_flags({"peer": ("none",)} | asked, preset or "laptop")
+    grids, preset = given.pop("grid", []), given.pop("preset", None) or "laptop"
+    training = {name: given.pop(f"train_{name}", None) for name in config.SWEEP_TRAINING}
+    settings = config.from_flags({"peer": (config.NO_PEER,)} | given, preset)
+    from bench.sweep import grid  # no torch yet: mistakes in the command are reported at once
+
+    asked = {name: value for name, value in training.items() if value is not None}
+    planned = grid.grid_of(settings, grids, config.SWEEP_TRAINING | asked)
+    if not any(variant.training for variant in planned.variants):
+        refuse_given([f"train_{name}" for name in asked], "nothing is trained without a --grid train.SETTING=...")
+    try:
+        return _carry_out(settings, planned)
+    except KeyboardInterrupt:
+        say(f"interrupted: go on with the same command and --out {planned.folder}")
+        return 130
+
+
+def _carry_out(settings: config.RunConfig, planned: Grid) -> int:
     from bench.sweep import sweep
 
-    left, paths = sweep.run(settings, grids or [], training, log=say)
+    left, paths = sweep.run(settings, planned, log=say)
     if not paths:
-        print("interrupted before the first question was through: there is nothing to report", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt
     return _show_sweep(left.folder, paths)
 
 
@@ -71,20 +86,20 @@ def _redraw_sweep(run_dir: Path) -> int:
 def _show_sweep(run_dir: Path, paths: Sequence[Path]) -> int:
     from bench.figures import metrics
     from bench.figures.records import read_records
-    from bench.report.markdown import table_text
     from bench.report.sweep_page import measured, read_sweep, table
+    from bench.report.terminal import print_table
 
     swept, (record, turns) = read_sweep(run_dir), read_records(run_dir)
     summary, points = measured(swept, record, turns)
-    print(table_text(table(swept, points, sampled=summary.sampling is not None)))
+    print_table(table(swept, points, sampled=summary.sampling is not None))
     tell_written(paths)
     failed = [point for point in points if point.failure]
     for point in failed:
-        print(f"{point.variant.label} failed: {point.failure}", file=sys.stderr)
+        say(f"{point.variant.label} failed: {point.failure}")
     if not record.complete:
-        print("interrupted: the figures are of the questions finished until then", file=sys.stderr)
+        say("interrupted: the figures are those of the questions finished so far")
         return 130
     lossy = metrics.not_lossless(record, turns)
     if lossy:
-        print(f"NOT LOSSLESS: {', '.join(lossy)}; see the divergences in {run_dir}", file=sys.stderr)
+        say(f"NOT LOSSLESS: {', '.join(lossy)}; see the divergences in {run_dir}")
     return 1 if failed or lossy else 0

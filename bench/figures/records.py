@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
+import secrets
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +36,7 @@ from bench.errors import UserError
 from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
+from bench.files import check_writable as check_writable
 from bench.typed_json import (
     Count,
     FileName,
@@ -173,22 +174,6 @@ class _Schema(TypedDict):
 Records = tuple[Run, list[Turn]]
 
 
-def check_writable(folder: Path) -> None:
-    """Check that files can be created in `folder`, which may not exist yet, before an hour of work.
-
-    Raises:
-        UserError: they cannot.
-
-    """
-    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write {folder}: {reason}; choose another folder with --out") from error
-
-
 def plots_of(run_dir: Path, run_id: str) -> Path:
     """The folder for a run's plots: next to those of other runs if the run is next to them, else within its own."""
     if run_dir.absolute() == (RUNS / run_id).absolute():
@@ -208,18 +193,16 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with name.open("x", encoding="utf-8") as file:  # with the permissions that the user's umask leaves
+            temporary = name
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
-        # mkstemp makes files private; results are for everyone with access to the folder.
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; free space or choose another --out") from error
+        raise UserError(f"cannot write {path}: {reason}; free space there, or choose another folder") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from bench.config import setting
@@ -13,6 +12,7 @@ IDENTITY = ("model", "questions", "dtype", "device", "limit of new tokens", "sam
 ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties resolved differently
 PROMPTS = ("chat template", "tokenizer", "prompts")  # likewise, as far as both records say it
 ALLOWED = (*IDENTITY, *PROMPTS, ANSWERS)
+_WEEK_MIN = 7 * 24 * 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GateSettings:
     slower: tuple[tuple[str, float], ...] = ()  # new's methods made slower by a share, to test the gate
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget_min < math.inf:
-            raise UserError(f"--budget-min {self.budget_min} must be a number above 0")
+        if not 0 < self.budget_min <= _WEEK_MIN:
+            raise UserError(f"--budget-min {self.budget_min} must be above 0 and at most {_WEEK_MIN} (a week)")
         if not 0 < self.alarm < 0.5:
             raise UserError(f"--alarm {self.alarm} must lie between 0 and 0.5 (0.02: two gates in a hundred)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,12 @@ from filelock import FileLock
 
 from bench.errors import UserError
 from bench.files import cache_root
+from bench.gate.protocol import PROTOCOL
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = "requirements.txt"
 CACHED = "environments"  # of bases that pin other packages
+_PROTOCOL_FILE = "bench/gate/protocol.py"
 Log = Callable[[str], None]
 
 
@@ -47,7 +50,7 @@ def checked_out(revision: str, plugin: Path | None, log: Log) -> Iterator[Checko
     A bench's environment is this one where it pins the same packages; a plug-in at any commit runs in this one.
 
     Raises:
-        UserError: no such revision, no git, or its packages cannot be installed.
+        UserError: no such revision, no git, its gate speaks another protocol, or its packages cannot be installed.
 
     """
     repository = plugin or ROOT
@@ -57,6 +60,7 @@ def checked_out(revision: str, plugin: Path | None, log: Log) -> Iterator[Checko
         _git(repository, "worktree", "add", "--quiet", "--detach", str(folder), commit, why=f"--base {revision}")
         try:
             if plugin is None:
+                _check_protocol(folder, revision)
                 yield Checkout(str(folder), _python(folder, log), commit)
             else:
                 top = _git(repository, "rev-parse", "--show-toplevel", why=f"--plugin {plugin}")
@@ -65,6 +69,19 @@ def checked_out(revision: str, plugin: Path | None, log: Log) -> Iterator[Checko
         finally:
             removing = ["git", "-C", str(repository), "worktree", "remove", "--force", str(folder)]
             subprocess.run(removing, capture_output=True, check=False)
+
+
+def _check_protocol(folder: Path, revision: str) -> None:
+    """Refuse a commit whose gate does not understand ours, before anything of it is started."""
+    file = folder / _PROTOCOL_FILE
+    found = re.search(r"^PROTOCOL = (\d+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else None
+    if found is None or int(found[1]) != PROTOCOL:
+        theirs = f"speaks protocol {found[1]} of the gate" if found else "is older than the gate"
+        since = _git(
+            ROOT, "log", "--format=%h", f"-SPROTOCOL = {PROTOCOL}", "--", _PROTOCOL_FILE, why=f"--base {revision}"
+        ).split()
+        oldest = f"{since[-1]} or a later commit" if since else "a later commit"
+        raise UserError(f"--base {revision} {theirs}, and this checkout speaks protocol {PROTOCOL}: give {oldest}")
 
 
 def _paths(plugin: Path) -> tuple[str, ...]:

@@ -24,14 +24,14 @@ from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
 from bench.engine.timing import interleaved
-from bench.errors import UserError, did_you_mean
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
-from bench.models.shapes import SHAPES, checkpoint_of, config_of, random_weights
+from bench.models.shapes import check_shape, checkpoint_of, config_of, random_weights
 from bench.run import environment
-from bench.run.contestants import Contestant, variants
+from bench.run.contestants import Contestant
 from bench.run.memory import peak_bytes
+from bench.run.plan import variants
 from methods import BASELINE
 
 Log = Callable[[str], None]
@@ -90,8 +90,7 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
 
 
 def _of_shape(config: RunConfig, shape: str, context: int, log: Log) -> tuple[Checkpoint, Decoder]:
-    if shape not in SHAPES:
-        raise UserError(f"unknown shape {shape!r}{did_you_mean(shape, SHAPES)}; there are {', '.join(SHAPES)}")
+    check_shape(shape)
     log(f"making random weights of {shape}")
     device, dtype = set_up(Compute.of(config), log)
     hf_config = config_of(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class ChatFormat:
         if self.vocab is not None and (largest := max(ids, default=0)) >= self.vocab:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
-                f"token {largest} ({token!r}) of a prompt is beyond the vocabulary of the model, which has {self.vocab} "
+                f"token {largest} ({token!r}) of a prompt is beyond the model's vocabulary of {self.vocab} "
                 f"tokens (0 to {self.vocab - 1}): remove it from the question"
             )
         return ids
@@ -164,10 +164,3 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def eos_ids(tokenizer: Any, generation_config: dict[str, Any]) -> frozenset[int]:
-    """Every token that ends an answer, from the tokenizer and the checkpoint's generation_config.json."""
-    listed = generation_config.get("eos_token_id")
-    ids = listed if isinstance(listed, Collection) else [listed]
-    return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)

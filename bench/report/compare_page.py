@@ -11,7 +11,7 @@ from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE
 from bench.report import markdown as markdown_writer
 from bench.report import plain
 from bench.report.formats import UNDEFINED, task_name, visible
-from bench.report.model import Section, Table, listed, table
+from bench.report.model import Part, Section, Table, listed, table
 
 MARKS = {WORSE: "🔴", BETTER: "🟢", SAME: "⚪", UNKNOWN: "🟡"}
 
@@ -30,7 +30,7 @@ def sections(compared: Comparison) -> list[Section]:
     """The verdict, all figures over all tasks, what changed, then every task."""
     many = f"{compared.questions} question{'s' if compared.questions != 1 else ''}"
     sides = f"{_side(compared.base)} → {_side(compared.new)}, {many}"
-    overview = [sides, *listed(compared.warnings), _overview(compared), _rules(compared)]
+    overview: list[Part] = [sides, *listed(compared.warnings), _overview(compared), _rules(compared)]
     tasks = [Section(label, [_by_task(entry)], folded=True) for label, entry in compared.methods.items()]
     return [
         Section(_headline(compared), overview),

@@ -9,6 +9,7 @@ from typing import Any
 from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
 from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
+from bench.text import visible
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn conversation",
@@ -28,8 +29,6 @@ NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
 NO_INTERVALS = "no intervals: too few questions (one task alone needs four), or times too uneven"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
-# Control characters, escape codes among them, and those that turn text around; line breaks and tabs are text.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -129,11 +128,6 @@ def shortened(text: str, limit: int) -> str:
         return text
     kept = max(limit - 1, 2)
     return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
-
-
-def visible(text: str) -> str:
-    """`text` with control characters spelled out, so that no page and no terminal obeys them."""
-    return _CONTROL.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def csv_cell(value: Any) -> Any:

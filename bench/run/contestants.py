@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,10 +15,9 @@ from bench.engine.huge_pages import use_huge_pages
 from bench.errors import UserError, told
 from bench.figures.facts import PassCosts
 from bench.models.loading import Loaded, memory_errors
+from bench.progress import progress
 
 T = TypeVar("T", methods.Variant, "Contestant")
-ALL = "all"  # in place of a method's name
-WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
 _WARM_UP_TOKENS = 24
 _WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
 _STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
@@ -76,28 +75,6 @@ class Contestant:
         return self
 
 
-def variants(config: RunConfig) -> list[methods.Variant]:
-    """Vanilla, the methods and the peers of a run, each once."""
-    peers = [name for name in config.peer if name != "none"]
-    labels = dict.fromkeys([methods.BASELINE, *_expanded(config.method), *peers])
-    found = [methods.parse(label) for label in labels]
-    for variant in found:
-        if variant.label in config.peer and not issubclass(variant.method, Peer):
-            raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
-        if variant.label in config.method and issubclass(variant.method, Peer):
-            raise UserError(f"{variant.label!r} is a peer, not a method: ask for it with --peer")
-    return sorted(found, key=lambda v: (issubclass(v.method, Peer), v.label != methods.BASELINE))
-
-
-def _expanded(asked: Sequence[str]) -> Iterator[str]:
-    """The methods asked for; `all` stands for every built-in one."""
-    for label in asked:
-        if label == ALL:
-            yield from (name for name in methods.built_in() if not issubclass(methods.load(name), Peer))
-        else:
-            yield label
-
-
 def line_up(
     chosen: Sequence[methods.Variant], loaded: Loaded, windows: int, fails: Fails = raising
 ) -> list[Contestant]:
@@ -107,28 +84,32 @@ def line_up(
         UserError: no weights, or out of memory; what else `fails` raises.
 
     """
-    return each_able(chosen, lambda variant: _ready(variant, loaded, windows), fails)
+    return each_able("getting ready", chosen, lambda variant: _ready(variant, loaded, windows), fails)
 
 
 def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant:
     target = loaded.target
     with memory_errors(f"method {variant.label}"):
-        if issubclass(variant.method, Peer):
-            return Contestant(variant.label, variant.method(target, variant.config, loaded.checkpoint))
-        runner = variant.method(target, variant.config)
+        method = variant.method
+        if issubclass(method, Peer):
+            return Contestant(variant.label, method(target, variant.config, loaded.checkpoint))
+        runner = method(target, variant.config)
         if target.device.type == "cpu":
             use_huge_pages()  # not for peers, which come later: they run as they do elsewhere
         return Contestant(variant.label, runner, *prober(runner, windows))
 
 
-def each_able(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
-    """What `act` makes of the items, but for those where it fails and `fails` returns."""
+def each_able(what: str, items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
+    """What `act` makes of the items, but for those where it fails and `fails` returns; `what` is in progress."""
     made = []
-    for item in items:
-        try:
-            made.append(act(item))
-        except Exception as error:
-            fails(item.label, error)
+    with progress(len(items), what) as bar:
+        for item in items:
+            bar.at(item.label)
+            try:
+                made.append(act(item))
+            except Exception as error:
+                fails(item.label, error)
+            bar.add(1)
     return made
 
 

@@ -115,7 +115,9 @@ def describe_software() -> Provenance:
 
 def command_line() -> str:
     """The command line of this process, quoted for a shell."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    called = Path(sys.argv[0]).name
+    script = ["-m", "bench"] if called == "__main__.py" else [called]
+    return shlex.join([*(["python"] if called.endswith(".py") else []), *script, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

@@ -19,8 +19,9 @@ from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
 from bench.run import environment
 from bench.run.audit import Auditor
-from bench.run.contestants import WARM_UP, Contestant, Fails, each_able, raising
+from bench.run.contestants import Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
+from bench.run.plan import WARM_UP
 
 
 class Warnings:
@@ -58,7 +59,10 @@ class Examiner:
         """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out."""
         prompt = self.loaded.chat.prompt([], WARM_UP)
         self.contestants = each_able(
-            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+            "warming up",
+            self.contestants,
+            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+            fails,
         )
 
     def forget(self) -> None:
@@ -73,7 +77,11 @@ class Examiner:
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
-            prompt = self.loaded.chat.prompt(history, user)
+            try:
+                prompt = self.loaded.chat.prompt(history, user)
+            except UserError as error:  # some chat templates refuse a second turn
+                records += [_refused(contestant, question, index, number, str(error)) for contestant in taking_part]
+                break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
                 for contestant in (reversed(taking_part) if backwards else taking_part)
@@ -175,6 +183,19 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
             return on(torch.device("cpu"))
 
     return Auditor(target, reference)
+
+
+def _refused(contestant: Contestant, question: Question, index: int, number: int, reason: str) -> Turn:
+    """The record of a turn that cannot be asked."""
+    return Turn(
+        method=contestant.label,
+        question_id=question.question_id,
+        task=question.task,
+        category=question.category,
+        turn=index,
+        round=number,
+        error=reason,
+    )
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

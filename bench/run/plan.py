@@ -1,30 +1,36 @@
 """A run that was asked for: which questions, how often, in which order, of whom, and where its records go.
 
-All of it is known, and mistakes in it are reported, before anything slow begins.
+All of it is known, and mistakes in it are reported, before torch is imported.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-from collections.abc import Callable, Collection, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import methods
 from bench import questions
 from bench.config import RunConfig
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.figures.records import RUNS, SWEEP_FILE, Run, check_writable, plots_of
-from bench.models.chat import ChatFormat
-from bench.models.loading import choose_device
+from bench.files import user_path
+from bench.models import checkpoints
 from bench.questions import Question, QuestionSet
 from bench.run import resume
-from bench.run.contestants import WARM_UP, Contestant, variants
 from bench.run.folder import earlier_run
 
+if TYPE_CHECKING:
+    from bench.models.chat import ChatFormat
+    from bench.models.loading import Model
+    from bench.run.contestants import Contestant
+
 Adapt = Callable[[methods.Variant], methods.Variant]
+WARM_UP = "Explain in a few sentences why the days are longer in summer than in winter, and give one example."
 _TEMPLATE_TOKENS = 64  # what a chat template may add to a turn
 
 
@@ -58,7 +64,8 @@ class Plan:
     @property
     def go_on(self) -> str:
         """How the user goes on with the run if it is interrupted."""
-        return f"the same command and --out {self.folder}" if self.of_sweep else f"--resume {self.folder}"
+        folder = shlex.quote(str(self.folder))
+        return f"the same command and --out {folder}" if self.of_sweep else f"{program()} --resume {folder}"
 
     def todo(self, done: Collection[tuple[int, int]]) -> list[Asked]:
         """All that is asked, in order, but for what is `done`, by round and question id."""
@@ -87,6 +94,53 @@ class Plan:
         longest = max(longest, len(chat.prompt([], WARM_UP)))
         return longest + self.config.max_new_tokens + _TEMPLATE_TOKENS
 
+    def expected_failures(self, model: Model) -> Iterator[str]:
+        """Warnings about answers that will be cut short or cannot be asked for."""
+        asked = self.questions.questions
+        if later := sum(len(question.turns) > 1 for question in asked):
+            try:
+                model.chat.prompt([("Hello", "Hello")], "Hello")
+            except UserError as error:
+                yield f"second turns fail, in {later} of {len(asked)} questions: {error}"
+        most = model.config.context - self.config.max_new_tokens
+        long = [question.question_id for question in asked if self.prompt_lengths(question, model.chat)[-1] > most]
+        if long:
+            which = f"question {long[0]}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
+            yield (
+                f"{which} may need more than {model.config.limit}, beyond which {model.checkpoint.name} is not run: "
+                "answers that reach it end there, and longer prompts fail"
+            )
+
+
+def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, list[methods.Variant]]:
+    """The questions and methods of a run; `shape`: of random weights in the place of the model.
+
+    Raises:
+        UserError: unknown questions, tasks, methods, knobs or model, or a file that is not there.
+
+    """
+    asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    chosen = variants(config)
+    model = shape or checkpoints.name_of(config.model, config.revision)
+    for variant in chosen:
+        variant.check_files(model)
+    return asked, chosen
+
+
+def variants(config: RunConfig) -> list[methods.Variant]:
+    """Vanilla, the methods and the peers of a run, each once.
+
+    Raises:
+        UserError: unknown method or knob, or a method that is named as a peer.
+
+    """
+    labels = dict.fromkeys([methods.BASELINE, *methods.expanded(config.method), *config.peers])
+    found = [methods.parse(label) for label in labels]
+    for variant in found:
+        if variant.label in config.peers and not variant.is_peer:
+            raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+    return sorted(found, key=lambda variant: (variant.is_peer, variant.label != methods.BASELINE))
+
 
 def make_plan(
     config: RunConfig,
@@ -101,21 +155,19 @@ def make_plan(
     vanilla.
 
     Raises:
-        UserError: unknown questions, tasks, methods, knobs or device, or a folder that this run cannot have.
+        UserError: as `check`; or a folder that this run cannot have.
 
     """
-    asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    asked, chosen = check(config)
     by_peers = asked.select(limit=config.peer_limit or None, seed=config.seed).questions
-    chosen = variants(config)
     if resumed is not None:
         adapt = functools.partial(resume.as_begun, run=resumed[1])
     if adapt is not None:
         chosen = [variant if variant.label == methods.BASELINE else adapt(variant) for variant in chosen]
-    choose_device(config.device)
     started = datetime.datetime.now(datetime.UTC)
     named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
     run_id = f"{started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(asked.name)}"
-    folder = Path(config.out) if config.out else RUNS / run_id
+    folder = user_path(config.out) if config.out is not None else RUNS / run_id
     begun = None
     if resumed is not None:
         folder, begun = resumed

@@ -10,7 +10,7 @@ from typing import Any
 
 import methods
 from bench.config import RunConfig, frozen
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.figures.records import TURNS_FILE, Run, Turn, prompt_digest, read_records, read_run, read_turns, write_turns
 from bench.models.chat import ChatFormat
 from bench.questions import Question
@@ -52,7 +52,7 @@ def begun(folder: Path) -> Run:
     """
     run = read_run(folder)
     if run.complete:
-        raise UserError(f"{folder} is complete: there is nothing to resume; show it with: run_bench.py report {folder}")
+        raise UserError(f"{folder} is complete: there is nothing to resume; show it with: {program()} report {folder}")
     return run
 
 

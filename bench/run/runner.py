@@ -18,6 +18,7 @@ from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.chat import template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
+from bench.progress import progress
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
 from bench.run.examiner import Examiner, auditor_of
@@ -33,13 +34,22 @@ def run(
     resumed: tuple[Path, Run] | None = None,
     adapt: Adapt | None = None,
 ) -> Recorder:
-    """Carry out a run and leave its records in its folder; interrupted, what was done. Arguments: see `make_plan`.
+    """Plan a run and carry it out. Arguments: see `make_plan`.
 
     Raises:
-        UserError: a mistake in the command, another process is at work in the folder, or it cannot be written.
+        UserError: a mistake in the command, or as `carry_out`.
 
     """
-    plan = make_plan(config, resumed, adapt=adapt)
+    return carry_out(make_plan(config, resumed, adapt=adapt), log)
+
+
+def carry_out(plan: Plan, log: Log = print) -> Recorder:
+    """Carry out a run and leave its records in its folder; interrupted, what was done.
+
+    Raises:
+        UserError: another process is at work in the folder, or it cannot be written, or a method cannot run.
+
+    """
     examiner = assemble(plan, load(plan, log), log)
     with alone_in(plan.folder):
         return ask(plan, examiner, prepare(plan, examiner, log), log)
@@ -66,6 +76,8 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
 def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Examiner:
     """Construct all methods on the model; `fails` is called for those that cannot be."""
     config, target, warnings = plan.config, loaded.target, Warnings(log)
+    for expected in plan.expected_failures(loaded):
+        warnings(expected)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))
@@ -113,14 +125,17 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
 def _costs(examiner: Examiner, begun: Run | None) -> dict[str, PassCosts | None]:
     """The cost of each method's forward passes: as recorded where a run is resumed, else measured now."""
     found: dict[str, PassCosts | None] = {}
-    for contestant in examiner.contestants:
-        if begun is not None and contestant.label in begun.methods:
-            found[contestant.label] = begun.methods[contestant.label].costs
-        elif examiner.sampler is not None:
-            found[contestant.label] = None  # nothing that is timed here samples
-        else:
-            with memory_errors(f"the costs of {contestant.label}"):
-                found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+    with progress(len(examiner.contestants), "measuring costs") as bar:
+        for contestant in examiner.contestants:
+            bar.at(contestant.label)
+            if begun is not None and contestant.label in begun.methods:
+                found[contestant.label] = begun.methods[contestant.label].costs
+            elif examiner.sampler is not None:
+                found[contestant.label] = None  # nothing that is timed here samples
+            else:
+                with memory_errors(f"the costs of {contestant.label}"):
+                    found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+            bar.add(1)
     return found
 
 

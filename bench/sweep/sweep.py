@@ -7,176 +7,48 @@ set of weights is trained per value, kept in the run's folder, and not trained a
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
-import methods
 from bench.config import RunConfig, TrainConfig
-from bench.drafting.method import Peer
-from bench.errors import UserError, did_you_mean
+from bench.errors import UserError
 from bench.figures.records import RUN_FILE, Run, alone_in, check_writable, read_run, write_json
 from bench.models import loading
 from bench.models.loading import Compute, Loaded, Log
 from bench.report import write_report
-from bench.report.sweep_page import SWEEP_FILE, Axis, Sweep, Variant, read_sweep, write_sweep
+from bench.report.sweep_page import SWEEP_FILE, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
 from bench.run.examiner import Examiner
 from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 from bench.run.scheduler import expected_s
+from bench.sweep.grid import Grid, Planned
 from bench.train.scores import read_scores
-from bench.train.training import compute, train, trainer_of
+from bench.train.training import compute, train
 from bench.train.writer import Recipe
 from bench.typed_json import read
 
 MANY = 24  # variants from which on a sweep is said to take long
-TRAIN = "train."  # begins the name of an axis of training
-WEIGHTS = "weights"
 TRAINED_FILE = "trained.json"  # the settings of weights that are finished
-_NO_AXES = ("model", "revision", "device", "threads", "out", "decontaminate")  # the run's, or not one value
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A variant before anything is trained."""
+def run(config: RunConfig, grid: Grid, log: Log = print) -> tuple[Recorder, list[Path]]:
+    """Train what is missing, run all variants beside vanilla, and write records, table and figures.
 
-    label: str
-    values: tuple[str, ...]  # one an axis
-    training: TrainConfig | None  # of its weights, whose folder is `training.out`
-
-
-def parse_axis(text: str) -> Axis:
-    """`name=value,value,..`.
+    What fails is reported and left out. The model is loaded once, for runs in float32 also for their trainings. Returns
+    what the run has left, and the files written.
 
     Raises:
-        UserError: another form, no value, or one twice.
+        UserError: a folder of another sweep, or nothing is left to run.
 
     """
-    name, equals, listed = text.partition("=")
-    values = tuple(value.strip() for value in listed.split(","))
-    if not name or not equals or not all(values):
-        raise UserError(f"--grid {text!r} must be spelled name=value,value,... (threshold=0,0.2,0.4)")
-    if doubled := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise UserError(f"--grid {text!r} has {doubled[0]} twice: give each value once")
-    return Axis(name.strip(), values)
-
-
-def plan(method: str, grids: Sequence[str], folder: Path, training: dict[str, Any]) -> tuple[list[Axis], list[Planned]]:
-    """The axes, and every variant of their product, the first axis varying slowest.
-
-    `training`: settings of every training. Weights are to lie in `folder`.
-
-    Raises:
-        UserError: no method, an unknown axis, a value of the wrong type or range, or two variants that are one.
-
-    """
-    axes = [parse_axis(text) for text in grids]
-    if not axes:
-        raise UserError("a sweep needs at least one --grid (threshold=0,0.2,0.4)")
-    if doubled := [axis.name for i, axis in enumerate(axes) if axis.name in [other.name for other in axes[:i]]]:
-        raise UserError(f"--grid {doubled[0]} is given twice: give it once, with all values")
-    _check_method(method, axes)
-    planned = [
-        _planned(method, axes, values, folder, training) for values in itertools.product(*(a.values for a in axes))
-    ]
-    configs: dict[str, Any] = {}
-    for variant in planned:
-        config = methods.parse(variant.label).config
-        same = next((label for label, other in configs.items() if other == config), None)
-        if same is not None:
-            raise UserError(f"{variant.label} and {same} are one and the same: give each value once")
-        configs[variant.label] = config
-    return axes, planned
-
-
-def _check_method(method: str, axes: Sequence[Axis]) -> None:
-    if issubclass(methods.parse(method).method, Peer):
-        raise UserError(f"{method!r} is a peer: a sweep is of a method of ours")
-    name, _, knobs = method.partition(":")
-    trained = [axis.name for axis in axes if axis.name.startswith(TRAIN)]
-    if trained and name not in methods.trained():
-        raise UserError(
-            f"--grid {trained[0]}: method {name!r} is not trained; methods that are: {', '.join(methods.trained())}"
-        )
-    if trained and any(knob.startswith(f"{WEIGHTS}=") for knob in [*knobs.split(","), *(f"{a.name}=" for a in axes)]):
-        raise UserError(f"--grid {trained[0]} trains the weights: leave out weights=...")
-
-
-def _planned(
-    method: str, axes: Sequence[Axis], values: tuple[str, ...], folder: Path, training: dict[str, Any]
-) -> Planned:
-    """One variant: its label as `--method` takes it, checked by the method itself."""
-    base, _, spelled = method.partition(":")
-    knobs = [spelled] if spelled else []
-    settings: dict[str, str] = {}
-    for axis, value in zip(axes, values, strict=True):
-        if axis.name.startswith(TRAIN):
-            settings[axis.name.removeprefix(TRAIN)] = value
-        else:
-            knobs.append(f"{axis.name}={value}")
-    made = None
-    if settings:
-        out = folder / WEIGHTS / "+".join(f"{name}={value}" for name, value in settings.items())
-        made = _training(base, settings, training | {"out": str(out)})
-        if "," in str(out):
-            raise UserError(f"--out {folder}: a folder for trained weights cannot have a comma in its name")
-        knobs.insert(1 if spelled else 0, f"{WEIGHTS}={out}")
-    label = f"{base}:{','.join(knobs)}"
-    methods.parse(label)
-    return Planned(label, values, made)
-
-
-def _training(method: str, settings: dict[str, str], fixed: dict[str, Any]) -> TrainConfig:
-    """The method's training with some settings as spelled, others as they are."""
-    kind = trainer_of(method).Config
-    hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        known = [field for field in fields if field not in _NO_AXES]
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise UserError(f"--grid {TRAIN}{name}: no setting of {method}'s training{hint}; those: {', '.join(known)}")
-        choices = fields[name].metadata.get("choices")
-        if choices and value not in choices:
-            raise UserError(f"--grid {TRAIN}{name}={value} is none of {', '.join(choices)}")
-        found[name] = _convert(name, value, hints[name])
-    return kind(**fixed | found)
-
-
-def _convert(name: str, value: str, kind: type) -> Any:
-    try:
-        return {"true": True, "1": True, "false": False, "0": False}[value.lower()] if kind is bool else kind(value)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"--grid {TRAIN}{name}={value} is not of type {kind.__name__}") from error
-
-
-def run(
-    config: RunConfig, grids: Sequence[str], training: dict[str, Any], log: Log = print
-) -> tuple[Recorder, list[Path]]:
-    """Train what is to be trained, run all variants beside vanilla, and write records, table and figures.
-
-    `config.method` is the one method; `training`: settings of every training. What fails is told and left out. The
-    model is loaded once, for runs in float32 also for their trainings. Returns what the run has left, and the files
-    written.
-
-    Raises:
-        UserError: a mistake in the command, a folder of another sweep, or nothing is left to run.
-
-    """
-    if len(config.method) != 1:
-        raise UserError(f"a sweep is of one method, not {len(config.method)}: give --method once")
-    folder = Path(config.out) if config.out else _new_folder(config.method[0])
-    shared = {"model": config.model, "revision": config.revision, "device": config.device, "threads": config.threads}
-    axes, planned = plan(config.method[0], grids, folder, shared | training)
-    sweep = Sweep(config.method[0], axes, [Variant(p.label, p.values, _told(p.training)) for p in planned], {})
+    folder, planned = grid.folder, grid.variants
+    sweep = Sweep(grid.method, grid.axes, [Variant(p.label, p.values, _told(p.training)) for p in planned], {})
     earlier = _earlier(folder, sweep)
     log(
         f"{len(planned)} variants, in {folder}; interrupted, the sweep goes on with the same command and --out {folder}"
@@ -196,12 +68,6 @@ def run(
     if not left.turns:
         return left, []
     return left, [*write_sweep(folder), *write_report(folder, left.plan.plots)]
-
-
-def _new_folder(method: str) -> Path:
-    started = datetime.datetime.now(datetime.UTC)
-    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in method)[:60]
-    return Path("results/runs") / f"{started:%Y%m%d-%H%M%S}-sweep-{slug}"
 
 
 def _told(training: TrainConfig | None) -> dict[str, Any] | None:
@@ -240,7 +106,9 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
     shared = Compute.of(config).quantize == "none" and Compute.of(config).torch_dtype == torch.float32
     loaded = None
     if missing and shared:
-        loaded = runner.load(runner.make_plan(_of_living(config, sweep), of_sweep=True), log, Recipe.length)
+        loaded = runner.load(
+            runner.make_plan(dataclasses.replace(config, method=()), of_sweep=True), log, Recipe.length
+        )
     elif missing:
         model = loading.find(config.model, config.revision, log)
         loaded = loading.load(model, compute(missing[0]), Recipe.length, log)
@@ -296,7 +164,7 @@ def _train(
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(method, training, log, layers, loaded)
+    train(method, training, log, layers, loaded, replace_weights=True)  # what was interrupted may have left some
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields
 
 import pytest
 
-from bench.config import PRESETS, RunConfig, TrainConfig, flags, from_flags
+from bench.config import PRESETS, RunConfig, TrainConfig, Writing, flags, from_flags
 from bench.errors import UserError
-from methods.kangaroo.training import KangarooTraining
-from methods.medusa.training import MedusaTraining
+from methods.kangaroo.knobs import KangarooTraining
+from methods.medusa.knobs import MedusaTraining
 
 
 def parser(of) -> argparse.ArgumentParser:
@@ -75,6 +76,7 @@ def test_values_outside_a_choice_or_type_are_refused_by_the_parser(flags_given, 
         (RunConfig, "max_new_tokens", 0, 1),
         (RunConfig, "rounds", 0, 1),
         (RunConfig, "threads", -1, 0),
+        (RunConfig, "seed", -1, 0),
         (TrainConfig, "exit_layer", 0, 1),
         (TrainConfig, "draft_vocab", -1, 0),
         (TrainConfig, "tokens", -1, 0),
@@ -94,9 +96,24 @@ def test_numbers_below_their_bound_are_refused_by_flag_and_value(of, setting, ba
     assert getattr(of(**{setting: least}), setting) == least
 
 
+@pytest.mark.parametrize("of", [RunConfig, TrainConfig, Writing, KangarooTraining, MedusaTraining])
+def test_every_number_has_bounds_that_are_named(of):
+    numbers = [item for item in fields(of) if type(item.default) in (int, float) or item.name == "limit"]
+    assert numbers
+    for item in numbers:
+        flag = f"--{item.name.replace('_', '-')}"
+        least, most = item.metadata["bounds"]
+        for value, told in ((most * 10 + 1, f"too large: at most {most}"), (float("nan"), "no number: give one of")):
+            with pytest.raises(UserError, match=re.escape(f"{flag} {value} is {told}")):
+                of(**{item.name: value})
+        with pytest.raises(UserError, match=re.escape(f"is too small: at least {least}")):
+            of(**{item.name: least - 1})
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"temperature": 1e-40},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},

@@ -56,7 +56,8 @@ def test_every_file_is_a_method():
 def test_every_method_can_be_loaded_and_says_its_knobs(name):
     method = methods.load(name)
     assert method is methods.load(name)
-    assert methods.parse(name) == methods.Variant(name, method, method.Config())
+    assert methods.parse(name) == methods.Variant(name, (name,), method.Config())
+    assert methods.parse(name).method is method
     for knob, default, text in methods.knobs(method):
         assert getattr(method.Config(), knob) == default
         assert text, f"{knob} has no help"
@@ -86,7 +87,7 @@ def test_a_preset_sets_several_knobs_and_later_ones_win():
 
 @pytest.mark.parametrize("text", ["vanilla", "vanilla:"])
 def test_a_method_may_be_named_alone(text):
-    assert methods.parse(text) == methods.Variant(text, Vanilla, Vanilla.Config())
+    assert methods.parse(text) == methods.Variant(text, ("vanilla",), Vanilla.Config())
 
 
 @pytest.mark.parametrize(

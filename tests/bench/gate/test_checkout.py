@@ -10,6 +10,7 @@ import pytest
 from bench.errors import UserError
 from bench.gate import checkout
 from bench.gate.checkout import checked_out, here
+from bench.gate.protocol import PROTOCOL
 
 
 def git(folder, *arguments):
@@ -29,6 +30,8 @@ def repository(tmp_path, monkeypatch):
         (folder / "code.py").write_text(f"NUMBER = {number}\n")
         (folder / "src" / "mine.py").write_text(f"NUMBER = {number}\n")
         (folder / "requirements.txt").write_text("pinned==1\n")
+        (folder / "bench" / "gate").mkdir(parents=True, exist_ok=True)
+        (folder / checkout._PROTOCOL_FILE).write_text(f"PROTOCOL = {PROTOCOL}\n")
         git(folder, "add", ".")
         git(folder, "commit", "--quiet", "-m", str(number))
     monkeypatch.setattr(checkout, "ROOT", folder)
@@ -111,4 +114,18 @@ def test_other_pins_get_an_environment_once(pinned_otherwise):
 def test_packages_that_cannot_be_installed_are_told(pinned_otherwise):
     pinned_otherwise[1].fails = True
     with pytest.raises(UserError, match=r"cannot be installed \(no such package\)"), checked_out("HEAD", None, print):
+        pass
+
+
+@pytest.mark.parametrize(("theirs", "told"), [("PROTOCOL = 1\n", "speaks protocol 1 of the gate"), (None, "is older")])
+def test_a_commit_of_another_protocol_is_refused_with_one_that_works(repository, theirs, told):
+    file, works = repository / checkout._PROTOCOL_FILE, git(repository, "rev-parse", "--short", "HEAD~1")
+    file.write_text(theirs) if theirs else file.unlink()
+    git(repository, "commit", "--quiet", "--all", "-m", "another protocol")
+    with pytest.raises(UserError) as refusal, checked_out("HEAD", None, print):
+        pass
+    assert told in str(refusal.value)
+    advised = str(refusal.value).partition(": give ")[2].split()[0]
+    assert works == advised
+    with checked_out(advised, None, print):
         pass

@@ -119,9 +119,12 @@ def test_a_shape_needs_no_model_and_has_peers(small, tmp_path, capsys):
     ("flags", "told"),
     [
         (["--shape", "vicuna-7"], "unknown shape 'vicuna-7', did you mean 'vicuna-7b'?"),
-        (["--shape", "vicuna-7b", "--model", "default"], "--shape and --model: give one of them"),
-        (["--context", "10"], "--context 10 is too short"),
-        (["--repeats", "0"], "--repeats 0 must be at least 1"),
+        (
+            ["--shape", "vicuna-7b", "--model", "default"],
+            "--model: --shape takes the place of a model: give one of them",
+        ),
+        (["--context", "10"], "--context 10 is too small: at least 256"),
+        (["--repeats", "0"], "--repeats 0 is too small: at least 1"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(flags, told, capsys):

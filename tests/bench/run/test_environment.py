@@ -26,6 +26,19 @@ class _Times(tuple):
         return made
 
 
+@pytest.mark.parametrize(
+    ("called", "recorded"),
+    [
+        ("run_bench.py", "python run_bench.py --out 'a b'"),
+        ("/somewhere/bench/__main__.py", "python -m bench --out 'a b'"),
+        ("/somewhere/.venv/bin/roobench", "roobench --out 'a b'"),
+    ],
+)
+def test_a_command_is_recorded_as_it_can_be_typed_again(called, recorded, monkeypatch):
+    monkeypatch.setattr(environment.sys, "argv", [called, "--out", "a b"])
+    assert environment.command_line() == recorded
+
+
 def test_own_work_is_not_counted(clock):
     meter = environment.OthersMeter()
     clock.all = clock.all | {"user": 120.0, "idle": 920.0}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.run import contestants, examiner
+from bench.run import contestants, examiner, plan
 from methods import names
 from methods.vanilla import Vanilla
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, Watched, records, run_bench, words_of, write_questions
@@ -325,5 +325,5 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
     from bench.config import RunConfig
 
     monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
-    labels = [variant.label for variant in contestants.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
+    labels = [variant.label for variant in plan.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
     assert labels == ["vanilla", "kangaroo", "medusa", "pld", "kangaroo:gamma=2", "hf-generate"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.cli import main
+from bench.errors import program
 from bench.figures.records import Turn, read_turns, write_turns
 from tests.tiny import ANOTHER, ONE_TURN, TWO_TURNS, Watched, files_of, records, run_bench, write_questions
 
@@ -152,7 +152,10 @@ def test_run_interrupted_before_the_first_question_is_through_has_nothing_to_rep
     run, turns = records(setting.out)
     assert (run.complete, turns) == (False, [])
     assert not (setting.out / "report.md").exists()
-    assert "nothing to report" in capsys.readouterr().err
+    assert f"interrupted: go on with: {program()} --resume {setting.out}" in capsys.readouterr().err
+    watched.seen = staticmethod(lambda prompt: None)
+    assert main(["--resume", str(setting.out)]) == 0
+    assert records(setting.out)[0].complete
 
 
 def test_method_that_fails_in_the_warm_up_is_told_with_its_place_and_leaves_nothing(setting, watched, capsys):
@@ -278,14 +281,14 @@ def test_full_disk_ends_the_run_with_one_sentence_and_keeps_what_was_written(set
 
 
 def test_full_disk_before_the_first_question_leaves_no_half_file(setting, monkeypatch, capsys):
-    def mkstemp(*args, **options):
+    def no_name(*args):
         raise FULL
 
-    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    monkeypatch.setattr("bench.figures.records.secrets.token_hex", no_name)  # of the file that is then renamed
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in last
-    assert "choose another --out" in last
+    assert "choose another folder" in last
     assert not setting.out.exists()
 
 
@@ -294,7 +297,7 @@ def test_folder_that_cannot_be_made_is_told_before_the_model_is_read(setting, tm
     monkeypatch.setattr("bench.models.checkpoints.resolve", None)
     assert run_bench(setting.model, setting.questions, tmp_path / "file" / "out", "--method", "vanilla") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: cannot write ")
+    assert line.startswith("error: cannot use the path ")
 
 
 def test_malformed_generation_config_is_told_by_name(setting, tmp_path, capsys):

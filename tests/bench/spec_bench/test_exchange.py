@@ -203,7 +203,7 @@ def test_spellings_of_other_harnesses_are_read(tmp_path):
         ({"accept_lengths": [10**9]}, r"accept_lengths\[0\]: Input should be less than or equal to 4096"),
         ({"idxs": [1, 2]}, "idxs: has 2 entries for 1 turns"),
         ({"turns": [5]}, r"turns\[0\]: Input should be a valid string, not 5"),
-        ({"turns": []}, "turns: List should have at least 1 item"),
+        ({"turns": []}, "turns: .* should have at least 1 item"),
     ],
 )
 def test_malformed_answer_is_told_with_its_line(tmp_path, changes, told):

@@ -23,7 +23,7 @@ from bench.report.markdown import table_text
 from bench.report.sweep_figures import draw, places, published_curve
 from bench.report.sweep_page import Axis, Point, Sweep, Variant, csv_rows, measured, read_sweep, table
 from bench.run import runner
-from bench.sweep import sweep
+from bench.sweep import grid, sweep
 from bench.train import loop, prompts, training
 from bench.train.writer import Recipe
 from methods.kangaroo.training import AdapterTrainer
@@ -34,15 +34,15 @@ ROOT = Path(__file__).parents[3]
 
 
 def labels_of(method: str, *grids: str, folder: Path = Path("out"), **fixed) -> list[str]:
-    return [variant.label for variant in sweep.plan(method, grids, folder, fixed)[1]]
+    return [variant.label for variant in grid.plan(method, grids, folder, fixed)[1]]
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------
 
 
 def test_axis_is_a_name_with_its_values():
-    assert sweep.parse_axis("gamma=2,4, 8") == Axis("gamma", ("2", "4", "8"))
-    assert sweep.parse_axis("weights=a=b,c") == Axis("weights", ("a=b", "c"))
+    assert grid.parse_axis("gamma=2,4, 8") == Axis("gamma", ("2", "4", "8"))
+    assert grid.parse_axis("weights=a=b,c") == Axis("weights", ("a=b", "c"))
 
 
 def test_product_is_in_the_order_of_the_grids():
@@ -56,7 +56,7 @@ def test_product_is_in_the_order_of_the_grids():
 
 
 def test_a_training_axis_names_weights_in_the_runs_folder():
-    axes, planned = sweep.plan(
+    axes, planned = grid.plan(
         "kangaroo:paper", ["train.exit_layer=1,3", "gamma=2,4", "train.draft_vocab=0,64"], Path("out"), {"tokens": 7}
     )
     assert [axis.name for axis in axes] == ["train.exit_layer", "gamma", "train.draft_vocab"]
@@ -81,7 +81,7 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["gamma=2", "gamma=4"], "--grid gamma is given twice"),
         ("kangaroo", ["gama=2"], "no knob 'gama=2', did you mean 'gamma'"),
         ("kangaroo", ["gamma=two"], "gamma='two' is not of type int"),
-        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must lie in"),
+        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must be in"),
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
@@ -98,7 +98,7 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
 )
 def test_mistakes_in_the_grid_are_told(method, grids, told):
     with pytest.raises(UserError, match=told):
-        sweep.plan(method, grids, Path("out"), {})
+        grid.plan(method, grids, Path("out"), {})
 
 
 def test_mistakes_in_the_command_are_told_before_any_work(setting, capsys):
@@ -156,11 +156,14 @@ def test_table_holds_the_figures_of_the_runs_summary(setting, capsys):
         assert (row["identical"], row["audited"], row["failure"]) == ("4", "4", "")
     page = (setting.out / "sweep.md").read_text()
     printed = capsys.readouterr().out
+    assert "|" not in printed, "Markdown is for pages"
+    plain = " ".join(printed.split())
     for row in rows:
         shown = f"{float(row['compression_rate']):.2f}"
         line = next(line for line in page.splitlines() if line.startswith(f"| {row['threshold']} | {row['gamma']} |"))
         assert shown in line
-        assert line in printed
+        cells = [cell.strip("* ") for cell in line.strip("|").split("|")]
+        assert " ".join(" ".join(cells).split()) in plain
     assert "plots/sweep_threshold_by_gamma.png" in page
     assert "plots/sweep_heat_map.png" in page
     assert (setting.out / "plots" / "sweep_heat_map.png").is_file()
@@ -441,7 +444,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(trained, setting, ca
     assert trained("--grid", "train.exit_layer=9,1") == 1
     assert trained.fits == [1]
     failed, fine = rows_of(setting.out)
-    assert failed["failure"].startswith("training failed: --exit-layer 9 must lie in 1..3 for ")
+    assert failed["failure"].startswith("training failed: --exit-layer 9 must be in 1..3 for ")
     assert (fine["failure"], fine["audited"]) == ("", "1")
     assert "left out" in capsys.readouterr().err
 

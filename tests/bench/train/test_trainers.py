@@ -10,7 +10,7 @@ import pytest
 import methods
 from bench.cli import main
 from bench.errors import UserError
-from bench.sweep import sweep
+from bench.sweep import grid
 from bench.train import training
 from methods.kangaroo.training import AdapterTrainer
 from methods.medusa.training import HeadsTrainer
@@ -111,7 +111,7 @@ def test_trained_methods_are_found_without_importing_them():
 
 def test_a_method_outside_is_trained_like_any_other(lens, setting, short_prompts, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training, "Recipe", Short)
-    monkeypatch.setattr("bench.drafting.trained.WEIGHTS_ROOT", tmp_path / "weights")
+    monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
     assert methods.trained() == ["kangaroo", "lens", "medusa"]
     assert not [name for name in sys.modules if name.startswith("lens_package.")]
     for flags in ([], ["--scale", "0.5"]):
@@ -129,7 +129,7 @@ def test_a_method_outside_is_trained_like_any_other(lens, setting, short_prompts
 
 
 def test_a_sweep_takes_the_settings_of_a_training_outside(lens, tmp_path):
-    _, planned = sweep.plan("lens", ["train.scale=1,2"], tmp_path, {})
+    _, planned = grid.plan("lens", ["train.scale=1,2"], tmp_path, {})
     assert [variant.training.scale for variant in planned] == [1.0, 2.0]
     assert type(planned[0].training) is training.trainer_of("lens").Config
 
