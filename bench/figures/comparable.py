@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.config import RunConfig
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.figures import disturbed, metrics
 from bench.figures.records import Run, Turn
 from bench.figures.rules import IDENTITY, Rules
@@ -89,7 +89,7 @@ def remedy(base: Run, new: Run) -> str:
         value = new.config.get(name)
         if value is not None and value != getattr(RunConfig, name):
             given.append((f"--{name.replace('_', '-')}", str(value)))
-    command = shlex.join(["python", "run_bench.py", "gate", *(part for pair in given for part in pair)])
+    command = f"{program()} gate {shlex.join(part for pair in given for part in pair)}"
     where = f" (commit {checkout[:12]})" if checkout else ""
     rev = "" if commit else ", where REV is the commit of base"
     return f"To compare the code itself, run this in the checkout of new{where}{rev}: `{command}`"

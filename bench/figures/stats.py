@@ -61,8 +61,8 @@ def estimates(tasks: Sequence[Array], resamples: int = RESAMPLES) -> dict[str, E
     A question without time on one side has no rate, one without tokens no ratio: the estimators that need it leave
     it out, on both sides. So are tasks of which an estimator says nothing. `low` and `high` are None where an interval
     would say nothing: a task alone has fewer than LEAST_QUESTIONS questions, or one of several fewer than two; nearly
-    all the variance comes from a single task of two (fewer than LEAST_FREEDOM degrees of freedom are left); or the
-    bounds are more than a factor of WIDEST apart. Those that are shown hold the truth as often as with many questions: 12
+    all the variance comes from one task of two (fewer than LEAST_FREEDOM degrees of freedom are left); or the bounds
+    are more than a factor of WIDEST apart. Those that are shown hold the truth as often as with many questions: 12
     questions of six tasks in 96-98% of simulated runs, four of one task in 93-95%.
 
     """
