@@ -439,9 +439,7 @@ def test_mutations_are_read_or_refused_in_a_sentence(name, originals, monkeypatc
     refusals = 0
     for number in range(count):
         shutil.rmtree(originals / "exported", ignore_errors=True)
-        for path, content in (
-            before.items() if read is read_run_and_turns else ()
-        ):  # it writes what is left of the turns
+        for path, content in before.items() if read is read_run_and_turns else ():  # which writes the turns anew
             if path.name in RECORDED:
                 path.write_bytes(content)
         content = mutated(rng, text, by_line=name.endswith("jsonl"))

@@ -725,3 +725,9 @@ def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turn
             turn.windows = [2, 2, 1, 0]
     cell = summarized(run, turns)["methods"]["kangaroo"]["tasks"]["qa"]
     assert cell["window_ctar"] == [pytest.approx(3 / 4), pytest.approx(2 / 3), None]
+
+
+def test_where_every_answer_was_its_first_token_there_is_no_speed():
+    turns = [Turn("m", i, "qa", "qa", 0, 0, token_ids=[2], prefill_s=0.1, decode_s=1e-6, finish="eos") for i in (1, 2)]
+    assert metrics.decode_tok_per_s(turns) is None
+    assert metrics.speedup(turns, turns) is None

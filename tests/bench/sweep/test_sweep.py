@@ -16,6 +16,7 @@ import torch
 
 from bench.cli import main
 from bench.errors import UserError
+from bench.figures.machine import Machine
 from bench.figures.records import read_run, read_turns, write_json, write_turns
 from bench.figures.summary import OVERALL, Cell, Dataset, Estimate, Summary
 from bench.models import loading
@@ -470,7 +471,12 @@ def swept(
 
 
 SUMMARY = Summary(
-    run_id="r", model="tiny", dataset=Dataset("mini", None, 3), device={"name": "Abacus"}, dtype="float32", methods={}
+    run_id="r",
+    model="tiny",
+    dataset=Dataset("mini", None, 3),
+    device=Machine(name="Abacus"),
+    dtype="float32",
+    methods={},
 )
 
 
