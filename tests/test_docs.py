@@ -143,7 +143,7 @@ class Scene:
     """A folder to run commands in, on a tiny model."""
 
     def __init__(self, folder: Path, model: Path, questions: str):
-        self.folder, self.values = folder, {"MODEL": str(model), "QUESTIONS": questions}
+        self.folder, self.values, self.runs = folder, {"MODEL": str(model), "QUESTIONS": questions}, 0
 
     def run(self, block: Block, words: tuple[str, ...]) -> None:
         """Run a command of a page; fails where nobody knows how."""
@@ -166,6 +166,9 @@ class Scene:
         added = SMALL.get(" ".join(given[:2]), SMALL.get(command, "")).split()
         if any(word.startswith("train.") for word in given):
             added += SMALL_TRAININGS.split()
+        if command == "run" and "--out" not in given:  # runs that begin in one second have one name
+            self.runs += 1
+            added += ["--out", f"run-{self.runs}"]
         pairs = zip(added[::2], added[1::2], strict=True)
         own = "my-questions.jsonl" in given
         flags = [word for flag, value in pairs if not (own and flag in KEPT) for word in (flag, value)]
