@@ -1,17 +1,17 @@
-# make bench | test | lint, each in .venv, made from requirements.txt on first use.
-#   make bench ARGS="--limit 1 --out DIR"   further flags for run_bench.py
+# make bench | test | lint, each in .venv, which is made on first use. After that the program is .venv/bin/roobench.
+#   make bench ARGS="--limit 1 --out DIR"   more flags for the run
 #   make bench PYTHON=python3.12            another interpreter (3.11 or later)
-#   make bench PIP_ARGS="..."               further flags for pip, such as an index with CPU builds of torch
+#   make bench PIP_ARGS="..."               more flags for pip, such as an index with CPU builds of torch
 
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
-READY := .venv/.made-from-requirements
+READY := .venv/.installed
 
 .PHONY: bench test lint clean
 
 bench: $(READY)
-	.venv/bin/python run_bench.py --method kangaroo --tasks all $(ARGS)
+	.venv/bin/roobench --method kangaroo --tasks all $(ARGS)
 
 test: $(READY)
 	.venv/bin/python -m pytest $(ARGS)
@@ -24,9 +24,10 @@ lint: $(READY)
 clean:
 	rm -rf .venv
 
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.version_info >= (3, 11) or sys.exit("Roobench needs Python 3.11 or later, but $(PYTHON) is " + v + ": make PYTHON=python3.12 ...")'
 	@echo "installing into .venv (once; a few minutes)"
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.txt
+	.venv/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps --editable .
 	@touch $@

@@ -86,7 +86,11 @@ class RunConfig(Settings):
     questions: str = setting(
         "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
     )
-    tasks: str = setting("all", "all, or some tasks, separated by commas (mt_bench,qa)", metavar="LIST")
+    tasks: str = setting(
+        "all",
+        "all, or tasks separated by commas (mt_bench,qa); a name that is all or holds a comma goes in double quotes",
+        metavar="LIST",
+    )
     limit: int | None = setting(
         None, "at most N questions per task, drawn evenly over its categories", metavar="N", bounds=(1, MANY)
     )
@@ -202,8 +206,9 @@ class Collecting(_OfModel):
 
     decontaminate: tuple[str, ...] = setting(
         ("mini", "official"),
-        "question sets that no conversation may share 13 words in a row with; may be repeated",
-        metavar="NAME",
+        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
+        "set's, are left out; may be repeated",
+        metavar="FILE",
     )
     out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
 
@@ -239,7 +244,11 @@ class TrainConfig(Writing, Collecting):
         2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
     )
     seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
-    out: str | None = setting(None, "folder for the weights and their card (default: where runs look)", metavar="DIR")
+    out: str | None = setting(
+        None,
+        "new folder for the weights and their card; default: where runs look, unless weights are there already",
+        metavar="DIR",
+    )
 
     @property
     def form(self) -> str:

@@ -1,14 +1,15 @@
 """Spec-Bench's question files and the bundled mini set.
 
 A file holds one JSON object a line: `question_id` (int), `category` (str), `turns` (list of str). Files in this
-format from elsewhere work too; categories that Spec-Bench does not know are tasks of their own.
+format from elsewhere work too: other fields are ignored, blank lines are skipped, and categories that Spec-Bench does
+not have are tasks of their own.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import http.client
-import io
 import random
 import urllib.error
 import urllib.request
@@ -16,33 +17,43 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import jsonlines
+from pydantic import Field
 
 from bench.errors import UserError, did_you_mean
 from bench.files import cache_root, user_path
+from bench.typed_json import Count, MismatchError, decode_lines
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+UNCATEGORIZED = "uncategorized"  # the task of questions with an empty category
 MINI = Path(__file__).parent / "data" / "mini.jsonl"
 OFFICIAL_COMMIT = "fd2c1cd"
 OFFICIAL_URL = f"https://raw.githubusercontent.com/hemingkx/Spec-Bench/{OFFICIAL_COMMIT}/data/spec_bench/question.jsonl"
 OFFICIAL_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04"
 
 
+def task_of(category: str, turns: int) -> str:
+    """One of Spec-Bench's six tasks, or the category of another file.
+
+    Others use the names of MT-bench's categories too: its questions are those with several turns.
+    """
+    return "mt_bench" if category in MT_BENCH_CATEGORIES and turns > 1 else category or UNCATEGORIZED
+
+
 @dataclass(frozen=True)
 class Question:
     """One question; each turn is asked after the answers to those before it."""
 
-    question_id: int
+    question_id: Count
     category: str
-    turns: tuple[str, ...]
+    turns: Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
 
     @property
     def task(self) -> str:
-        """One of Spec-Bench's six, or the category of another file."""
-        return "mt_bench" if self.category in MT_BENCH_CATEGORIES else self.category
+        """The task that it counts for."""
+        return task_of(self.category, len(self.turns))
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class QuestionSet:
     """Questions with where they come from."""
 
     name: str  # mini | official | the file's name
-    sha256: str  # of the whole file, whatever part of it is asked
+    sha256: str  # of the whole file, even if only a part of it is asked
     questions: tuple[Question, ...]
 
     @property
@@ -62,7 +73,7 @@ class QuestionSet:
     def in_turns(self) -> list[tuple[int, Question]]:
         """The questions as they are asked, the tasks taking turns, so that a slow minute hits all tasks alike.
 
-        Tasks of different sizes are spread evenly over the whole. With each question stands a number whose parity
+        Tasks of different sizes are spread evenly over the whole. Each question comes with a number whose parity
         changes from question to question and within each task: who answers first.
         """
         placed = []
@@ -74,24 +85,45 @@ class QuestionSet:
     def select(self, tasks: str = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
         """The questions of some tasks (comma-separated, or all), at most `limit` of each, in the file's order.
 
-        A limited task is drawn evenly over its categories (the first ten of MT-bench are all writing), by `seed`
-        within each category.
+        A task's name goes in double quotes where it is ambiguous: `"all"`, `"code, hard"`. A limited task
+        is drawn evenly over its categories (the first ten of MT-bench are all writing), by `seed` within each category.
 
         Raises:
             UserError: a task that the file does not have.
 
         """
-        wanted = self.tasks if tasks == "all" else [task.strip() for task in tasks.split(",")]
-        for task in wanted:
-            if task not in self.tasks:
-                hint = did_you_mean(task, self.tasks)
-                raise UserError(f"unknown task {task!r}{hint}; {self.name} has: all, {', '.join(self.tasks)}")
+        wanted = self.tasks if tasks == "all" else [self._task(name) for name in _split(tasks)]
         chosen = {
             question
             for task in wanted
             for question in _draw([q for q in self.questions if q.task == task], limit, random.Random(seed))
         }
         return QuestionSet(self.name, self.sha256, tuple(q for q in self.questions if q in chosen))
+
+    def _task(self, name: str) -> str:
+        """The task called `name`; "" is that of questions without a category."""
+        for task in (name, name.strip(), *([] if name else [UNCATEGORIZED])):
+            if task in self.tasks:
+                return task
+        listed = ", ".join(map(spelled, self.tasks))
+        raise UserError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}; {self.name} has: all, {listed}")
+
+
+def spelled(task: str) -> str:
+    """A task's name as `--tasks` takes it."""
+    is_plain = task not in ("", "all") and task == task.strip() and not set(task) & set(',"\r\n')
+    return task if is_plain else '"' + task.replace('"', '""') + '"'
+
+
+def _split(tasks: str) -> list[str]:
+    """The names in a comma-separated list, some of them in double quotes."""
+    try:
+        return next(csv.reader([tasks], skipinitialspace=True, strict=True), []) or [""]
+    except csv.Error as error:
+        raise UserError(
+            f"--tasks {tasks!r} cannot be read ({error}): separate names by commas, and put a name that holds a comma "
+            "or a quote in double quotes, its own quotes doubled"
+        ) from error
 
 
 def _draw(questions: Sequence[Question], limit: int | None, rng: random.Random) -> list[Question]:
@@ -107,8 +139,8 @@ def _draw(questions: Sequence[Question], limit: int | None, rng: random.Random) 
     return evenly[:limit]
 
 
-def load(source: str) -> QuestionSet:
-    """The question set called `mini` or `official`, or the file of that path.
+def load(source: str, flag: str = "--questions") -> QuestionSet:
+    """Return the question set called `mini` or `official`, or the file of that path. Errors name `flag`.
 
     Raises:
         UserError: no such file, or a line of it is not a question (with its number).
@@ -117,7 +149,7 @@ def load(source: str) -> QuestionSet:
     if source == "mini":
         return parse("mini", MINI.read_bytes(), str(MINI))
     if source == "official":
-        path = fetch_official()
+        path = fetch_official(flag)
         return parse("official", path.read_bytes(), str(path))
     path = user_path(source)
     try:
@@ -131,46 +163,23 @@ def load(source: str) -> QuestionSet:
 
 def parse(name: str, content: bytes, where: str) -> QuestionSet:
     """The questions in a file's content; `where` names the file in errors."""
-    questions: list[Question] = []
     seen: set[int] = set()
-    number = 0
-    try:
-        for value in jsonlines.Reader(io.StringIO(content.decode("utf-8").rstrip())):
-            number += 1
-            question = _question(value)
-            if question.question_id in seen:
-                raise ValueError(f"question_id {question.question_id} stands there twice")
-            seen.add(question.question_id)
-            questions.append(question)
-    except jsonlines.InvalidLineError as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{where}, line {error.lineno}: not a question in Spec-Bench's format: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text: {error}") from error
-    except (ValueError, KeyError) as error:
-        fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}, line {number}: not a question in Spec-Bench's format: {fault}") from error
+
+    def check(question: Question) -> None:
+        if question.question_id in seen:
+            raise MismatchError(f"question_id: {question.question_id} was used before")
+        if question.category == "overall":
+            raise MismatchError("category: 'overall' is what tables call the mean of all tasks: rename it")
+        seen.add(question.question_id)
+
+    what = "a question in Spec-Bench's format"
+    questions = decode_lines(Question, content, where, what, check=check, lenient=True)
     if not questions:
         raise UserError(f"{where} holds no questions: it needs one JSON object a line")
     return QuestionSet(name, hashlib.sha256(content).hexdigest(), tuple(questions))
 
 
-def _question(value: Any) -> Question:
-    if not isinstance(value, dict):
-        raise ValueError("a line must be a JSON object")
-    identifier, category, turns = value["question_id"], value["category"], value["turns"]
-    if not isinstance(identifier, int) or isinstance(identifier, bool):
-        raise ValueError(f"question_id {identifier!r} is not an integer")
-    if not isinstance(category, str) or not category:
-        raise ValueError(f"category {category!r} is not a name")
-    if category == "overall":
-        raise ValueError("category 'overall' is what tables call the mean of all tasks: name it otherwise")
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-        raise ValueError("turns must be a list of texts, at least one")
-    return Question(identifier, category, tuple(turns))
-
-
-def fetch_official() -> Path:
+def fetch_official(flag: str = "--questions") -> Path:
     """Spec-Bench's own file, downloaded once at a pinned commit and checked by its hash.
 
     Raises:
@@ -187,7 +196,7 @@ def fetch_official() -> Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"Spec-Bench's questions cannot be downloaded ({reason}): "
-            f"fetch {OFFICIAL_URL} elsewhere and give its path with --questions FILE"
+            f"fetch {OFFICIAL_URL} elsewhere and give its path with {flag} FILE"
         ) from error
     if hashlib.sha256(content).hexdigest() != OFFICIAL_SHA256:
         raise UserError(f"{OFFICIAL_URL} is not the file that was pinned (sha256 differs): nothing was kept")

@@ -1,13 +1,14 @@
 """Methods by name: a file or a folder in this folder per method, or an entry point of the group `roobench.methods`.
 
-`names()` looks without importing, and `load(name)` imports one method. `parse("kangaroo:gamma=4,threshold=0")` gives a
-method and its knobs; `kangaroo:paper` sets several knobs at once. A method whose own module needs torch declares its
-knobs in a module `knobs` next to it, so that mistakes are reported before torch is imported; see `declared`. A method
-whose weights can be trained has its trainer in a module `training` next to its own, here as in other packages.
+`names()` imports nothing; `load(name)` imports one method. `parse("kangaroo:gamma=4,threshold=0")` returns a method
+with its knobs; `kangaroo:paper` sets several of them. A method whose own module needs torch declares its knobs in a
+module `knobs` next to it, so that mistakes are reported before torch is imported; see `declared`. A trained method has
+its trainer in a module `training` next to its own module, here as in other packages.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import importlib.metadata
@@ -16,6 +17,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -27,14 +29,14 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
 ALL = "all"  # in place of a method's name: every built-in method that is no peer
-_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, not within the value of a knob
+_PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, but not in a knob's value
 
 
 @dataclass(frozen=True)
 class Variant:
     """A method with its knobs, as asked for on the command line. Its class is imported when it is used."""
 
-    label: str  # what tables show: the spelling that was asked for
+    label: str  # as spelled by the user, for tables
     names: tuple[str, ...]  # of the method; of several, a composition
     config: Any  # an instance of the method's Config
 
@@ -59,19 +61,19 @@ class Variant:
 
 
 def names() -> list[str]:
-    """Names of all methods and peers, found by file name and entry point; nothing is imported."""
+    """Return the names of all methods and peers, by file name and entry point; nothing is imported."""
     return sorted(
         _modules().keys() | {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
     )
 
 
 def built_in() -> list[str]:
-    """Names of the methods and peers in this folder."""
+    """Return the names of the methods and peers in this folder."""
     return sorted(_modules())
 
 
 def _modules() -> dict[str, str]:
-    """Name -> module of each method here: a file of its own, or `method.py` in a folder of its own."""
+    """Return the module of each method here: a file, or `method.py` in a folder."""
     found: dict[str, str] = {}
     for folder in map(Path, __path__):
         found |= {path.stem: f"methods.{path.stem}" for path in folder.glob("[!_]*.py")}
@@ -92,7 +94,7 @@ def load(name: str) -> type[Method]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name):
         if name in _modules():
             raise UserError(
-                f"the installed plug-in {point.value!r} takes the name of a built-in method, {name!r}: rename it"
+                f"the installed plug-in {point.value!r} has the name of a built-in method, {name!r}: rename it"
             )
         loaded: type[Method] = point.load()
         return loaded
@@ -103,7 +105,7 @@ def load(name: str) -> type[Method]:
 
 
 def only_in(module: Any, kind: Any, what: str) -> Any:
-    """The one concrete subclass of `kind` that `module` itself defines; `what` names it in the error.
+    """Return the only concrete subclass of `kind` that `module` itself defines; `what` names it in errors.
 
     Raises:
         UserError: there is none, or more than one.
@@ -124,10 +126,10 @@ def only_in(module: Any, kind: Any, what: str) -> Any:
 
 
 def declared(name: str) -> Any:
-    """What has a method's `Config` and `presets`: the module `knobs` next to its own, if there is one, else its class.
+    """Return what has a method's `Config` and `presets`: the module `knobs` next to its own, if any, else its class.
 
     The module may also have `Training`, the settings of the method's training. A peer needs no such module: it imports
-    its library when it is made.
+    its library when it is instantiated.
 
     Raises:
         UserError: as `load`.
@@ -147,20 +149,30 @@ def is_peer(name: str) -> bool:
 
 
 def trained() -> list[str]:
-    """Names of the methods whose weights can be trained; nothing is imported but the packages that hold them."""
+    """Return the names of trained methods; imports nothing but the packages that contain them."""
     return [name for name in names() if training_module(name)]
 
 
 def training_module(name: str) -> str | None:
-    """The module next to a method's own that has its trainer; None: its weights cannot be trained."""
+    """Return the module next to a method's own that has its trainer; None: the method is not trained."""
     return _beside(name, "training")
 
 
-def _beside(name: str, what: str) -> str | None:
-    """The module called `what` in the package of a method's own module, if there is one."""
+def about(name: str) -> str:
+    """Return the docstring of a method's module, which is read but not imported: that could take torch."""
+    spec = importlib.util.find_spec(_module_of(name))
+    source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
+    return ast.get_docstring(ast.parse(source or "")) or ""
+
+
+def _module_of(name: str) -> str:
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
-    module = _modules().get(name) or next((point.module for point in points), "")
-    package = module.rpartition(".")[0]
+    return _modules().get(name) or next((point.module for point in points), "")
+
+
+def _beside(name: str, what: str) -> str | None:
+    """Return the module called `what` in the package of a method's own module, if there is one."""
+    package = _module_of(name).rpartition(".")[0]
     if not package or package == __name__:  # a file of its own
         return None
     beside = f"{package}.{what}"
@@ -168,7 +180,7 @@ def _beside(name: str, what: str) -> str | None:
 
 
 def expanded(asked: Iterable[str]) -> Iterator[str]:
-    """The methods asked for, with `all` spelled out."""
+    """Yield the methods asked for, with `all` expanded."""
     for label in asked:
         if label == ALL:
             yield from (name for name in built_in() if not is_peer(name))
@@ -177,9 +189,9 @@ def expanded(asked: Iterable[str]) -> Iterator[str]:
 
 
 def parse(text: str) -> Variant:
-    """`name`, `name:key=value,key=value` or `name:preset,key=value` -> the method with its knobs.
+    """Parse `name`, `name:key=value,key=value` or `name:preset,key=value`.
 
-    `a+b` composes methods, each spelled with its own knobs: the first that has a draft drafts.
+    `a+b` composes methods, each with its own knobs: the first that has a draft drafts.
 
     Raises:
         UserError: unknown method, unknown knob, or a value of the wrong type or outside its range.
@@ -197,7 +209,7 @@ def parse(text: str) -> Variant:
 
 
 def parse_drafting(text: str, command: str) -> Variant:
-    """The one method of a command that compares its drafts with vanilla.
+    """Parse the one method for a command that compares its drafts with vanilla.
 
     Raises:
         UserError: as `parse`, or it does not draft.

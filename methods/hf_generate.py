@@ -1,4 +1,4 @@
-"""Transformers' own generation on the same weights: it shows what our vanilla is worth."""
+"""Transformers' own `generate` on the same weights (Wolf et al., arXiv 1910.03771): a reference for our vanilla."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class HFGenerate(HFPeer):
 
     @property
     def options(self) -> dict[str, Any]:
-        """None."""
+        """Return no options."""
         return {}

@@ -1,4 +1,7 @@
-"""Transformers' prompt lookup on the same weights: drafts are what followed the newest tokens earlier in the text."""
+"""Transformers' prompt lookup on the same weights (Saxena, 2023, github.com/apoorvumang/prompt-lookup-decoding).
+
+Drafts are the tokens that followed the newest ones earlier in the text.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from bench.models.hf_peer import HFPeer
 
 @dataclass(frozen=True)
 class PromptLookupConfig:
-    """The two knobs of the library, with its defaults."""
+    """The library's two knobs, with its defaults."""
 
     tokens: int = field(default=10, metadata={"help": "most drafts in a row (prompt_lookup_num_tokens)"})
     ngram: int = field(default=2, metadata={"help": "most tokens that must match (max_matching_ngram_size)"})
@@ -22,14 +25,14 @@ class PromptLookupConfig:
 
 
 class HFPromptLookup(HFPeer):
-    """`generate(prompt_lookup_num_tokens=...)`: training-free speculation with one chain a step.
+    """`generate(prompt_lookup_num_tokens=...)`: training-free speculation with one chain per step.
 
-    Drafts are deterministic and are kept where they equal the target's own choice or sample, so nothing is lost.
+    Drafts are deterministic and accepted where they equal the target's own choice or sample, which is lossless.
     """
 
     Config = PromptLookupConfig
 
     @property
     def options(self) -> dict[str, Any]:
-        """The library's names of the knobs."""
+        """Return the knobs by the library's names."""
         return {"prompt_lookup_num_tokens": self.config.tokens, "max_matching_ngram_size": self.config.ngram}

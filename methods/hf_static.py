@@ -1,4 +1,4 @@
-"""Transformers' own generation at its best: a static cache, and its passes compiled where it does so."""
+"""Transformers' own `generate` with a static cache, with which the library compiles forward passes on CUDA."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bench.models.hf_peer import HFPeer
 
 
 class HFStatic(HFPeer):
-    """`generate(cache_implementation="static")`: on CUDA the library then compiles its passes; on a CPU it does not."""
+    """`generate(cache_implementation="static")`: compiled on CUDA, not on a CPU."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """The static cache."""
+        """Return the option for the static cache."""
         return {"cache_implementation": "static"}

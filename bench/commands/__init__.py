@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import config
 from bench.errors import UserError, program
+from bench.text import visible
 
 _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
@@ -56,7 +57,7 @@ def refuse_given(given: Iterable[str], reason: str) -> None:
 
 def say(line: str) -> None:
     """Report progress, apart from the results."""
-    print(line, file=sys.stderr)
+    print(visible(line), file=sys.stderr)
 
 
 def tell_written(paths: Sequence[Path]) -> None:

@@ -1,10 +1,11 @@
-"""compare: a run against others of the same questions."""
+"""compare: a run with others of the same questions."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import config
 from bench.commands import new_parser
@@ -12,8 +13,14 @@ from bench.errors import UserError
 from bench.figures.rules import Rules
 from bench.files import check_output, user_path
 
+if TYPE_CHECKING:
+    from bench.figures.comparison import Comparison
+    from bench.figures.records import Records
+
 _EPILOG = """\
-exit status: 0 nothing got worse, 1 something did (with --strict also: nobody can tell), 2 the runs cannot be compared
+exit status: 0 nothing got worse, or it is inconclusive (then 1 with --strict), 1 something got worse, 2 the runs cannot
+be compared. Speedups of separate runs are inconclusive if a machine was busy, the machines differ, or a method measured
+other forward-pass costs and drafted differently; the command of a gate, which compares the code itself, is then shown.
 
 examples:
   python run_bench.py compare results/runs/BASE results/runs/NEW
@@ -21,10 +28,10 @@ examples:
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser(
         "compare",
-        "Tell what got better or worse between runs of the same questions, or between two answer files of one method\n"
+        "Show what got better or worse between runs of the same questions, or between two answer files of one method\n"
         "in Spec-Bench's format. No model, no torch.",
         _EPILOG,
     )
@@ -37,10 +44,10 @@ def parser() -> ArgumentParser:
 
 
 def add_rules(made: ArgumentParser) -> None:
-    """What `gate` takes as well."""
+    """Add the flags that `gate` has too."""
     for flag, settings in config.flags(Rules):
         made.add_argument(flag, **settings)
-    made.add_argument("--strict", action="store_true", help="exit with 1 where nobody can tell")
+    made.add_argument("--strict", action="store_true", help="exit with 1 if the comparison is inconclusive")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
         made.add_argument(
             f"--{kind}", type=user_path, default=None, metavar="FILE", help=f"also write the comparison {what}"
@@ -48,13 +55,12 @@ def add_rules(made: ArgumentParser) -> None:
 
 
 def rules_of(options: Namespace) -> Rules:
-    """The rules that were asked for."""
+    """The rules that were given."""
     return Rules(**config.given(options, Rules))
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
-    from bench.figures.compare import compare
+    """Run the command; returns the exit status."""
     from bench.figures.records import read_records
     from bench.spec_bench.compare_answers import compare_answers
 
@@ -67,12 +73,24 @@ def run(options: Namespace) -> int:
         found = [compare_answers(options.base, new, rules) for new in options.new]
     else:
         base = read_records(options.base)
-        found = [compare(base, read_records(new), rules) for new in options.new]
+        found = [_compared(base, read_records(new), rules) for new in options.new]
     return max(show(compared, options, number) for number, compared in enumerate(found))
 
 
-def show(compared: dict[str, object], options: Namespace, number: int = 0) -> int:
-    """Print and write a comparison; the exit status that it asks for."""
+def _compared(base: Records, new: Records, rules: Rules) -> Comparison:
+    """The comparison, with the way out where it is inconclusive."""
+    from bench.figures.comparable import remedy
+    from bench.figures.compare import compare
+    from bench.figures.verdicts import UNKNOWN
+
+    compared = compare(base, new, rules)
+    if compared.verdict == UNKNOWN and not compared.interleaved:
+        compared.warnings.append(remedy(base[0], new[0]))
+    return compared
+
+
+def show(compared: Comparison, options: Namespace, number: int = 0) -> int:
+    """Print and write a comparison; returns the exit status."""
     from bench.figures.records import atomic_writer, write_json
     from bench.figures.verdicts import UNKNOWN, WORSE
     from bench.report import compare_page
@@ -91,7 +109,7 @@ def show(compared: dict[str, object], options: Namespace, number: int = 0) -> in
             with atomic_writer(path) as file:
                 file.write(texts[kind](compared))
         print(f"written: {path}")
-    if compared["verdict"] == UNKNOWN:
-        print("WARNING: for some methods nobody can tell: more questions, or a quieter machine", file=sys.stderr)
+    if compared.verdict == UNKNOWN:
+        print("WARNING: inconclusive: give more questions, a quieter machine, or a gate", file=sys.stderr)
         return int(options.strict)
-    return int(compared["verdict"] == WORSE)
+    return int(compared.verdict == WORSE)

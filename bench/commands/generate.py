@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 
@@ -9,13 +10,15 @@ import methods
 from bench import config
 from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
+from bench.files import check_output, user_path
 
 _GENERATE = """\
 examples:
   python run_bench.py generate "Explain why the sky is blue."
   python run_bench.py generate "List ten fruits." --method medusa --max-new-tokens 200 --rejected
   python run_bench.py generate "Tell a story." --method kangaroo:threshold=0.6 --temperature 1
-  python run_bench.py generate --json < prompt.txt > answers.json"""
+  python run_bench.py generate --json < prompt.txt > answers.json
+  python run_bench.py generate "Why is the sky blue?" --record race.json"""
 
 
 _RUN_FLAGS = (
@@ -41,6 +44,13 @@ def parser() -> ArgumentParser:
     add_run_flags(made, _RUN_FLAGS)
     made.add_argument("--rejected", action="store_true", help="also show rejected drafts, struck through")
     made.add_argument("--json", action="store_true", help="no stream: one JSON object at the end")
+    made.add_argument(
+        "--record",
+        type=user_path,
+        default=None,
+        metavar="FILE",
+        help="also write what each side said and when, as JSON; scripts/race_svg.py draws it",
+    )
     return made
 
 
@@ -54,16 +64,24 @@ def run(options: Namespace) -> int:
     from bench.run import plan  # no torch yet: mistakes in the command are reported at once
 
     plan.check(settings)
+    check_output(options.record, "--record")
     prompt = _read_prompt(options.prompt)
     from rich.console import Console
 
+    from bench.figures.records import write_json
     from bench.run import generate
 
     generation = generate.prepare(settings, prompt, say)
     if options.json:
         generate.print_json(generation)
     else:
-        generate.show(generation, Console(highlight=False), rejected=options.rejected)
+        console = Console(highlight=False)
+        if console.is_dumb_terminal:  # whose size rich does not ask for
+            console.size = shutil.get_terminal_size()
+        generate.show(generation, console, rejected=options.rejected)
+    if options.record is not None:
+        write_json(options.record, generation.race)
+        say(f"written: {options.record}")
     return 0
 
 

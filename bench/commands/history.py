@@ -9,7 +9,7 @@ from bench.files import user_path
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     made = new_parser("history", "Show speedup and CR of runs of the same questions over the commits that made them.")
     made.add_argument("run_dirs", type=user_path, nargs="+", metavar="RUN_DIR", help="folders of runs")
     made.add_argument("--out", type=user_path, default="plots/history", metavar="DIR", help="(default: %(default)s)")
@@ -17,10 +17,11 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> int:
-    """Carry it out; the exit status."""
+    """Run the command; returns the exit status."""
     from bench.report import history
+    from bench.report.terminal import print_table
 
     points = history.read_history(options.run_dirs)
-    print(history.table(points))
+    print_table(history.table(points))
     tell_written(history.write_history(points, options.out))
     return 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
+from typing import Any
 
 from bench import config
 from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
-from bench.errors import UserError
 from bench.files import check_output, user_file, user_path
 
 _EPILOG = """\
@@ -62,25 +60,16 @@ def run(options: Namespace) -> int:
     from bench.report import engine_page
 
     sources = options.acceptance or sorted(PUBLISHED.glob("*.json"))
+    engine: Any
     if options.engine is None:
         from bench.lab import engine_bench
 
         engine = engine_bench.run(settings, shape, context=1024, repeats=15, log=say)
     else:
-        engine = _read(options.engine)
+        engine = project.read_engine(options.engine)
     rows = project.project(engine, sources)
     print(engine_page.projection(engine, rows))
     if options.json:
         write_json(options.json, {"projection": rows, "engine": engine})
         print(f"written: {options.json}")
     return 0
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"passes", "drafts", "drafters", "published"} <= found.keys():
-            raise ValueError("it has no costs of passes and draft models")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
-    return dict(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
@@ -86,14 +85,14 @@ def run(options: Namespace) -> int:
     try:
         return _carry_out(planned)
     except KeyboardInterrupt:
-        print(f"interrupted: {_how_to_go_on(planned)}", file=sys.stderr)
+        say(f"interrupted: {_how_to_go_on(planned)}")
         return 130
 
 
 def _carry_out(planned: Plan) -> int:
     from bench.figures import metrics
-    from bench.figures.summary import read_summary
-    from bench.report import terminal_table, write_report
+    from bench.report import write_report
+    from bench.report.conclusion import conclusion
     from bench.run import runner
 
     left = runner.carry_out(planned, say)
@@ -101,18 +100,18 @@ def _carry_out(planned: Plan) -> int:
     if not left.turns:
         raise KeyboardInterrupt
     paths = write_report(folder, planned.plots)
-    print(terminal_table(read_summary(folder)))
+    print(conclusion(folder))
     tell_written(paths)
     if not record.complete:
-        print("interrupted: the figures are those of the questions finished so far;", file=sys.stderr)
-        print(_how_to_go_on(planned), file=sys.stderr)
+        say("interrupted: the figures are those of the questions finished so far;")
+        say(_how_to_go_on(planned))
         return 130
     failed = metrics.not_lossless(record, left.turns)
     if failed:
-        print(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}", file=sys.stderr)
+        say(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}")
     dead = metrics.failed_throughout(record, left.turns)
     for label, error in dead.items():
-        print(f"{label} failed in every question, first with: {error}", file=sys.stderr)
+        say(f"{label} failed in every question, first with: {error}")
     return 1 if failed or dead else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def run(options: Namespace) -> int:
     try:
         return _carry_out(settings, planned)
     except KeyboardInterrupt:
-        print(f"interrupted: go on with the same command and --out {planned.folder}", file=sys.stderr)
+        say(f"interrupted: go on with the same command and --out {planned.folder}")
         return 130
 
 
@@ -87,20 +86,20 @@ def _redraw_sweep(run_dir: Path) -> int:
 def _show_sweep(run_dir: Path, paths: Sequence[Path]) -> int:
     from bench.figures import metrics
     from bench.figures.records import read_records
-    from bench.report.markdown import table_text
     from bench.report.sweep_page import measured, read_sweep, table
+    from bench.report.terminal import print_table
 
     swept, (record, turns) = read_sweep(run_dir), read_records(run_dir)
     summary, points = measured(swept, record, turns)
-    print(table_text(table(swept, points, sampled=summary.sampling is not None)))
+    print_table(table(swept, points, sampled=summary.sampling is not None))
     tell_written(paths)
     failed = [point for point in points if point.failure]
     for point in failed:
-        print(f"{point.variant.label} failed: {point.failure}", file=sys.stderr)
+        say(f"{point.variant.label} failed: {point.failure}")
     if not record.complete:
-        print("interrupted: the figures are those of the questions finished so far", file=sys.stderr)
+        say("interrupted: the figures are those of the questions finished so far")
         return 130
     lossy = metrics.not_lossless(record, turns)
     if lossy:
-        print(f"NOT LOSSLESS: {', '.join(lossy)}; see the divergences in {run_dir}", file=sys.stderr)
+        say(f"NOT LOSSLESS: {', '.join(lossy)}; see the divergences in {run_dir}")
     return 1 if failed or lossy else 0

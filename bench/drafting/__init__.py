@@ -1,1 +1,1 @@
-"""Drafts: trees, verification, sampling, when to stop, what passes cost."""
+"""Drafting and verification: trees, acceptance, sampling, when to stop, forward-pass costs."""

@@ -1,4 +1,4 @@
-"""Several methods as one, `a+b`: the first member that has a draft drafts, and all see what became of it."""
+"""Compositions of methods, `a+b`: the first member that has a draft drafts, and all observe the outcome."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Member:
 
 @dataclass(frozen=True)
 class CompositionConfig:
-    """The members, in the order in which they are asked."""
+    """The members, in the order in which they are asked for a draft."""
 
     members: tuple[Any, ...]  # like `Member`, but a class may be imported when it is used
 
@@ -38,7 +38,7 @@ class CompositionConfig:
 
 
 class Composition(SpeculativeMethod):
-    """Asks its members in order and takes the first draft; a sequence's notes are a list, of one entry a member."""
+    """Asks its members in order and takes the first draft. A sequence's notes are a list with one entry per member."""
 
     Config = CompositionConfig
 
@@ -48,11 +48,11 @@ class Composition(SpeculativeMethod):
         self.taps = tuple(sorted({layer for member in self.members for layer in member.taps}))
         for label, member in self._named():
             if not member.lossless:
-                raise UserError(f"{label} is not lossless, and cannot be part of a composition")
+                raise UserError(f"{label} is not lossless and cannot be part of a composition: leave it out")
             if any(layer < member.resume_layer for layer in self.taps):
                 raise UserError(
-                    f"{label} drafts with the first {member.resume_layer} layers, of which another member taps states: "
-                    "give them one exit layer"
+                    f"{label} drafts with the first {member.resume_layer} layers, and another member needs states from "
+                    "within these: give both the same exit layer"
                 )
         self.memory = ", ".join(dict.fromkeys(member.memory for member in self.members))
 
@@ -61,30 +61,30 @@ class Composition(SpeculativeMethod):
 
     @property
     def extra_parameters(self) -> int:
-        """Of all members."""
+        """The sum over all members."""
         return sum(member.extra_parameters for member in self.members)
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Those of each member, and their names in the order of `Draft.part`."""
+        """The notes of each member, and the members' names in the order of `Draft.part`."""
         return {"parts": [label for label, _ in self._named()]} | {
             label: member.notes for label, member in self._named() if member.notes
         }
 
     def knobs(self) -> dict[str, Any]:
-        """Those of each member."""
+        """Return the knobs of each member."""
         return {label: member.knobs() for label, member in self._named()}
 
     @property
     def measured(self) -> dict[str, Any]:
-        """Those of each member."""
+        """The measured values of each member."""
         return {label: member.measured for label, member in self._named() if member.measured}
 
     @classmethod
     def repeated(
         cls, config: CompositionConfig, recorded: dict[str, Any], *, lenient: bool = False
     ) -> CompositionConfig:
-        """Each member with its own recorded values."""
+        """Return the configuration with each member's own recorded values."""
 
         def member(one: Any) -> Any:
             values = recorded.get(one.label, {})
@@ -94,7 +94,7 @@ class Composition(SpeculativeMethod):
 
     @property
     def widest(self) -> int:
-        """Of the member that asks for most."""
+        """The widest of any member."""
         return max(member.widest for member in self.members)
 
     def open(self, sequence: Sequence, prompt: States) -> None:
@@ -105,7 +105,7 @@ class Composition(SpeculativeMethod):
                 member.open(sequence, prompt)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """For each sequence, the first draft that has tokens."""
+        """Return for each sequence the first draft that has tokens."""
         drafts = [NO_DRAFT] * len(sequences)
         for part, member in enumerate(self.members):
             asked = [i for i, draft in enumerate(drafts) if not draft.tokens]
@@ -114,7 +114,7 @@ class Composition(SpeculativeMethod):
             with _own_notes([sequences[i] for i in asked], part):
                 found = member.propose([sequences[i] for i in asked], [budgets[i] for i in asked])
             for i, draft in zip(asked, found, strict=True):
-                if draft.tokens or drafts[i].states is None:  # states of the newest token are worth keeping
+                if draft.tokens or drafts[i].states is None:  # keep states of the newest token
                     drafts[i] = replace(draft, part=part) if part else draft
         return drafts
 
@@ -132,7 +132,7 @@ class Composition(SpeculativeMethod):
 
 @contextmanager
 def _own_notes(sequences: Many[Sequence], part: int) -> Iterator[None]:
-    """A member finds its own notes where a method's are."""
+    """Put a member's own notes where it expects a method's."""
     whole = [sequence.notes for sequence in sequences]
     for sequence, notes in zip(sequences, whole, strict=True):
         sequence.notes = notes[part]

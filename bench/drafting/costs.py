@@ -1,4 +1,4 @@
-"""What passes cost on this device, in vanilla steps: what a method needs to know before it spends time on a draft."""
+"""Forward-pass costs on this device, in vanilla steps. Methods weigh drafts by them."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from bench.engine.huge_pages import use_huge_pages
 from bench.engine.timing import interleaved, time_s
 
 _REPEATS = 11
-_FEWER = 3  # repeats of passes over more than _ALWAYS positions, which take long and decide little
-_DEAREST = 2.5  # vanilla steps: no wider pass is timed than one that costs so much, as no draft would be worth it
-_ALWAYS = 8  # positions that the table has in any case, where there are so many
-_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # positions of the passes that are timed
+_FEWER = 3  # repeats of passes over more than _ALWAYS tokens, which take long and decide little
+_DEAREST = 2.5  # vanilla steps: widths are timed up to the first pass of this cost, as no draft would be worth more
+_ALWAYS = 8  # tokens up to which passes are always timed
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # tokens of the passes that are timed
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Verification by itself: positions -> vanilla steps, and the widths up to the first that is too dear."""
+    """Verification alone: number of tokens -> vanilla steps, up to the first width that is too expensive."""
 
     shallow: float
     verify: dict[int, float]
 
 
-# One table for all methods of a run that share an exit layer: quicker, and their choices are made on the same figures.
+# One table for all methods of a run that share an exit layer: it is faster, and all decide by the same figures.
 _measured: WeakKeyDictionary[Decoder, dict[int, _Measured]] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
 def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], object]], widest: int = 1) -> Costs:
-    """Times of a method's passes on `target`: `drafts` as given, verification from `exit_layer` on.
+    """Measure a method's forward passes on `target`: `drafts` as given, verification from `exit_layer` on.
 
-    The table of verifications ends where a pass costs more than any drafts in it could be worth, but has `widest`.
+    The table ends where verification costs more than any drafts could be worth, but always has the width `widest`.
     """
     if target.device.type == "cpu":
         use_huge_pages()  # for the method's own weights
@@ -51,32 +51,32 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
     if widest > max(passes.verify):
         single_s, wide_s = _times([bench.vanilla, bench.verify(widest)], _FEWER, target.device)
         passes.verify[widest] = wide_s / single_s
-    # The unit is timed again beside the drafts: a shared machine is not as fast now as it was then.
+    # The unit is timed again together with the drafts: the speed of a shared machine changes.
     step_s, *draft_s = _times([bench.vanilla, *drafts], _REPEATS if drafts else 1, target.device)
-    # As read back from a record, so that a run repeated with it decides the very same.
+    # Rounded as in a record, so that a run repeated with it decides the same.
     draft = tuple(cost_s / step_s for cost_s in draft_s) or (0.0,)
     return Costs.parse(str(Costs(passes.shallow, draft, tuple(sorted(passes.verify.items())))))
 
 
 class Passes:
-    """The passes of a method, to be called and timed."""
+    """The forward passes of a method, to call and time."""
 
     def __init__(self, target: Decoder, exit_layer: int, position: int | None = None):
-        """Passes start at `position`; None: an ordinary place, as attention costs more from further on."""
+        """Passes start at `position`; None: half-way in the context, as attention costs more with longer contexts."""
         self.target, self.exit_layer = target, exit_layer
         self.cache = target.new_cache()
-        self.cache.zero()  # in memory of its own, as a text's keys and values are
+        self.cache.zero()  # touches the memory, as decoding does
         most = _WIDTHS[-1]
         self.position = max(0, target.max_len // 2 - most) if position is None else position
         self.x = target.embed([0] * most)
 
     def shallow(self) -> object:
-        """The layers below the exit, over one position."""
+        """Run the layers below the exit over one token."""
         x, layer = self.x[:, :1], self.exit_layer
         return self.target.run_layers(x, self.position, self.cache, 0, layer) if layer else None
 
     def verify(self, n: int) -> Callable[[], object]:
-        """The layers above it and the choice of tokens, over n positions."""
+        """Return a call of the layers above the exit and the choice of tokens, over n tokens."""
         target, layer, tree = self.target, self.exit_layer, tree_of([-1] * (n - 1))
         return lambda: (
             target.logits(
@@ -87,7 +87,7 @@ class Passes:
         )
 
     def vanilla(self) -> None:
-        """A vanilla step."""
+        """Run a vanilla step."""
         self.shallow()
         self.verify(1)()
 
@@ -99,7 +99,7 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
     shallow_s, *verify_s = _times([bench.shallow, *narrow], _REPEATS, target.device)
     verify_s += _times([bench.verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
     step_s = shallow_s + verify_s[0]
-    # More positions never cost less: what looks so is noise, and would make a draft seem to earn by being verified.
+    # More tokens never cost less. Where they seem to, it is noise, which would make verifying more drafts look free.
     rising = np.maximum.accumulate(verify_s)
     verify = {n: float(cost_s) / step_s for n, cost_s in zip(widths, rising, strict=True)}
     return _Measured(shallow_s / step_s, verify)
@@ -108,7 +108,7 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
 def _affordable(
     widths: Sequence[int], verify: Callable[[int], Callable[[], object]], device: torch.device
 ) -> list[int]:
-    """The widths up to the first whose pass costs too much to be of use."""
+    """Return the widths up to the first whose pass costs too much to be useful."""
     verify(1)()  # warms up
     single_s = time_s(verify(1), device)
     taken: list[int] = []
@@ -116,12 +116,12 @@ def _affordable(
         taken.append(n)
         if n < _ALWAYS:
             continue
-        verify(n)()  # on CUDA the first one is captured, which is no part of its cost
+        verify(n)()  # on CUDA the first call captures the graph, which is not part of the cost
         if time_s(verify(n), device) > _DEAREST * single_s:
             break
     return taken
 
 
 def _times(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Least seconds of each call: noise only adds."""
+    """Return the least seconds of each call, as noise only adds time."""
     return [min(own) for own in interleaved(calls, repeats, device)]

@@ -25,16 +25,16 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @dataclass(frozen=True)
 class NoKnobs:
-    """The configuration of a method that has nothing to set."""
+    """The configuration of a method without knobs."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Times in units of a vanilla step (all layers and the LM head over one position)."""
+    """Times in units of a vanilla step (all layers and the LM head over one token)."""
 
-    shallow: float  # the layers below the exit, over one position; 0 where a method has no exit
-    draft: tuple[float, ...]  # one call of what drafts: of an adapter and its head; of 1, 2, .. heads
-    verify: tuple[tuple[int, float], ...]  # positions -> the layers above the exit and the LM head over so many
+    shallow: float  # the layers below the exit, over one token; 0 where a method has no exit
+    draft: tuple[float, ...]  # one call of the draft model: an adapter and its LM head; or 1, 2, .. heads
+    verify: tuple[tuple[int, float], ...]  # number of tokens -> the layers above the exit and the LM head over them
 
     def __str__(self) -> str:
         draft = "+".join(f"{cost:.3f}" for cost in self.draft)
@@ -42,10 +42,10 @@ class Costs:
 
     @classmethod
     def parse(cls, text: str) -> Costs:
-        """The costs that `str` wrote.
+        """Parse what `str` writes.
 
         Raises:
-            ValueError: not of that form.
+            ValueError: the text has another form.
 
         """
         try:
@@ -62,7 +62,7 @@ class Costs:
 
     @property
     def most(self) -> int:
-        """The widest verification in the table."""
+        """The most tokens of a verification in the table."""
         return self.verify[-1][0]
 
     @functools.cached_property
@@ -73,7 +73,7 @@ class Costs:
         return [float(cost) for cost in np.interp(range(self.most + 1), widths, costs)]
 
     def verifying(self, positions: int) -> float:
-        """Verification of so many positions; between the measured ones, linear; beyond them, infinite."""
+        """Return the cost of verifying `positions` tokens: linear between measured widths, infinite beyond them."""
         return self._table[positions] if positions <= self.most else math.inf
 
 
@@ -93,7 +93,7 @@ def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
 
 
 def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Path:
-    """The folder of a method's weights: the packaged ones ("" or "paper"), a folder, or a Hugging Face id.
+    """Return the folder of a method's weights: the packaged ones ("" or "paper"), a folder, or a Hugging Face id.
 
     Raises:
         UserError: there are none.
@@ -104,7 +104,7 @@ def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Pa
 
 
 def check_folder(method: str, asked: str, model: str) -> Path | None:
-    """As `find_folder`, but fetches nothing: None stands for a Hugging Face id.
+    """Do as `find_folder`, but fetch nothing: returns None for a Hugging Face id.
 
     Raises:
         UserError: there is no such folder.
@@ -125,7 +125,7 @@ def check_folder(method: str, asked: str, model: str) -> Path | None:
 
 
 def packaged(method: str, model: str, form: str = "") -> Path:
-    """The folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
+    """Return the folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
 
     Raises:
         UserError: there are none.
@@ -143,5 +143,5 @@ def packaged(method: str, model: str, form: str = "") -> Path:
 
 
 def default_folder(method: str, model: str, form: str = "") -> Path:
-    """Where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
+    """Return where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
     return WEIGHTS_ROOT / model / (f"{method}-{form}" if form else method)

@@ -1,6 +1,6 @@
-"""The one loop: prefill, then steps of drafting and verification, counted alike for every method.
+"""The decode loop of all methods: prefill, then steps of drafting and verification.
 
-It serves runs, `generate`, the window probe and the gate. EOS and the limit are applied here and nowhere else.
+Runs, `generate`, the window probe and the gate use it. EOS and the token limit are applied only here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.engine.timing import Mark, between_s, mark, now_s
 
 T = TypeVar("T")
 
-# The target's caches of what a method decodes, by slot: kept from one question to the next, as making one takes time.
+# The target's caches for a method's sequences, by slot: reused between questions, as allocating them takes time.
 _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
 
 
@@ -32,7 +32,7 @@ _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDicti
 def open_sequence(
     method: SpeculativeMethod, prompt: Many[int], sampler: Sampler | None = None, slot: int = 0
 ) -> Sequence:
-    """Read the prompt through all layers; the sequence then ends with the token that this yields."""
+    """Prefill the prompt; returns the sequence, which ends with the first token of the answer."""
     target, slots = method.target, _caches.setdefault(method, {})
     if slot not in slots:
         slots[slot] = target.new_cache()
@@ -46,9 +46,9 @@ def open_sequence(
 
 @torch.inference_mode()
 def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Many[int]) -> list[Step]:
-    """One step of each sequence: draft, verify, keep the accepted drafts and the bonus.
+    """Run one step of each sequence: draft, verify, keep the accepted drafts and the bonus.
 
-    `budgets`: tokens that each may still take, at least 1; never more are emitted.
+    `budgets`: tokens that each may still emit, at least 1.
     """
     device = method.target.device
     drafting = mark(device)
@@ -69,9 +69,9 @@ def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Man
 
 
 def _verify(method: SpeculativeMethod, sequence: Sequence, draft: Draft, budget: int) -> Outcome:
-    """One pass over the newest token and all drafts."""
+    """Run one forward pass over the newest token and all drafts."""
     target, proposed = method.target, draft.proposed
-    assert proposed.tree.depth < budget, f"{proposed.tree.depth} drafts in a row proposed with room for {budget - 1}"
+    assert proposed.tree.depth < budget, f"{proposed.tree.depth} drafts in a row proposed with a budget of {budget - 1}"
     rows = draft.states
     if rows is None:
         rows = target.embed([sequence.context[-1], *draft.tokens])
@@ -85,7 +85,7 @@ def _verify(method: SpeculativeMethod, sequence: Sequence, draft: Draft, budget:
 def _run_through(
     target: Decoder, x: Tensor, places: Places, cache: KVCache, method: SpeculativeMethod, first: int = 0
 ) -> States:
-    """The layers from `first` on, stopping where the method taps states."""
+    """Run the layers from `first` on, and keep the states that the method taps."""
     taps: dict[int, Tensor] = {}
     for layer in sorted(method.taps):
         assert layer >= first, f"{type(method).__name__} taps layer {layer}, but drafting has run {first}"
@@ -96,7 +96,7 @@ def _run_through(
 
 
 def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
-    """The step as records tell it."""
+    """Return the step as it is recorded."""
     draft, accepted = outcome.draft.proposed, outcome.accepted
     children = draft.tree.children.get(accepted[-1] if accepted else ROOT, ())
     rejected = [node for node in children if draft.tokens[node] != outcome.bonus]
@@ -118,18 +118,18 @@ def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
 def decode(
     method: Method, prompt: Many[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
 ) -> Answer:
-    """The answer of a method to `prompt`: at most `limit` tokens (>= 1), ending with the first one in `eos`."""
+    """Return a method's answer to `prompt`: at most `limit` tokens (>= 1), ending with the first one in `eos`."""
     return at_once(decoding(method, prompt, limit, eos, sampler))
 
 
 def at_once(pieces: Generator[object, None, T]) -> T:
-    """What a generator that never pauses returns."""
+    """Return the result of a generator that never pauses."""
     try:
         next(pieces)
     except StopIteration as ended:
         value: T = ended.value
         return value
-    raise AssertionError("it paused, although not asked to")
+    raise AssertionError("it paused without being asked to")
 
 
 def decoding(
@@ -140,9 +140,9 @@ def decoding(
     sampler: Sampler | None = None,
     pause_after: int = 0,
 ) -> Generator[Answer, None, Answer]:
-    """`decode` in pieces: it pauses after the prefill and then after every `pause_after` steps (0: never).
+    """Decode with pauses after the prefill and then after every `pause_after` steps (0: never).
 
-    In a pause, which is not timed, it gives the answer as far as it has come. A peer cannot be made to pause.
+    In a pause, which is not timed, it yields the answer so far. Peers never pause.
     """
     if isinstance(method, Peer):
         answer = method.generate(prompt, limit, eos, sampler)
@@ -169,12 +169,12 @@ def decoding(
     for step in answer.steps:
         drafting, verifying, verified = step.marks
         step.draft_s, step.verify_s = between_s(drafting, verifying), between_s(verifying, verified)
-    assert len(tokens) <= limit, f"{type(method).__name__} emitted {len(tokens)} tokens with room for {limit}"
+    assert len(tokens) <= limit, f"{type(method).__name__} emitted {len(tokens)} tokens with a limit of {limit}"
     return answer
 
 
 def probe(method: SpeculativeMethod, prompt: Many[int], answer: Many[int], windows: int) -> list[int]:
-    """At each position of `answer` but its first token: how many of at most `windows` drafts in a row are right.
+    """Return how many of at most `windows` drafts in a row are right at each position of `answer` after the first.
 
     Teacher-forced: every draft starts from the answer's own tokens. Of a tree, the first path counts.
     """
@@ -191,7 +191,7 @@ def probe(method: SpeculativeMethod, prompt: Many[int], answer: Many[int], windo
 
 @torch.inference_mode()
 def _follow(method: SpeculativeMethod, sequence: Sequence, token: int, budget: int) -> list[int]:
-    """Draft, then go on with `token` whatever the target says; the drafts of the first path."""
+    """Draft, then continue with `token` whatever the target says; returns the drafts of the first path."""
     target = method.target
     (draft,) = method.propose([sequence], [budget])
     rows = target.embed([sequence.context[-1]]) if draft.states is None else draft.states[:, :1]

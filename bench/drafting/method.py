@@ -1,8 +1,7 @@
-"""The contract: what a method of decoding is.
+"""The interface of decoding methods.
 
-To add a method, write one file in `methods/`. One that only looks at the text subclasses `TextMethod` and gives
-`propose_text`; verification, caches, limits, EOS, counting and the losslessness tests are shared. README.md has
-complete examples.
+To add a method, write one file in `methods/`. A method that only looks at the text subclasses `TextMethod` and defines
+`propose_text`. Verification, caches, limits, EOS, counting and the losslessness tests are shared.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ __all__ = ["Answer", "Draft", "Method", "NoKnobs", "Outcome", "Peer", "Sequence"
 __all__ += ["Step", "TextMethod"]
 
 
-class Method(ABC):  # noqa: B024 - its two kinds say what there is to do
-    """What is plugged in, and found by its name."""
+class Method(ABC):  # noqa: B024 - its two kinds have the abstract methods
+    """A decoding method, found by its name. Its module's docstring is its description."""
 
     Config: type = NoKnobs  # a frozen dataclass of this method's knobs; raises ValueError on bad values
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # words for several knobs at once: `name:word`
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # names for sets of knobs: `name:preset`
 
     def __init__(self, target: Decoder, config: Any):
         self.target = target
@@ -41,117 +40,118 @@ class Method(ABC):  # noqa: B024 - its two kinds say what there is to do
 
     @property
     def lossless(self) -> bool:
-        """With this configuration greedy output must equal vanilla's, and samples must be distributed as vanilla's."""
+        """Whether greedy output equals vanilla's, and samples are distributed as vanilla's, with this configuration."""
         return True
 
     @property
     def extra_parameters(self) -> int:
-        """Weights that the method adds to the target."""
+        """The number of weights that the method adds to the target."""
         return 0
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What `run.json` should say of the method besides its knobs, such as what it predicts of itself."""
+        """What `run.json` records of the method besides its knobs, such as predictions."""
         return {}
 
     def knobs(self) -> dict[str, Any]:
-        """The knobs as asked for, completed by what the weights say, for `run.json`."""
+        """Return the knobs for `run.json`: as asked for, with defaults stored with the weights filled in."""
         return asdict(self.config)
 
     @property
     def measured(self) -> dict[str, Any]:
-        """Values of knobs that were left open and measured or chosen at the start: given back, they repeat a run."""
+        """Values of knobs that were measured or chosen at the start. A run that is given them repeats the choices."""
         return {}
 
     @classmethod
     def repeated(cls, config: Any, recorded: dict[str, Any], *, lenient: bool = False) -> Any:
-        """`config` with recorded values of some knobs. `lenient`: those that it does not have are left out.
+        """Return `config` with recorded values of some knobs. `lenient`: unknown knobs are ignored.
 
         Raises:
-            ValueError: a value that its knob does not take.
+            ValueError: a knob does not take the value.
 
         """
         return decode_value(cls.Config, asdict(config) | recorded, lenient=lenient)
 
 
 class SpeculativeMethod(Method):
-    """What proposes: weights and a rule. It holds no text: that is in the sequences, with the method's own notes.
+    """A method that drafts: weights and a rule. Text is in the sequences, along with the method's own notes.
 
-    A sequence is opened once its prompt was read. Then, step by step, drafts are proposed, verified in one pass of the
-    target, and what became of them is told.
+    A sequence is opened after its prefill. In each step drafts are proposed and verified in one forward pass of the
+    target, and the method observes their outcome.
     """
 
-    taps: tuple[int, ...] = ()  # states after so many layers of the target that it wants to see
+    taps: tuple[int, ...] = ()  # numbers of layers after which it needs the target's states
     resume_layer: int = 0  # layers of the target that drafting has already run when a draft is verified
-    published: ClassVar[Published | None] = None  # what its published form costs, for the lab
-    memory: str = "question"  # what it remembers: nothing beyond a question; or "run"; or "corpus:<sha256>"
+    published: ClassVar[Published | None] = None  # the cost of its published form, for the lab
+    memory: str = "question"  # how long it remembers: "question", "run", or "corpus:<sha256>"
 
     @abstractmethod
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """For each sequence, drafts to follow its context, at most its budget of them in a row. May be none."""
+        """Return for each sequence drafts to follow its context, at most its budget of them in a row. May be none."""
 
     def open(self, sequence: Sequence, prompt: States) -> None:
-        """The prompt was read, and `sequence.context` ends with the first token of the answer."""
+        """Start a sequence after its prefill; `sequence.context` ends with the first token of the answer."""
 
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
-        """What became of the drafts; the sequences are up to date."""
+        """Observe the outcomes of the drafts. The sequences are already extended by them."""
 
     def forget(self) -> None:
-        """Drop what outlives a question: called at the start of every round and after the warm-up."""
+        """Drop memory of earlier questions. Called at the start of every round and after the warm-up."""
 
     def verification(self, sampler: Sampler | None) -> Verify:
-        """How drafts are accepted: losslessly, unless a knob of the method says otherwise."""
+        """Return how drafts are accepted: losslessly, unless a knob of the method says otherwise."""
         from bench.drafting.verify import exact
 
         return exact(sampler)
 
     def probing(self, windows: int) -> tuple[Any, int]:
-        """The configuration that drafts in a row whatever the chances, and how many of `windows` it can so.
+        """Return a configuration that never stops drafting early, and how many of `windows` drafts it makes in a row.
 
-        What `--probe-windows` asks; a method that says 0 is not probed.
+        Used by `--probe-windows`. A method that returns 0 is not probed.
         """
         return self.config, 0
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """Runs of the draft model, to be timed by themselves before a run (see `Costs.draft`); none: not known."""
+        """Return calls of the draft model to time before a run (see `Costs.draft`); none: the cost is unknown."""
         return []
 
     def draft_cost(self, measured: Costs) -> float:
-        """A run of the draft model as it is used, by the measured costs."""
+        """Return the cost of the draft model's call as it is used."""
         return measured.draft[0]
 
     @property
     def widest(self) -> int:
-        """Positions of its widest verification, as far as it is known."""
+        """The number of tokens of its widest verification, as far as it is known."""
         return 1
 
     @functools.cached_property
     def costs(self) -> Costs:
-        """What its passes cost on this device, measured when first asked for."""
+        """Its forward-pass costs on this device, measured on first use."""
         from bench.drafting import costs
 
         return costs.measure(self.target, self.resume_layer, self.draft_calls(), self.widest)
 
 
 class TextMethod(SpeculativeMethod):
-    """Drafts from the text alone, as most methods without training do."""
+    """A method that drafts from the text alone, as most training-free methods do."""
 
     @abstractmethod
     def propose_text(self, context: list[int], budget: int) -> Draft:
-        """Drafts to follow the text so far (prompt and answer), at most `budget` of them in a row. May be none."""
+        """Return drafts to follow the text so far (prompt and answer), at most `budget` in a row. May be none."""
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Text by text."""
+        """Return a draft for each text."""
         return [
             self.propose_text(sequence.context, budget) for sequence, budget in zip(sequences, budgets, strict=True)
         ]
 
 
 class Peer(Method):
-    """Another library's whole decode, counted like everybody's: it brings its own loop instead of drafts."""
+    """Another library's decoding with a loop of its own, measured like ours."""
 
     lossless: bool = True
     extra_parameters: int = 0
+    needs: ClassVar[dict[str, str]] = {}  # module -> the package that has it, of what does not come with the project
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config)  # the target: for its dtype and device
@@ -159,19 +159,19 @@ class Peer(Method):
 
     @abstractmethod
     def generate(self, prompt: Many[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None) -> Answer:
-        """Decode at most `limit` tokens, timed by the peer itself as `decode` does."""
+        """Decode at most `limit` tokens; the peer takes its times as `decode` does."""
 
 
 @dataclass
 class Answer:
-    """A decoded answer with its times (seconds on the host's clock, the device synchronised at both ends)."""
+    """A decoded answer with its times: seconds on the host's clock, the device synchronised at both ends."""
 
     token_ids: list[int]
     prefill_s: float
     decode_s: float
     steps: list[Step] = field(default_factory=list)  # as kept: the tail after EOS is cut off
-    first_tokens: int = 1  # that came with the prefill
+    first_tokens: int = 1  # emitted by the prefill
 
     def finish(self, eos: frozenset[int]) -> str:
-        """Why it ended: "eos" or "length"."""
+        """Return why it ended: "eos" or "length"."""
         return "eos" if self.token_ids and self.token_ids[-1] in eos else "length"

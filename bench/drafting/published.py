@@ -1,4 +1,4 @@
-"""What a method costs in the form that its paper describes. No torch."""
+"""The cost of a method in its published form. No torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """How the published form drafts, and its draft model, which the lab times on any target with random weights."""
+    """How the published form drafts, and its draft model, which the lab times with random weights."""
 
-    what: str  # the draft model, as tables call it
-    drafts: int  # most in a row, where a source does not say how many
+    what: str  # the draft model's name in tables
+    drafts: int  # most drafts in a row, where a source does not give the number
     exit_layer: int = 0  # layers of the target that drafting runs as well; 0: none
-    call_per_draft: bool = False  # drafting may stop after any call; otherwise one call makes all drafts
-    # target -> a call of the draft model over one position, LM head and choice included; None: no such model has the
-    # target's sizes. Records leave it out.
+    call_per_draft: bool = False  # True: each draft takes a call; False: one call makes all drafts
+    # target -> a call of the draft model over one token, with LM head and choice; None: the model cannot have the
+    # target's sizes. Not recorded.
     call: Callable[[Decoder], Callable[[], object] | None] = lambda target: None

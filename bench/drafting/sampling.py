@@ -1,4 +1,4 @@
-"""Sampling: from logits to the distribution that is drawn from, and the draws. One processor for target and drafts."""
+"""Sampling: from logits to a distribution, and draws from it. Target and drafts use the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 class Sampler:
-    """Draws tokens at a temperature, from the `top_k` most probable (0: all), of which the `top_p` mass.
+    """Draws tokens at a temperature, from the `top_k` most probable (0: all) and of these from the `top_p` mass.
 
-    The warpers and their order are transformers'. Everything is drawn from two generators, which `seed` resets.
+    The warpers and their order are transformers'. All draws come from two generators, which `seed` resets.
     """
 
     def __init__(self, temperature: float, top_p: float = 1.0, top_k: int = 0):
@@ -30,33 +30,33 @@ class Sampler:
         self.seed("")
 
     def seed(self, text: str) -> None:
-        """Start the draws of a question afresh; equal texts give equal draws."""
+        """Reset the generators for a question. Equal texts give equal draws."""
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little")
         self.number = number
         self._uniform = random.Random(number)
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [n, V] -> float32 probabilities [n, V]."""
+        """Turn logits [n, V] into float32 probabilities [n, V]."""
         scores = logits.float()
         for warp in self._warpers:
             scores = warp(None, scores)
         return scores.softmax(-1)
 
     def uniform(self) -> float:
-        """A number in [0, 1)."""
+        """Return a number in [0, 1)."""
         return self._uniform.random()
 
     def draw(self, p: Tensor) -> int:
-        """A token of probabilities p [V]."""
+        """Draw a token of probabilities p [V]."""
         return int(torch.multinomial(p, 1, generator=self._generator(p.device)))
 
     def draw_distinct(self, p: Tensor, count: int) -> Tensor:
-        """Tokens [n, count] drawn from p [n, V] one after the other without replacement.
+        """Draw tokens [n, count] from p [n, V] one after the other without replacement.
 
-        A row that has fewer than `count` possible tokens is filled with impossible ones.
+        A row with fewer than `count` possible tokens is filled with impossible ones.
         """
-        # Gumbel's trick: dividing by exponentials and ranking is drawing without replacement, in order.
+        # Gumbel's trick: dividing by exponentials and sorting is drawing without replacement, in order.
         noise = torch.empty_like(p).exponential_(generator=self._generator(p.device))
         return (p / noise).topk(count, dim=-1).indices
 

@@ -1,13 +1,13 @@
-"""What methods with trained weights share: how they are read, and the cut LM head."""
+"""What methods with trained weights share: how the weights are read and checked, and the cut LM head."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from bench.drafting.knobs import CONFIG_FILE
@@ -16,79 +16,140 @@ from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import sha256
+from bench.typed_json import decode
+
+T = TypeVar("T")
+Size = Annotated[int, Field(ge=1, le=2**20)]  # of states, vocabularies, feed-forward blocks
+Count = Annotated[int, Field(ge=0, le=2**20)]
+RANKING = "token_ranking"  # the tensor of token ids by falling frequency
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_LISTED = 4  # names in an error message
 
 
-def read_config(folder: Path, what: str, build: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `build` makes of the folder's config.json.
+def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False) -> T:
+    """Decode the folder's config.json as a `kind`. `lenient`: fields that `kind` does not have are ignored.
 
     Raises:
-        UserError: it is missing or malformed.
+        UserError: the file is missing or malformed, or has a field of another type, out of bounds or unknown.
 
     """
     try:
-        return build(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no {what}: {CONFIG_FILE} is missing or malformed ({error})") from error
+        return decode(kind, (folder / CONFIG_FILE).read_bytes(), lenient=lenient)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{folder} is no {what}: {CONFIG_FILE}: {reason}; download or train it again") from error
 
 
 def digest(folder: Path, files: Sequence[str]) -> str:
-    """The sha256 of the weights in a folder: records tell them from others of the same name."""
+    """Return the sha256 of the weights in a folder, by which records tell them from others of the same name."""
     return sha256(next(folder / name for name in files if (folder / name).is_file()))
 
 
 def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of the first of `files` (safetensors or pickled) that the folder has.
+    """Read the tensors of the first of `files` (safetensors or pickled) that the folder has. All are finite numbers.
 
     Raises:
-        UserError: it has none of them, or it cannot be read.
+        UserError: the folder has none of the files, the file cannot be read, or holds anything but plain tensors.
 
     """
-    found = next((folder / name for name in files if (folder / name).is_file()), None)
-    if found is None:
+    path = next((folder / name for name in files if (folder / name).is_file()), None)
+    if path is None:
         raise UserError(f"{folder} is no {what}: it has neither {' nor '.join(files)}")
+    again = "download or train them again"
     try:
-        if found.suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(found))
-        return dict(torch.load(found, map_location="cpu", weights_only=True))
-    except Exception as error:  # safetensors, pickle and torch each have their own
-        raise UserError(f"the weights of the {what} in {folder} cannot be read: {error}") from error
+            stored = load_file(path)
+        else:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, pickle and torch each have their own; none of their advice is passed on
+        reason = (isinstance(error, OSError) and error.strerror) or "it is damaged, or holds more than tensors"
+        raise UserError(
+            f"the weights of the {what} in {folder} cannot be read: {path.name}: {reason}; {again}"
+        ) from error
+    if not isinstance(stored, dict):
+        kind = type(stored).__name__
+        raise UserError(f"the weights of the {what} in {folder} cannot be read: {path.name} is a {kind}; {again}")
+    for name, value in stored.items():
+        if fault := _fault(name, value):
+            raise UserError(f"the weights of the {what} in {folder} cannot be used: {name} {fault}; {again}")
+    return dict(stored)
 
 
-def fill(module: nn.Module, stored: dict[str, Tensor], names: Mapping[str, str], folder: Path, what: str) -> None:
+def _fault(name: object, value: object) -> str:
+    """Return what makes a stored value unusable as a named tensor; "" if nothing does."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, and not a named tensor"
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _FLOATS + _INTEGERS:
+        return f"is a tensor of {value.dtype} ({value.layout}, {value.device.type}), which cannot be used as weights"
+    # In float32, in which weights are used at most.
+    return "" if value.dtype in _INTEGERS or bool(value.float().isfinite().all()) else "has NaN or infinite values"
+
+
+def fill(
+    module: nn.Module,
+    stored: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    folder: Path,
+    what: str,
+    others: Collection[str] = (),
+) -> None:
     """Put `stored` tensors, called as `names` says of the module's own parameters, into it, as float32.
 
+    `others`: tensors that are not weights of the module. The module may be on the meta device.
+
     Raises:
-        UserError: one is missing or of another shape.
+        UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
 
     """
-    for ours, parameter in module.named_parameters():
-        name = names[ours]
+    expected = {ours: (names[ours], tuple(parameter.shape)) for ours, parameter in module.named_parameters()}
+    unfit = f"the {what} in {folder} does not fit its {CONFIG_FILE}"
+    for name, shape in expected.values():
         found = stored.get(name)
-        if not isinstance(found, Tensor) or found.shape != parameter.shape:
-            has = f"has shape {tuple(found.shape)}" if isinstance(found, Tensor) else "is missing"
-            raise UserError(
-                f"the {what} in {folder} does not fit its {CONFIG_FILE}: {name} {has}, "
-                f"expected {tuple(parameter.shape)}"
-            )
-        parameter.data = found.float()
+        has = "is missing" if found is None else f"has shape {tuple(found.shape)}" if found.shape != shape else ""
+        if found is not None and found.dtype not in _FLOATS:
+            has = f"has {found.dtype} instead of floating-point numbers"
+        if has:
+            raise UserError(f"{unfit}: {name} {has}, expected {shape}")
+    if unknown := sorted(stored.keys() - {name for name, _ in expected.values()} - set(others)):
+        raise UserError(f"{unfit}: it also has {', '.join(unknown[:_LISTED])}{', ...' if unknown[_LISTED:] else ''}")
+    module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
 
 
-def check_hidden(size: int, target: Decoder, folder: Path, what: str) -> None:
-    """Refuse weights that were made for another model's states."""
-    if size != target.config.hidden:
-        raise UserError(
-            f"the {what} in {folder} is for another model: its hidden size is {size}, "
-            f"but {target.name}'s is {target.config.hidden}"
-        )
+def check_model(hidden: int, draft_vocab: int, target: Decoder, folder: Path, what: str) -> None:
+    """Refuse weights that were trained for another model."""
+    unfit, c = f"the {what} in {folder} is for another model", target.config
+    if hidden != c.hidden:
+        raise UserError(f"{unfit}: its hidden size is {hidden}, but {target.name}'s is {c.hidden}")
+    if draft_vocab > c.vocab:
+        raise UserError(f"{unfit}: its draft_vocab is {draft_vocab}, but {target.name} has {c.vocab} tokens")
+
+
+def token_ranking(stored: Mapping[str, Tensor], target: Decoder, folder: Path) -> Tensor | None:
+    """Return the ranking of tokens that is stored with weights, if one is: ids [n] by falling frequency.
+
+    Raises:
+        UserError: it has anything but distinct ids of the target's vocabulary.
+
+    """
+    found = stored.get(RANKING)
+    if found is None:
+        return None
+    vocab, ids = target.config.vocab, found.flatten().tolist()
+    bad = next((i for i in ids if not 0 <= i < vocab), None) if found.dtype in _INTEGERS else found.dtype
+    if bad is not None or found.dim() != 1 or len(set(ids)) < len(ids):
+        reason = "one list of distinct ids" if bad is None else f"token ids below {vocab}, not {bad}"
+        raise UserError(f"{RANKING} in {folder} must be {reason}: download or train the weights again")
+    return found
 
 
 def draft_ids(size: int, ranking: Tensor | None, target: Decoder, folder: Path) -> Tensor | None:
-    """Ids of the `size` most frequent tokens, rising, or None for the whole vocabulary.
+    """Return the ids of the `size` most frequent tokens, rising, or None for the whole vocabulary.
 
     Raises:
-        UserError: more than were ranked.
+        UserError: fewer were ranked.
 
     """
     if size == 0 or size >= target.config.vocab:

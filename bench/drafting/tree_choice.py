@@ -1,4 +1,4 @@
-"""Which static tree of drafts is fastest, given how often each rank was right and what passes cost on this device."""
+"""Which static tree of drafts is fastest, given how often each rank was right and the forward-pass costs here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Path = tuple[int, ...]  # the rank in each head, as published trees are listed
 
 @dataclass(frozen=True)
 class RankRecord:
-    """How drafting heads did on held-out answers of the target, N answers of T tokens in all, one after the other.
+    """How drafting heads did on held-out answers of the target: N answers of T tokens in all, concatenated.
 
     At an answer's j-th token, head i's rank of token j + 1 + i (0: its first choice; MISS: none, or past the end).
     """
@@ -26,16 +26,19 @@ class RankRecord:
     kinds: NDArray[np.int8]  # [N]: kinds of text weigh the same, as tasks do in the overall figure
 
     def fits(self) -> bool:
-        """Whether the parts belong together, as those of a damaged file do not."""
-        return self.ranks.ndim == 2 and len(self.kinds) == len(self.lengths) and self.lengths.sum() == len(self.ranks)
+        """Return whether the parts belong together: those of a damaged file do not."""
+        ranks, lengths, kinds = self.ranks, self.lengths, self.kinds
+        if (ranks.ndim, lengths.ndim, kinds.ndim) != (2, 1, 1) or len(kinds) != len(lengths):
+            return False
+        return bool((lengths >= 1).all() and (kinds >= 0).all() and lengths.sum() == len(ranks))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tree and what is expected of it under greedy decoding."""
+    """A tree and what to expect of it under greedy decoding."""
 
     paths: list[Path]
-    compression_rate: float  # tokens a step: on the held-out answers, replayed step by step
+    compression_rate: float  # tokens per step on the held-out answers, replayed step by step
     cost: float  # of a step, in vanilla steps
 
     @property
@@ -44,16 +47,16 @@ class Choice:
         return self.compression_rate / self.cost
 
     def prediction(self) -> dict[str, float]:
-        """For the record."""
+        """Return the figures for `run.json`."""
         figures = {"compression_rate": self.compression_rate, "step_cost": self.cost, "speedup": self.speedup}
         return {"drafts": len(self.paths)} | {key: round(value, 4) for key, value in figures.items()}
 
 
 def choose_tree(record: RankRecord, heads: int, costs: Costs, most: int) -> Choice:
-    """The tree of up to `most` drafts with the most expected tokens per unit of time.
+    """Return the tree of up to `most` drafts with the most expected tokens per unit of time.
 
-    Of the trees of n drafts, that of the n paths that are right most often accepts most, and it is one: a path is
-    never right more often than its parent. The n trees differ in cost.
+    Of all trees of n drafts, the one of the n paths that are right most often accepts most. These paths do form a tree,
+    as a path is never right more often than its parent. So one tree for each n is compared by its cost.
     """
     paths = _by_frequency(record, heads, min(most, costs.most - 1))
     accepted = _accepted(record, paths)
@@ -62,7 +65,7 @@ def choose_tree(record: RankRecord, heads: int, costs: Costs, most: int) -> Choi
 
 
 def predict(record: RankRecord, paths: Sequence[Path], costs: Costs) -> Choice:
-    """What to expect of a given tree."""
+    """Return what to expect of a given tree."""
     ordered = sorted(paths, key=lambda path: (len(path), path))
     return _weigh(record, ordered, (_accepted(record, ordered) < len(ordered)).sum(1), costs)
 
@@ -74,7 +77,7 @@ def _weigh(record: RankRecord, paths: list[Path], depth: NDArray[np.int64], cost
 
 
 def _by_frequency(record: RankRecord, heads: int, most: int) -> list[Path]:
-    """The `most` paths that are right most often, parents before children."""
+    """Return the `most` paths that are right most often, parents before children."""
     kinds = np.repeat(record.kinds, record.lengths)
     weights = 1 / np.bincount(kinds)[kinds]
     found: list[tuple[float, Path]] = []
@@ -89,7 +92,7 @@ def _by_frequency(record: RankRecord, heads: int, most: int) -> list[Path]:
 
 
 def _accepted(record: RankRecord, paths: Sequence[Path]) -> NDArray[np.int64]:
-    """[T, heads]: at each token, the place in `paths` of what is right over 1, 2, .. drafts; len(paths): nowhere."""
+    """Return [T, heads]: at each token, the place in `paths` of the right path of 1, 2, .. drafts; len(paths): none."""
     places = {path: place for place, path in enumerate(paths)}
     distinct, where = np.unique(record.ranks, axis=0, return_inverse=True)
     looked_up = [
@@ -99,8 +102,8 @@ def _accepted(record: RankRecord, paths: Sequence[Path]) -> NDArray[np.int64]:
 
 
 def _replay(record: RankRecord, depth: NDArray[np.int64]) -> float:
-    """Tokens a step if `depth` [T] drafts are accepted wherever a step begins; the mean over the kinds of text."""
-    ends = np.cumsum(record.lengths) - 1  # the last tokens, behind which nothing is drafted
+    """Return the tokens per step if `depth` [T] drafts are accepted at a step's start; the mean over kinds of text."""
+    ends = np.cumsum(record.lengths) - 1  # the last tokens, after which nothing is drafted
     at = ends - record.lengths + 1
     steps = np.zeros(len(at), dtype=np.int64)
     while (going := at < ends).any():

@@ -1,7 +1,7 @@
-"""Which drafts are kept. Pure: drafts, a tree and the target's opinion in, the accepted path out.
+"""Verification: which drafts are accepted. Pure functions of the drafts, their tree and the target's output.
 
-A path lists the accepted drafts by number, root downwards; behind it stands the *bonus*, a token of the target's own.
-Rows of the target's choices and probabilities are those of the pass: row 0 the newest token, row i + 1 draft i.
+A path lists the accepted drafts by number from the root down. After it comes the *bonus*, a token of the target's own.
+Rows of the target's output are those of the forward pass: row 0 is the newest token, row i + 1 is draft i.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Verify = Callable[[Draft, Tensor], tuple[list[int], int]]
 
 
 def exact(sampler: Sampler | None) -> Verify:
-    """Lossless: the output is the target's own, token for token (None: greedy decoding) or in distribution."""
+    """Return lossless acceptance: output equals the target's, token for token (None: greedy) or in distribution."""
 
     def greedy(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         choices = logits.argmax(-1).tolist()
@@ -35,19 +35,24 @@ def exact(sampler: Sampler | None) -> Verify:
     return greedy if sampler is None else sampled
 
 
-def typical(sampler: Sampler, epsilon: float, delta: float) -> Verify:
-    """Typical acceptance, which is *not* lossless; the bonus is drawn from the target's distribution."""
+def typical(sampler: Sampler, epsilon: float, delta: float, *, draw_bonus: bool = False) -> Verify:
+    """Return typical acceptance, which is *not* lossless.
+
+    The bonus is the target's most probable token, as in the authors' code, whose next step starts from it.
+    `draw_bonus`: it is drawn from the target's distribution instead.
+    """
 
     def verify(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         target = sampler.probabilities(logits)
         accepted = accept_typical(draft.tokens, draft.tree, target, epsilon, delta)
-        return accepted, sampler.draw(target[accepted[-1] + 1 if accepted else 0])
+        last = target[accepted[-1] + 1 if accepted else 0]
+        return accepted, sampler.draw(last) if draw_bonus else int(last.argmax())
 
     return verify
 
 
 def accept_greedy(drafts: Sequence[int], tree: Tree, choices: Sequence[int]) -> list[int]:
-    """The path of `drafts` [n] that the target would have chosen itself; of equal siblings, the first.
+    """Return the path of `drafts` [n] that the target would have chosen itself; of equal siblings, the first.
 
     `choices` [n + 1]: the target's argmax after every row. Leviathan et al. (arXiv 2211.17192) at temperature 0.
     """
@@ -65,7 +70,7 @@ def accept_greedy(drafts: Sequence[int], tree: Tree, choices: Sequence[int]) -> 
 def accept_sampled(
     drafts: Sequence[int], tree: Tree, target: Tensor, drawn: Sequence[Tensor] | None, sampler: Sampler
 ) -> tuple[list[int], int]:
-    """A path and its bonus such that the emitted tokens are distributed as the target's own samples.
+    """Return a path and its bonus such that emitted tokens are distributed as the target's own samples.
 
     `target` [n + 1, V]: probabilities after every row. `drawn`: of every draft, the distribution [V] that it was drawn
     from; siblings were drawn from one distribution without replacement. None: drafts are deterministic.
@@ -87,13 +92,13 @@ def accept_sampled(
 def _next(
     drafts: Sequence[int], siblings: Sequence[int], p: Tensor, drawn: Sequence[Tensor] | None, sampler: Sampler
 ) -> tuple[int | None, Tensor]:
-    """The accepted one of `siblings`, or None and what the bonus is then to be drawn from."""
+    """Return the accepted one of `siblings`, or None; and the distribution to draw the bonus from in that case."""
     q = drawn[siblings[0]] if drawn is not None and siblings else None
     for child in siblings:
         x = drafts[child]
         chance = 1.0 if q is None else float(q[x])
         if not chance > 0:
-            continue  # earlier siblings used up all that could be drawn: this is no draw
+            continue  # earlier siblings used up the whole distribution: this one was not drawn
         rest = residual(p, q, x)
         # Rounding may leave nothing over where all of p was offered: then there is nothing else to take.
         if sampler.uniform() * chance < float(p[x]) or not bool(rest.any()):
@@ -103,14 +108,14 @@ def _next(
 
 
 def residual(p: Tensor, q: Tensor | None, x: int) -> Tensor:
-    """What is left of p [V] once x, drawn from q [V] (None: certain), was rejected: the norm of (p - q)+."""
+    """Return what is left of p [V] after x, drawn from q [V] (None: certain), was rejected: the norm of (p - q)+."""
     rest = without(p, x) if q is None else (p - q).clamp(min=0)
     total = rest.sum()
     return rest / total if total > 0 else torch.zeros_like(rest)
 
 
 def without(p: Tensor, x: int) -> Tensor:
-    """p [V] given that it is not x; all zeros if it can be nothing else."""
+    """Return p [V] given that it is not x; all zeros if it can only be x."""
     rest = p.clone()
     rest[x] = 0
     total = rest.sum()
@@ -118,10 +123,10 @@ def without(p: Tensor, x: int) -> Tensor:
 
 
 def accept_typical(drafts: Sequence[int], tree: Tree, target: Tensor, epsilon: float, delta: float) -> list[int]:
-    """Typical acceptance (arXiv 2401.10774, section 2.3.1): *not* lossless.
+    """Return the path that typical acceptance keeps (arXiv 2401.10774, section 2.3.1): *not* lossless.
 
-    A draft is plausible if p(x) > min(epsilon, delta exp(-H(p))), p the target's [n + 1, V] after its parent. Of the
-    longest plausible paths, the most probable one.
+    A draft is plausible if p(x) > min(epsilon, delta exp(-H(p))), p being the target's [n + 1, V] after its parent. Of
+    the longest plausible paths, the most probable one is kept.
     """
     entropy = -torch.xlogy(target, target).sum(-1)
     least = (delta * torch.exp(-entropy)).clamp(max=epsilon).tolist()

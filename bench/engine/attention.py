@@ -16,10 +16,10 @@ from bench.engine import BLOCK
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension, in float32 inside."""
+    """x / rms(x) * weight over the last dimension, computed in float32."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return F.rms_norm(x, weight.shape, weight, eps)
-    # The same in fewer operations: on a CPU torch's own is a chain of ten, and a step has two for every layer.
+    # The same in fewer operations: on a CPU torch's own is a chain of ten, and every layer has two norms.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * (norm * norm / x.shape[-1] + eps).rsqrt() * weight
 
@@ -37,10 +37,10 @@ def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fused_rope(cos: Tensor, sin: Tensor, turned: int, kept: int) -> tuple[Tensor, Tensor]:
-    """Tables [.., n, D] for one position each -> tables [.., n, turned + kept, D] for all heads of a fused product.
+    """Tables [.., n, D] per position -> tables [.., n, turned + kept, D] for all heads of a fused product.
 
-    Queries and keys turn; values, the last `kept` heads, stay as they are. Made once a pass, this spares every layer
-    the slicing and joining.
+    Queries and keys are rotated; values, the last `kept` heads, are not. Computed once per pass, this saves slicing and
+    joining in every layer.
     """
     *rows, head_dim = cos.shape
     return (
@@ -62,9 +62,9 @@ def rope_table(hf_config: Any, length: int, dtype: torch.dtype, device: torch.de
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
 
-    `mask` [(B, 1,) G * n, S] is added to the scores (see `additive`; True and False will do). None: every query sees
-    all keys (n = 1), or, where n = S, the usual causal triangle. With a mask, the G query heads that share a key head
-    are folded into its query positions, so that keys and values are read once and never repeated in memory.
+    `mask` [(B, 1,) G * n, S] is added to the scores (see `additive`; a boolean mask works too). None: every query
+    attends to all keys (n = 1), or causally if n = S. With a mask, the G query heads that share a key head are folded
+    into its query positions, so that keys and values are read once and never repeated in memory.
     """
     batch, n, heads, head_dim = q.shape
     kv_heads = k.shape[1]
@@ -78,11 +78,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `mask` is True, -inf elsewhere: made once a pass, as attention would make it in every layer."""
+    """0 where `mask` is True, -inf elsewhere: computed once per pass, where attention would do it in every layer."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def block_mask(group: int, max_len: int, device: torch.device) -> Tensor:
-    """[G, BLOCK, max_len + BLOCK]: row i sees column c <= max_len + i; sliced, it is the mask at any start."""
+    """[G, BLOCK, max_len + BLOCK]: row i attends to columns c <= max_len + i; a slice is the mask at any start."""
     rows = torch.arange(BLOCK, device=device)[:, None] + max_len
     return (torch.arange(max_len + BLOCK, device=device) <= rows).expand(group, -1, -1)

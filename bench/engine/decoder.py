@@ -35,11 +35,12 @@ from bench.engine.graphs import Fixed, choose_graphs
 from bench.engine.huge_pages import use_huge_pages
 from bench.engine.kernels import native
 from bench.engine.placement import choose_homes
-from bench.engine.places import Places, Span
+from bench.engine.places import Places
 from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
-from bench.engine.weights import DecoderConfig, Taker, sizes
+from bench.engine.weights import DecoderConfig, Taker, agreed, sizes
 from bench.errors import UserError
+from bench.progress import progress
 
 _ALIGNED = 8  # attention's masks are copied in every layer where their rows are no multiple of it long
 
@@ -80,7 +81,6 @@ class Decoder:
             _check_quantize(dtype, device)
         self.embedding: Tensor  # [V, d]
         self.norm: Tensor
-        self.head_weight: Tensor  # [V, d], plain: for heads cut from it
         self.head: Linear
         self.layers: list[_Layer] = []
         self.narrow: native.Layers | None = None
@@ -109,7 +109,8 @@ class Decoder:
         `homes`: the device of each layer (default: `device`, or several where it is too small).
 
         Raises:
-            UserError: unsupported architecture; a weight is missing or of a wrong shape; it cannot be quantised here.
+            UserError: unsupported architecture; weights that are not those of the configuration, or not finite; it
+                cannot be quantised here.
 
         """
         config = DecoderConfig.from_hf(hf_config)
@@ -123,21 +124,21 @@ class Decoder:
             quantize=quantize,
         )
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
+        self.config = config = agreed(named, config)
         take = Taker(named, dtype, device)
         d = config.hidden
         self.homes = list(homes or choose_homes(device, *sizes(named, config, dtype)))
         if len(set(self.homes)) > 1:
             self.graphs = None  # a graph is of one device
         self.embedding = take("embed_tokens.weight", (config.vocab, d))
-        self.layers = [
-            self._build_layer(Taker(named, dtype, home), f"layers.{i}.") for i, home in enumerate(self.homes)
-        ]
+        with progress(len(self.homes), "preparing layers") as bar:
+            for i, home in enumerate(self.homes):
+                self.layers.append(self._build_layer(Taker(named, dtype, home), f"layers.{i}."))
+                bar.add(1)
         self.norm = take("norm.weight", (d,))
-        self.head_weight = self.embedding if config.tied else take("lm_head.weight", (config.vocab, d))
-        self.head = self._head(self.head_weight)
-        if quantize != "none":  # what the codes stand for is the model
-            self.head_weight = self.head.weight
-            self.embedding = self.head_weight if config.tied else self.embedding
+        self.head = self._head(self.embedding if config.tied else take("lm_head.weight", (config.vocab, d)))
+        if quantize != "none" and config.tied:  # what the codes stand for is the model
+            self.embedding = self.head.weight
         self.cos, self.sin = rope_table(hf_config, self.max_len + BLOCK, dtype, device)
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
@@ -163,21 +164,27 @@ class Decoder:
             gate_up=self._linear(
                 torch.cat([take(f"{mlp}{n}_proj.weight", (ffn, d)) for n in ("gate", "up")]),
                 take.bias([(f"{mlp}{n}_proj.bias", ffn) for n in ("gate", "up")]),
+                paired=True,
             ),
             down=self._linear(take(mlp + "down_proj.weight", (d, ffn)), take.bias([(mlp + "down_proj.bias", d)])),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def _linear(self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
         if self.quantize != "none" and weight.shape[1] % GROUP:
             size = weight.shape[1]
             raise UserError(
                 f"{self.name} cannot be quantised: a matrix has {size} columns, which is no multiple of {GROUP}"
             )
-        return Linear(weight, bias, layout=self.layout, quantize=self.quantize)
+        return Linear(weight, bias, layout=self.layout, quantize=self.quantize, paired=paired)
 
     def _head(self, weight: Tensor) -> Linear:
-        """Rows of the LM head. Of four-bit models they are kept finer, as GGUF files do: here in bfloat16."""
-        return Linear(weight, layout=self.layout, quantize="none" if self.quantize == "none" else "bfloat16")
+        """Rows of the LM head. Of four-bit models they are kept finer, as GGUF files do: in eight bits."""
+        return Linear(weight, layout=self.layout, quantize="none" if self.quantize == "none" else "q8")
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The LM head's weights [V, d], plain."""
+        return self.embedding if self.config.tied else self.head.weight
 
     def new_cache(self, batch: int = 1, max_len: int | None = None) -> KVCache:
         """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
@@ -215,8 +222,8 @@ class Decoder:
         if isinstance(places, int):
             places = Places.after(places, n, batch)
         assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
-        if self.narrow is not None and n <= native.MOST_POSITIONS and batch == 1 and cache.data.is_contiguous():
-            return self._run_narrow(self.narrow, x, places.spans[0], cache, (first, last))
+        if self.narrow is not None and batch * n <= native.MOST_ROWS:
+            return self._run_narrow(self.narrow, x, places, cache, (first, last))
         if self.graphs is not None and first < last:
             body = functools.partial(self._run_fixed, cache, first, last)
             states = self.graphs.run(cache, (first, last), body, [x], places)
@@ -257,14 +264,18 @@ class Decoder:
         return x
 
     def _run_narrow(
-        self, narrow: native.Layers, x: Tensor, span: Span, cache: KVCache, layers: tuple[int, int]
+        self, narrow: native.Layers, x: Tensor, places: Places, cache: KVCache, layers: tuple[int, int]
     ) -> Tensor:
-        if span.depths is None or span.seen is None:
-            rows = slice(span.first, span.first + x.shape[1])
-            return narrow.run(x, span.first, cache, layers, (self.cos[rows], self.sin[rows]), None)
-        positions = span.depths + span.base
-        mask = F.pad(additive(span.seen, self.dtype), (span.base, 0))
-        return narrow.run(x, span.first, cache, layers, (self.cos[positions], self.sin[positions]), mask)
+        span = places.together
+        if span is not None and span.depths is None and places.batch == 1:
+            rows = slice(span.first, span.first + places.width)
+            return narrow.run(x, places, cache, layers, (self.cos[rows], self.sin[rows]), [None])
+        at = places.positions(self.device).flatten()
+        masks = [
+            None if span.seen is None else F.pad(additive(span.seen, self.dtype), (span.base, 0))
+            for span in places.spans
+        ]
+        return narrow.run(x, places, cache, layers, (self.cos[at], self.sin[at]), masks)
 
     def _run_layer(
         self,

@@ -1,10 +1,10 @@
-"""Passes captured as CUDA graphs: launched at once, not kernel by kernel.
+"""Forward passes captured as CUDA graphs: one launch instead of one per kernel.
 
-A pass over a few positions is hundreds of kernels of microseconds each, and the host launches them more slowly than the
-device runs them. A graph repeats the very kernels of its capture on the very same addresses. So a captured pass has
-everything at fixed places and in fixed sizes: inputs in buffers, positions in tensors, attention over a fixed length of
-the cache with all masked that does not belong to the text. Widths and lengths are rounded up, so that few graphs serve
-all passes; the rows that this adds are padding. (So decodes gpt-fast, github.com/meta-pytorch/gpt-fast.)
+A pass over a few tokens is hundreds of kernels of microseconds each, and the host launches them more slowly than the
+device runs them. A graph replays the captured kernels on the captured addresses. A captured pass therefore has fixed
+buffers and fixed sizes: inputs in buffers, positions in tensors, attention over a fixed length of the cache with a mask
+for everything outside the text. Widths and lengths are rounded up, so that a few graphs serve all passes; the added
+rows are padding. gpt-fast decodes in the same way (github.com/meta-pytorch/gpt-fast).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from bench.engine.attention import additive
 from bench.engine.cache import KVCache
 from bench.engine.places import Places, Span
 
-MOST_POSITIONS = 64  # wider passes have work enough for each launch
-_SHORTEST = 256  # positions of the cache that a captured pass looks at, at least; then twice as many, and so on
+MOST_POSITIONS = 64  # in wider passes every launch has enough work
+_SHORTEST = 256  # cache positions that a captured pass attends to, at least; longer ones are powers of two of it
 _WARM_UPS = 2  # before a capture: libraries choose and load their kernels
-_AGREEMENT = 0.02  # of the states' norm: a replay that is farther from the pass itself is wrong, not rounded
+_AGREEMENT = 0.02  # relative to the norm of the states: a larger difference is an error, not rounding
 
 Call = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The places of a captured pass, in tensors of fixed sizes: w rows, of which attention looks at L positions."""
+    """The places of a captured pass, in tensors of fixed sizes: w rows, each attending to L positions."""
 
     rows: Tensor  # [w], of the cache
     positions: Tensor  # [w], in the text
@@ -44,34 +44,34 @@ class Fixed:
         return self.mask.shape[1]
 
 
-# What is captured: some inputs [1, w, ...] at their places -> states [1, w, d]. No waiting for the device, and no sizes
-# that depend on values.
+# What is captured: inputs [1, w, ...] at their places -> states [1, w, d]. It must not synchronise with the device, and
+# no size may depend on a value.
 Body = Callable[..., Tensor]
 
 
 class Graphs:
-    """Captures and repeats the passes of a decoder, and of draft models beside it, on one device."""
+    """Captures and replays the passes of a decoder and of its draft models on one device."""
 
     def __init__(self, device: torch.device, record: Callable[[Call], Call] | None = None):
-        """`record`: makes a call repeatable, its inputs staying where they are; default: as a CUDA graph."""
+        """`record` makes a call on fixed inputs repeatable (default: as a CUDA graph)."""
         self.device = device
-        self.reason = ""  # why nothing is captured any more
+        self.reason = ""  # why nothing can be captured
         self._closed = False
         self._record = record or self._as_graph
-        # All graphs share their memory, as one runs after another. The first one keeps it alive.
+        # All graphs share one memory pool, because they run one after another. The first one keeps it alive.
         self._first: torch.cuda.CUDAGraph | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def close(self) -> None:
-        """Capture nothing more: from now on answers are timed, and a capture takes as long as many passes."""
+        """Capture nothing more: answers are timed from now on, and a capture takes as long as many passes."""
         self._closed = True
 
     def run(
         self, cache: KVCache, name: Hashable, body: Body, inputs: Sequence[Tensor], places: Places
     ) -> Tensor | None:
-        """`body(fixed, *inputs)`, captured where it has not been before; None: it has to be run without.
+        """Run `body(fixed, *inputs)`, capturing it first if needed; None if it must run without a graph.
 
-        `inputs` [1, n, ...]; `name` stands for `body` among those that use `cache`, where their graphs are kept.
+        `inputs` [1, n, ...]; `name` identifies `body` among those that use `cache`, which keeps their graphs.
         """
         n, span = places.width, places.spans[0]
         if self.reason or places.batch != 1 or not 0 < n <= MOST_POSITIONS or span.first + _width(n) > cache.max_len:
@@ -94,7 +94,7 @@ class Graphs:
     def _capture(
         self, made: dict[int, list[_Captured]], max_len: int, body: Body, inputs: Sequence[Tensor], span: Span
     ) -> None:
-        """This width, and of chains, whose widths vary from step to step, all narrower ones; each for every length."""
+        """Capture this width for every length; for chains, whose width varies between steps, all narrower ones too."""
         n, tree = inputs[0].shape[1], span.depths is not None
         widths = [_width(n)] if tree else [1 << i for i in range(_width(n).bit_length())]
         for width in widths:
@@ -109,10 +109,10 @@ class Graphs:
 
     @torch.inference_mode()
     def _as_graph(self, call: Call) -> Call:
-        """Capture `call`, and hold the first replay against the call itself.
+        """Capture `call`, and compare the first replay with the call itself.
 
         Raises:
-            RuntimeError: it cannot be captured, or its replay is not what it gave.
+            RuntimeError: it cannot be captured, or its replay differs.
 
         """
         with torch.cuda.device(self.device):
@@ -140,13 +140,13 @@ class Graphs:
 
 
 class _Captured:
-    """A pass at fixed sizes: its buffers, and how it is repeated."""
+    """A pass of fixed sizes: its buffers, and the call that replays it."""
 
     repeat: Call
 
     def __init__(self, inputs: Sequence[Tensor], width: int, length: int, *, tree: bool):
         device, self.length = inputs[0].device, length
-        # Zeros: what pads the first pass must be finite, as it is masked by adding.
+        # Zeros: the padding of the first pass must be finite, because masks are added.
         self.inputs = [x.new_zeros((1, width, *x.shape[2:])) for x in inputs]
         self.first = torch.zeros((), dtype=torch.long, device=device)
         self.positions = self.mask = None
@@ -161,7 +161,7 @@ class _Captured:
 
     @torch.inference_mode()
     def fill(self, inputs: Sequence[Tensor], span: Span) -> None:
-        """Put everything in its buffer; none of it waits for the device."""
+        """Copy everything into its buffer without waiting for the device."""
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer[:, : given.shape[1]] = given
         self.first.fill_(span.first)
@@ -172,13 +172,13 @@ class _Captured:
             self.positions.fill_(span.base)
             self.positions[:n] += span.depths
             self.mask.fill_(-torch.inf)
-            # What is padded sees the text before, as softmax needs something to look at.
+            # Padding attends to the text before it, because softmax needs at least one position.
             self.mask[:, : max(1, span.base)] = 0
             self.mask[:n, span.base : end] = additive(span.seen[:, : max(0, end - span.base)], self.mask.dtype)
 
     @torch.inference_mode()
     def call(self, body: Body) -> Tensor:
-        """The pass itself, on what is in the buffers. It is not kept: whoever holds the cache would hold itself."""
+        """Run the pass on the buffers. `body` is not stored: it refers to the cache, which refers to this object."""
         rows = self.first + torch.arange(self.inputs[0].shape[1], device=self.first.device)
         if self.positions is not None and self.mask is not None:
             return body(Fixed(rows, self.positions, self.mask), *self.inputs)
@@ -187,17 +187,17 @@ class _Captured:
 
 
 def choose_graphs(device: torch.device) -> Graphs | None:
-    """Graphs where the device has them."""
+    """Return graphs for a CUDA device, else None."""
     return Graphs(device) if device.type == "cuda" else None
 
 
 def _width(n: int) -> int:
-    """Positions at which a pass over n is run: the next power of two."""
+    """The width at which a pass over n tokens runs: the next power of two."""
     return 1 << (n - 1).bit_length()
 
 
 def _lengths(max_len: int) -> list[int]:
-    """Numbers of positions that attention looks at: doubled up to all there are."""
+    """The numbers of cache positions to attend to: doubled up to all of them."""
     lengths = [_SHORTEST]
     while lengths[-1] < max_len:
         lengths.append(2 * lengths[-1])

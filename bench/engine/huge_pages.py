@@ -1,9 +1,9 @@
-"""Memory in huge pages, where the kernel gives them on request.
+"""Transparent huge pages for the weights.
 
-A pass on a CPU reads every weight once. In pages of 4 KiB the processor keeps looking up where they lie, and how
-badly it hits depends on which pages a process happened to get: two processes of the same code differ by some per cent
-for as long as they run. In pages of 2 MiB both are gone. Linux takes the request since 2.6.38 (MADV_HUGEPAGE) and moves
-what is in memory already since 6.1 (MADV_COLLAPSE); elsewhere nothing happens, and the run's record says 0 MiB.
+A forward pass on a CPU reads every weight once. With pages of 4 KiB, TLB misses cost time, and how much depends on the
+pages that a process happens to get: two processes of the same code differ by a few per cent for as long as they run.
+Pages of 2 MiB remove both. Linux takes the request since 2.6.38 (MADV_HUGEPAGE) and moves existing memory since 6.1
+(MADV_COLLAPSE). On other systems nothing happens, and the run's record says 0 MiB.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ 00:00 0\s*(?:\[heap\])?$")
 
 
 def use_huge_pages() -> None:
-    """Ask for huge pages for all large memory of this process, what it will still allocate there included."""
+    """Ask for huge pages for all large memory areas of this process, including later allocations in them."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for first, end in _areas(Path("/proc/self/maps").read_text(encoding="utf-8")):
-        # A kernel that does not know a request, or has no room, refuses it: memory stays as it is, and stays correct.
+        # A kernel that does not know a request, or has no huge page left, refuses it: the memory stays as it is.
         libc.madvise(first, end - first, _MADV_HUGEPAGE)
         libc.madvise(first, end - first, _MADV_COLLAPSE)
 
 
 def huge_mib() -> int:
-    """MiB of this process that lie in huge pages now."""
+    """Return how many MiB of this process are in huge pages now."""
     if sys.platform != "linux":
         return 0
     try:
@@ -44,7 +44,7 @@ def huge_mib() -> int:
 
 
 def _areas(maps: str) -> Iterator[tuple[int, int]]:
-    """Whole huge pages (first byte, end) within the large private areas that belong to no file, from Linux's list."""
+    """Yield the whole huge pages (first byte, end) within the large private anonymous areas of /proc/self/maps."""
     for line in maps.splitlines():
         if found := _AREA.match(line):
             first, end = -(-int(found[1], 16) // HUGE) * HUGE, int(found[2], 16) // HUGE * HUGE

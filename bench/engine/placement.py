@@ -1,7 +1,7 @@
-"""Which device holds which layer of a model that is too large for one.
+"""Which device holds which layer of a model that is too large for one device.
 
-All that methods touch (embedding, exit states, LM head, draft models) stays on the first device; a pass hands its
-states from device to device and back. Untimed territory: no figures of such a model have been taken yet.
+Everything that methods use (embedding, exit states, LM head, draft models) stays on the first device; a forward pass
+moves its states from device to device and back. Such models have not been timed yet.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 
 from bench.errors import UserError
 
-_FILLED = 0.85  # of a device's free memory: the rest is for caches, draft models and what passes need
+_FILLED = 0.85  # of a device's free memory: the rest is for caches, draft models and activations
 _GIB = 2**30
 
 
 def place(layer_bytes: int, layers: int, other_bytes: int, free_bytes: Sequence[int]) -> list[int]:
-    """The number of the device for each layer, in order: the first ones on the first device, beside everything else.
+    """Return the device number of each layer: the first device takes everything else and as many layers as fit.
 
-    One device is given all where it has room, and where it is the only one.
+    A single device takes all layers, and so does the first of several if they fit there.
 
     Raises:
-        UserError: it does not fit into all of them together.
+        UserError: the model does not fit into all devices together.
 
     """
     room = [int(_FILLED * free) for free in free_bytes]
@@ -32,7 +32,7 @@ def place(layer_bytes: int, layers: int, other_bytes: int, free_bytes: Sequence[
     room[0] -= other_bytes
     homes = [device for device, left in enumerate(room) for _ in range(max(0, left) // layer_bytes)]
     if needed <= free_bytes[0] and len(homes) < layers:
-        return [0] * layers  # tight, but nowhere else is room
+        return [0] * layers  # tight, but the other devices have no memory free
     if len(homes) < layers or room[0] < 0:
         free_gib = ", ".join(f"{free / _GIB:.1f}" for free in free_bytes)
         raise UserError(
@@ -43,7 +43,7 @@ def place(layer_bytes: int, layers: int, other_bytes: int, free_bytes: Sequence[
 
 
 def choose_homes(device: torch.device, layer_bytes: int, layers: int, other_bytes: int) -> list[torch.device]:
-    """The device of each layer: `device`, or from there on all CUDA devices that are free to be used."""
+    """Return the device of each layer: `device`, then the other CUDA devices if it is too small."""
     if device.type != "cuda":
         return [device] * layers
     first = device.index or 0

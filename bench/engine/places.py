@@ -1,8 +1,8 @@
-"""Where the rows of a pass stand: one value for every way of running a pass, and for a draft model's own cache.
+"""Where the rows of a forward pass are: one value for all ways of running a pass, and for a draft model's own cache.
 
-A pass runs w rows (tokens) of each of B sequences. The rows of a sequence lie side by side in the cache, behind what it
-has read for good. Their positions in the text and what they see are those of a text that goes on (causal), or those of
-the nodes of a tree, each at the position of its depth, seeing its ancestors.
+A pass runs w rows (tokens) of each of B sequences. The rows of a sequence are contiguous in the cache, right after its
+committed tokens. Their positions and masks are either causal, or those of tree nodes: the position follows from the
+depth, and each node attends to its ancestors.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from torch import Tensor
 class Span:
     """The w rows of one sequence."""
 
-    base: int  # positions that the sequence has read for good: every row sees them
+    base: int  # committed tokens of the sequence: every row attends to them
     slot: int = 0  # of the cache
-    before: int = 0  # rows of the same tree that earlier passes have written behind `base`
+    before: int = 0  # rows of the same tree that earlier passes have written after `base`
     depths: Tensor | None = None  # [w]: a row's position is base + depth; None: causal
-    seen: Tensor | None = None  # [w, before + w] bool: which rows behind `base` each row sees; None: causal
+    seen: Tensor | None = None  # [w, before + w] bool: which rows after `base` each row attends to; None: causal
 
     @property
     def first(self) -> int:
-        """The cache's row of the first of them."""
+        """The cache row of the first of them."""
         return self.base + self.before
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a pass stand."""
+    """Where the rows of a pass are."""
 
     spans: tuple[Span, ...]  # [B]
     width: int  # w
 
     @classmethod
     def after(cls, start: int, width: int, batch: int = 1) -> Places:
-        """A text that goes on from position `start`, for sequences in lock-step."""
+        """Causal rows from position `start` on, for sequences in lock-step."""
         return cls(tuple(Span(start, slot) for slot in range(batch)), width)
 
     @classmethod
     def side_by_side(cls, parts: Iterable[Places]) -> Places:
-        """Several sequences' places as one pass, the first in slot 0, and so on."""
+        """Join the places of several sequences into one pass, the first in slot 0, and so on."""
         every = list(parts)
         assert len({part.width for part in every}) == 1, "rows of a pass are as many for each sequence"
         spans = [span for part in every for span in part.spans]
@@ -59,14 +59,14 @@ class Places:
 
     @functools.cached_property
     def together(self) -> Span | None:
-        """The one span that stands for all, where sequences are in lock-step in the cache's first slots."""
+        """The one span that describes all sequences, if they are in lock-step in the first slots of the cache."""
         one = self.spans[0]
         alike = all(s.base == one.base and s.depths is None and s.slot == i for i, s in enumerate(self.spans))
         return one if alike or (len(self.spans) == 1 and one.slot == 0) else None
 
     @property
     def end(self) -> int:
-        """The cache's rows up to the last that is written."""
+        """The number of cache rows up to the last one written."""
         return max(span.first for span in self.spans) + self.width
 
     def positions(self, device: torch.device) -> Tensor:
@@ -75,7 +75,7 @@ class Places:
         return torch.stack([s.base + (s.before + steps if s.depths is None else s.depths) for s in self.spans])
 
     def seen(self, device: torch.device) -> Tensor:
-        """[B, w, end] bool: which rows of the cache each row sees."""
+        """[B, w, end] bool: which rows of the cache each row attends to."""
         steps = torch.arange(self.width, device=device)[:, None]
         rows = torch.arange(self.end, device=device)
         masks = []

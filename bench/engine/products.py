@@ -1,4 +1,4 @@
-"""How products are run on this device: by our own kernels where they are (see `kernels.native`), else by torch."""
+"""How products are run on this device: by our own kernels where there are some, else by torch."""
 
 from __future__ import annotations
 
@@ -10,53 +10,64 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine.kernels import native
-from bench.engine.quantize import Q4
+from bench.engine.kernels.panels import Panels
+from bench.engine.quantize import GRIDS
 
 Layout = Literal["plain", "native"]
 
 
 class Linear:
-    """y = x W^T + b for x [..., n_in], by the weights' layout. Inference only.
+    """y = x W^T + b for x [..., n_in]. Inference only.
 
-    plain: torch's product. native: narrow inputs by our own kernels, which read W as it is, wide ones by torch.
+    plain: W as it is, torch's product. native: W in panels, our own kernels.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, layout: Layout = "plain", quantize: str = "none"):
-        """`quantize` (q4, bfloat16) needs the native layout; then W is what is stored so, for wide inputs too."""
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        layout: Layout = "plain",
+        quantize: str = "none",
+        paired: bool = False,
+    ):
+        """`quantize` (q4, q8) needs the native layout. `paired`: W is two matrices, such as an MLP's gate and up."""
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.layout = layout
-        self.weight = weight.contiguous()
         self.product: native.Product | None = None
-        self.nbytes = weight.nbytes  # that a narrow pass reads
-        if quantize != "none":
-            assert layout == "native", f"{quantize} weights in the {layout} layout"
-            stored = Q4.of(weight) if quantize == "q4" else weight.bfloat16()
-            self.weight = stored.plain() if isinstance(stored, Q4) else stored.to(weight.dtype)
-            self.product, self.nbytes = native.Product(stored, bias), stored.nbytes
-        elif layout == "native":
-            self.product = native.Product(self.weight, bias)
+        self._stored: Tensor | Panels = weight
+        if layout == "native":
+            matrix = weight if quantize == "none" else GRIDS[quantize].of(weight)
+            self._stored = Panels.of(matrix, paired=paired)
+            self.product = native.Product(self._stored, bias)
+        else:
+            assert quantize == "none", f"{quantize} weights in the {layout} layout"
+            self._stored = weight.contiguous()
+
+    @property
+    def weight(self) -> Tensor:
+        """W [n_out, n_in]; in the native layout a copy, of codes in float32."""
+        return self._stored.plain() if isinstance(self._stored, Panels) else self._stored
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        return self._stored.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [..., n_in] -> [..., n_out]."""
-        if self.product is not None and self._is_narrow(x):
-            return self.product(x)
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias) if self.product is None else self.product(x)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """`residual` + apply to x; but for plain, in one operation."""
-        if self.product is not None and self._is_narrow(x):
-            return self.product(x, residual)
-        return residual + F.linear(x, self.weight, self.bias)
+        """`residual` + apply to x."""
+        return residual + self(x) if self.product is None else self.product(x, residual)
 
     def by_torch(self) -> Linear:
-        """The same product without our own kernels."""
+        """The same product by torch, slower: W is put together anew for each."""
         other = copy.copy(self)
         other.product = None
         return other
-
-    def _is_narrow(self, x: Tensor) -> bool:
-        return x.numel() <= native.MOST_POSITIONS * self.in_features
 
 
 def choose_layout(dtype: torch.dtype, device: torch.device) -> Layout:

@@ -1,4 +1,4 @@
-"""A device's time: marks in it, and seconds of calls, interleaved."""
+"""Timing on a device: marks, and the seconds of interleaved calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mark = Any  # seconds, or an event of CUDA
 
 
 def mark(device: torch.device) -> Mark:
-    """This moment in the device's own time, without waiting for the device."""
+    """Mark this moment on the device's own clock, without synchronising."""
     if device.type != "cuda":
         return time.perf_counter()
     import torch
@@ -24,12 +24,12 @@ def mark(device: torch.device) -> Mark:
 
 
 def between_s(first: Mark, second: Mark) -> float:
-    """Seconds from one mark to another; on CUDA only once the device has reached both."""
+    """Return the seconds between two marks; on CUDA, call it after the device has reached both."""
     return float(second - first if isinstance(first, float) else first.elapsed_time(second) / 1000)
 
 
 def now_s(device: torch.device) -> float:
-    """The host's clock once the device has done all it was asked to."""
+    """Synchronise with the device, and return the host's clock."""
     if device.type == "cuda":
         import torch
 
@@ -38,16 +38,16 @@ def now_s(device: torch.device) -> float:
 
 
 def time_s(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device is done."""
+    """Return the seconds of one call, including the device's work."""
     start_s = now_s(device)
     call()
     return now_s(device) - start_s
 
 
 def interleaved(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Seconds of each call, `repeats` times, after a round that warms up.
+    """Return the seconds of each call, `repeats` times, after one warm-up round.
 
-    In turns: a slow moment of a shared machine hits none of them alone.
+    Calls are interleaved, so that a slow moment of a shared machine hits all of them.
     """
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats + 1):

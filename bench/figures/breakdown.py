@@ -23,7 +23,7 @@ STEP_PARTS = ("draft", "verify", "rest", "total")
 
 
 def ratio(above: float | None, below: float | None) -> float | None:
-    """Above / below; None where either is undefined or nothing stands below."""
+    """Above / below; None where either is undefined or `below` is 0."""
     return None if above is None or not below else finite(above / below)
 
 
@@ -86,7 +86,7 @@ def emitted_histogram(turns: Iterable[Turn], longest: int) -> list[int]:
 def confidence(turns: Sequence[Turn]) -> Confidence | None:
     """Accepted and rejected drafts by the probability that the draft model gave them; a bin holds its lower edge.
 
-    Rejected are those that verification tried, not those that it never reached. None: the method says no confidence.
+    Rejected are those that verification tried, not those that it never reached. None: the method reports none.
     """
     accepted = [value for turn in turns for value in turn.accepted_confidence]
     rejected = [value for turn in turns for value in turn.rejected_confidence]
@@ -159,7 +159,7 @@ def _count_steps(turns: Iterable[Turn]) -> int:
 
 
 def members(turns: Iterable[Turn], info: MethodInfo) -> list[Member]:
-    """What each member of a composition drafted; none of any other method."""
+    """What each member of a composition drafted; empty for other methods."""
     found = [Member(label, 0, 0, 0) for label in info.notes.get("parts", [])]
     for turn in turns if found else ():
         parts = turn.per_step_part or [0] * len(turn.per_step_drafted)

@@ -1,20 +1,22 @@
-"""A run against another one of the same questions: better, the same, worse, or nobody can tell. Pure: no torch.
+"""A run against another one of the same questions: better, the same, worse, or inconclusive. Pure: no torch.
 
 Two kinds of evidence:
 
-- *Counters* (tokens per step, drafted tokens, losslessness) do not depend on how fast a machine is today. On one
-  machine, with the same measured costs, they repeat exactly, so any difference is the code's.
-  Otherwise ties of the target and choices of drafts fall otherwise, which moves CR by up to a tolerance.
-- *Times* say something of the code only where both runs were interleaved on one machine (`gate` does that: their
-  records share `provenance["interleaved"]`). Then each method's time per token is compared, vanilla's too: a faster
-  vanilla lowers every speedup and is no regression. Of runs made apart only speedups can be compared, each over the
-  vanilla beside it.
+- *Counters* (tokens per step, drafted tokens, losslessness) do not depend on how fast a machine is today. With the same
+  measured costs they repeat exactly on one machine, so any difference is the code's; on another one ties of the target
+  are resolved differently, which moves CR by up to a tolerance. Where costs were measured again and differ, drafting
+  differs with them: a change beyond the tolerance is then inconclusive.
+- *Times* are evidence about the code only where both runs were interleaved on one machine (as by `gate`: their records
+  share `provenance["interleaved"]`). Then each method's time per token is compared, vanilla's too: a faster vanilla
+  lowers every speedup and is no regression. Of runs made apart only speedups can be compared, each over vanilla in its
+  own run. They are inconclusive where a machine was busy, the machines differ, or other costs led to other drafts.
 
 The verdict on a method is the one over all tasks; tasks inform.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +24,18 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, metrics, stats
+from bench.figures import breakdown, comparable, metrics, stats
+from bench.figures.comparable import Pair, check_comparable
+from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
-from bench.figures.rules import ANSWERS, IDENTITY, Rules
+from bench.figures.rules import ANSWERS, Rules
+from bench.figures.summary import Estimate
 from bench.figures.verdicts import (
     SAME,
     UNKNOWN,
     WORSE,
-    Metric,
     counter,
     decode_units,
     fault,
@@ -43,7 +47,6 @@ from bench.figures.verdicts import (
     time_change,
 )
 
-SCHEMA = 1
 DECODE, PREFILL, SPEEDUP = "time per token, ms", "prefill per prompt token, ms", "decode speedup"
 FLOOR = "decode speedup against its floor"
 MODELLED = "speedup at base's costs"
@@ -51,75 +54,43 @@ DRAFTED, CALLS = "drafted per step", "draft runs per step"
 FAILED, DIFFERENT, UNAUDITED = "failed answers", "answers not vanilla's", "answers not audited any more"
 OTHER_TEXT, MISSING = "answers unlike base's", "answers"
 NOT_INTERLEAVED = (
-    "The runs were not interleaved on one machine, so that their times say nothing of the code: speedups are compared, "
-    "each over the vanilla of its own run. `run_bench.py gate` compares times."
+    "The runs were not interleaved on one machine, so their times are no evidence about the code: speedups are "
+    "compared, each over vanilla in its own run. `gate` compares times."
 )
 _WINDOWS = 2  # of CTAR that are shown
 
 Records = tuple[Run, Sequence[Turn]]
-Pair = tuple[Turn, Turn]  # base's turn, then new's
 
 
-def compare(base: Records, new: Records, rules: Rules | None = None) -> dict[str, Any]:
-    """Everything about a change, as JSON takes it.
+def compare(base: Records, new: Records, rules: Rules | None = None) -> Comparison:
+    """Everything about a change.
 
     Raises:
         UserError: the runs are of different things (and nobody said that this is meant), or share no turn.
 
     """
     rules = rules or Rules()
-    warnings = check_comparable(base[0], new[0], rules)
     made = _Comparison(base, new, rules)
+    warnings = check_comparable(base[0], new[0], rules, made.asked)
     if not made.asked:
         raise UserError(f"runs {base[0].run_id} and {new[0].run_id} have no method and question in common")
-    compared = {
-        "schema": SCHEMA,
-        "base": _side(base[0]),
-        "new": _side(new[0]),
-        "interleaved": made.interleaved,
-        "same_machine": made.same_machine,
-        "rules": used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
-        "questions": len({a.question_id for a, _ in made.asked}),
-        "warnings": [*warnings, *made.warnings()],
-        "methods": {label: made.method(label) for label in base[0].methods},
-    }
+    compared = Comparison(
+        base=_side(base[0]),
+        new=_side(new[0]),
+        interleaved=made.interleaved,
+        same_machine=made.same_machine,
+        rules=used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
+        questions=len({a.question_id for a, _ in made.asked}),
+        warnings=[*warnings, *made.warnings()],
+        methods={label: made.method(label) for label in base[0].methods},
+    )
     settle(compared)
     return compared
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """What must be alike before two runs can be compared, by IDENTITY's names."""
-    values = (
-        run.model.get("sha256"),
-        run.dataset.get("sha256"),
-        run.dtype,
-        str(run.machine),
-        run.config.get("max_new_tokens"),
-        metrics.sampling(run),
-    )
-    return dict(zip(IDENTITY, values, strict=True))
-
-
-def check_comparable(base: Run, new: Run, rules: Rules) -> list[str]:
-    """Differences between the runs that are meant, a sentence each.
-
-    Raises:
-        UserError: there are others.
-
-    """
-    sides = identity(base), identity(new)
-    different = {name: (sides[0][name], sides[1][name]) for name in IDENTITY if sides[0][name] != sides[1][name]}
-    refused = {name: values for name, values in different.items() if name not in rules.allow}
-    if refused:
-        listed = "; ".join(f"{name}: {_short(a)} and {_short(b)}" for name, (a, b) in refused.items())
-        allow = " ".join(f"--allow '{name}'" for name in refused)
-        raise UserError(f"runs {base.run_id} and {new.run_id} are of different things ({listed}): {allow} if meant")
-    return [f"the runs differ in {name}: {_short(a)} and {_short(b)}" for name, (a, b) in different.items()]
-
-
-def used_rules(rules: Rules, tolerance: float) -> dict[str, float]:
+def used_rules(rules: Rules, tolerance: float) -> Rules:
     """What a comparison says of its rules."""
-    return {"effect": rules.effect, "prefill_effect": rules.prefill_effect, "tolerance": tolerance}
+    return dataclasses.replace(rules, tolerance=tolerance)
 
 
 @dataclass
@@ -132,9 +103,10 @@ class _Comparison:
 
     def __post_init__(self) -> None:
         self.interleaved = _interleaved(self.base[0], self.new[0])
-        self.same_machine = _machine(self.base[0]) == _machine(self.new[0])
+        self.same_machine = comparable.same_machine(self.base[0], self.new[0])
         self.baseline = metrics.vanilla_name(self.base[0])
         self.asked = _common(self.base[1], self.new[1])
+        self.doubts = [] if self.interleaved else comparable.doubts(self.base[0], self.new[0], self.asked)
         self.kept = _finished(self.asked)
         self.other_text = {
             a.question_id for a, b in self.kept if a.method == self.baseline and a.token_ids != b.token_ids
@@ -155,29 +127,52 @@ class _Comparison:
             found.append(f"{label} ran in new only: it is not compared")
         if self.other_text:
             found.append(
-                f"vanilla answers {len(self.other_text)} questions otherwise than in base; they are left out of the "
+                f"vanilla answers {len(self.other_text)} questions differently in new; they are left out of the "
                 "counters of all methods"
             )
-        for label in self.base[0].methods:
-            if self.same_machine and label in self.new[0].methods and not self.exact(label):
-                found.append(f"{label} has other knobs or measured other costs in new: its counters get the tolerance")
+        found += [f"speedups are inconclusive: {reason}" for reason in self.doubts]
+        return [*found, *(text for label in self.base[0].methods for text in self._settings(label))]
+
+    def _settings(self, label: str) -> list[str]:
+        """How a method was set up differently in new."""
+        if label not in self.new[0].methods:
+            return []
+        before, now = (run.methods[label].ran for run, _ in (self.base, self.new))
+        knobs = comparable.changed_knobs(before, now)
+        found = [f"{label} ran with other knobs in new: {', '.join(knobs)}"] if knobs else []
+        if not self.same_costs(label):
+            effect = "" if self.drafts_alike(label) else ", and it drafted differently: its speedup is inconclusive"
+            found.append(
+                f"{label} measured other forward-pass costs in new{effect}; its counters get a tolerance of "
+                f"{self.rules.tolerance:.1%}, and a larger change is inconclusive"
+            )
         return found
 
-    def exact(self, label: str) -> bool:
-        """Whether equal code would give equal counters: machine, engine and all that is measured at start are alike."""
-        sides = [run.methods[label].ran for run, _ in (self.base, self.new)]
-        return self.same_machine and sides[0] == sides[1]
+    def same_costs(self, label: str) -> bool:
+        """Return whether a method drafted by the same forward-pass costs in both runs."""
+        before, now = (comparable.recorded_costs(run.methods[label].ran) for run, _ in (self.base, self.new))
+        return before == now
 
-    def method(self, label: str) -> dict[str, Any]:
-        """A method's metrics on each task and overall; where new has not got it, nobody can tell."""
+    def exact(self, label: str) -> bool:
+        """Return whether equal code would give equal counters."""
+        return self.same_machine and self.same_costs(label)
+
+    def drafts_alike(self, label: str) -> bool:
+        """Return whether a method proposed the same in both runs, where vanilla answered the same."""
+        return comparable.drafted_alike(
+            [pair for pair in self.kept if pair[0].method == label and pair[0].question_id not in self.other_text]
+        )
+
+    def method(self, label: str) -> ComparedMethod:
+        """A method's metrics on each task and overall; inconclusive where new does not have it."""
         kind = self.base[0].methods[label].kind
         asked = [pair for pair in self.asked if pair[0].method == label]
         if not asked:
             count = sum(turn.method == label for turn in self.base[1])
-            return {"kind": kind, "tasks": {OVERALL: {"metrics": {MISSING: new_metric(count, 0, verdict=UNKNOWN)}}}}
+            return ComparedMethod(kind, {OVERALL: ComparedTask({MISSING: new_metric(count, 0, verdict=UNKNOWN)})})
         tasks = metrics.ordered_tasks(pair[0].task for pair in asked)
         groups = {task: [task] for task in tasks} | {OVERALL: tasks}
-        return {"kind": kind, "tasks": {name: {"metrics": self._cell(label, asked, of)} for name, of in groups.items()}}
+        return ComparedMethod(kind, {name: ComparedTask(self._cell(label, asked, of)) for name, of in groups.items()})
 
     def _cell(self, label: str, asked: list[Pair], tasks: list[str]) -> dict[str, Metric]:
         kind = self.base[0].methods[label].kind
@@ -186,6 +181,8 @@ class _Comparison:
         if label != self.baseline:
             beside = [self._turns(self.baseline, task) for task in tasks]
             found |= _speedups(by_task, beside, counts=not self.interleaved and kind != "peer")
+            if self.doubts or not (self.same_costs(label) or self.drafts_alike(label)):
+                found[SPEEDUP].verdict = UNKNOWN
         if kind != "peer":
             found |= self._counters(label, by_task)
         members = [pair for pair in asked if pair[0].task in tasks]
@@ -195,9 +192,9 @@ class _Comparison:
         else:
             found |= _audits(members)
         for name, metric in found.items():
-            if metric["verdict"] is None:
+            if not metric.verdict:
                 effect = self.rules.prefill_effect if name == PREFILL else self.rules.effect
-                metric["verdict"] = judge(metric["change"], effect, more_is_worse=metric["more_is_worse"])
+                metric.verdict = judge(metric.change, effect, more_is_worse=metric.more_is_worse)
         return found
 
     def _turns(self, label: str, task: str) -> list[Pair]:
@@ -228,25 +225,21 @@ class _Comparison:
             MODELLED: _mean_counter(sides, lambda turns: _modelled(turns, costs), tolerance, more_is_worse=False),
         }
         known = {name: metric for name, metric in found.items() if metric is not None}
-        if MODELLED in known and known[MODELLED]["new"] is not None:
+        for metric in known.values():
+            if not self.same_costs(label) and metric.verdict != SAME:  # the costs may have caused it, not the code
+                metric.verdict = UNKNOWN
+        if MODELLED in known and known[MODELLED].new is not None:
             # More drafts may raise CR and cost more than that: at base's costs the two become one figure.
-            known["CR"]["counts"] = False
+            known["CR"].counts = False
         else:
             for name in known.keys() & {DRAFTED, CALLS}:
-                known[name]["counts"] = True
+                known[name].counts = True
         return known
 
 
 def _interleaved(base: Run, new: Run) -> bool:
     mark = base.provenance.get("interleaved")
     return mark is not None and mark == new.provenance.get("interleaved")
-
-
-def _machine(run: Run) -> tuple[Any, ...]:
-    """What decides how sums are rounded."""
-    machine, torch = run.machine, run.provenance.get("packages", {}).get("torch")
-    weights = run.engine.get("weights")
-    return machine.digest, machine.torch_instructions, machine.threads, torch, run.dtype, weights
 
 
 def _common(base: Sequence[Turn], new: Sequence[Turn]) -> list[Pair]:
@@ -289,7 +282,7 @@ def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: boo
         # In the shape that the estimator takes: one token in so many seconds on either side.
         ratios.append(np.array([[1.0, 1 / sides[1][q], 1.0, 1 / sides[0][q]] for q in shared]).reshape(-1, 4))
         values.append([_speedup(own, beside, set(shared), side) for side in (0, 1)])
-    change = stats.estimates(ratios)["geometric"]
+    change = Estimate(**stats.estimates(ratios)["geometric"])
     base, new = (breakdown.mean(value[side] for value in values) for side in (0, 1))
     return {SPEEDUP: new_metric(base, new, change, counts=counts, more_is_worse=False)}
 
@@ -315,7 +308,7 @@ def _mean_counter(
 ) -> Metric | None:
     """A counter over the tasks that base knows it of: their unweighted mean. None where base does not know it at all.
 
-    Where new does not know it of one of these tasks, new's is None and nobody can tell.
+    Where new does not know it of one of these tasks, new's is None and the metric is inconclusive.
     """
     known = [(value, of(new)) for base, new in zip(*sides, strict=True) if (value := of(base)) is not None]
     if not known:
@@ -343,7 +336,7 @@ def _modelled(turns: Sequence[Turn], costs: PassCosts | None) -> float | None:
 
 
 def _audits(pairs: list[Pair]) -> dict[str, Metric]:
-    """Answers that are not vanilla's beyond rounding, and those that nobody checks any more."""
+    """Answers that are not vanilla's beyond rounding, and those that are no longer checked."""
     checked = [pair for pair in pairs if pair[0].audit is not None]
     return {
         DIFFERENT: fault(pairs, lambda turn: turn.audit is not None and turn.audit.verdict == "different"),
@@ -351,19 +344,14 @@ def _audits(pairs: list[Pair]) -> dict[str, Metric]:
     }
 
 
-def _side(run: Run) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "commit": run.provenance.get("gated_commit") or run.provenance.get("commit"),
-        "dirty": run.provenance.get("dirty"),
-        "started": run.provenance.get("started"),
-        "model": run.model.get("name"),
-        "questions": run.dataset.get("name"),
-        "dtype": run.dtype,
-        "device": run.machine.name,
-    }
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}.." if len(text) == 64 else text
+def _side(run: Run) -> Side:
+    return Side(
+        run.run_id,
+        commit=run.provenance.get("gated_commit") or run.provenance.get("commit"),
+        dirty=run.provenance.get("dirty"),
+        started=run.provenance.get("started"),
+        model=run.model.get("name"),
+        questions=run.dataset.get("name"),
+        dtype=run.dtype,
+        device=run.machine.name,
+    )

@@ -1,21 +1,26 @@
-"""What a run's record says of its model, questions, engine, origin and memory. A fact that is not known is left out."""
+"""What a run records about its model, questions, engine, origin and memory. A fact that is unknown is left out."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from bench.typed_json import Count, Real, Seconds, Share
+from bench.typed_json import Amount, Count, Key, Moment, Real, Seconds, Share
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
 
 
 class PassCosts(TypedDict):
-    """What a method's passes cost, measured before the run, in vanilla steps with their bookkeeping.
+    """The cost of a method's forward passes, measured before the run, in vanilla steps including their bookkeeping.
 
     (A knob `costs` is in steps without it; see bench.run.contestants.)
     """
 
-    shallow: Seconds
-    draft: Seconds
-    verify: dict[str, Seconds]  # by positions
+    shallow: Amount
+    draft: Amount
+    verify: Annotated[dict[Key, Amount], Field(min_length=1)]  # by tokens verified
     rest: Real  # what the microbenchmarks leave out; noise may make it negative
 
 
@@ -27,6 +32,8 @@ class ModelFacts(TypedDict, total=False):
     sha256: str
     parameters: Count
     chat_template: str
+    chat_template_sha256: Digest
+    tokenizer_sha256: Digest
 
 
 class DatasetFacts(TypedDict, total=False):
@@ -39,7 +46,7 @@ class DatasetFacts(TypedDict, total=False):
 
 
 class EngineFacts(TypedDict, total=False):
-    """How the engine ran passes."""
+    """How the engine ran forward passes."""
 
     weights: str
     cache_positions: Count
@@ -51,7 +58,7 @@ class EngineFacts(TypedDict, total=False):
 class Session(TypedDict, total=False):
     """One process that worked on a run: a run that was resumed has several."""
 
-    started: str
+    started: Moment
     wall_s: Seconds
     commit: str | None
     dirty: bool | None
@@ -61,9 +68,9 @@ class Session(TypedDict, total=False):
 
 
 class Provenance(TypedDict, total=False):
-    """When, by what code and beside what else."""
+    """When and with which code a run was made, and what else ran on the machine."""
 
-    started: str
+    started: Moment
     python: str
     platform: str
     packages: dict[str, str]
@@ -72,7 +79,7 @@ class Provenance(TypedDict, total=False):
     load_1min: Real | None
     warnings: list[str]
     sessions: list[Session]
-    interleaved: str  # of a gate's run: both sides' mark
+    interleaved: str  # of a gate's run: the mark that both sides share
     gated_commit: str | None
 
 
@@ -80,4 +87,4 @@ class MemoryFacts(TypedDict, total=False):
     """Peaks in bytes."""
 
     peak_bytes: Count  # of the process
-    methods: dict[str, Count]  # while each was at work; empty where a peak cannot be reset
+    methods: dict[str, Count]  # while each method was at work; empty where a peak cannot be reset

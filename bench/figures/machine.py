@@ -48,7 +48,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computed on, and with how many threads. `digest` is the same after a reboot or an update."""
+    """The machine and the threads of a run. `digest` is the same after a reboot or an update."""
 
     type: Annotated[str, Field(pattern="^(cpu|cuda)$")] = "cpu"  # what the run used
     name: str = ""  # of the GPU on CUDA, else of the processor
@@ -60,7 +60,7 @@ class Machine:
     system: str = ""  # Linux, Darwin
     kernel: str = ""  # its release
     torch_instructions: str = ""  # the instruction set that torch's kernels take
-    digest: str = ""  # made of the rest, whatever is given
+    digest: str = ""  # computed from the rest, not read
 
     def __post_init__(self) -> None:
         lasting = {
@@ -75,11 +75,11 @@ class Machine:
         object.__setattr__(self, "digest", digest[:_DIGEST_CHARS])
 
     def __str__(self) -> str:
-        """Name and digest: machines of one name are told apart."""
+        """Name and digest, because different machines have one name."""
         return f"{self.name} ({self.digest})"
 
     def facts(self) -> dict[str, str]:
-        """What a reader wants to know, without what is not known."""
+        """The known facts, for readers."""
         cpu, gpu, gpu_facts = self.processor, self.gpu, ""
         if gpu:
             gpu_facts = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, driver {gpu.driver}, CUDA {gpu.cuda}"

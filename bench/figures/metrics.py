@@ -12,7 +12,6 @@ Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, stats
+from bench.figures import breakdown, disturbed, stats
 from bench.figures.breakdown import finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
@@ -74,7 +73,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
             run.dataset.get("questions"),
             run.config.get("max_new_tokens"),
         ),
-        device=dataclasses.asdict(run.machine),
+        device=run.machine,
         dtype=run.dtype,
         sampling=sampling(run),
         complete=run.complete,
@@ -84,6 +83,8 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         failed_methods=dead,
         failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],
         divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
+        busy_turns=disturbed.busy_turns(kept),
+        outliers=disturbed.outliers(paired, vanilla),
         methods={
             name: Entry(
                 info.kind,
@@ -113,9 +114,9 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
 
 
 def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ decode tokens / Σ decode seconds. What came with the prefill, a turn's first token, is not counted."""
+    """Σ decode tokens / Σ decode seconds, without the tokens of the prefill; None where each answer was one token."""
     turns = list(turns)
-    return ratio(sum(turn.decode_tokens for turn in turns), sum(turn.decode_s for turn in turns))
+    return ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
 
 
 def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
@@ -328,6 +329,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "generated_tokens": _generated(turns),
         "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
         "confidence": None if peer else breakdown.confidence(turns),
+        "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),
         "context": breakdown.context(paired),
     }
     if info.lossless and info.kind != "vanilla":  # how the audits of a method that claims to be lossless ended
@@ -338,7 +340,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         estimates = {name: Estimate(**each) for name, each in stats.estimates(sums).items()}
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
-        if peer:  # what vanilla is worth beside it; overall the mean of the tasks' own, and no inverse of a mean
+        if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
             turned = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])
             found[f"worth_{key}"] = Estimate(**turned["ratio_of_sums"])
     return found
@@ -359,7 +361,7 @@ def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
 
 
 def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None:
-    """Set a prediction, if there is one, and how far it lies from what was measured."""
+    """Set the prediction, if there is one, and its relative error."""
     if step_cost is not None and speedup is not None:
         cell.predicted = Predicted(step_cost, speedup)
         over = ratio(speedup, cell.speedup_decode.value)

@@ -1,19 +1,20 @@
-"""What papers and leaderboards say of the methods that a run measured: `results/published/*.json`.
+"""What papers and leaderboards report for the methods that a run measured: `results/published/*.json`.
 
 A published figure is of another model on another device in another harness: its source, model and hardware go with it.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from bench.errors import UserError
 from bench.figures.metrics import TASKS
 from bench.figures.summary import OVERALL, Entry, Summary
-from bench.typed_json import decode_value
+from bench.typed_json import Count, Json, MismatchError, Real, read
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 SCHEMA = 1
@@ -25,16 +26,16 @@ PLACES = (*TASKS, OVERALL)
 class Result:
     """One method on one model and device, as published. Figures are by task, `overall` among them where given."""
 
-    method: str  # as our method is called where we have it
-    label: str  # as the source calls it
+    method: str  # by our name if we have it
+    label: str  # by the source's name
     model: str
     hardware: str
     settings: str
-    speedup: dict[str, float]
-    compression_rate: dict[str, float]
-    ctar: dict[str, list[float]]  # w = 1, 2, ...
-    extra_parameters: int = 0  # 0: not said
-    knobs: dict[str, float] = field(default_factory=dict)  # of `settings`, those that programs read, by our names
+    speedup: dict[str, Real]
+    compression_rate: dict[str, Real]
+    ctar: dict[str, list[Real]]  # w = 1, 2, ...
+    extra_parameters: Count = 0  # 0: not given
+    knobs: dict[str, Real] = field(default_factory=dict)  # of `settings`, those that programs read, by our names
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Ablation:
 
     method: str
     model: str
-    what: str  # was varied
+    what: str  # what was varied
     read_off_a_figure: bool
-    points: list[dict[str, Any]]  # settings, and `speedup` or `compression_rate` or both
+    points: list[dict[str, Json]]  # settings, and `speedup` or `compression_rate` or both
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,11 @@ class Source:
     results: list[Result]
     ablations: list[Ablation]
     notes: list[str]
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
 
 
 def read_published(folder: Path = PUBLISHED) -> list[Source]:
-    """Every source of a folder, by file name; none where the folder is missing (an installation without the data).
+    """Every source in a folder, by file name; none if the folder is missing (an installation without the data).
 
     Raises:
         UserError: a file is malformed.
@@ -80,40 +82,32 @@ def read_source(path: Path) -> Source:
 
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; mend or remove the file") from error
-    try:
-        schema = value.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"schema {schema!r} is not {SCHEMA}")
-        found = decode_value(Source, value)
+        found = read(Source, path)
         _check(found)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path} is no file of published figures: {what}; mend or remove it") from error
+    except (OSError, MismatchError) as error:
+        raise UserError(f"{path} is not a file of published figures: {error}; mend or remove it") from error
     return found
 
 
 def same_method(summary: Summary, sources: list[Source]) -> dict[str, list[tuple[Source, Result]]]:
-    """Published results of the run's methods, by the method's name without its knobs; only those that there are."""
+    """Published results of the run's methods, by method name without knobs; methods without results are left out."""
     bases = dict.fromkeys(name.partition(":")[0] for name in summary.of_kind("method"))
     found = {base: [(s, result) for s in sources for result in s.results if result.method == base] for base in bases}
     return {base: results for base, results in found.items() if results}
 
 
 def variants(summary: Summary, base: str) -> dict[str, Entry]:
-    """The run's methods that are `base` with any knobs."""
+    """The run's methods named `base`, with any knobs."""
     return {name: entry for name, entry in summary.of_kind("method").items() if name.partition(":")[0] == base}
 
 
 def places_of(entry: Entry) -> list[str]:
-    """The tasks that a method was asked; overall too where these are all six, as in what is published."""
+    """The tasks that a method ran; with overall if these are all six, as in published figures."""
     return [task for task in entry.tasks if task != OVERALL or all(task in entry.tasks for task in TASKS)]
 
 
 def _check(source: Source) -> None:
-    """Raise ValueError for what would be shown wrongly."""
+    """Raise MismatchError for values that cannot be right."""
     texts = {"source": source.source, "citation": source.citation, "url": source.url, "benchmark": source.benchmark}
     for result in source.results:
         texts |= {key: getattr(result, key) for key in ("method", "label", "model", "hardware")}
@@ -121,9 +115,9 @@ def _check(source: Source) -> None:
         for name, values in figures.items():
             for task, value in values.items():
                 if task not in PLACES:
-                    raise ValueError(f"{name} of {result.label} in {task}: no such task; there are {', '.join(PLACES)}")
+                    raise MismatchError(f"{name} of {result.label} in {task}: tasks are {', '.join(PLACES)}")
                 if not all(0 <= one < 1000 for one in (value if isinstance(value, list) else [value])):
-                    raise ValueError(f"{name} of {result.label} in {task} is {value!r}, not a number from 0 on")
+                    raise MismatchError(f"{name} of {result.label} in {task} is {value!r}, not a number from 0 on")
         for key, text in texts.items():
             if not text:
-                raise ValueError(f"{key} is {text!r}, not a text")
+                raise MismatchError(f"{key} is {text!r}, not a text")

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import secrets
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,21 +32,35 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from bench.errors import UserError, did_you_mean
+from bench.errors import UserError
+from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
 from bench.files import check_writable as check_writable
-from bench.typed_json import Count, FileName, MismatchError, Real, Seconds, Share, decode, read
+from bench.typed_json import (
+    Count,
+    FileName,
+    Json,
+    Key,
+    MismatchError,
+    Real,
+    Seconds,
+    Share,
+    TokenId,
+    decode,
+    decode_lines,
+    read,
+)
 
 SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
 PIECES_FILE = "pieces.json"
-SWEEP_FILE = "sweep.json"  # of a sweep, beside the records of its run
+SWEEP_FILE = "sweep.json"  # of a sweep, next to the records of its run
 EXPORTED = "spec-bench"  # folder of `export`'s files
 REFERENCE = Path("results/reference")  # our own runs that README.md shows
-RUNS = Path("results/runs")  # where runs lie by their id unless --out says otherwise
+RUNS = Path("results/runs")  # where runs are kept by their id unless --out says otherwise
 DERIVED = ("summary.json", "summary.csv", "report.md", "report.tex", "report.html", "plots")  # by bench.report
 
 
@@ -54,8 +70,8 @@ class Audit:
 
     verdict: Annotated[str, Field(pattern="^(identical|numerical|different)$")]
     position: Count | None = None  # of the first divergence
-    token: Count | None = None  # the method's there; None: its answer ended
-    vanilla_token: Count | None = None
+    token: TokenId | None = None  # the method's there; None: its answer ended
+    vanilla_token: TokenId | None = None
     gap: Real | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
     tolerance: Real | None = None  # twice the measured logit error of the run's dtype
 
@@ -65,13 +81,13 @@ class Turn:
     """One method's answer to one turn of one question in one round."""
 
     method: str
-    question_id: int
+    question_id: Count
     task: str
     category: str
     turn: Count  # from 0
     round: Annotated[int, Field(ge=-1)]  # from 0; -1: a gate's warm-up, which no file keeps
     prompt_tokens: Count = 0
-    token_ids: list[Count] = field(default_factory=list)  # the answer, EOS included where it was emitted
+    token_ids: list[TokenId] = field(default_factory=list)  # the answer, EOS included where it was emitted
     prefill_s: Seconds = 0.0  # prompt in, first token out
     decode_s: Seconds = 0.0  # everything after that
     finish: Annotated[str, Field(pattern="^(eos|length)?$")] = ""
@@ -81,7 +97,7 @@ class Turn:
     per_step_depth: list[Count] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
     per_step_calls: list[Count] = field(default_factory=list)  # runs of the draft model; empty: not recorded
     per_step_part: list[Count] = field(default_factory=list)  # which member of a composition drafted; empty: no such
-    per_step_rejected: list[list[Count]] = field(default_factory=list)  # drafts that lost to a step's last token
+    per_step_rejected: list[list[TokenId]] = field(default_factory=list)  # drafts that lost to a step's last token
     accepted_confidence: list[Share] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
     rejected_confidence: list[Share] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown
     draft_s: Seconds = 0.0  # sum over the steps, within decode_s
@@ -98,19 +114,26 @@ class Turn:
 
     audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
     error: str | None = None  # why the turn failed; every other figure is then void
+    prompt_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""  # of the prompt's ids; empty: not recorded
+    others_share: Share | None = None  # of the processors, used by other programs meanwhile; None: not recorded
+
+
+def prompt_digest(token_ids: Iterable[int]) -> str:
+    """A prompt's digest as turns record it: 16 hexadecimal digits of the SHA-256 of its token ids."""
+    return hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class MethodInfo:
-    """What a run says of one of its methods."""
+    """What a run records about one of its methods."""
 
     kind: Annotated[str, Field(pattern="^(vanilla|method|peer)$")]
     lossless: bool
     extra_parameters: Count  # weights that the method adds to the target
-    config: dict[str, Any]  # every knob with its value, as asked for or as the weights say
-    notes: dict[str, Any] = field(default_factory=dict)  # what the method says of itself, such as its predictions
+    config: dict[str, Json]  # every knob with its value, as asked for or as the weights say
+    notes: dict[str, Json] = field(default_factory=dict)  # what the method reports about itself
     costs: PassCosts | None = None  # None: not known
-    measured: dict[str, Any] = field(default_factory=dict)  # knobs left open, as they were measured or chosen
+    measured: dict[str, Json] = field(default_factory=dict)  # knobs left open, as they were measured or chosen
 
     @property
     def ran(self) -> dict[str, Any]:
@@ -134,7 +157,7 @@ class Run:
     dataset: DatasetFacts
     machine: Machine
     dtype: str
-    config: dict[str, Any]  # every setting of the run
+    config: dict[str, Json]  # every setting of the run
     methods: dict[str, MethodInfo]  # by the name that tables show, vanilla first
     engine: EngineFacts
     provenance: Provenance
@@ -152,7 +175,7 @@ Records = tuple[Run, list[Turn]]
 
 
 def plots_of(run_dir: Path, run_id: str) -> Path:
-    """Where the plots of a run belong: next to those of others if the run is next to others, otherwise with it."""
+    """The folder for a run's plots: next to those of other runs if the run is next to them, else within its own."""
     if run_dir.absolute() == (RUNS / run_id).absolute():
         return Path("plots") / run_id
     is_reference = run_dir.absolute().parent == REFERENCE.absolute()
@@ -193,7 +216,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         UserError: another process holds it, or it cannot be written.
 
     """
-    path = folder / ".lock"
+    path = folder / ".roobench.lock"  # not a name of the user's: the file is removed in the end
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=0)
@@ -230,7 +253,7 @@ def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
     """Add one turn a line; they are on the disk when this returns.
 
     Raises:
-        UserError: the disk is full or the folder gone; the file is then as it was before. It tells how to `go_on`.
+        UserError: the disk is full or the folder gone; the file is then unchanged. The message says how to `go_on`.
 
     """
     content = _lines(turns).encode()
@@ -264,81 +287,45 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RUN_FILE
     try:
-        content = path.read_bytes()
-        if (schema := decode(_Schema, content, lenient=True)["schema"]) != SCHEMA:
+        if (schema := read(_Schema, path, lenient=True)["schema"]) != SCHEMA:
             raise UserError(f"{path} has schema {schema}; this version reads {SCHEMA}: run the bench again")
-        return decode(Run, content)
+        run = read(Run, path)
+        check_run(run)
+        return run
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no {RUN_FILE}; name a folder like results/runs/<run id>") from None
     except MismatchError as error:
         raise UserError(f"{path} is not a run's record: {error}; restore the file, or run the bench again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def read_records(folder: Path) -> Records:
     """A run and its turns.
 
     Raises:
-        UserError: as `read_run` and `read_turns`; or turns of methods that the run does not have, or one twice.
+        UserError: as `read_run` and `read_turns`; or a turn that cannot be of this run, or is there twice.
 
     """
-    run, seen = read_run(folder), set()
-    turns = read_turns(folder)
-    for number, turn in enumerate(turns, 1):
-        key = (turn.method, turn.question_id, turn.turn, turn.round)
-        if turn.method not in run.methods:
-            wrong = f"method: {turn.method!r} is not in {RUN_FILE}{did_you_mean(turn.method, run.methods)}"
-        elif key in seen:
-            wrong = (
-                f"{turn.method} answered question {turn.question_id}, turn {turn.turn}, in round {turn.round} before"
-            )
-        else:
-            seen.add(key)
-            continue
-        raise UserError(f"{folder / TURNS_FILE}, line {number}: {wrong}; restore the file, or remove the line")
-    return run, turns
+    run = read_run(folder)
+    return run, read_turns(folder, run)
 
 
-def read_turns(folder: Path) -> list[Turn]:
+def read_turns(folder: Path, run: Run | None = None) -> list[Turn]:
     """The `turns.jsonl` of a run's folder, without a last line that a killed run left half written.
 
     Raises:
-        UserError: missing or malformed, with the line's number and the field's name.
+        UserError: missing or malformed, or not of `run`, with the line's number and the field's name.
 
     """
-    path, turns = folder / TURNS_FILE, []
+    path = folder / TURNS_FILE
     try:
-        # By this one byte alone: an answer may hold other characters that end lines, which JSON leaves as they are.
-        *whole, torn = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; restore the file") from error
+    whole, _, torn = content.rpartition(b"\n")
     with contextlib.suppress(MismatchError):  # only the line's end may be missing
         decode(dict[str, Any], torn)
-        whole.append(torn)
-    for number, line in enumerate(whole, 1):
-        try:
-            turns.append(decode(Turn, line))
-            _check(turns[-1])
-        except MismatchError as error:
-            raise UserError(
-                f"{path}, line {number}: not a turn's record ({error}); restore the file, or remove the line"
-            ) from error
-    return turns
-
-
-def _check(turn: Turn) -> None:
-    """What types do not say. Lists of one entry a step are of one length; some are empty where not recorded."""
-    if turn.round < 0:
-        raise MismatchError(f"round: must be at least 0, not {turn.round}")
-    lists = (
-        "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_calls",
-        "per_step_part", "per_step_rejected",
-    )  # fmt: skip
-    lengths = {name: len(steps) for name in lists if (steps := getattr(turn, name))}
-    if len(set(lengths.values())) > 1:
-        fewest = min(lengths, key=lambda name: lengths[name])
-        raise MismatchError(f"{fewest}: has not as many steps as the others ({lengths})")
+        whole = content
+    return decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
 
 
 def read_pieces(folder: Path) -> dict[str, str]:
@@ -350,10 +337,10 @@ def read_pieces(folder: Path) -> dict[str, str]:
     """
     path = folder / PIECES_FILE
     try:
-        return read(dict[str, str], path)
+        return read(dict[Key, str], path)
     except FileNotFoundError:
         return {}
-    except (OSError, MismatchError) as error:
+    except MismatchError as error:
         raise UserError(f"{path} cannot be read ({error}): remove it, and tokens are shown by their ids") from error
 
 

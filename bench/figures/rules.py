@@ -9,8 +9,9 @@ from bench.errors import UserError
 
 # What must be alike before two runs can be compared.
 IDENTITY = ("model", "questions", "dtype", "device", "limit of new tokens", "sampling")
-ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties that fell otherwise
-ALLOWED = (*IDENTITY, ANSWERS)
+ANSWERS = "answers"  # vanilla's own: other tokens than base's mean another engine, or ties resolved differently
+PROMPTS = ("chat template", "tokenizer", "prompts")  # likewise, as far as both records say it
+ALLOWED = (*IDENTITY, *PROMPTS, ANSWERS)
 _WEEK_MIN = 7 * 24 * 60
 
 

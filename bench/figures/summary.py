@@ -1,31 +1,36 @@
-"""The figures of a run as `summary.json` holds them: one schema for whatever computes, writes or shows them. No torch.
+"""The figures of a run as `summary.json` holds them: one schema for computing, writing and showing them. No torch.
 
-An undefined figure is None, never NaN and never 0. A share lies between 0 and 1. Lists by window hold w = 1, 2, ...
+An undefined figure is None, never NaN and never 0. A share is between 0 and 1. Lists by window hold w = 1, 2, ...
 `bench.figures.metrics` computes the figures and defines them.
 """
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from bench.errors import UserError
-from bench.typed_json import decode_value
+from bench.figures.machine import Machine
+from bench.typed_json import Count, Finite, Json, MismatchError, Share, read
 
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
-OVERALL = "overall"  # stands among the tasks
+OVERALL = "overall"  # an entry among the tasks
+_NAME_CHARS = 30  # of a method that pages show as it is spelled
 
 
 @dataclass(slots=True)
 class Estimate:
-    """A ratio with its 95% interval; no bounds where there are too few questions for one."""
+    """A ratio with its 95% interval; no bounds where an interval would say nothing, see `stats.estimates`."""
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    value: Finite | None = None
+    low: Finite | None = None
+    high: Finite | None = None
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -38,82 +43,83 @@ class Estimate:
 class StepTime:
     """Parts of a mean step, in vanilla steps of the same turns."""
 
-    draft: float | None = None
-    verify: float | None = None
-    rest: float | None = None
-    total: float | None = None
+    draft: Finite | None = None
+    verify: Finite | None = None
+    rest: Finite | None = None
+    total: Finite | None = None
 
 
 @dataclass(slots=True)
 class Predicted:
     """What costs measured before the run make of the recorded steps."""
 
-    step_cost: float  # in vanilla steps
-    speedup: float
+    step_cost: Finite  # in vanilla steps
+    speedup: Finite
 
 
 @dataclass(slots=True)
 class Confidence:
     """Counts of drafts by the probability that the draft model gave them; `edges` has one entry more than the bins."""
 
-    edges: list[float]
-    accepted: list[int]
-    rejected: list[int]
+    edges: list[Finite]
+    accepted: list[Count]
+    rejected: list[Count]
 
 
 @dataclass(slots=True)
 class ContextBin:
     """Decode time of the turns with about as much context."""
 
-    context: float | None  # mean tokens: prompt and half the answer
-    ms_per_token: float | None
-    vanilla_ms_per_token: float | None
-    turns: int
+    context: Finite | None  # mean tokens: prompt and half the answer
+    ms_per_token: Finite | None
+    vanilla_ms_per_token: Finite | None
+    turns: Count
 
 
 @dataclass(slots=True, kw_only=True)
 class Cell:
     """The figures of one method on one task, or overall. A peer has no steps: their figures are None."""
 
-    questions: int = 0
-    turns: int = 0
-    generated_tokens: int = 0
-    steps: int | None = None
+    questions: Count = 0
+    turns: Count = 0
+    generated_tokens: Count = 0
+    steps: Count | None = None
     speedup_decode: Estimate = field(default_factory=Estimate)  # ratio of sums, as the next but two
     speedup_decode_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_decode_geometric: Estimate = field(default_factory=Estimate)
+    speedup_decode_median: Estimate = field(default_factory=Estimate)  # robust; without interval
     speedup_total: Estimate = field(default_factory=Estimate)
     speedup_total_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_total_geometric: Estimate = field(default_factory=Estimate)
     worth_decode: Estimate | None = None  # vanilla's speed over a peer's; None for all others
     worth_total: Estimate | None = None
-    tok_per_s: float | None = None
-    tok_per_s_vanilla: float | None = None
-    compression_rate: float | None = None
-    draft_token_share: float | None = None
-    draft_time_share: float | None = None
-    repetition: float | None = None
-    ctar: list[float | None] | None = None
-    conditional_acceptance: list[float | None] | None = None
-    window_ctar: list[float | None] | None = None
-    emitted_histogram: list[int] | None = None  # steps that added 1, 2, ... tokens
+    tok_per_s: Finite | None = None
+    tok_per_s_vanilla: Finite | None = None
+    compression_rate: Finite | None = None
+    draft_token_share: Finite | None = None
+    draft_time_share: Finite | None = None
+    repetition: Finite | None = None
+    ctar: list[Finite | None] | None = None
+    conditional_acceptance: list[Finite | None] | None = None
+    window_ctar: list[Finite | None] | None = None
+    emitted_histogram: list[Count] | None = None  # steps that added 1, 2, ... tokens
     confidence: Confidence | None = None
     step_time: StepTime | None = None
     predicted: Predicted | None = None
-    prediction_error: float | None = None
+    prediction_error: Finite | None = None
     context: list[ContextBin] = field(default_factory=list)
-    ttft_s: float | None = None
-    eos_share: float | None = None
-    lossless: dict[str, int] | None = None  # audited turns by verdict; None: not claimed
-    numerical_rate: float | None = None
+    ttft_s: Finite | None = None
+    eos_share: Finite | None = None
+    lossless: dict[str, Count] | None = None  # audited turns by verdict; None: not claimed
+    numerical_rate: Finite | None = None
 
 
 @dataclass(slots=True)
 class Answered:
     """Questions that a method answered, of those that vanilla did; a peer may be asked less than the others."""
 
-    questions: int
-    of: int
+    questions: Count
+    of: Count
 
 
 @dataclass(slots=True)
@@ -121,22 +127,23 @@ class Member:
     """What one member of a composition did, over all turns."""
 
     label: str
-    steps: int  # in which it drafted
-    drafted: int
-    accepted: int
+    steps: Count  # in which it drafted
+    drafted: Count
+    accepted: Count
 
 
 @dataclass(slots=True)
 class Entry:
     """One method's part of a summary."""
 
-    kind: str  # "vanilla" | "method" | "peer"
+    kind: Annotated[str, Field(pattern="^(vanilla|method|peer)$")]
     lossless: bool
-    extra_parameters: int
-    notes: dict[str, Any]  # what the method says of itself
+    extra_parameters: Count
+    notes: dict[str, Json]  # what the method reports about itself
     answered: Answered
     tasks: dict[str, Cell]  # `overall` last
     members: list[Member] = field(default_factory=list)  # of a composition, in the order in which they are asked
+    label: str = ""  # what pages call it: its name, or a short one where that is a list of knobs
 
     @property
     def overall(self) -> Cell:
@@ -150,7 +157,7 @@ class Entry:
 
     @property
     def timed(self) -> bool:
-        """Whether its steps have a time: not a peer's, nor those of an empty run."""
+        """Return whether its steps were timed: not those of a peer or of an empty run."""
         return self.overall.step_time is not None and self.overall.step_time.total is not None
 
 
@@ -160,25 +167,25 @@ class Dataset:
 
     name: str | None
     sha256: str | None
-    questions: int | None
-    max_new_tokens: int | None = None
+    questions: Count | None
+    max_new_tokens: Count | None = None
 
 
 @dataclass(slots=True)
 class Sampling:
     """How tokens were drawn."""
 
-    temperature: float
-    top_p: float
-    top_k: int
+    temperature: Finite
+    top_p: Finite
+    top_k: Count
 
 
 @dataclass(slots=True)
 class Statistics:
     """How the intervals were made."""
 
-    interval: float
-    resamples: int
+    interval: Finite
+    resamples: Count
     method: str
     cluster: str
     strata: str
@@ -188,11 +195,11 @@ class Statistics:
 class Where:
     """A turn: its place in the run. Turns and rounds count from 0."""
 
-    question_id: int
+    question_id: Count
     task: str
     method: str
-    turn: int
-    round: int
+    turn: Count
+    round: Count
 
 
 @dataclass(slots=True)
@@ -207,33 +214,83 @@ class Divergence(Where):
     """A turn whose answer is not vanilla's; see `records.Audit`."""
 
     verdict: str
-    position: int | None
-    token: int | None
-    vanilla_token: int | None
-    gap: float | None
-    tolerance: float | None
+    position: Count | None
+    token: Count | None
+    vanilla_token: Count | None
+    gap: Finite | None
+    tolerance: Finite | None
+
+
+@dataclass(slots=True)
+class BusyTurn(Where):
+    """A turn that was decoded while other programs used much of the processors."""
+
+    others_share: Share
+
+
+@dataclass(slots=True)
+class BusyTurns:
+    """How many turns were, of those that recorded it; those with the highest shares first."""
+
+    turns: Count
+    of: Count
+    by_task: dict[str, Count]
+    worst: list[BusyTurn]
+
+
+@dataclass(slots=True)
+class WithAndWithout:
+    """A decode speedup with and without one turn; None: nothing is left without it."""
+
+    speedup: Finite
+    without: Finite | None
+
+
+@dataclass(slots=True)
+class Outlier(Where):
+    """A stalled turn that by itself changes decode speedups in its task. It is not left out."""
+
+    decode_s: Finite
+    usual_s: Finite  # for as many tokens, by the method's median
+    others_share: Share | None  # of the processors, used by other programs; None: not recorded
+    speedups: dict[str, WithAndWithout]  # in its task, by method
 
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Everything that is computed from a run's records."""
 
-    schema: int = SCHEMA
+    schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
     run_id: str
     model: str
     dataset: Dataset
-    device: dict[str, Any]
+    device: Machine
     dtype: str
     sampling: Sampling | None = None  # None: greedy decoding
     complete: bool = True
-    rounds: int = 1
+    rounds: Count = 1
     statistics: Statistics | None = None
-    excluded_questions: list[int] = field(default_factory=list)
+    excluded_questions: list[Count] = field(default_factory=list)
     failed_methods: dict[str, str] = field(default_factory=dict)  # answered nothing at all: first error
     failed: list[Failure] = field(default_factory=list)
     divergences: list[Divergence] = field(default_factory=list)
+    busy_turns: BusyTurns | None = None
+    outliers: list[Outlier] = field(default_factory=list)
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
+
+    def __post_init__(self) -> None:
+        numbers: Counter[str] = Counter()
+        for name, entry in self.methods.items():
+            entry.label = name
+            if len(name) > _NAME_CHARS and ":" in name:
+                base = re.sub(":[^+]*", "", name)  # a composition has several members
+                numbers[base] += 1
+                entry.label = f"{base} ({numbers[base]})"
+
+    def label(self, name: str) -> str:
+        """What pages call a method."""
+        return self.methods[name].label if name in self.methods else name
 
     def of_kind(self, *kinds: str) -> dict[str, Entry]:
         """The methods of some kinds ("vanilla", "method", "peer"), by name, kind after kind."""
@@ -249,6 +306,6 @@ def read_summary(folder: Path) -> Summary:
     """
     path = folder / SUMMARY_FILE
     try:
-        return decode_value(Summary, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read(Summary, path)
+    except (OSError, MismatchError) as error:
         raise UserError(f"{path} is no summary of a run ({error}): redraw it with `report {folder}`") from error

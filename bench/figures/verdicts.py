@@ -1,4 +1,4 @@
-"""Metrics of a comparison and their verdicts: better, the same, worse, or nobody can tell. Pure."""
+"""Metrics of a comparison and their verdicts: better, the same, worse, or inconclusive. Pure."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from bench.figures import breakdown, stats
+from bench.figures.comparison import Comparison, Metric
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Turn
+from bench.figures.summary import Estimate
 
-BETTER, SAME, WORSE, UNKNOWN = "better", "same", "worse", "cannot tell"
+BETTER, SAME, WORSE, UNKNOWN = "better", "same", "worse", "inconclusive"
 _EXACT = 1e-9
 
 Answer = TypeVar("Answer")
-Metric = dict[str, Any]  # base, new, change (new over base, an estimate), verdict, counts, more_is_worse
 
 
-def settle(compared: dict[str, Any]) -> None:
+def settle(compared: Comparison) -> None:
     """Draw the verdicts of cells, methods and the whole from those of the metrics that count."""
-    for entry in compared["methods"].values():
-        for cell in entry["tasks"].values():
-            cell["verdict"] = worst(metric["verdict"] for metric in cell["metrics"].values() if metric["counts"])
-        entry["verdict"] = entry["tasks"][OVERALL]["verdict"]
-    compared["verdict"] = worst(entry["verdict"] for entry in compared["methods"].values())
+    for entry in compared.methods.values():
+        for cell in entry.tasks.values():
+            cell.verdict = worst(metric.verdict for metric in cell.metrics.values() if metric.counts)
+        entry.verdict = entry.tasks[OVERALL].verdict
+    compared.verdict = worst(entry.verdict for entry in compared.methods.values())
 
 
 def worst(verdicts: Iterable[str]) -> str:
-    """The one that a reader must know of: worse, then cannot tell, then better, then same."""
+    """The one that a reader must know of: worse, then inconclusive, then better, then same."""
     order = [WORSE, UNKNOWN, BETTER, SAME]
     return min(verdicts, key=order.index, default=UNKNOWN)
 
 
-def judge(change: stats.Estimate, effect: float, *, more_is_worse: bool) -> str:
+def judge(change: Estimate, effect: float, *, more_is_worse: bool) -> str:
     """The verdict on a ratio of new to base with its interval: significant *and* of some size, or neither."""
-    value, low, high = (change[key] for key in ("value", "low", "high"))
-    if value is None or low is None or high is None:
+    if change.value is None or change.bounds is None:
         return UNKNOWN
+    value, (low, high) = change.value, change.bounds
     if not more_is_worse:
         value, low, high = 1 / value, 1 / high, 1 / low
     if low > 1 and value > 1 + effect:
@@ -45,25 +46,24 @@ def judge(change: stats.Estimate, effect: float, *, more_is_worse: bool) -> str:
     return SAME if high < 1 + effect else UNKNOWN
 
 
-def new_metric(base: float | None, new: float | None, change: stats.Estimate | None = None, **more: Any) -> Metric:
-    """A figure of both sides with its change; `more` overrides: verdict, whether it counts, which way is worse."""
-    change = change or {"value": None, "low": None, "high": None}
-    return {"base": base, "new": new, "change": change, "verdict": None, "counts": True, "more_is_worse": True} | more
+def new_metric(base: float | None, new: float | None, change: Estimate | None = None, **more: Any) -> Metric:
+    """A figure of both sides with its change; `more`: verdict, whether it counts, which way is worse."""
+    return Metric(base=base, new=new, change=change or Estimate(), **more)
 
 
 def counter(base: float, new: float, tolerance: float, **more: Any) -> Metric:
     """A figure without noise: it has no interval, and any change beyond the tolerance counts."""
     value = breakdown.ratio(new, base) if base else (1.0 if base == new else None)
-    metric = new_metric(base, new, {"value": value, "low": value, "high": value}, **more)
+    metric = new_metric(base, new, Estimate(value, value, value), **more)
     if value is not None and abs(value - 1) <= tolerance + _EXACT:
-        metric["verdict"] = SAME
+        metric.verdict = SAME
     else:
-        metric["verdict"] = WORSE if (new > base) == metric["more_is_worse"] else BETTER
+        metric.verdict = WORSE if (new > base) == metric.more_is_worse else BETTER
     return metric
 
 
 def fault(pairs: Iterable[tuple[Answer, Answer]], of: Callable[[Answer], bool]) -> Metric:
-    """Answers with which something is wrong: one that was right before is worse, whatever got better elsewhere."""
+    """Answers with a fault: one that was right before makes it worse, whatever got better elsewhere."""
     sides = [(of(base), of(new)) for base, new in pairs]
     base, new = sum(a for a, _ in sides), sum(b for _, b in sides)
     verdict = WORSE if any(b and not a for a, b in sides) else BETTER if new < base else SAME
@@ -78,10 +78,10 @@ def per_unit(tasks: list[stats.Array]) -> tuple[float | None, float | None]:
     return base, new
 
 
-def time_change(tasks: list[stats.Array]) -> stats.Estimate:
+def time_change(tasks: list[stats.Array]) -> Estimate:
     """Time of new over base: the geometric mean of the questions' ratios, by task, with its interval."""
     rate = stats.estimates(tasks)["geometric"]  # of speeds, new over base
-    return {"value": _inverse(rate["value"]), "low": _inverse(rate["high"]), "high": _inverse(rate["low"])}
+    return Estimate(_inverse(rate["value"]), _inverse(rate["high"]), _inverse(rate["low"]))
 
 
 def prefill_units(turn: Turn) -> tuple[float, int]:

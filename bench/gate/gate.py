@@ -1,4 +1,4 @@
-"""Base and new answer the same questions in turns, until it is decided whether a method got slower."""
+"""Base and new answer the same questions by turns until it is clear whether a method got slower."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ from tqdm import tqdm
 
 from bench.config import RunConfig
 from bench.errors import UserError
-from bench.figures.compare import (
-    DECODE,
-    PREFILL,
-    check_comparable,
-    compare,
-)
+from bench.figures.comparable import check_comparable
+from bench.figures.compare import DECODE, PREFILL, compare
+from bench.figures.comparison import Budget, Comparison, Metric, Sequential
 from bench.figures.metrics import OVERALL, ordered_tasks
 from bench.figures.records import RUN_FILE, TURNS_FILE, Turn, write_json, write_turns
 from bench.figures.rules import GateSettings
@@ -48,12 +45,12 @@ class Gate:
     def __init__(
         self, base: Side, new: Side, settings: GateSettings, out: Path, clock: Callable[[], float] = time.monotonic
     ):
-        """Raises UserError where the sides are not of the same things."""
+        """Raises UserError if the sides do not run the same things."""
         self.sides = {side.name: side for side in (base, new)}
         self.settings, self.out, self.clock = settings, out, clock
         check_comparable(base.run, new.run, settings.rules)
         if base.questions != new.questions:
-            raise UserError("base and new were given the same questions, but read them differently: gate a newer base")
+            raise UserError("base and new read the same questions differently: take a newer --base")
         self.questions = base.questions
         self.labels = [label for label in base.run.methods if label in new.run.methods]
         self.tests = sequential.new_tests(self.labels, settings.rules, settings.alarm)
@@ -64,7 +61,7 @@ class Gate:
         self.round_blocks = 0  # blocks after which every question has been asked
 
     def run(self) -> None:
-        """Ask block after block until every method is decided and every question asked, or the budget is gone."""
+        """Ask block after block until every method is decided and every question asked, or the budget is spent."""
         budget_s = 60 * self.settings.budget_min
         self._ask(self.questions[0], 0, _WARM_UP)
         start_s = self.clock()
@@ -72,7 +69,7 @@ class Gate:
             for block_s in self._blocks():
                 used_s = self.clock() - start_s
                 bar.update(min(round(used_s), bar.total) - bar.n)
-                # The last look may use up all that is left of the false alarms.
+                # The last look may spend all false alarms that are left.
                 last = used_s + 1.2 * block_s > budget_s
                 self._look(1.0 if last else used_s / budget_s)
                 bar.set_postfix_str(self._state())
@@ -85,7 +82,7 @@ class Gate:
             test.look(list(self.logs[key].values()), used)
 
     def _decided(self) -> bool:
-        """A method that failed so often that it has no times is decided by its failures."""
+        """Return whether all tests are; a method without times is decided by its failures."""
         return all(
             test.verdict != sequential.UNDECIDED or not any(self.logs[key].values()) for key, test in self.tests.items()
         )
@@ -99,7 +96,7 @@ class Gate:
         return ", ".join(parts)
 
     def _blocks(self) -> Iterator[float]:
-        """Ask one question of each task, and give the seconds that it took; over and over."""
+        """Ask one question of each task again and again; yields the seconds that each such block took."""
         by_task: dict[str, list[dict[str, Any]]] = {}
         for question in self.questions:
             by_task.setdefault(question["task"], []).append(question)
@@ -126,7 +123,7 @@ class Gate:
         ]
 
     def _ask(self, question: dict[str, Any], place: int, number: int) -> None:
-        """All turns of a question, each method on both sides in turns.
+        """Ask all turns of a question, each method on both sides by turns.
 
         Which side is first changes from turn to turn, from question to question and from round to round, and for every
         second method it is the other one: neither side is favoured in any method or question.
@@ -144,7 +141,7 @@ class Gate:
             self._keep(question["task"], answered)
 
     def _answer(self, label: str, where: Where, order: Sequence[str]) -> None:
-        """Both sides' answers, a few steps in turns: whatever holds the machine up hits both alike."""
+        """Let both sides answer, a few steps by turns, so that whatever slows the machine hits both alike."""
         going = {name: self.sides[name].begin(label, where) for name in order}
         while any(going.values()):
             order = order[::-1]
@@ -164,7 +161,7 @@ class Gate:
                     self.logs[label, metric][task].append(math.log(now / before))
 
     def _write(self) -> None:
-        """Both sides as runs of their own, which `report` and `compare` read."""
+        """Write both sides as runs of their own, which `report` and `compare` read."""
         mark = uuid.uuid4().hex
         for name in SIDES:
             run = self.sides[name].run
@@ -175,56 +172,55 @@ class Gate:
             write_turns(self.out / name / TURNS_FILE, self.turns[name])
         write_json(self.out / PAIRS_FILE, {"round_blocks": self.round_blocks, "blocks": self.blocks})
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Comparison:
         """The comparison of the two runs, with the gate's own decisions on time."""
         base, new = ((self.sides[name].run, self.turns[name]) for name in SIDES)
         compared = compare(base, new, self.settings.rules)
         for (label, metric), test in self.tests.items():
-            _decide(compared["methods"][label]["tasks"][OVERALL]["metrics"][metric], test)
-        asked, there = compared["questions"], len(self.questions)
+            _decide(compared.methods[label].tasks[OVERALL].metrics[metric], test)
+        asked, there = compared.questions, len(self.questions)
         if asked < there:
-            compared["warnings"].append(
-                f"only {asked} of {there} questions could be asked within {self.settings.budget_min:g} minutes: of the "
-                "others neither counters nor losslessness are known"
+            compared.warnings.append(
+                f"only {asked} of {there} questions could be asked within {self.settings.budget_min:g} minutes: for "
+                "the others, counters and losslessness are unknown"
             )
-        compared["gate"] = {"alarm": self.settings.alarm, "budget_min": self.settings.budget_min}
+        compared.gate = Budget(self.settings.alarm, self.settings.budget_min)
         settle(compared)
         return compared
 
 
-def _decide(metric: dict[str, Any], test: sequential.SequentialTest) -> None:
-    """Put the gate's verdict, which allows for its many looks, in the place of one made at the end."""
-    better = test.verdict == sequential.FINE and metric["verdict"] == BETTER
-    bounds = {"value": test.change, "low": test.low, "high": test.high}
-    metric["verdict"] = BETTER if better else VERDICTS[test.verdict]
-    metric["sequential"] = {"pairs": test.pairs, **{name: _ratio(log) for name, log in bounds.items()}}
+def _decide(metric: Metric, test: sequential.SequentialTest) -> None:
+    """Replace the verdict of a single look at the end by the gate's, which allows for its many looks."""
+    better = test.verdict == sequential.FINE and metric.verdict == BETTER
+    metric.verdict = BETTER if better else VERDICTS[test.verdict]
+    metric.sequential = Sequential(test.pairs, *map(_ratio, (test.change, test.low, test.high)))
 
 
 def _ratio(log: float | None) -> float | None:
-    """New over base; None where it is not known, or not bounded."""
+    """New over base; None if it is unknown or unbounded."""
     return math.exp(log) if log is not None and math.isfinite(log) else None
 
 
 def _per_unit(turns: list[Turn], units: Callable[[Turn], tuple[float, int]]) -> float | None:
-    """Seconds per token of a question's turns; None where it had none."""
+    """Seconds per token of a question's turns; None without tokens."""
     seconds, tokens = (sum(column) for column in zip(*map(units, turns), strict=True)) if turns else (0.0, 0)
     return seconds / tokens if tokens else None
 
 
 def run_gate(
     config: RunConfig, settings: GateSettings, base: Checkout, new: Checkout, out: Path, log: Log
-) -> dict[str, Any]:
-    """Start both sides, ask, decide; leaves their records in `out`.
+) -> Comparison:
+    """Start both sides, ask, decide; writes their records to `out`.
 
     Raises:
-        UserError: a side cannot start, or ends before its time.
+        UserError: a side cannot start, or ends early.
 
     """
-    log("measuring what passes cost, by base's code")
+    log("measuring forward-pass costs with base's code")
     with contextlib.closing(Side("base", base, first_line(config, {}, {}), out / "base.log")) as measuring:
         measured = measured_by(measuring.run)
-    # A process that has measured lies in memory otherwise than one that was told, and a first one otherwise than a
-    # second: by about one per cent of time. So both begin alike, and chance decides which is first.
+    # Memory layout differs between a process that measured costs and one that was given them, and between the first and
+    # the second process: about 1% of time. So both begin alike, and chance decides which is first.
     starts = {
         "base": (base, first_line(config, measured, {})),
         "new": (new, first_line(config, measured, dict(settings.slower))),

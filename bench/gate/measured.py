@@ -1,29 +1,30 @@
-"""What a run measures when it begins: given to another one, so that both draft alike whatever the machine's mood."""
+"""What a run measures when it begins, given to another run so that both draft alike at any speed of the machine."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from bench.errors import UserError
+from bench.figures.comparable import recorded_costs
 from bench.figures.records import Run
 from methods import Variant
-
-_SHARED = ("costs",)  # what follows from them (a tree, when to stop) each side chooses by its own code
 
 
 def measured_by(run: Run) -> dict[str, Any]:
     """The measured costs, by method."""
-    return {label: found for label, info in run.methods.items() if (found := _shared(info.ran))}
+    return {label: found for label, info in run.methods.items() if (found := recorded_costs(info.ran))}
 
 
 def with_knobs(variant: Variant, measured: dict[str, Any]) -> Variant:
-    """The variant with the costs that were measured before."""
+    """The variant with the costs that were measured before.
+
+    Raises:
+        UserError: its knobs do not take them.
+
+    """
     recorded = measured.get(variant.label, {})
-    return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded, lenient=True))
-
-
-def _shared(ran: dict[str, Any]) -> dict[str, Any]:
-    """The costs of a method, or of a composition's members by their labels."""
-    found = {name: ran[name] for name in _SHARED if ran.get(name)}
-    nested = {label: _shared(knobs) for label, knobs in ran.items() if isinstance(knobs, dict)}
-    return found | {label: knobs for label, knobs in nested.items() if knobs}
+    try:
+        return dataclasses.replace(variant, config=variant.method.repeated(variant.config, recorded, lenient=True))
+    except ValueError as error:
+        raise UserError(f"{variant.label} cannot run with the costs that were recorded for it: {error}") from error

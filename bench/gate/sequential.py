@@ -1,14 +1,14 @@
-"""When a change of speed is decided: a group-sequential test on paired log ratios. Pure.
+"""A group-sequential test on paired log ratios, which decides whether the speed changed. Pure.
 
-Each pair is one question answered by base and by new back to back: the log of new's time per token over base's. What is
-tested is the tasks' unweighted mean of these logs. After each block of questions the method is called worse if it lies
-significantly above no change *and* above the effect that matters; fine, if it lies significantly below that effect;
+Each pair is one question answered by base and new back to back: the log of new's time per token over base's. We test
+the tasks' unweighted mean of these logs. After each block of questions the method is called worse if the mean is
+significantly above 0 *and* above the effect that matters, and fine if it is significantly below that effect;
 otherwise the gate goes on.
 
-Looking many times would raise the false alarms: each look gets its share of them by Lan and DeMets' spending function
-of O'Brien and Fleming's kind (Biometrika 70, 1983), as much as the budget is used up, and shares are simply added
-(Bonferroni), which errs on the safe side. Means are trimmed within each task (Yuen, Biometrika 61, 1974), so that the
-slow moments of a shared machine, which hit single answers, do not decide; tasks are never traded against each other.
+Repeated looks would raise the rate of false alarms: each look gets its share by Lan and DeMets' spending function
+of O'Brien and Fleming's type (Biometrika 70, 1983) as the budget is spent; shares are simply added
+(Bonferroni), which is conservative. Means are trimmed within each task (Yuen, Biometrika 61, 1974), so that slow
+moments of a shared machine, which hit single answers, do not decide; tasks are never traded against each other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEAST_LEVEL = 1e-12  # below it the quantile is beyond what can be computed, an
 
 @dataclass
 class SequentialTest:
-    """One method's decision on one time.
+    """The decision on one time of one method.
 
     `alarm`: chance that unchanged code is ever called worse. `miss`: at each look, that of a change of just the
     effect's size to be called fine.
@@ -49,7 +49,7 @@ class SequentialTest:
     looks: list[float] = field(default_factory=list)  # the budget used up at each
 
     def look(self, tasks: Sequence[Sequence[float]], used: float) -> str:
-        """Decide on the tasks' log ratios so far, `used` (0..1] of the budget being gone. A decision stands."""
+        """Decide on the tasks' log ratios so far, with `used` (0..1] of the budget spent. A decision is final."""
         known = [logs for logs in tasks if logs]
         if self.verdict != UNDECIDED or not known or min(map(len, known)) < LEAST:
             return self.verdict
@@ -68,14 +68,14 @@ class SequentialTest:
 
 
 def new_tests(methods: Iterable[str], rules: Rules, alarm: float) -> dict[tuple[str, str], SequentialTest]:
-    """By method and metric: decoding and prefill of each, which share the false alarms among them."""
+    """Tests by method and metric (decoding and prefill), which share the chance of a false alarm."""
     effects = {DECODE: rules.effect, PREFILL: rules.prefill_effect}
     keys = [(method, metric) for method in methods for metric in effects]
     return {key: SequentialTest(effects[key[1]], alarm / len(keys)) for key in keys}
 
 
 def spending(alarm: float, used: float) -> float:
-    """False alarms that may have been spent once `used` of the budget is gone: 2 - 2 Phi(z / sqrt(used)), one-sided."""
+    """False alarms that may be spent once `used` of the budget is: 2 - 2 Phi(z / sqrt(used)), one-sided."""
     if used <= 0:
         return 0.0
     return float(2 * ndtr(ndtri(alarm / 2) / math.sqrt(min(used, 1.0))))
@@ -102,5 +102,5 @@ def trimmed(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _quantile(freedom: float, level: float) -> float:
-    """Student's t that is exceeded with chance `level`; infinite for none."""
+    """Student's t that is exceeded with probability `level`; infinite for 0."""
     return float(-stdtrit(freedom, level)) if level > _LEAST_LEVEL else math.inf

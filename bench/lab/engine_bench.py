@@ -77,7 +77,7 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
         "model": checkpoint.name,
         "random_weights": shape is not None,
         "parameters": target.parameters,
-        "device": dataclasses.asdict(environment.describe_machine(target.device, torch.get_num_threads())),
+        "device": environment.describe_machine(target.device, torch.get_num_threads()),
         "dtype": target.precision,
         "peak_bytes": peak,
         "command": environment.command_line(),

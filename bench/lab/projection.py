@@ -1,7 +1,7 @@
 """Projections: what a published or recorded acceptance would be worth at the costs measured on a device. No torch.
 
-A projection is not a measurement, and says so wherever it is shown: nothing of the published model ran here, only
-passes of its shape.
+A projection is not a measurement, and is labelled so wherever it is shown: the published model did not run here, only
+forward passes of its shape.
 """
 
 from __future__ import annotations
@@ -10,20 +10,85 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Required
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from bench.drafting.published import Published
 from bench.errors import UserError
+from bench.figures.facts import EngineFacts
+from bench.figures.machine import Machine
 from bench.figures.metrics import OVERALL, TASKS
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
+from bench.typed_json import Amount, Count, Json, Key, MismatchError, Moment, Positive, Real, read
+
+BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
+
+
+class _Form(TypedDict):
+    """`Published` without its code."""
+
+    what: str
+    drafts: Count
+    exit_layer: Count
+    call_per_draft: bool
+
+
+class EngineRecord(TypedDict, total=False):
+    """What `bench-engine --json` writes; required: what a projection needs."""
+
+    schema: int
+    model: Required[str]
+    random_weights: Required[bool]
+    parameters: Required[Count]
+    device: Required[Machine]
+    dtype: Required[str]
+    peak_bytes: Required[Count]
+    command: str
+    started: Moment
+    python: str
+    platform: str
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    load_1min: Real | None
+    warnings: Required[list[str]]
+    engine: Required[EngineFacts]
+    memory: dict[str, Amount]
+    passes: Required[BySize]  # by tokens
+    drafts: Required[BySize]  # by exit layer
+    head: BySize  # by vocabulary
+    drafters: Required[dict[str, Positive]]
+    cache: dict[str, Amount]
+    answers: dict[str, Json]
+    published: Required[dict[str, _Form]]
+    vanilla: dict[str, Amount]
+
+
+def read_engine(path: Path) -> EngineRecord:
+    """The record that `bench-engine --json` wrote.
+
+    Raises:
+        UserError: it is not one.
+
+    """
+    try:
+        engine = read(EngineRecord, path)
+        if "1" not in engine["passes"]:
+            raise MismatchError("passes.1: missing")
+        if unknown := engine["published"].keys() - engine["drafters"].keys():
+            raise MismatchError(f"drafters.{min(unknown)}: missing")
+        return engine
+    except (OSError, MismatchError) as error:
+        raise UserError(f"--engine {path} is not what bench-engine --json writes: {error}") from error
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Steps of one kind: how many tokens are drafted in a row, and calls of the draft model for it."""
+    """Steps of one kind: tokens drafted, the longest path of drafts, and draft-model calls."""
 
     drafted: float
     depth: float
@@ -40,33 +105,36 @@ class Costs:
     forms: dict[str, Published]  # of these methods
 
     @classmethod
-    def of(cls, engine: dict[str, Any]) -> Costs:
+    def of(cls, engine: EngineRecord) -> Costs:
         """From its record."""
-        passes, exits = ({int(n): ms for n, ms in engine[part].items()} for part in ("passes", "drafts"))
+        passes, exits = ({int(n): ms for n, ms in part.items()} for part in (engine["passes"], engine["drafts"]))
         return cls(
             passes, exits, engine["drafters"], {name: Published(**form) for name, form in engine["published"].items()}
         )
 
     def step_ms(self, method: str, shape: Shape, exit_layer: int) -> float:
-        """A step of `method`. Drafts that have gone through the layers below an exit are verified by the others."""
+        """A step of `method`. Drafts that went through the layers below an exit are verified by the other layers."""
         verify = _between(self.passes, shape.drafted + 1)
         drafting = self.drafters[method] * shape.calls
         if not exit_layer:
             return drafting + verify
         shallow = _between(self.exits, exit_layer)
-        below = shallow / self.passes[1] * verify  # of a pass over as many positions, the share below the exit
+        below = shallow / self.passes[1] * verify  # the share below the exit, of a forward pass over as many tokens
         return shallow * (shape.depth + 1) + drafting + verify - below
 
 
 def _between(measured: dict[int, float], place: float) -> float:
-    """Linear between what was measured; beyond it, undefined."""
+    """Linear interpolation between measurements; refused beyond them."""
     known = sorted(measured)
     if not known[0] <= place <= known[-1]:
-        raise UserError(f"a cost at {place:g} is asked for, but measured were {known[0]} to {known[-1]}")
+        raise UserError(
+            f"a projection needs the cost at {place:g}, but {known[0]} to {known[-1]} were measured: leave this source "
+            "out of --acceptance"
+        )
     return float(np.interp(place, known, [measured[n] for n in known]))
 
 
-def project(engine: dict[str, Any], sources: Iterable[Path]) -> list[dict[str, Any]]:
+def project(engine: EngineRecord, sources: Iterable[Path]) -> list[dict[str, Any]]:
     """A row for every method and source whose acceptance is known, at the costs in `engine` (`bench-engine`'s record).
 
     Raises:
@@ -87,7 +155,7 @@ def project(engine: dict[str, Any], sources: Iterable[Path]) -> list[dict[str, A
 
 
 def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]:
-    """Of a paper only the compression rate is known: bounds over what may have been drafted for it."""
+    """From a paper, which gives only the compression rate: bounds over what may have been drafted for it."""
     source = read_source(path)
     results = [result for result in source.results if result.method in costs.forms and result.compression_rate]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
@@ -108,7 +176,7 @@ def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]
 
 
 def _possible(form: Published, most: int, cr: float) -> tuple[list[Shape], str]:
-    """The least and the most that may have been drafted in a step, and in words."""
+    """The fewest and the most drafts that a step may have had, and a description."""
     if not form.call_per_draft:
         return [Shape(most, most, 1)], f"a chain of {most} drafts"
     bounds = [Shape(drafts, drafts, drafts) for drafts in (cr - 1, most)]
@@ -122,21 +190,22 @@ def _overall(by_task: dict[str, float]) -> float:
 
 
 def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
-    """Of a run every step is known."""
+    """From a run, which records every step."""
     run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
-        own = [turn for turn in turns if turn.method == label and turn.error is None]
+        own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_emitted]
         if method not in costs.forms or not own:
             continue
-        layer = int(info.ran.get("exit_layer") or costs.forms[method].exit_layer)
+        recorded = info.ran.get("exit_layer")
+        layer = recorded if isinstance(recorded, int) and recorded > 0 else costs.forms[method].exit_layer
         steps = list(_steps(own))
         rate = fmean(emitted for emitted, _ in steps)
         mean_ms = fmean(costs.step_ms(method, shape, layer) for _, shape in steps)
         speedup = rate * costs.passes[1] / mean_ms
         yield {
             "method": label,
-            "source": f"run {run.run_id}, {run.model['name']}",
+            "source": f"run {run.run_id}, {run.model.get('name')}",
             "compression_rate": rate,
             "projected": [speedup, speedup],
             "published": None,
@@ -146,6 +215,10 @@ def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _steps(turns: Iterable[Turn]) -> Iterator[tuple[int, Shape]]:
     for turn in turns:
+        if not turn.per_step_depth or not turn.per_step_calls:
+            raise UserError(
+                f"depth and calls of the drafts of {turn.method} are not recorded: record a new run to project"
+            )
         columns = (turn.per_step_emitted, turn.per_step_drafted, turn.per_step_depth, turn.per_step_calls)
         for emitted, drafted, depth, calls in zip(*columns, strict=True):
             yield emitted, Shape(drafted, depth, calls)

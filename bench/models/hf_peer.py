@@ -1,4 +1,4 @@
-"""What the peers of transformers share: one loaded model for all of them, and the timed call of its `generate`."""
+"""What the peers of transformers share: one loaded model, and the timed call of its `generate`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.drafting.method import Answer, Peer
 from bench.engine.timing import now_s
+from bench.errors import UserError
+from bench.files import first_line
+from bench.models.checkpoints import load_config
 from bench.models.quiet import quiet
 
 if TYPE_CHECKING:  # torch is imported where it is used: a peer is known by its knobs before
@@ -19,12 +22,12 @@ if TYPE_CHECKING:  # torch is imported where it is used: a peer is known by its 
     from bench.engine.decoder import Decoder
     from bench.models.checkpoints import Checkpoint
 
-# A peer holds its model; with the last peer the model goes.
+# Peers hold the model; it is freed with the last of them.
 _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 
 
 class HFPeer(Peer):
-    """`AutoModelForCausalLM.generate` on the target's checkpoint, in its dtype, on its device."""
+    """`AutoModelForCausalLM.generate` on the checkpoint, in the dtype and on the device of the target."""
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
@@ -33,15 +36,15 @@ class HFPeer(Peer):
     @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What `generate` is told beyond prompt, limit, end tokens and sampling."""
+        """Arguments of `generate` beyond prompt, limit, end tokens and sampling."""
 
     def generate(
         self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
     ) -> Answer:
-        """At most `limit` tokens; the time to the first is taken from the library's streaming hook.
+        """Generate at most `limit` tokens; the library's streaming hook gives the time to the first one.
 
-        Where the library's first pass verifies drafts beside the prompt, tokens that come with the first one cost no
-        decode time: there end-to-end is the figure to compare.
+        If the library's first forward pass also verifies drafts, tokens that come with the first one cost no decode
+        time: compare end-to-end times there.
         """
         import torch
 
@@ -76,64 +79,82 @@ def _sampling(sampler: Sampler | None) -> dict[str, Any]:
 
 
 def shared_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantize: str = "none") -> Any:
-    """Transformers' model of a checkpoint, the same one for all peers that ask while one of them lives.
+    """Transformers' model of a checkpoint, one for all peers while one of them lives.
 
-    Of a quantised target it has the weights that the codes stand for, in full.
+    For a quantised target its weights are those that the codes stand for, in full precision.
+
+    Raises:
+        UserError: transformers cannot load it.
+
     """
     key = (checkpoint.folder, checkpoint.sha256, dtype, str(device), quantize)
     if (model := _loaded.get(key)) is None:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         from bench.models.shapes import RandomCheckpoint, hf_model
 
-        loaded: Any
-        with quiet():
-            if isinstance(checkpoint, RandomCheckpoint):
-                loaded = hf_model(checkpoint.name, dtype, device)
-            else:
-                loaded = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=dtype, trust_remote_code=False)
+        random = isinstance(checkpoint, RandomCheckpoint)
+        loaded = hf_model(checkpoint.name, dtype, device) if random else _load(checkpoint, dtype)
         model = _loaded[key] = loaded.to(device).eval()
         if quantize != "none":
             with torch.no_grad():
                 _put_on_the_grid(model)
-        # A checkpoint may ask for a repetition penalty or its own limits: then this were not vanilla's decoding.
+        # A checkpoint may ask for a repetition penalty or its own limits, which vanilla decoding does not have.
         model.generation_config = GenerationConfig()
     return model
 
 
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(checkpoint)
+    if stored := getattr(config, "quantization_config", None):
+        config.quantization_config = stored | {"dequantize": True}  # the weights of the target, on a GPU, too
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, config=config, dtype=dtype, trust_remote_code=False
+            )
+    except (MemoryError, RuntimeError):  # see `bench.models.loading.memory_errors`
+        raise
+    except Exception as error:  # transformers raises nearly every other type
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"transformers cannot load {checkpoint.name} ({reason}): --peer none") from error
+
+
 def _put_on_the_grid(model: Any) -> None:
-    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in bfloat16."""
+    """All matrices as the engine quantises them; the LM head, and an embedding tied to it, in eight bits."""
     import torch
 
-    from bench.engine.quantize import Q4
+    from bench.engine.quantize import Q4, Q8
 
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.copy_(module.weight.bfloat16() if module is head else Q4.of(module.weight).plain())
+            module.weight.copy_((Q8 if module is head else Q4).of(module.weight).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
-    """The tokens that count: at most `limit`, none behind the first in `eos`.
+    """The tokens that count: at most `limit`, none after the first in `eos`.
 
-    Assisted generation may accept drafts beyond both; later versions of transformers cut them themselves.
+    Assisted generation may accept drafts beyond both; later versions of transformers cut them off.
     """
     end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
     return tokens[: min(end, limit)]
 
 
 class FirstTokens:
-    """A streamer that only notes when the first new tokens came, and how many at once.
+    """A streamer that records when the first new tokens came, and how many at once.
 
-    It is handed the prompt, then what each pass gave.
+    It gets the prompt, then the tokens of each forward pass.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.calls, self.first_s, self.first = device, 0, 0.0, 1
 
     def put(self, value: Tensor) -> None:
-        """One or several tokens; the library's name."""
+        """Take one or several tokens. The library calls it by this name."""
         self.calls += 1
         if self.calls == 2:
             self.first_s, self.first = now_s(self.device), value.numel()

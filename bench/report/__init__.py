@@ -1,4 +1,4 @@
-"""A run's records as something to read: summary, tables, pages and plots. Needs no torch and no model."""
+"""A run's records as readable files: summary, tables, pages and plots. Needs no torch and no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEX_FILE = "report.tex"
 
 
 def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
-    """Derive everything readable from a run's records; each file is replaced only when completely written.
+    """Write all readable files of a run from its records; each file is replaced only when completely written.
 
     Returns the pages, the summary as JSON and CSV, then the plots.
 
@@ -36,14 +36,14 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     from bench.report.model import Image
     from bench.report.sections import sections
 
-    run, turns = read_records(run_dir)
+    (run, turns), pieces = read_records(run_dir), read_pieces(run_dir)
     summary = summarize(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:
         csv_frame(summary).to_csv(file, index=False, lineterminator="\n")
     figures = write_figures(summary, plots_dir)
     images = [Image(PLOTS[path.stem].title, path, link(path, run_dir), PLOTS[path.stem].caption) for path in figures]
-    found = sections(run, summary, images, turns=turns, pieces=read_pieces(run_dir))
+    found = sections(run, summary, images, turns=turns, pieces=pieces)
     pages = {
         HTML_FILE: html.page(summary, found),
         REPORT_FILE: markdown.page(found),

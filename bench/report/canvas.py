@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 SIZE_INCHES = (9.0, 4.6)
-# Okabe and Ito's palette, told apart by colour-blind readers too; without the yellow, which white swallows.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; without yellow, which is too faint on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 GROUPS = ("How fast", "Where the time goes", "What is accepted")  # of plots, in a page's order
 MARKERS = "osD^vPX"  # as many as colours
@@ -28,8 +28,8 @@ HATCHES = ("", "///", "...", "xxx")  # a second round of the palette is hatched
 GREY = "#555555"
 LIGHT = "#e4e4e4"
 ERROR_BAR = {"ecolor": "#222222", "elinewidth": 1.1, "capsize": 0}
-NAME_CHARS = 30  # of a method's name beside an axis
-_LEGEND_CHARS = 100  # what fits beside each other under a plot
+NAME_CHARS = 30  # of a method's name next to an axis
+_LEGEND_CHARS = 100  # what fits in one row below a plot
 _LEGEND_ROW_INCHES = 0.19
 _TITLE_INCHES = 0.44
 _PROVENANCE_INCHES = 0.165  # a line
@@ -37,7 +37,7 @@ _PROVENANCE_INCHES = 0.165  # a line
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot before it is drawn: what a page says of it."""
+    """What a page says about a plot."""
 
     title: str
     group: str  # under which pages show it
@@ -60,7 +60,7 @@ def canvas(
     figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
     text = textwrap.fill(provenance(summary), 118) + (f"\n{textwrap.fill(note, 118)}" if note else "")
-    # Placed by the figure's corner and not by the axes': long labels beside an axis would push them off the page.
+    # Placed by the figure's corner and not by the axes': long labels next to an axis would push them off the page.
     place = {"xycoords": "figure fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
     lines = panels[0].annotate(text, (0, 1), xytext=(9, -27), fontsize=9, color=GREY, parse_math=False, **place)
     heading = panels[0].annotate(title, (0, 1), xytext=(9, -7), fontsize=13, fontweight="bold", **place)
@@ -74,17 +74,10 @@ def canvas(
     return figure, panels
 
 
-def empty(figure: Figure, axes: Axes, message: str) -> Figure:
-    """The figure with a sentence in place of data."""
-    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes, fontsize=12, color=GREY)
-    axes.set_axis_off()
-    return figure
-
-
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns: int = 0) -> None:
-    """Under the plot, in so many columns (0: what fits). A long one makes the picture taller, not the plot flatter."""
+    """Below the plot, in `columns` columns (0: as many as fit); a long legend makes the picture taller."""
     limit = _LEGEND_CHARS // columns + 6 if columns else _LEGEND_CHARS
-    labels = [shortened(name, limit) for name in names]  # "(not lossless)" stands at the end: never cut off
+    labels = [shortened(name, limit) for name in names]  # "(not lossless)" is at the end: never cut off
     columns = columns or max(1, min(len(labels), _LEGEND_CHARS // (max(map(len, labels)) + 6)))
     made = figure.legend(list(handles), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for text in made.get_texts():
@@ -96,7 +89,7 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], columns
 
 
 def method_axis(axes: Axes, names: Sequence[str]) -> None:
-    """Methods from top to bottom, horizontal grid off: for bars and dots that lie."""
+    """Methods from top to bottom without horizontal grid lines: for horizontal bars and dots."""
     axes.set_yticks(range(len(names)), [two_lines(name) for name in names])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
@@ -107,17 +100,13 @@ def method_axis(axes: Axes, names: Sequence[str]) -> None:
 
 
 def two_lines(name: str) -> str:
-    """A method's name with its knobs under it, each line as long as there is room beside an axis."""
-    lossy = " (not lossless)"
-    base, colon, knobs = name.removesuffix(lossy).partition(":")
-    lines = [base + colon, knobs, "(not lossless)" if name.endswith(lossy) else ""]
-    if len(name) <= NAME_CHARS:
-        return name
-    return "\n".join(shortened(line, NAME_CHARS) for line in lines if line)
+    """A method's name for the side of an axis; a long one has its notes in a line of their own."""
+    lines = name.replace(" (", "\n(").split("\n") if len(name) > NAME_CHARS else [name]
+    return "\n".join(shortened(line, NAME_CHARS) for line in lines)
 
 
 def error_bars(estimates: Sequence[Estimate]) -> list[list[float]]:
-    """Lengths below and above the values, as matplotlib wants them; 0 where there is no interval."""
+    """Lengths below and above the values, as matplotlib takes them; 0 where there is no interval."""
     below, above = [], []
     for estimate in estimates:
         low, high = estimate.bounds or (0.0, 0.0)
@@ -143,14 +132,14 @@ def rank(summary: Summary, name: str) -> int:
 
 
 def colour(summary: Summary, name: str) -> str:
-    """A method's colour; vanilla and peers are grey: they are a yardstick and not a competitor."""
+    """A method's colour; vanilla and peers are grey: they are a yardstick, not a competitor."""
     if summary.methods[name].kind != "method":
         return "#999999"
     return PALETTE[rank(summary, name) % len(PALETTE)]
 
 
 def bar_style(summary: Summary, name: str) -> dict[str, Any]:
-    """A method's colour and hatch; peers are grey: they are a yardstick and not a competitor."""
+    """A method's colour and hatch; peers are grey: they are a yardstick, not a competitor."""
     index = rank(summary, name)
     if summary.methods[name].kind == "peer":
         return {"color": "#BBBBBB", "hatch": "\\\\\\", "edgecolor": "white"}
@@ -171,7 +160,7 @@ def curve(axes: Axes, values: Sequence[float | None], label: str, index: int, **
 
 
 def _reserve(figure: Figure, lines: int) -> None:
-    """Room for the title and so many lines under it, whatever the picture's height."""
+    """Space for the title and `lines` lines below it, whatever the picture's height."""
     engine = figure.get_layout_engine()
     assert engine is not None
     share = (_TITLE_INCHES + _PROVENANCE_INCHES * lines) / figure.get_size_inches()[1]
@@ -179,7 +168,7 @@ def _reserve(figure: Figure, lines: int) -> None:
 
 
 def provenance(summary: Summary) -> str:
-    """What stands under every title."""
+    """The line below every title."""
     return " · ".join(setting_text(summary))
 
 

@@ -1,106 +1,99 @@
-"""An engine benchmark in the terminal. No torch."""
+"""An engine benchmark, and what is projected from it, in the terminal. No torch."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.report.formats import UNDEFINED, device_name, gibibytes
-from bench.report.model import table
-from bench.report.terminal import lines_of
+from bench.report import plain
+from bench.report.formats import UNDEFINED, device_name, gibibytes, number, times
+from bench.report.model import Column, Section, Table, listed, table
+from bench.report.tables import by_row
+
+Engine = Mapping[str, Any]  # what `bench-engine` records
+_PROJECTED = (
+    "PROJECTION, not a measurement: the cost of forward passes was measured here, with random weights of this shape; "
+    "the tokens per step are another model's, as published or recorded. Published speedups are of other devices."
+)
 
 
-def terminal(found: dict[str, Any]) -> str:
-    """All figures as plain text."""
-    return "\n\n".join((_heading(found), _limit(found), _answers(found), _passes(found), _others(found)))
+def terminal(found: Engine) -> str:
+    """All figures."""
+    return plain.page([_section(found, [_limit(found), _answers(found), *_costs(found)])])
 
 
-def projection(engine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """What acceptance would be worth at these costs."""
-    header = ["method", "acceptance of", "CR", "PROJECTED speedup", "published", "assumed"]
-    lines = []
-    for row in rows:
-        low, high = row["projected"]
-        projected = f"{low:.2f}x" if high - low < 0.005 else f"{low:.2f}x to {high:.2f}x"
-        published = UNDEFINED if row["published"] is None else f"{row['published']:.2f}x"
-        rate = f"{row['compression_rate']:.2f}"
-        lines.append([row["method"], row["source"], rate, projected, published, row["assumed"]])
-    said = (
-        "PROJECTION, not a measurement: the costs of passes were measured here, with random weights of this shape; "
-        "what a step yields is another model's, as published or recorded. Published speedups are of other devices."
-    )
-    return "\n\n".join((_heading(engine), _aligned(header, lines), said))
+def projection(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The speedup that recorded or published acceptance would give at these costs."""
+    columns = [
+        Column("method", lambda row: row["method"], left=True),
+        Column("acceptance of", lambda row: row["source"]),
+        Column("CR", lambda row: number(row["compression_rate"])),
+        Column("PROJECTED speedup", lambda row: _between(*row["projected"])),
+        Column("published", lambda row: times(row["published"])),
+        Column("assumed", lambda row: row["assumed"], left=True),
+    ]
+    shown = Table(columns, [[column.show(row) for column in columns] for row in rows])
+    return plain.page([_section(engine, [shown, _PROJECTED])])
 
 
-def _heading(found: dict[str, Any]) -> str:
+def _section(found: Engine, parts: Sequence[str | Table]) -> Section:
     what = f"{found['model']} with random weights" if found["random_weights"] else found["model"]
-    parts = [
+    facts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
         found["dtype"],
-        f"{device_name(found['device'])}, {found['device']['threads']} threads",
+        f"{device_name(found['device'])}, {found['device'].threads} threads",
         f"weights {found['engine']['weights']}",
         f"peak memory {gibibytes(found['peak_bytes'])}",
     ]
-    return "\n".join([", ".join(parts), *(f"WARNING: {warning}" for warning in found["warnings"])])
+    return Section(", ".join(facts), [*listed([f"WARNING: {warning}" for warning in found["warnings"]]), *parts])
 
 
-def _limit(found: dict[str, Any]) -> str:
+def _limit(found: Engine) -> str:
     vanilla, memory = found["vanilla"], found["memory"]
     return (
-        f"vanilla {vanilla['tok_per_s']:,.1f} tokens/s: {vanilla['weight_bytes'] / 1e6:,.0f} MB of weights a step at "
+        f"vanilla {vanilla['tok_per_s']:,.1f} tokens/s: {vanilla['weight_bytes'] / 1e6:,.0f} MB of weights per step at "
         f"{vanilla['gb_s']:,.1f} GB/s\n"
         f"{vanilla['share_of_read_bandwidth']:.0%} of the read bandwidth ({memory['read_gb_s']:,.1f} GB/s), "
         f"{vanilla['share_of_copy_bandwidth']:.0%} of the copy bandwidth ({memory['copy_gb_s']:,.1f} GB/s)"
     )
 
 
-def _answers(found: dict[str, Any]) -> str:
-    header = ["whole answers", "tokens/s", "of vanilla's", "ms a step", "tokens a step", "outside passes", "prefill ms"]
-    rows = []
-    for label, answer in found["answers"].items():
-        rows.append(
-            [
-                label,
-                f"{statistics.median(answer['tok_per_s']):,.1f}",
-                f"{answer['over_vanilla']:.2f}x",
-                _number(answer.get("step_ms")),
-                _number(answer.get("tokens_per_step")),
-                UNDEFINED if answer.get("outside_passes") is None else f"{answer['outside_passes']:.1%}",
-                _number(answer["prefill_ms"]),
-            ]
-        )
-    return _aligned(header, rows)
-
-
-def _passes(found: dict[str, Any]) -> str:
-    return _over(found, "a pass over n positions", found["passes"], 2)
-
-
-def _others(found: dict[str, Any]) -> str:
-    single = found["passes"]["1"]
-    tables = [
-        _over(found, "layers below an exit, one position", found["drafts"], 3),
-        _over(found, "LM head of n tokens", found["head"], 3),
+def _answers(found: Engine) -> Table:
+    columns = [
+        Column("tokens/s", lambda one: f"{statistics.median(one['tok_per_s']):,.1f}"),
+        Column("of vanilla's", lambda one: times(one["over_vanilla"])),
+        Column("ms per step", lambda one: number(one.get("step_ms"))),
+        Column("tokens per step", lambda one: number(one.get("tokens_per_step"))),
+        Column("outside forward passes", lambda one: _share(one.get("outside_passes"))),
+        Column("prefill, ms", lambda one: number(one["prefill_ms"])),
     ]
-    if found["drafters"]:
-        told = (f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items())
-        tables.append(f"a call of the published draft models, LM heads included: {', '.join(told)}")
-    cache = found["cache"]
-    tables.append(f"keeping a tree's path in the cache {cache['tree']:.3f} ms, a chain's {cache['chain']:.3f} ms")
-    return "\n\n".join(tables)
+    return by_row("whole answers", found["answers"], columns)
 
 
-def _over(found: dict[str, Any], title: str, values: dict[str, float], digits: int) -> str:
-    """Milliseconds by size, and in passes over one position."""
-    single = found["passes"]["1"]
-    rows = [["ms", *(f"{value:.{digits}f}" for value in values.values())]]
-    rows.append(["of a pass over one", *(f"{value / single:.{digits}f}" for value in values.values())])
-    return _aligned([title, *values], rows)
+def _costs(found: Engine) -> list[str | Table]:
+    """Forward passes, layers below an exit, LM heads, draft models, the cache."""
+    single, cache = found["passes"]["1"], found["cache"]
+    drafters = [f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items()]
+    return [
+        _by_size("forward pass over n tokens", found["passes"], 2, single),
+        _by_size("layers below an exit, one token", found["drafts"], 3, single),
+        _by_size("LM head of n tokens", found["head"], 3, single),
+        *([f"one call of the published draft models, LM heads included: {', '.join(drafters)}"] if drafters else []),
+        f"keeping an accepted path in the cache: of a tree {cache['tree']:.3f} ms, of a chain {cache['chain']:.3f} ms",
+    ]
 
 
-def _number(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.2f}"
+def _by_size(title: str, values: Mapping[str, float], digits: int, single: float) -> Table:
+    """Milliseconds by size, and relative to a forward pass over one token."""
+    units = {"ms": 1.0, "of a pass over one": single}
+    rows = [[unit, *(f"{value / of:.{digits}f}" for value in values.values())] for unit, of in units.items()]
+    return table([title, *values], rows)
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(lines_of(table(header, rows)))
+def _between(low: float, high: float) -> str:
+    return times(low) if high - low < 0.005 else f"{times(low)} to {times(high)}"
+
+
+def _share(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.1%}"

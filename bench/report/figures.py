@@ -24,12 +24,12 @@ PLOTS = {
     "compression_rate_by_task": Plot(
         "Compression rate (tokens per verification step), by task",
         "What is accepted",
-        "Tokens per verification step: the speedup if drafts and wide passes were free.",
+        "Tokens per verification step: the speedup if drafts and wider forward passes cost nothing.",
     ),
     "ctar_by_window": Plot(
         "Consistent token acceptance: share of steps with more than w tokens",
         "What is accepted",
-        "Share of steps that added more than w tokens. A step that drafted less counts as a miss.",
+        "Share of steps that added more than w tokens. A step that drafted fewer counts as a miss.",
     ),
     **figures_steps.PLOTS,
     **figures_averages.PLOTS,
@@ -37,9 +37,9 @@ PLOTS = {
 
 
 def draw(summary: Summary, sources: Sequence[Source] | None = None) -> dict[str, Figure]:
-    """Every plot by its name. The first three say so where they have no data; the others are then left out.
+    """Every plot by its name; those without data are left out.
 
-    `sources` are the published figures to show beside ours (default: those in `results/published`).
+    `sources` are the published figures to show next to ours (default: those in `results/published`).
     """
     found = {
         "speedup_by_task": _speedup_by_task(summary),
@@ -47,8 +47,8 @@ def draw(summary: Summary, sources: Sequence[Source] | None = None) -> dict[str,
         "ctar_by_window": _ctar_by_window(summary),
     }
     sources = read_published() if sources is None else sources
-    more = figures_steps.draw(summary) | figures_averages.draw(summary, sources)
-    return found | {name: figure for name, figure in more.items() if figure is not None}
+    found |= figures_steps.draw(summary) | figures_averages.draw(summary, sources)
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def write_figures(summary: Summary, folder: Path) -> list[Path]:
@@ -61,7 +61,7 @@ def write_figures(summary: Summary, folder: Path) -> list[Path]:
     return canvas.save(draw(summary), folder)
 
 
-def _speedup_by_task(summary: Summary) -> Figure:
+def _speedup_by_task(summary: Summary) -> Figure | None:
     """Peers too: they have a speedup, though no steps."""
     names = list(summary.of_kind("method", "peer"))
     cells = [cell for name in names for cell in summary.methods[name].tasks.values()]
@@ -71,7 +71,7 @@ def _speedup_by_task(summary: Summary) -> Figure:
     return _bars(summary, "speedup_by_task", names, lambda cell: cell.speedup_decode, "speedup", note)
 
 
-def _compression_rate_by_task(summary: Summary) -> Figure:
+def _compression_rate_by_task(summary: Summary) -> Figure | None:
     names = list(summary.of_kind("method"))
     return _bars(
         summary,
@@ -89,16 +89,16 @@ def _bars(
     estimate: Callable[[Cell], Estimate],
     label: str,
     note: str = "",
-) -> Figure:
+) -> Figure | None:
     """One group of bars a task and one for overall, one colour a method, vanilla as the line at 1."""
-    figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
     tasks = canvas.tasks_of(summary, names)
     entries = {name: summary.methods[name].tasks for name in names}
     values = {name: {task: estimate(cells[task]) for task in tasks if task in cells} for name, cells in entries.items()}
     drawn = [canvas.top(item) for row in values.values() for item in row.values() if item.value is not None]
     if not drawn:
-        return canvas.empty(figure, axes, "no method has finished a question: nothing to show")
-    # Overall stands a little apart: it is a mean of the others.
+        return None
+    figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
+    # Overall is set a little apart: it is a mean of the others.
     centres = {task: i + (0.25 if task == OVERALL else 0) for i, task in enumerate(tasks)}
     width = min(0.84 / len(names), 0.42)
     many = len(names) * len(tasks) > 22  # then the values fit above their bars only upright
@@ -128,7 +128,7 @@ def _bar_row(
     summary: Summary,
     name: str,
 ) -> None:
-    """One method's bars with their intervals and values, which stand upright in a crowd."""
+    """One method's bars with their intervals and values, upright where there are many."""
     from matplotlib.patheffects import withStroke
 
     many, methods = crowd
@@ -142,12 +142,12 @@ def _bar_row(
         text.set(rotation=90 if many else 0, fontsize=min(8, 48 / methods) if many else 9)
 
 
-def _ctar_by_window(summary: Summary) -> Figure:
+def _ctar_by_window(summary: Summary) -> Figure | None:
     """One curve a method; a method alone also shows its tasks."""
-    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"].title)
     curves = {name: (e, ctar) for name, e in summary.of_kind("method").items() if (ctar := e.overall.ctar)}
     if not curves:
-        return canvas.empty(figure, axes, "no method has verified a draft: nothing to show")
+        return None
+    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"].title)
     longest = max(len(values) for _, values in curves.values())
     for name, (entry, values) in curves.items():
         tasks, place = entry.by_task, canvas.rank(summary, name)

@@ -1,4 +1,4 @@
-"""Plots that set averages beside each other: three estimators of one speedup, and ours beside published ones."""
+"""Plots that compare averages: three estimators of one speedup, and our speedups with published ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from bench.figures.published import COMPARABLE, Result, Source, places_of, same_method, variants
 from bench.figures.summary import Estimate, Summary
 from bench.report import canvas
-from bench.report.canvas import GREY, PALETTE, Plot
+from bench.report.canvas import GREY, Plot
 from bench.report.formats import shown_name
+from bench.report.tables import ESTIMATORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,18 +21,13 @@ PLOTS = {
     "three_estimators": Plot(
         "Overall speedup, averaged in three ways",
         "How fast",
-        "Three ways to average the same measurements. Where they part, few questions weigh much.",
+        "Three ways to average the same measurements. Where they differ, a few questions weigh heavily.",
     ),
     "published": Plot(
-        "Ours beside published speedups of the same method",
+        "Our speedups and published ones of the same method",
         "How fast",
         "Published values come from other models on other hardware: compare their order, not their height.",
     ),
-}
-ESTIMATORS = {
-    "": ("ratio of sums", "o", PALETTE[0]),
-    "_mean_rates": ("Spec-Bench's mean of rates (pooled)", "s", PALETTE[1]),
-    "_geometric": ("geometric mean of paired ratios", "D", PALETTE[2]),
 }
 _HOLLOW = "o^sDvP<>"  # published ones
 
@@ -42,7 +38,7 @@ def draw(summary: Summary, sources: Sequence[Source]) -> dict[str, Figure | None
 
 
 def _three_estimators(summary: Summary) -> Figure | None:
-    """A row a method, a dot with its interval an estimator; decode and end-to-end beside each other."""
+    """A row a method, a dot with its interval an estimator; decode left, end-to-end right."""
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ESTIMATORS]
     entries = summary.of_kind("method", "peer")
     entries = {name: e for name, e in entries.items() if all(getattr(e.overall, key).value for key in keys)}
@@ -53,10 +49,10 @@ def _three_estimators(summary: Summary) -> Figure | None:
     title = PLOTS["three_estimators"].title
     figure, panels = canvas.canvas(summary, title, height=height, note=_note(summary), **shape)
     for axes, part, heading in zip(panels, ("decode", "total"), ("decode", "end-to-end"), strict=True):
-        for place, (ending, (label, marker, shade)) in enumerate(ESTIMATORS.items()):
+        for place, (ending, label) in enumerate(ESTIMATORS.items()):
             estimates = [getattr(entry.overall, f"speedup_{part}{ending}") for entry in entries.values()]
             heights = [row + 0.22 * (place - 1) for row in range(len(entries))]
-            dots(axes, estimates, heights, label=label, marker=marker, color=shade)
+            dots(axes, estimates, heights, label=label, marker=canvas.MARKERS[place], color=canvas.PALETTE[place])
         axes.axvline(1.0, color=GREY, linewidth=1.2, linestyle="--", zorder=1.5)
         axes.set_title(heading, fontsize=10, loc="left")
         axes.set_xlabel("speedup over vanilla (dashed)")
@@ -68,14 +64,14 @@ def _three_estimators(summary: Summary) -> Figure | None:
 
 
 def _published(summary: Summary, sources: list[Source]) -> Figure | None:
-    """A panel a method, the tasks beside each other: ours filled and with intervals, published ones hollow."""
+    """A panel a method, tasks side by side: ours filled and with intervals, published ones hollow."""
     found = {base: rows for base, rows in same_method(summary, sources).items() if _measured(summary, base)}
     if not found:
         return None
     models = ", ".join(dict.fromkeys(result.model for results in found.values() for _, result in results))
     note = (
         f"filled: this run (end-to-end, Spec-Bench's mean of rates); hollow: published, of other models on other "
-        f"devices ({models}), not measured here and not comparable one to one"
+        f"devices ({models}), neither measured here nor directly comparable"
     )
     note += "; theirs are greedy, ours sampled" if summary.sampling else ""
     title, height = PLOTS["published"].title, 1.6 + 2.6 * len(found)

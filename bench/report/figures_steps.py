@@ -18,7 +18,7 @@ PLOTS = {
     "time_per_step": Plot(
         "Where the time of a step goes, in vanilla steps",
         "Where the time goes",
-        "A step of each method in units of a vanilla step: CR over its length is, by task, the speedup.",
+        "A step of each method in units of a vanilla step: by task, CR over its length is the speedup.",
     ),
     "emitted_per_step": Plot(
         "Tokens that a step adds to the answer",
@@ -26,29 +26,29 @@ PLOTS = {
         "How many tokens the steps added; one means that no draft was accepted.",
     ),
     "acceptance_by_position": Plot(
-        "Conditional acceptance: is the w-th draft right where those before it were?",
+        "Conditional acceptance of the w-th draft, given that those before it were accepted",
         "What is accepted",
-        "Chance that a draft is accepted, given that all before it in its step were.",
+        "Probability that a draft is accepted, given that all before it in its step were.",
     ),
     "window_ctar": Plot(
-        "Window CTAR: share of positions where w drafts in a row are right",
+        "Window CTAR: share of positions at which w drafts in a row are right",
         "What is accepted",
-        "The same asked at every position of vanilla's answer: are w forced drafts in a row right?",
+        "The same at every position of vanilla's answer, with drafting forced to w tokens.",
     ),
     "draft_confidence": Plot(
-        "The draft model's confidence in accepted and in rejected tokens",
+        "Confidence of the draft model in accepted and in rejected tokens",
         "What is accepted",
-        "A draft model worth its confidence keeps accepted and rejected tokens apart.",
+        "The better the confidence, the further apart accepted and rejected tokens are.",
     ),
     "time_per_token_by_context": Plot(
         "Decode time per token, by length of context",
         "Where the time goes",
-        "A longer context makes every pass dearer, and prefill is not in it.",
+        "A longer context makes every forward pass more expensive; prefill is not included.",
     ),
 }
 MOST_EMITTED = 10  # steps that added more share the last bar
 ACCEPTED, REJECTED = PALETTE[0], PALETTE[3]
-UNKNOWN = "verify and rest together"  # older records do not tell them apart
+UNKNOWN = "verify and rest together"  # older records do not separate them
 PARTS = {"draft": PALETTE[1], "verify": PALETTE[0], "rest": "#BBBBBB", UNKNOWN: PALETTE[5]}
 
 
@@ -74,7 +74,7 @@ def _time_per_step(summary: Summary) -> Figure | None:
     entries = {name: e for name, e in summary.of_kind("vanilla", "method").items() if e.timed}
     if all(entry.kind == "vanilla" for entry in entries.values()):
         return None
-    note = "overall; a method beats vanilla where its CR lies beyond the end of its bar (exactly so by task)"
+    note = "overall; a method beats vanilla where its CR is beyond the end of its bar (exact by task)"
     height = 1.9 + 0.52 * len(entries)
     figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"].title, height=height, note=note)
     cells = [entry.overall for entry in entries.values()]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
 from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
+from bench.text import visible
 
 TASK_NAMES = {
     "mt_bench": "Multi-turn conversation",
@@ -19,17 +22,19 @@ TASK_NAMES = {
 }
 UNDEFINED = "-"
 PEAK_MEMORY = (
-    "Peak memory: the most that the process (on CUDA: torch's tensors) held while the method answered, with all else "
-    "that was loaded then: other methods, peers, an audit's reference."
+    "Peak memory: the most that the process (on CUDA: torch's tensors) held while the method answered, including "
+    "everything else that was loaded: other methods, peers, the reference of an audit."
 )
 NOT_LOSSLESS = "NOT lossless"
 SAMPLED = "sampled"
-NO_INTERVALS = "no intervals: they need two questions a task"
+NO_INTERVALS = "no intervals: too few questions (one task alone needs four), or times too uneven"
 RATIO_OF_SUMS = "ratio of sums (overall: the tasks' unweighted mean)"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+_NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 def task_name(task: str) -> str:
-    """A task as people call it; a task from elsewhere keeps its own name."""
+    """A task as people call it; a task of another question set keeps its own name."""
     return TASK_NAMES.get(task, task)
 
 
@@ -49,23 +54,23 @@ def percent(value: float | None) -> str:
 
 
 def times_between(estimate: Estimate | None) -> str:
-    """A ratio with its interval, like `1.19x [1.15, 1.23]`; without one where there is none."""
+    """A ratio with its interval where it has one, like `1.19x [1.15, 1.23]`."""
     if estimate is None:
         return UNDEFINED
     return times(estimate.value) + (f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.bounds else "")
 
 
 def intervals(summary: Summary) -> Statistics | None:
-    """How the intervals were made; None where no speedup has one: with one question a task there is none."""
+    """How the intervals were computed; None where no speedup has one."""
     cells = [cell for entry in summary.methods.values() for cell in entry.tasks.values()]
     known = any(cell.speedup_decode.bounds or cell.speedup_total_mean_rates.bounds for cell in cells)
     return summary.statistics if known else None
 
 
 def interval_text(summary: Summary, *, full: bool = False) -> str:
-    """What the brackets behind a figure are, as the summary itself says; nothing where no figure has any.
+    """What the brackets behind a figure are, as recorded in the summary; empty where no figure has any.
 
-    In full it tells the method too, which is a sentence by itself.
+    `full` includes the bootstrap method, which is long.
     """
     made = intervals(summary)
     if made is None:
@@ -98,34 +103,43 @@ def count(value: int) -> str:
 
 
 def shown_name(name: str, entry: Entry) -> str:
-    """A method's name where figures stand beside it, with what keeps them from being compared with the others'."""
+    """A method's name next to figures, with what keeps these from being compared with the others'."""
     answered = entry.answered
     fewer = f"{answered.questions} of {answered.of} questions" if answered.questions < answered.of else ""
     notes = [note for note in ("" if entry.lossless else "not lossless", fewer) if note]
-    return f"{name} ({', '.join(notes)})" if notes else name
+    label = entry.label or name
+    return f"{label} ({', '.join(notes)})" if notes else label
 
 
-def where(turn: Where) -> str:
+def where(turn: Where, summary: Summary) -> str:
     """A turn as people count: the first turn and round are 1."""
     place = f"question {turn.question_id} ({task_name(turn.task)})"
-    return f"{turn.method}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
+    return f"{summary.label(turn.method)}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
 
 
-def device_name(device: dict[str, Any]) -> str:
+def device_name(device: Machine) -> str:
     """A device as it calls itself."""
-    return str(device.get("name") or device.get("type"))
+    return device.name or device.type
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most `limit` characters: what is too much is left out in the middle, because labels differ at their ends."""
+    """At most `limit` characters: the middle is left out, because labels differ at their ends."""
     if len(text) <= limit:
         return text
     kept = max(limit - 1, 2)
     return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
 
 
+def csv_cell(value: Any) -> Any:
+    """A value for CSV: a text that a spreadsheet would compute as a formula gets a quote in front."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value) else text
+
+
 def sampling_text(sampling: Sampling | None) -> str:
-    """How tokens were drawn, like `temperature 0.7, top-p 0.8`; nothing for greedy decoding."""
+    """How tokens were drawn, like `temperature 0.7, top-p 0.8`; empty for greedy decoding."""
     if sampling is None:
         return ""
     text = f"temperature {sampling.temperature:g}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
-from bench.figures.compare import identity
+from bench.figures.comparable import identity
 from bench.figures.metrics import summarize
 from bench.figures.records import Run, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
@@ -19,6 +19,7 @@ from bench.report.formats import number, times_between
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLE = "Speedup and CR over commits"
 _COMMIT_CHARS = 8
 
 
@@ -35,14 +36,14 @@ def read_history(folders: Sequence[Path]) -> list[Point]:
     """The runs in `folders`, oldest first.
 
     Raises:
-        UserError: not a run, or runs that do not belong into one picture.
+        UserError: not a run, or runs of different things.
 
     """
     runs = sorted(map(read_records, folders), key=lambda records: _started(records[0]))
     for name in IDENTITY:
         values = {str(identity(run)[name]) for run, _ in runs}
         if len(values) > 1:
-            raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): a history is of one")
+            raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): give runs that share it")
     return [Point(_commit(run), _started(run), summarize(run, turns)) for run, turns in runs]
 
 
@@ -55,30 +56,30 @@ def _commit(run: Run) -> str:
     return f"{commit}+" if run.provenance.get("dirty") else commit
 
 
-def table(points: Sequence[Point]) -> str:
-    """One row a run and method, as Markdown."""
+def table(points: Sequence[Point]) -> model.Table:
+    """One row a run and method."""
     rows = [
         [point.started[:10], point.commit, name, times_between(entry.overall.speedup_decode),
          number(entry.overall.compression_rate)]
         for point in points
         for name, entry in point.summary.of_kind("method").items()
     ]  # fmt: skip
-    return markdown.table_text(model.table(["date", "commit", "method", "decode speedup", "CR"], rows, 3))
+    return model.table(["date", "commit", "method", "decode speedup", "CR"], rows, 3)
 
 
 def write_history(points: Sequence[Point], out: Path) -> list[Path]:
-    """`history.md`, and its picture."""
-    paths = canvas.save({"history": _draw(points)}, out)
+    """`history.md`, and its plot."""
+    (plot,) = canvas.save({"history": _draw(points)}, out)
     page = out / "history.md"
     with atomic_writer(page) as file:
-        file.write(f"# Speedup and CR over commits\n\n![history](history.png)\n\n{table(points)}\n")
-    return [page, *paths]
+        file.write(markdown.page([model.Section(TITLE, [model.Image(TITLE, plot, plot.name), table(points)])]))
+    return [page, plot]
 
 
 def _draw(points: Sequence[Point]) -> Figure:
     """Decode speedup with intervals above, CR below, a line a method."""
     newest = points[-1].summary
-    figure, (above, below) = canvas.canvas(newest, "Speedup and CR over commits", height=6.2, rows=2, sharex=True)
+    figure, (above, below) = canvas.canvas(newest, TITLE, height=6.2, rows=2, sharex=True)
     names = list(dict.fromkeys(name for point in points for name in point.summary.of_kind("method")))
     for index, name in enumerate(names):
         found = [(x, p.summary.methods[name].overall) for x, p in enumerate(points) if name in p.summary.methods]

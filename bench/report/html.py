@@ -1,4 +1,4 @@
-"""`report.html`: a run as one page that needs nothing else, neither network nor fonts nor other files."""
+"""`report.html`: a run as one self-contained page, without network, fonts or other files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from markupsafe import Markup, escape
 
 from bench.figures.metrics import ordered_tasks
 from bench.figures.summary import Estimate, Summary
-from bench.report.formats import device_name, sampling_text
+from bench.report.formats import device_name, sampling_text, visible
 from bench.report.model import Card, Image, Section
 from bench.report.reader import SHADES, SHOWN_DIVERGENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAFE_NAME = re.compile(r"[\w:=,./() -]+")
-FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+)")  # and what stands small beneath it: an interval, a count
+FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+)")  # and what is shown small below it: an interval, a count
 
 
 def page(summary: Summary, sections: Sequence[Section]) -> str:
-    """The page, with `sections` in their order. All is escaped; it loads nothing and runs no script but its own."""
-    markdown = MarkdownIt("commonmark", {"html": False})
+    """The page, with `sections` in their order. All text is escaped; it loads nothing and runs only its own script."""
+    markdown = MarkdownIt("commonmark", {"html": False}).disable("image")
     markdown.validateLink = lambda url: url.startswith(("#", "https://"))  # type: ignore[method-assign]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -46,7 +46,7 @@ def page(summary: Summary, sections: Sequence[Section]) -> str:
     environment.tests["a"] = lambda part, kind: type(part).__name__ == kind
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
@@ -57,10 +57,11 @@ def page(summary: Summary, sections: Sequence[Section]) -> str:
         shades=range(1, SHADES + 1),
         shown_divergences=SHOWN_DIVERGENCES,
     )
+    return visible(text)
 
 
 def soft(text: str) -> Markup:
-    """A method's name that may break after the punctuation of its knobs, and nowhere else if it can."""
+    """A method's name that may break after the punctuation of its knobs, and nowhere else if possible."""
     return Markup(re.sub(r"(?<=[:=,_/])", "<wbr>", text)) if SAFE_NAME.fullmatch(text) else Markup(escape(text))
 
 
@@ -70,7 +71,7 @@ def slug(title: str) -> str:
 
 
 def _figure(text: str) -> Markup:
-    """A cell; an interval or a count behind a figure stands beneath it, what stands between backticks is code."""
+    """A cell; an interval or a count after a figure is shown below it, and text between backticks is code."""
     found = FIGURE.fullmatch(text)
     if found:
         return Markup("{} <small>{}</small>").format(*found.groups())
@@ -82,7 +83,7 @@ def _data(image: Image) -> str:
 
 
 def _facts(summary: Summary) -> list[tuple[str, Any]]:
-    """What was run on what: figures of different models or devices must never be taken for each other."""
+    """What was run on what: figures of different models or devices must not be mixed up."""
     dataset = summary.dataset
     tasks = ordered_tasks(task for entry in summary.methods.values() for task in entry.by_task)
     return [

@@ -1,4 +1,4 @@
-"""`report.tex`: the headline table for a paper, with booktabs; a whole document, so that it can be looked at alone."""
+"""`report.tex`: the headline table for a paper, with booktabs; a whole document, so that it compiles alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def report_tex(summary: Summary) -> str:
     rows = [
         " & ".join([_label(name), *(_value(row[place]) for row in tasks), _rate(entry.overall.compression_rate)])
         for place, (name, entry) in enumerate(zip(table.header[1:], entries.values(), strict=True), 1)
-    ] or [r"\multicolumn{" + str(len(header)) + r"}{l}{no method was run beside vanilla}"]
+    ] or [r"\multicolumn{" + str(len(header)) + r"}{l}{no method but vanilla was run}"]
     what = (
         f"Decode speedup over vanilla decoding and compression rate (CR, overall): {', '.join(setting_text(summary))}."
     )
@@ -77,7 +77,7 @@ def report_tex(summary: Summary) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it stands; letters that pdfLaTeX may lack are named by their code points."""
+    """Text that LaTeX sets literally; letters that pdfLaTeX may lack are named by their code points."""
     found = []
     for letter in unicodedata.normalize("NFC", " ".join(text.split())):
         if letter in _SPECIAL:

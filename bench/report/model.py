@@ -1,6 +1,7 @@
-"""What a page is made of before anything writes it: sections of Markdown paragraphs, tables, images, cards, answers.
+"""What a page consists of before it is written: sections of Markdown paragraphs, tables, images, cards, answers.
 
-A section is built once. `markdown`, `html`, `latex` and `terminal` write it, each as far as its medium goes.
+A section is built once. `markdown`, `html`, `latex` and `plain` write it, each as far as its medium allows. They also
+make it harmless: text in a section may come from records, and is escaped where it is written.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from bench.report.formats import times_between
 
 
 class Strong(str):
-    """A table's cell in bold."""
+    """A table cell in bold."""
 
     __slots__ = ()
 
 
 class Code(str):
-    """A table's cell as a program spells it."""
+    """A table cell as a program spells it."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, and what it shows of whatever a row is about (a task's cell, a method's entry)."""
+    """A column's heading, and what it shows of a row's subject (a task's cell, a method's entry)."""
 
     title: str
     show: Callable[[Any], str] = str
@@ -41,12 +42,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text; their first cell says what they are about."""
+    """Rows of text; the first cell names the row."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     caption: str = ""
-    folded: bool = False  # for pages that can fold it away
+    folded: bool = False  # only for pages that can fold it away
 
     @property
     def header(self) -> list[str]:
@@ -66,7 +67,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The answer in short: a method's speedup in a sentence, with what it cost."""
+    """The result in short: a method's speedup in a sentence, with what it cost."""
 
     name: str
     kind: str  # "method" | "peer"
@@ -116,20 +117,30 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what stands under it. A text is Markdown; a page leaves out a section without content."""
+    """A heading and its content. A text is Markdown; a section without content is left out."""
 
     title: str
     parts: Sequence[Part] = ()
-    nav: str = ""  # its name in a page's table of contents, if it stands there
-    folded: bool = False
+    nav: str = ""  # its name in a page's table of contents, if it is listed there
+    folded: bool = False  # HTML folds it away; so does Markdown within another section; a terminal leaves that out
 
 
 Part = str | Table | Image | Cards | Answers | Section
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], left: int | Sequence[int] = 1, caption: str = ""
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int | Sequence[int] = 1,
+    caption: str = "",
+    *,
+    folded: bool = False,
 ) -> Table:
-    """A table of ready text; the columns `left` (a number: so many) are left-aligned, the others right-aligned."""
+    """A table of ready text. `left`: the left-aligned columns, or how many they are; the others are right-aligned."""
     sides = range(left) if isinstance(left, int) else left
-    return Table([Column(title, left=place in sides) for place, title in enumerate(header)], rows, caption)
+    return Table([Column(title, left=place in sides) for place, title in enumerate(header)], rows, caption, folded)
+
+
+def listed(sentences: Sequence[str]) -> list[str]:
+    """The sentences as one list, a line each; no part at all where there are none."""
+    return ["\n".join(f"- {' '.join(text.split())}" for text in sentences)] if sentences else []

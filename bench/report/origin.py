@@ -1,4 +1,4 @@
-"""Where a run's figures come from: every knob, the machine and the code, the sessions that it was made in."""
+"""Where a run's figures come from: all knobs, the machine, the code, and the sessions of the run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.figures.records import Run
+from bench.figures.summary import Summary
 from bench.report.cautions import sessions
 from bench.report.formats import NOT_LOSSLESS, PEAK_MEMORY, UNDEFINED, gibibytes
 from bench.report.model import Code, Section, Table, table
 
 
-def knobs(run: Run) -> Section:
+def knobs(run: Run, summary: Summary) -> Section:
     """Every method with every knob."""
     rows = [
         [
-            name,
+            summary.label(name),
             info.kind,
             "yes" if info.lossless else NOT_LOSSLESS,
             f"{info.extra_parameters:,}",
@@ -37,13 +38,13 @@ def knobs(run: Run) -> Section:
         "extra parameters",
         "peak memory",
         "knobs",
-        "measured or chosen at the start",
+        "measured or chosen at start",
     ]
     return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
 
 
 def provenance(run: Run) -> Section:
-    """What was run on what, by which code; warnings stand at the top of the page."""
+    """What was run on which machine and by which code; warnings are at the top of the page."""
     more = {
         key: value for key, value in run.provenance.items() if key not in ("sessions", "warnings", "commit", "dirty")
     }
@@ -67,14 +68,14 @@ def provenance(run: Run) -> Section:
 
 
 def value_text(value: Any) -> str:
-    """A recorded value as a reader wants it: no quotes around words, dictionaries spelled out."""
+    """A recorded value for readers: no quotes around words, dictionaries spelled out."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _sessions(run: Run) -> Table:
-    """A run that was resumed has several; each may have met a busier machine and another commit."""
+    """A resumed run has several; each may have had a busier machine or another commit."""
     rows = [
         [
             str(place),
@@ -86,7 +87,7 @@ def _sessions(run: Run) -> Table:
         ]
         for place, session in enumerate(sessions(run), 1)
     ]
-    header = ["session", "started", "wall time", "used by others", "commit", "warnings"]
+    header = ["session", "started", "wall time", "CPU used by others", "commit", "warnings"]
     return table(header, rows, (0, 1, 4, 5), "Sessions")
 
 

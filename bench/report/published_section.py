@@ -1,4 +1,4 @@
-"""A run's figures beside published ones of the same methods, every row with its source, model and hardware."""
+"""A run's figures next to published ones of the same methods, every row with its source, model and hardware."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Show = Callable[[T, str], str]  # what a row shows of a task
 
 TITLE = "Published figures of the same method"
 _DIFFERENCE = (
-    "Not measured here, and not comparable one to one: model, device, harness, answers' length and, unless this run is "
-    "of Spec-Bench's official questions, the questions differ. The rows show what the method reached elsewhere; they "
-    "say nothing of how it would do on this device, and this run nothing of theirs. Their overall is the mean of the "
-    "six tasks (the method's paper) or the leaderboard's own; ours pools the questions, where all six tasks were asked."
+    "Not measured here and not directly comparable: model, device, harness, answer length and, unless this run is of "
+    "Spec-Bench's official questions, the questions differ. The rows show what the method achieved elsewhere; they do "
+    "not predict what it achieves on this device. Their overall is the mean of the six tasks (the method's paper) or "
+    "the leaderboard's own; ours pools the questions, if all six tasks were run."
 )
 
 
@@ -52,7 +52,7 @@ def published_section(summary: Summary, sources: list[Source]) -> Section:
 
 
 def _tables(summary: Summary, base: str, found: list[tuple[Source, Result]]) -> list[Table]:
-    """Ours first and marked. CTAR of the tasks that any source has, and only where one has it."""
+    """Ours first and marked. CTAR only of the tasks for which a source has it."""
     rated = [(source, result) for source, result in found if result.ctar]
     tasks = [task for task in PLACES if any(task in result.ctar for _, result in rated)]
     kinds: list[tuple[str, Sequence[str], list[tuple[Source, Result]], Show[Cell], Show[Result]]] = [
@@ -90,7 +90,7 @@ def _table(
 
 
 def _setting(summary: Summary) -> str:
-    """What stands in the place of the sources' models: ours, and what it was asked."""
+    """Our entry in the column of the sources' models: the model, and the questions it was given."""
     limit = summary.dataset.max_new_tokens
     asked = f"{summary.dataset.name} questions" + (f", {limit} new tokens" if limit else "")
     return f"{summary.model} ({summary.dtype}), {asked}"

@@ -1,4 +1,4 @@
-"""Answers as a reader sees them: every token with how it came about. For the HTML report; no torch, no tokenizer."""
+"""Answers token by token, each token with its origin. For the HTML report; no torch, no tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.figures.summary import Summary
 from bench.report.formats import number, task_name, times
 from bench.report.model import Answer, Answers, Panel, Section
 
-SHOWN_TOKENS = 600  # of one answer; what follows is counted, not shown
+SHOWN_TOKENS = 600  # of one answer; the rest is counted, not shown
 SHOWN_DIVERGENCES = 20
 SHADES = 5  # strengths in which confidences are shaded
 NEWLINE = "↵"
@@ -69,7 +69,7 @@ def answers(summary: Summary, turns: Sequence[Turn], names: Mapping[int, str]) -
     found = [
         Answer(_title(key, by_key[key][vanilla]), panels)
         for key in _chosen(summary, by_key, vanilla)
-        if (panels := list(_panels(by_key[key], vanilla, list(summary.of_kind("method")), names)))
+        if (panels := list(_panels(by_key[key], vanilla, summary, names)))
     ]
     return Section("Answers, token by token", [Answers(found, bool(names))] if found else [], "Answers")
 
@@ -95,19 +95,19 @@ def _title(key: Key, turn: Turn) -> str:
     return f"{task_name(turn.task)}: question {key[0]}, turn {key[1] + 1}{again}"
 
 
-def _panels(sides: Mapping[str, Turn], vanilla: str, ours: list[str], names: Mapping[int, str]) -> Iterator[Panel]:
-    """The methods' answers; vanilla's own too where it is not theirs."""
+def _panels(sides: Mapping[str, Turn], vanilla: str, summary: Summary, names: Mapping[int, str]) -> Iterator[Panel]:
+    """The methods' answers, and vanilla's own where one of them differs."""
     base = sides[vanilla]
-    found = [sides[name] for name in ours if name in sides]
+    found = [sides[name] for name in summary.of_kind("method") if name in sides]
     for turn in found:
         audit = turn.audit
         verdict = "not compared token by token" if audit is None else f"{audit.verdict} to vanilla's"
         if audit is not None and audit.verdict != "identical":
-            verdict = f"not vanilla's from token {(audit.position or 0) + 1} on ({audit.verdict})"
-        yield _panel(turn, verdict, _stats(turn, base), names)
+            verdict = f"differs from vanilla's from token {(audit.position or 0) + 1} on ({audit.verdict})"
+        yield _panel(summary.label(turn.method), turn, verdict, _stats(turn, base), names)
     if any(turn.token_ids != base.token_ids for turn in found):
         rate = number(decode_tok_per_s([base]), 1)
-        yield _panel(base, "the baseline's own answer", [("tokens/s", rate)], names)
+        yield _panel(summary.label(vanilla), base, "the baseline's own answer", [("tokens/s", rate)], names)
 
 
 def _stats(turn: Turn, base: Turn) -> list[tuple[str, str]]:
@@ -122,7 +122,7 @@ def _stats(turn: Turn, base: Turn) -> list[tuple[str, str]]:
     ]
 
 
-def _panel(turn: Turn, verdict: str, stats: list[tuple[str, str]], names: Mapping[int, str]) -> Panel:
+def _panel(label: str, turn: Turn, verdict: str, stats: list[tuple[str, str]], names: Mapping[int, str]) -> Panel:
     audit = turn.audit
     diverges = audit.position if audit is not None and audit.verdict != "identical" else None
     limit = max(SHOWN_TOKENS, (diverges or 0) + 50)
@@ -142,11 +142,11 @@ def _panel(turn: Turn, verdict: str, stats: list[tuple[str, str]], names: Mappin
             focusable = focusable or bool(token.losers or note)
             shown += 1
         spans.append(Markup('<span class="step">{}</span>').format(inner) if group else Markup())
-    return Panel(turn.method, verdict, stats, Markup().join(spans), len(turn.token_ids) - shown)
+    return Panel(label, verdict, stats, Markup().join(spans), len(turn.token_ids) - shown)
 
 
 def _span(token: Token, names: Mapping[int, str], note: str, *, first_stop: bool) -> Markup:
-    """One token. Of those with a story only the first is a tab stop; the page's script moves on by arrow keys."""
+    """One token. Of those with a tooltip only the first is a tab stop; the page's script handles arrow keys."""
     classes = ["t", token.origin]
     if token.confidence is not None:
         classes.append(f"c{min(int(token.confidence * SHADES), SHADES - 1) + 1}")

@@ -1,4 +1,4 @@
-"""A run's report as sections, in their order: every figure with what it means and what speaks against it."""
+"""A run's report as sections, in their order: every figure with its meaning and its limits."""
 
 from __future__ import annotations
 
@@ -27,36 +27,37 @@ from bench.report.formats import (
     times_between,
     where,
 )
-from bench.report.model import Card, Cards, Code, Image, Part, Section, Table, table
+from bench.report.model import Card, Cards, Code, Image, Part, Section, Table, listed, table
 from bench.report.origin import knobs, provenance, value_text
 from bench.report.published_section import published_section
 from bench.report.reader import answers
 
-_LISTED = 20  # divergences and failures that the page spells out
+_LISTED = 20  # divergences and failures that the page lists
 _NUMERALS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_FIRST_PLOT = PLOTS["speedup_by_task"].title  # stands with the headline
+_FIRST_PLOT = PLOTS["speedup_by_task"].title  # shown with the headline
 
 PREDICTED = (
-    "Predictions are for greedy decoding, from ranks on held-out answers and pass costs measured before the run."
+    "For greedy decoding, predicted from ranks on held-out answers and forward-pass costs measured before the run."
 )
 TIMES = (
-    "Parts of a step in units of a vanilla step of the same turns, over all tasks (their unweighted mean). CR / "
-    "total is the speedup, but for the mean over tasks. Predictions come from microbenchmarks and the warm-up, made "
-    "before the run (what a draft and a pass over so many tokens cost alone, and the rest), put together for the steps "
-    "that the run took; the error is predicted over measured speedup, less 1."
+    "Parts of a step in units of a vanilla step of the same turns, over all tasks (their unweighted mean). CR / total "
+    "is the speedup, exactly so by task. Predictions are computed from costs measured before the run (a draft and a "
+    "forward pass over n tokens alone, the rest in the warm-up) and from the steps that the run took. Error: predicted "
+    "over measured speedup, minus 1."
 )
 THREE_WAYS = (
-    "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean "
-    "of the tasks. *Spec-Bench's mean of rates*: overall pools all questions, as its script does; that script "
-    "also tokenises the baseline's text again to count it, while here both sides are counted by their token ids."
+    "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean of "
+    "the tasks. *Spec-Bench's mean of rates*: overall pools all questions, as its script does. That script also "
+    "tokenises the baseline's text again to count it; here both sides are counted by their token ids. The *median of "
+    "questions* (overall: of all questions) is robust: a stalled turn does not move it."
 )
 AGAINST = (
-    "On the questions that both answered (ratio of sums, overall the tasks' unweighted mean). Two methods' own "
-    "intervals over vanilla do not tell whether one is faster than the other; these do."
+    "On the questions that both answered (ratio of sums, overall the tasks' unweighted mean). The intervals of two "
+    "methods over vanilla do not show whether one is faster than the other; these do."
 )
 NUMERICAL = (
-    "a tie between two tokens may fall either way when a pass has another width. The answer is then as good as "
-    "vanilla's, but another one from there on. Share of such turns among those audited:"
+    "a tie between two tokens can be resolved differently when a forward pass has another width. The answer is then as "
+    "good as vanilla's, but differs from there on. Share of such turns among those audited:"
 )
 _MAY_DIFFER = {"tree", "costs", "drafts"}  # knobs in which a tree and the chain that it is measured against differ
 
@@ -72,16 +73,16 @@ def sections(
 ) -> list[Section]:
     """The report. The first section's heading is its title; those without content are left out.
 
-    `pieces` gives the text of token ids (empty: ids are shown), `sources` are the published figures to set ours beside
-    (default: those of `results/published`).
+    `pieces` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show (default:
+    those of `results/published`).
     """
     setting = [summary.dtype, *([sampling_text(summary.sampling)] if summary.sampling else [])]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
-    methods = summary.of_kind("method")
+    methods, others = summary.of_kind("method"), summary.of_kind("method", "peer")
     names = {int(token): text for token, text in (pieces or {}).items()}
     found = [
         Section(title, list(_top(summary, plots)), "Results"),
-        Section("Warnings", _listed(cautions(run, summary)), "Warnings"),
+        Section("Warnings", listed(cautions(run, summary)), "Warnings"),
         Section("Overview", [*tables.overview(summary), shown_is(summary)] if len(summary.methods) > 2 else []),
         _three_ways(summary),
         _times(summary),
@@ -89,15 +90,18 @@ def sections(
         *(_method(run, summary, name) for name in methods),
         _against(summary),
         _peers(summary),
-        *(Section(name, [tables.vanilla(e)], folded=True) for name, e in summary.of_kind("vanilla").items()),
+        *(
+            Section(name, [tables.vanilla(e), *tables.folded(e)], folded=bool(others))
+            for name, e in summary.of_kind("vanilla").items()
+        ),
         _plots([plot for plot in plots if plot.title != _FIRST_PLOT]),
         _failures(summary),
         _divergences(summary, names),
         _numerical_rate(summary),
         answers(summary, turns, names),
         Section("What the figures mean", [definitions(summary)], "Definitions"),
-        Section("Beside Spec-Bench's script", [SPEC_BENCH] if methods else []),
-        knobs(run),
+        Section("Differences from Spec-Bench's script", [SPEC_BENCH] if methods else []),
+        knobs(run, summary),
         provenance(run),
     ]
     return [section for section in found if section.parts]
@@ -105,17 +109,17 @@ def sections(
 
 def headline(name: str, entry: Entry, *, sampled: bool = False) -> str:
     """One sentence: how fast, over what range, and whether the output is vanilla's."""
-    overall = entry.overall
+    overall, label = entry.overall, entry.label or name
     values = [value for cell in entry.by_task.values() if (value := cell.speedup_decode.value) is not None]
     if overall.speedup_decode.value is None:
-        return f"**{name}**: no turn was finished beside vanilla's; nothing can be said."
+        return f"**{label}**: no question was finished by both this method and vanilla; there is nothing to compare."
     many = _NUMERALS[len(values)] if len(values) < len(_NUMERALS) else len(values)
     mean = "one task" if len(values) == 1 else f"mean of {many} tasks"
     if entry.kind == "peer":
-        return f"vanilla is {times_between(overall.worth_decode)} **{name}** (decode, {mean})."
+        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean})."
     span = f", {times(min(values))}-{times(max(values))} by task" if len(values) > 1 else ""
     speed = times_between(overall.speedup_decode)
-    return f"**{name}** decodes {speed} as fast as vanilla ({mean}{span}), {_output(overall, sampled)}."
+    return f"**{label}** decodes {speed} as fast as vanilla ({mean}{span}), {_output(overall, sampled)}."
 
 
 def _output(overall: Cell, sampled: bool) -> str:
@@ -138,6 +142,7 @@ def _top(summary: Summary, plots: Sequence[Image]) -> Iterator[str | Cards | Tab
         yield tables.headline(summary)
         yield tables.overall(summary)
         yield shown_is(summary)
+        yield from _short_names(summary)
     else:
         yield "Only vanilla was run: there is nothing to compare."
     yield from (plot for plot in plots if plot.title == _FIRST_PLOT)
@@ -153,8 +158,11 @@ def _card(name: str, entry: Entry, sampled: bool) -> Card:
     return Card(shown_name(name, entry), entry.kind, entry.overall.speedup_decode, sentence, facts)
 
 
-def _listed(sentences: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {text}" for text in sentences)] if sentences else []
+def _short_names(summary: Summary) -> Iterator[Table]:
+    """Which methods the short names stand for."""
+    rows = [[entry.label, Code(name)] for name, entry in summary.methods.items() if entry.label != name]
+    if rows:
+        yield table(["name", "method with its knobs"], rows, 2, "Short names of methods")
 
 
 def _about_intervals(summary: Summary) -> str:
@@ -177,13 +185,11 @@ def _times(summary: Summary) -> Section:
 
 
 def _method(run: Run, summary: Summary, name: str) -> Section:
-    """A method's tables, what it says of itself, and what it predicted."""
+    """A method's tables, its notes and its predictions."""
     entry = summary.methods[name]
     verdict = partial(lossless_text, sampled=summary.sampling is not None)
     notes = [[key.replace("_", " "), value_text(value)] for key, value in entry.notes.items()]
-    said = (
-        [Table(table(["note", "value"], notes, 2).columns, notes, "Notes of the method", folded=True)] if notes else []
-    )
+    said = [table(["note", "value"], notes, 2, "Notes of the method", folded=True)] if notes else []
     parts: list[Part] = [tables.method(entry, verdict), shown_is(summary), tables.detail(entry), *tables.folded(entry)]
     parts += [tables.members(entry)] if entry.members else []
     return Section(shown_name(name, entry), [*parts, *said, *_predictions(run, summary, name)], folded=True)
@@ -198,12 +204,12 @@ def _peers(summary: Summary) -> Section:
     peers = {shown_name(name, entry): entry for name, entry in summary.of_kind("peer").items()}
     verdict = partial(lossless_text, sampled=summary.sampling is not None)
     parts = [Section(f"vanilla against {name}", [tables.peer(entry, verdict)]) for name, entry in peers.items()]
-    about = f"What vanilla is worth in units of a library's own loop. {shown_is(summary)}"
+    about = f"Vanilla's speed in units of a library's own loop. {shown_is(summary)}"
     return Section("Is the baseline strong?", [about, *parts] if parts else [], "Baseline")
 
 
 def _plots(plots: Sequence[Image]) -> Section:
-    """In groups, as the registry of plots has them."""
+    """In the groups of the registry of plots."""
     groups = {plot.title: plot.group for plot in PLOTS.values()}
     found: dict[str, list[Image]] = {group: [] for group in GROUPS}
     for plot in plots:
@@ -212,7 +218,7 @@ def _plots(plots: Sequence[Image]) -> Section:
 
 
 def _predictions(run: Run, summary: Summary, name: str) -> Iterator[Section]:
-    """What the method predicted of its tree beside what came of it, and the gain over the chain where that ran too."""
+    """A method's predictions for its tree next to what was measured, and the gain over a chain if that ran too."""
     match summary.methods[name].notes:
         case {"predicted": {"tree": dict(tree), "chain": dict(chain)}}:
             other = _chain_beside(run, name, chain.get("drafts", 0))
@@ -226,17 +232,17 @@ def _predictions(run: Run, summary: Summary, name: str) -> Iterator[Section]:
         for key, (what, _) in shown.items():
             gains = _gain(tree.get(key), chain.get(key)), _gain(measured[key], beside[key])
             rows.append([f"{what}, tree over chain", *map(times, gains)])
-    sentence = PREDICTED + (f" The chain is {other}." if other is not None else "")
+    sentence = PREDICTED + (f" The chain is {summary.label(other)}." if other is not None else "")
     yield Section("Predicted and measured", [sentence, table(["overall", "predicted", "measured"], rows)])
 
 
 def _measured(overall: Cell) -> dict[str, float | None]:
-    """By the names of the predictions."""
+    """The measured figures by the names of the predictions."""
     return {"compression_rate": overall.compression_rate, "speedup": overall.speedup_decode.value}
 
 
 def _chain_beside(run: Run, name: str, drafts: int) -> str | None:
-    """Another method of the run that is `name` with nothing but a chain of so many drafts in place of its tree."""
+    """Another method of the run that is `name` with a chain of `drafts` tokens in place of its tree."""
     chain = "/".join("-".join("0" * depth) for depth in range(1, drafts + 1))  # as records spell it: 0/0-0/0-0-0
     for other, info in run.methods.items():
         alike = other.partition(":")[0] == name.partition(":")[0] and _fixed(info) == _fixed(run.methods[name])
@@ -254,13 +260,13 @@ def _gain(above: float | None, below: float | None) -> float | None:
 
 
 def _failures(summary: Summary) -> Section:
-    rows = [[where(turn), Code(turn.error)] for turn in summary.failed[:_LISTED]]
+    rows = [[where(turn, summary), Code(turn.error)] for turn in summary.failed[:_LISTED]]
     parts: list[Part] = [*_first(len(summary.failed)), table(["where", "error"], rows, 2, "Turns that failed")]
     return Section("Failures", parts if rows else [], "Failures")
 
 
 def _divergences(summary: Summary, names: Mapping[int, str]) -> Section:
-    """The worst first: what is beyond rounding. Tokens whose text is known are shown by it."""
+    """The worst first: what is beyond rounding. Tokens are shown by their text where it is known."""
 
     def token(value: int | None) -> str:
         return UNDEFINED if value is None else Code(names[value]) if value in names else str(value)
@@ -268,7 +274,7 @@ def _divergences(summary: Summary, names: Mapping[int, str]) -> Section:
     def shown(turn: Divergence) -> list[str]:
         figures = [UNDEFINED if value is None else f"{value:.3g}" for value in (turn.gap, turn.tolerance)]
         position = UNDEFINED if turn.position is None else str(turn.position)
-        return [where(turn), turn.verdict, position, token(turn.token), token(turn.vanilla_token), *figures]
+        return [where(turn, summary), turn.verdict, position, token(turn.token), token(turn.vanilla_token), *figures]
 
     found = sorted(summary.divergences, key=lambda turn: turn.verdict != "different")
     header = ["where", "verdict", "position", "token", "vanilla's token", "logit gap", "tolerance"]
@@ -286,7 +292,7 @@ def _first(many: int) -> list[str]:
 
 
 def _numerical_rate(summary: Summary) -> Section:
-    """Of dtypes in which ties are common."""
+    """For dtypes in which ties are common."""
     rows = [
         [shown_name(name, entry), f"{entry.overall.numerical_rate:.1%}", lossless_text(entry.overall.lossless)]
         for name, entry in summary.of_kind("method", "peer").items()

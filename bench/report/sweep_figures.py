@@ -26,7 +26,7 @@ _PUBLISHED_KEYS = ("speedup", "compression_rate")
 _PUBLISHED_NAMES = {"architecture": "adapter"}  # what the paper calls a setting of ours
 _WIDTH_INCHES, _ROW_INCHES = 9.0, 4.0
 _LEGEND_ROW_INCHES = 0.2
-_LEGEND_CHARS = 108  # what fits beside each other under the panels
+_LEGEND_CHARS = 108  # what fits in one row below the panels
 _NAME_CHARS = 36  # of the method, in a title or legend
 _PANEL_CHARS = 50  # of the labels under a panel that shares its row with another
 _DODGE = 0.012  # between the lines of a panel, so that their intervals do not hide each other; share of the axis
@@ -36,19 +36,19 @@ _DODGE = 0.012  # between the lines of a panel, so that their intervals do not h
 class Curve:
     """A published curve over a knob: somebody else's model, device and harness."""
 
-    source: str  # who says so, and whether it was read off a plot
+    source: str  # which publication, and whether it was read off a plot
     where: str  # model and hardware
     others: str  # the other knobs, as `gamma=4`; empty: none
     points: list[tuple[Any, float | None, float | None]]  # the knob's value, speedup, CR
 
     @property
     def label(self) -> str:
-        """What a legend says of it."""
+        """Its entry in a legend."""
         return f"{self.where}{f', {self.others}' if self.others else ''}"
 
 
 def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Curve] | None:
-    """What was published of `method` over a knob or training setting; None: nothing, or the folder is not there.
+    """What was published about `method` over a knob or training setting; None: nothing, or there is no such folder.
 
     Raises:
         UserError: a file there is malformed.
@@ -66,7 +66,7 @@ def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Cu
 
 
 def _curves(source: str, hardware: str, ablation: Ablation, name: str) -> list[Curve]:
-    """One curve for every setting of the other knobs that were varied with this one."""
+    """One curve for each setting of the other knobs that were varied too."""
     groups: dict[str, list[tuple[Any, float | None, float | None]]] = {}
     for point in ablation.points:
         others = [f"{key}={value}" for key, value in point.items() if key not in (name, *_PUBLISHED_KEYS)]
@@ -123,14 +123,14 @@ def _plain(name: str) -> str:
 
 
 def places(values: Sequence[Any]) -> list[float]:
-    """Where an axis' values stand: numbers where they are, unless labels would overlap; others side by side."""
-    beside = [float(i) for i in range(len(values))]
+    """Positions of an axis's values: numbers to scale unless their labels would overlap; others evenly spaced."""
+    even = [float(i) for i in range(len(values))]
     if not _numeric(values):
-        return beside
+        return even
     numbers = [float(value) for value in values]
     gaps = [b - a for a, b in zip(sorted(numbers), sorted(numbers)[1:], strict=False)]
     needed = 0.012 * max(len(str(value)) for value in values) + 0.01
-    return beside if gaps and min(gaps) < needed * sum(gaps) else numbers
+    return even if gaps and min(gaps) < needed * sum(gaps) else numbers
 
 
 def _numeric(values: Sequence[Any]) -> bool:
@@ -156,14 +156,14 @@ def _lines(
     _title(rows[0], f"{shortened(sweep.method, _NAME_CHARS)}: speedup and CR over {axis.name}{over}", subtitle)
     _our_row(rows[0], sweep, points, first, second)
     if curves:
-        text = "not measured here: another model, device and harness, so compare shapes and not heights"
+        text = "not measured here: another model, device and harness; compare shapes, not heights"
         _title(rows[1], "Published", text, bold=False)
         _published_row(rows[1], axis.name, curves)
     return figure
 
 
 def _title(part: SubFigure, title: str, subtitle: str, *, bold: bool = True) -> None:
-    """Two lines over a row of panels; as one supertitle, so that room is made for it."""
+    """Two lines over a row of panels; as one supertitle, so that the layout leaves space for it."""
     weight = "bold" if bold else "normal"
     part.suptitle(title + "\n" * (subtitle.count("\n") + 2), x=0.01, ha="left", fontsize=12, fontweight=weight)
     part.text(0.01, 0.985, "\n" + subtitle, va="top", fontsize=9, color=GREY, linespacing=1.5, parse_math=False)
@@ -202,7 +202,7 @@ def _line(
     *,
     joined: bool,
 ) -> None:
-    """Points with their intervals, joined where what lies between two of them means anything."""
+    """Points with their intervals, joined where values between two of them have a meaning."""
     x, y = [cell[0] for cell in row], [math.nan if cell[1] is None else cell[1] for cell in row]
     colour, marker = _look(rank)
     line = "-" if joined else "none"
@@ -228,7 +228,7 @@ def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
             x, y = [x for x, _ in found], [y for _, y in found]
             colour, marker = _look(rank)
             style: dict[str, Any] = {"color": colour, "marker": marker, "mfc": "white", "linestyle": "--"}
-            if not _numeric(values):  # nothing lies between two of them
+            if not _numeric(values):  # there is nothing between two of them
                 axes.vlines(x, 1.0, y, color=colour, linewidth=1.2, linestyle="--")
                 style["linestyle"] = "none"
             axes.plot(x, y, label=curve.label, linewidth=1.4, **style)
@@ -238,10 +238,10 @@ def _published_row(part: SubFigure, knob: str, curves: Sequence[Curve]) -> None:
     _legend(part, axes, "; ".join(dict.fromkeys(curve.source for curve in curves)))
 
 
-def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], room: int) -> None:
+def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], chars: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    width = max(6, room // len(at))  # characters of a label
+    width = max(6, chars // len(at))  # characters of a label
     labels = [textwrap.fill(str(value), width) for value in at]
     axes.set_xticks(list(at.values()), labels, fontsize=8 if any("\n" in label for label in labels) else 9)
     axes.set_xlabel(name)
@@ -254,7 +254,7 @@ def _knob_axis(axes: Axes, name: str, at: Mapping[Any, float], room: int) -> Non
 
 
 def _columns(names: Sequence[str]) -> int:
-    """How many names fit beside each other in a legend."""
+    """How many names fit in one row of a legend."""
     return max(1, min(len(names), _LEGEND_CHARS // (max(map(len, names)) + 6)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,19 @@ from bench.figures.records import SWEEP_FILE, Run, Turn, atomic_writer, read_rec
 from bench.figures.summary import Cell, Estimate, Summary
 from bench.report import link, markdown
 from bench.report.cautions import cautions
-from bench.report.formats import UNDEFINED, lossless_text, number, setting_text, times
-from bench.report.model import Column, Image, Section, Strong, Table
-from bench.typed_json import decode_value
+from bench.report.formats import UNDEFINED, csv_cell, lossless_text, number, setting_text, times
+from bench.report.model import Column, Image, Section, Strong, Table, listed
+from bench.typed_json import Json, MismatchError, Share, decode_value, read
 
 SCHEMA = 1
 SWEEP_CSV = "sweep.csv"
 SWEEP_PAGE = "sweep.md"
-_FIGURES = ("speedup_total", "compression_rate", "draft_time_share")  # beside the decode speedup
+_FIGURES = ("speedup_total", "compression_rate", "draft_time_share")  # in addition to the decode speedup
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is swept: a knob, or a training's setting as `train.name`; values as spelled."""
+    """What is swept: a knob, or a training setting as `train.name`; values as spelled."""
 
     name: str
     values: tuple[str, ...]
@@ -36,12 +35,12 @@ class Axis:
 
 @dataclass
 class Variant:
-    """One point of the product of the axes."""
+    """One point of the grid."""
 
     label: str  # as the run calls it
     values: tuple[str, ...]  # one an axis
-    training: dict[str, Any] | None = None  # settings of its weights, where these were trained for the sweep
-    agreement: float | None = None  # of its weights with the target's choices, on held-out conversations
+    training: dict[str, Json] | None = None  # settings of its weights, where these were trained for the sweep
+    agreement: Share | None = None  # of its weights with the target's choices, on held-out conversations
 
 
 @dataclass
@@ -84,13 +83,13 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / SWEEP_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read(dict[str, Json], path)
         if value["schema"] != SCHEMA:
             raise UserError(f"{path} has schema {value['schema']!r}; this version reads {SCHEMA}: sweep again")
         return decode_value(Sweep, value)
     except FileNotFoundError:
         raise UserError(f"{folder} is no sweep: it has no {SWEEP_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (MismatchError, KeyError) as error:
         raise UserError(f"{path} is not a sweep's record: {error}") from error
 
 
@@ -151,7 +150,7 @@ def csv_rows(sweep: Sweep, points: Sequence[Point]) -> list[list[Any]]:
                 point.failure,
             ]
         )
-    return [["" if cell is None else cell for cell in row] for row in rows]
+    return [["" if cell is None else csv_cell(cell) for cell in row] for row in rows]
 
 
 def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> Table:
@@ -160,7 +159,7 @@ def table(sweep: Sweep, points: Sequence[Point], *, sampled: bool = False) -> Ta
 
     def speed(point: Point) -> str:
         shown = times(point.value("speedup_decode"))
-        # Without intervals the fastest of many may well be the luckiest.
+        # Without intervals the fastest of many may be the luckiest.
         fastest = point.interval("speedup_decode") and point.value("speedup_decode") == max(speeds) and len(points) > 1
         return Strong(shown) if fastest else shown
 
@@ -196,17 +195,17 @@ def page(sweep: Sweep, run: Run, summary: Summary, points: Sequence[Point], imag
     """`sweep.md`: what was swept, on what, the table, what failed, the figures."""
     axes = " and ".join(f"`{axis.name}`" for axis in sweep.axes)
     failures = [f"`{point.variant.label}` {point.failure}." for point in points if point.failure]
-    warnings = "\n".join(f"- {text}" for text in [*cautions(run, summary), *failures])
+    warned = [text.replace("](#", "](report.md#") for text in cautions(run, summary)]  # its sections are there
     trainings = _trainings(sweep)
     setting = " · ".join(setting_text(summary))
     return [
         Section(
             f"{sweep.method} over {axes}",
             [
-                f"{setting}. All variants and vanilla answered every question of one run back to back, by",
-                f"    {run.command}",
-                "Overall figures: unweighted means of the tasks. Every method by task: [report](report.md).",
-                *([Section("Warnings", [warnings])] if warnings else []),
+                f"{setting}. In one run, vanilla and all variants answered each question back to back:",
+                f"    {' '.join(run.command.split())}",
+                "Overall figures are unweighted means of the tasks. Every method by task: [report](report.md).",
+                Section("Warnings", listed([*warned, *failures])),
                 table(sweep, points, sampled=summary.sampling is not None),
                 *([trainings] if trainings else []),
                 *images,
@@ -216,17 +215,17 @@ def page(sweep: Sweep, run: Run, summary: Summary, points: Sequence[Point], imag
 
 
 def _trainings(sweep: Sweep) -> str:
-    """What all trainings had in common."""
+    """The settings that all trainings share."""
     settings = [variant.training for variant in sweep.variants if variant.training]
     if not settings:
         return ""
-    common = {key: value for key, value in settings[0].items() if all(other[key] == value for other in settings)}
-    listed = ", ".join(
+    common = {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
+    common_text = ", ".join(
         f"{key} {' and '.join(value) if isinstance(value, list) else value}"
         for key, value in common.items()
         if key not in ("out", "device", "threads") and value is not None
     )
     return (
-        "Weights were trained for this sweep, one set a value; `agreement` is the share of the target's own choices on "
-        f"held-out conversations that their first draft hits. Common to all: {listed}."
+        "The weights were trained for this sweep, one set per value; `agreement` is the share of the target's own "
+        f"tokens on held-out conversations that the first draft hits. Common to all: {common_text}."
     )

@@ -1,4 +1,4 @@
-"""The tables of a summary, each built once for every page and the terminal; and flat, for `summary.csv`."""
+"""The tables of a summary, each built once for all pages and the terminal; and flat, for `summary.csv`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench.figures.summary import OVERALL, Cell, Entry, Estimate, Predicted, Ste
 from bench.report.formats import (
     UNDEFINED,
     count,
+    csv_cell,
     identical_text,
     lossless_text,
     number,
@@ -33,13 +34,18 @@ ESTIMATORS = {  # by the ending of their fields in a cell
     "_geometric": "geometric mean",
 }
 _TASK_CHARS = 24  # of a task's name in the terminal's overview; all of Spec-Bench's fit
+_BY_WINDOW = {  # rates by window: heading of a column, caption
+    "ctar": ("w = {}", "CTAR(w): share of steps that added more than w tokens"),
+    "conditional_acceptance": ("draft {}", "Conditional acceptance by position of the draft"),
+    "window_ctar": ("w = {}", "Window CTAR(w): share of positions at which w forced drafts are right"),
+}
 _NESTED: dict[str, Sequence[str]] = {
     "lossless": VERDICTS,
     "step_time": [field.name for field in dataclasses.fields(StepTime)],
     "predicted": [field.name for field in dataclasses.fields(Predicted)],
 }
 _LISTS = ("ctar", "conditional_acceptance", "window_ctar", "emitted_histogram")
-# Distributions are tables of their own (in `summary.json`); what vanilla is worth only a peer's rows have.
+# Distributions are tables of their own (in `summary.json`); only a peer has what vanilla is worth.
 _NOT_FLAT = ("confidence", "context", "worth_decode", "worth_total")
 
 Verdict = Callable[[dict[str, int] | None], str]
@@ -52,7 +58,7 @@ def headline(summary: Summary) -> Table:
 
 
 def overall(summary: Summary) -> Table:
-    """One row a method or peer: what it adds and gains over all tasks."""
+    """One row a method or peer: what it adds to the model, and what it gains over all tasks."""
     columns = [
         Column("extra parameters", lambda entry: count(entry.extra_parameters)),
         Column("speedup decode", lambda entry: times_between(entry.overall.speedup_decode)),
@@ -66,7 +72,7 @@ def overall(summary: Summary) -> Table:
 
 
 def overview(summary: Summary) -> list[Table]:
-    """All methods beside each other by task: end-to-end speedup (peers too), then CR."""
+    """All methods by task: end-to-end speedup (peers too), then CR."""
     methods, shown = summary.of_kind("method"), summary.of_kind("method", "peer")
     found = [_side_by_side("end-to-end speedup", shown, lambda cell: times_between(cell.speedup_total))]
     if methods:  # a peer brings its own loop: no steps, no CR
@@ -101,7 +107,7 @@ def against(summary: Summary) -> Table | None:
 
 
 def method(entry: Entry, verdict: Verdict, windows: int | None = None, narrow: int = 0) -> Table:
-    """A method's main figures, one row a task, with so many `windows` of CTAR (None: all).
+    """A method's main figures, one row a task, with the first `windows` windows of CTAR (None: all).
 
     `narrow` 1 leaves out the draft share, 2 also the interval of the end-to-end speedup.
     """
@@ -125,7 +131,7 @@ def method(entry: Entry, verdict: Verdict, windows: int | None = None, narrow: i
 
 
 def detail(entry: Entry) -> Table:
-    """A method's other figures: what they were counted from, and why they are what they are."""
+    """A method's other figures: what the main ones were counted from, and what explains them."""
     columns = [
         Column("questions", lambda cell: f"{cell.questions}"),
         Column("tokens", lambda cell: f"{cell.generated_tokens:,}"),
@@ -142,7 +148,7 @@ def detail(entry: Entry) -> Table:
 
 
 def three_ways(name: str, entry: Entry) -> Table:
-    """Three ways to average, decode and end-to-end, one row a task."""
+    """Three ways to average, decode and end-to-end, and the robust median, one row a task."""
 
     def shown(key: str) -> Callable[[Cell], str]:
         return lambda cell: times_between(getattr(cell, key))
@@ -152,18 +158,15 @@ def three_ways(name: str, entry: Entry) -> Table:
         for part, what in (("decode", "decode"), ("total", "end-to-end"))
         for ending, way in ESTIMATORS.items()
     ]
+    columns.append(Column("decode: median of questions", shown("speedup_decode_median")))
     return by_task(entry, columns, f"Speedup over vanilla: {name}")
 
 
 def time_columns() -> list[Column]:
-    """Where a step's time goes, in vanilla steps, and what was predicted of it."""
-
-    def part(name: str) -> Callable[[Cell], str]:
-        return lambda cell: number(getattr(cell.step_time, name, None))
-
+    """Where the time of a step goes, in vanilla steps, with its prediction."""
     step, speed = "time of a step", "decode speedup"
     return [
-        *(Column(name, part(name), group=step) for name in ("draft", "verify", "rest", "total")),
+        *_step_parts(),
         Column(
             "total, predicted",
             lambda cell: number(getattr(cell.predicted, "step_cost", None)),
@@ -184,19 +187,28 @@ def time_columns() -> list[Column]:
     ]
 
 
+def _step_parts() -> list[Column]:
+    def part(name: str) -> Callable[[Cell], str]:
+        return lambda cell: number(getattr(cell.step_time, name, None))
+
+    return [Column(name, part(name), group="time of a step") for name in ("draft", "verify", "rest", "total")]
+
+
 def time(entries: Mapping[str, Entry]) -> Table:
     """Where the time goes, one row a method."""
     return by_row("method", {name: entry.overall for name, entry in entries.items()}, time_columns())
 
 
 def folded(entry: Entry) -> list[Table]:
-    """What only a page has room for: a step's time by task, steps by their tokens, time by context, notes."""
-    found = [by_task(entry, time_columns(), "Where the time goes")] if entry.timed else []
-    widest = max(len(cell.emitted_histogram or []) for cell in entry.tasks.values())
-    if widest:
+    """Tables for pages only: a step's time by task, acceptance by window, steps by their tokens, time by context."""
+    drafts = entry.kind != "vanilla"  # which adds one token a step, and is the unit of all times
+    found = [by_task(entry, time_columns() if drafts else _step_parts(), "Where the time goes")] if entry.timed else []
+    if drafts:
+        found += [table for key, shown in _BY_WINDOW.items() if (table := _by_window(entry, key, *shown)).columns[1:]]
+        widest = max(len(cell.emitted_histogram or []) for cell in entry.tasks.values())
         columns = [Column(f"{n + 1} token{'s' if n else ''}", _steps_of(n)) for n in range(widest)]
-        found.append(by_task(entry, columns, "Steps by how many tokens they added"))
-    if entry.overall.context:
+        found += [by_task(entry, columns, "Steps by how many tokens they added")] if widest else []
+    if drafts and entry.overall.context:
         columns = [
             Column("ms per token", lambda each: number(each.ms_per_token, 1)),
             Column("vanilla, ms per token", lambda each: number(each.vanilla_ms_per_token, 1)),
@@ -207,8 +219,18 @@ def folded(entry: Entry) -> list[Table]:
     return [dataclasses.replace(table, folded=True) for table in found]
 
 
+def _by_window(entry: Entry, key: str, heading: str, caption: str) -> Table:
+    """A rate by window or position, one column each; without such columns where the method has no such rate."""
+    widest = max(len(getattr(cell, key) or []) for cell in entry.tasks.values())
+
+    def rate(place: int) -> Callable[[Cell], str]:
+        return lambda cell: number(next(iter((getattr(cell, key) or [])[place : place + 1]), None))
+
+    return by_task(entry, [Column(heading.format(n + 1), rate(n)) for n in range(widest)], caption)
+
+
 def members(entry: Entry) -> Table:
-    """Who of a composition drafted, and with what success."""
+    """How often each member of a composition drafted, and how many of its drafts were accepted."""
 
     def share(part: int, of: int | None) -> str:
         return f"{part / of:.0%}" if of else UNDEFINED
@@ -218,7 +240,7 @@ def members(entry: Entry) -> Table:
         [one.label, share(one.steps, steps), str(one.drafted), share(one.accepted, one.drafted)]
         for one in entry.members
     ]
-    return table(["member", "steps in which it drafted", "drafts", "of them accepted"], rows, 1, "Members")
+    return table(["member", "steps in which it drafted", "drafts", "accepted"], rows, 1, "Members")
 
 
 def peer(entry: Entry, verdict: Verdict = lossless_text) -> Table:
@@ -262,7 +284,7 @@ def by_row(first: str, things: Mapping[str, Any], columns: Sequence[Column], cap
 def csv_frame(summary: Summary) -> pd.DataFrame:
     """One row a method and task (`overall` too): an estimate and its bounds, lists spread over numbered columns.
 
-    Distributions (confidence, time by context) have no place in a row: they stand in `summary.json`.
+    Distributions (confidence, time by context) do not fit into a row: they are in `summary.json`.
     """
     import pandas as pd
 
@@ -270,10 +292,11 @@ def csv_frame(summary: Summary) -> pd.DataFrame:
     for name, entry in summary.methods.items():
         for task, cell in entry.tasks.items():
             claimed = {"lossless_claimed": "true" if entry.lossless else "false"}  # as JSON spells them
-            rows.append({"method": name, "kind": entry.kind, "task": task} | _flat(cell) | claimed)
+            row = {"method": name, "kind": entry.kind, "task": task} | _flat(cell) | claimed
+            rows.append({key: csv_cell(value) for key, value in row.items()})
     # Columns in the order of first appearance, lists kept together whatever their length.
     order = {key: _csv_rank(key) for row in rows for key in row}
-    # Without a type of their own, so that counts beside an empty field stay whole numbers.
+    # As objects, so that counts stay whole numbers where another row has none.
     return pd.DataFrame(rows, columns=sorted(order, key=lambda key: order[key]), dtype=object)
 
 
@@ -290,7 +313,7 @@ def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cel
     tasks = [*ordered_tasks(task for entry in entries.values() for task in entry.by_task), OVERALL]
     rows = []
     for task in tasks:
-        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been asked fewer tasks
+        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been given fewer tasks
         rows.append(_marked([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)]))
     caption = f"{figure[:1].upper()}{figure[1:]} by task"
     return Table([Column(figure, left=True), *(Column(name) for name in _shown(entries))], rows, caption)

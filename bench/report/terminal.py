@@ -1,4 +1,4 @@
-"""Tables as plain text, and a whole summary in at most 110 columns."""
+"""Tables as text, and all tables of a summary, as wide as the terminal and at most 110 columns."""
 
 from __future__ import annotations
 
@@ -21,35 +21,90 @@ from bench.report.formats import (
     times_between,
 )
 from bench.report.model import Strong, Table
+from bench.text import columns, visible
 
-TERMINAL_COLUMNS = 110
 _SEPARATOR = "  "
+_LEAST_NAME = 16  # characters of a name that is shortened
 _TIMES = (
-    "in vanilla steps, all tasks (their unweighted mean); predictions come from microbenchmarks and the "
-    "warm-up, made before the run, over the steps that it took; error: predicted over measured speedup, less one"
+    "In vanilla steps, over all tasks (their unweighted mean). Predictions are computed from costs measured before the "
+    "run, for the steps that it took. Error: predicted over measured speedup, less 1."
 )
 
 
 def terminal_table(summary: Summary) -> str:
-    """All of a summary's tables as plain text, at most 110 columns wide."""
+    """Return all of a summary's tables as text."""
     methods, peers = summary.of_kind("method"), summary.of_kind("peer")
     blocks = [_heading(summary), *(_method(name, entry) for name, entry in methods.items())]
     if len(methods) > 1:
         blocks.append("\n".join(["overview", *_by_method(methods, tables.short_overview)]))
     steps = {name: entry for name, entry in summary.of_kind("vanilla", "method").items() if entry.timed}
     if any(name in methods for name in steps):
-        note = textwrap.wrap(_TIMES, TERMINAL_COLUMNS)
-        blocks.append("\n".join(["where the time goes", *_by_method(steps, tables.time), *note]))
+        blocks.append("\n".join(["where the time goes", *_by_method(steps, tables.time), *_wrapped(_TIMES)]))
     for name, entry in peers.items():
         value = times_between(entry.overall.worth_decode)
         title = f"vanilla is {value} {shown_name(name, entry)} (decode, overall)"
-        blocks.append("\n".join([title, *lines_of(tables.peer(entry, identical_text))]))
+        blocks.append("\n".join([*_wrapped(title), text_of(tables.peer(entry, identical_text))]))
     if not methods and not peers:
         for name, entry in summary.of_kind("vanilla").items():
-            blocks.append("\n".join([f"{name} alone", *lines_of(tables.vanilla(entry))]))
+            blocks.append("\n".join([f"{name} alone", text_of(tables.vanilla(entry))]))
     if methods or peers:
         blocks.append(_notes(summary, bool(methods)))
-    return "\n\n".join(blocks)
+    return visible("\n\n".join(blocks))
+
+
+def print_table(table: Table) -> None:
+    """Print a table: on a terminal with bold headings, elsewhere as plain text."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        print(visible(text_of(table) if console.is_terminal else "\n".join(lines_of(table))))
+        return
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    for part in fitted(table, console.width - len(table.columns)):  # rich's gap between columns is wider than ours
+        shown = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for column in part.columns:
+            shown.add_column(
+                Text(visible(column.short or column.title)), justify="left" if column.left else "right", no_wrap=True
+            )
+        for row in part.rows:
+            cells = [Text(visible(cell), "bold" if isinstance(cell, Strong) else "") for cell in row]
+            shown.add_row(*cells)
+        console.print(shown)
+
+
+def text_of(table: Table) -> str:
+    """Return a table as text that fits the terminal, in several parts if need be."""
+    return "\n\n".join("\n".join(lines_of(part)) for part in fitted(table, columns()))
+
+
+def fitted(table: Table, limit: int) -> list[Table]:
+    """Split a table that is wider than `limit` by its columns; each part repeats the first one."""
+    if _width(table) <= limit:
+        return [table]
+    parts, start = [], 1
+    while start < len(table.columns):
+        end = start + 1
+        while end < len(table.columns) and _width(_part(table, start, end + 1, limit)) <= limit:
+            end += 1
+        parts.append(_part(table, start, end, limit))
+        start = end
+    return parts or [table]
+
+
+def _part(table: Table, start: int, end: int, limit: int) -> Table:
+    """The columns from `start` up to `end` behind the first one, which is shortened to leave room for them."""
+    shown = [table.columns[0], *table.columns[start:end]]
+    cells = [(column.short or column.title) for column in shown[1:]] + [c for row in table.rows for c in row[start:end]]
+    most = max(_LEAST_NAME // 2, min(limit // 2, limit - len(_SEPARATOR) - max(map(len, cells))))
+    return Table(shown, [[type(row[0])(shortened(row[0], most)), *row[start:end]] for row in table.rows])
+
+
+def _width(table: Table) -> int:
+    return max(map(len, lines_of(table)))
 
 
 def lines_of(table: Table) -> list[str]:
@@ -97,38 +152,38 @@ def _group_line(groups: Sequence[str], widths: Sequence[int], left: Sequence[boo
 
 
 def _method(name: str, entry: Entry) -> str:
+    label = f"{entry.label}: {name}" if entry.label not in ("", name) else name
     extra = f"{entry.extra_parameters:,} extra parameters" if entry.extra_parameters else ""
     notes = [extra, "" if entry.lossless else NOT_LOSSLESS]
-    title = name + "".join(f", {note}" for note in notes if note)
-    lines = _fitting(entry)
+    title = label + "".join(f", {note}" for note in notes if note)
+    lines = [*_wrapped(title), text_of(_fitting(entry))]
     counts = entry.overall.lossless
     if counts and counts["identical"] != sum(counts.values()):
-        lines.append(f"output of all turns: {lossless_text(counts)}")
-    return "\n".join([title, *lines])
+        lines += _wrapped(f"output of all turns: {lossless_text(counts)}")
+    return "\n".join(lines)
 
 
-def _fitting(entry: Entry) -> list[str]:
-    """The method's table as wide as it may be: first CTAR windows go, then the draft share, then an interval."""
-    windows = len(entry.overall.ctar or [0])
+def _fitting(entry: Entry) -> Table:
+    """A method's table: to fit, it first loses CTAR windows, then the draft share, then an interval."""
+    windows, limit = len(entry.overall.ctar or [0]), columns()
     for narrow in (0, 1, 2):
-        for limit in range(windows, min(windows, 2) - 1, -1):
-            lines = lines_of(tables.method(entry, identical_text, limit, narrow))
-            if max(map(len, lines)) <= TERMINAL_COLUMNS:
-                return lines
-    return lines_of(tables.method(entry, identical_text, 1, 2))
+        for shown in range(windows, min(windows, 2) - 1, -1):
+            table = tables.method(entry, identical_text, shown, narrow)
+            if _width(table) <= limit:
+                return table
+    return tables.method(entry, identical_text, 1, 2)
 
 
 def _by_method(entries: Mapping[str, Entry], made: Callable[[Mapping[str, Entry]], Table]) -> list[str]:
-    """A line a method, with what fits of its name."""
+    """One line per method; long names are shortened."""
     table = made(entries)
-    widest = max(map(len, lines_of(table)))
-    limit = max(map(len, entries)) - max(0, widest - TERMINAL_COLUMNS)
+    limit = max(_LEAST_NAME, max(map(len, entries)) - max(0, _width(table) - columns()))
     rows = [[shortened(name, limit), *figures] for name, *figures in table.rows]
-    return lines_of(Table(table.columns, rows))
+    return [text_of(Table(table.columns, rows))]
 
 
 def _heading(summary: Summary) -> str:
-    """What was measured on what, and whether all of it was."""
+    """What was measured on what, and whether the run is complete."""
     dataset = summary.dataset
     text = (
         f"{summary.model} ({summary.dtype}) on {device_name(summary.device)}, "
@@ -136,21 +191,25 @@ def _heading(summary: Summary) -> str:
     )
     if summary.sampling:
         text += f", {sampling_text(summary.sampling)}"
-    lines = textwrap.wrap(text, TERMINAL_COLUMNS)
+    lines = _wrapped(text)
     if not summary.complete:
-        lines.append("INTERRUPTED: these are the questions that were finished")
+        lines += _wrapped("INTERRUPTED: only the questions that were finished")
     if summary.failed:
         ids = ", ".join(map(str, summary.excluded_questions))
-        lines += textwrap.wrap(f"FAILED, left out on both sides: question {ids}", TERMINAL_COLUMNS)
+        lines += _wrapped(f"FAILED, left out for all methods: question {ids}")
     return "\n".join(lines)
 
 
 def _notes(summary: Summary, methods: bool) -> str:
-    """What the figures are: the estimator and its interval, then the words."""
+    """The estimator, its interval, and the terms."""
     output = "identical: turns whose token ids equal vanilla's."
     if summary.sampling:
         output = "sampled answers are not compared token by token."
     more = " (its intervals: report.md)" if intervals(summary) and methods else ""
     words = f"decode: tokens/s after the first token; total: prefill included{more}; "
     words += "CTAR: share of steps that added more than w tokens; " if methods else ""
-    return "\n".join(textwrap.wrap(f"{shown_is(summary)} {words}{output}", TERMINAL_COLUMNS))
+    return "\n".join(_wrapped(f"{shown_is(summary)} {words}{output}"))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, columns())

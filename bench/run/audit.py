@@ -1,4 +1,4 @@
-"""Is a greedy answer vanilla's, token for token? And if not, is it the arithmetic or a fault?
+"""Audits of greedy answers: vanilla's token for token, and if not, by rounding or by a fault?
 
 Passes of different widths round differently, so that even in float32 two tokens whose logits all but tie may swap.
 Such a divergence is *numerical*: the float32 gap between the two tokens is within twice the error that the run's own
@@ -28,7 +28,7 @@ class Auditor:
     def __init__(self, target: Decoder, reference: Callable[[], Decoder]):
         self.target = target
         self._make_reference = reference
-        # By operations, which round otherwise than the kernels do at every width.
+        # By operations, which round differently from the kernels at every width.
         self._reference = target.by_operations() if target.dtype == torch.float32 else None
         self._failure: Exception | None = None  # why there is no reference: it is not tried again for every answer
 

@@ -15,6 +15,7 @@ from bench.engine.huge_pages import use_huge_pages
 from bench.errors import UserError, told
 from bench.figures.facts import PassCosts
 from bench.models.loading import Loaded, memory_errors
+from bench.progress import progress
 
 T = TypeVar("T", methods.Variant, "Contestant")
 _WARM_UP_TOKENS = 24
@@ -83,7 +84,7 @@ def line_up(
         UserError: no weights, or out of memory; what else `fails` raises.
 
     """
-    return each_able(chosen, lambda variant: _ready(variant, loaded, windows), fails)
+    return each_able("getting ready", chosen, lambda variant: _ready(variant, loaded, windows), fails)
 
 
 def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant:
@@ -98,14 +99,17 @@ def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant
         return Contestant(variant.label, runner, *prober(runner, windows))
 
 
-def each_able(items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
-    """What `act` makes of the items, but for those where it fails and `fails` returns."""
+def each_able(what: str, items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
+    """What `act` makes of the items, but for those where it fails and `fails` returns; `what` is in progress."""
     made = []
-    for item in items:
-        try:
-            made.append(act(item))
-        except Exception as error:
-            fails(item.label, error)
+    with progress(len(items), what) as bar:
+        for item in items:
+            bar.at(item.label)
+            try:
+                made.append(act(item))
+            except Exception as error:
+                fails(item.label, error)
+            bar.add(1)
     return made
 
 

@@ -1,4 +1,4 @@
-"""What a run was made on and with: device, threads, versions, commit. Recorded, never guessed."""
+"""The environment of a run: device, threads, versions, commit. Recorded, never guessed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ from bench.figures.machine import Gpu, Machine
 from bench.run.processor import describe_processor
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
-_BUSY_PERCENT = 15
+_BUSY_SHARE = 0.15
+_TICKS_S = 0.25  # the system counts processor time in steps of 0.01 s: a shorter time has no share worth recording
 _BUFFER_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # larger than any cache
 _ROOT = Path(__file__).parents[2]
 
 
-def busy_warning() -> str | None:
-    """A sentence if other programs keep this machine's processors busy: a pass waits for its slowest thread."""
-    busy = psutil.cpu_percent(interval=0.5)
-    if busy < _BUSY_PERCENT:
+def busy_warning(share: float | None = None) -> str | None:
+    """A warning if other programs keep the processors busy: a forward pass waits for its slowest thread.
+
+    `share`: what they used, by an `OthersMeter`; None: measure it now, while this process rests.
+    """
+    if share is None:
+        share = psutil.cpu_percent(interval=0.5) / 100
+    if share < _BUSY_SHARE:
         return None
-    return f"other programs use {busy:.0f}% of this machine's processors: the figures of this run will be far off"
+    advice = "; a run with --threads 1 may be faster" if torch.get_num_threads() > 1 else ""
+    return f"other programs use {share:.0%} of the processors: the times of this run will be unreliable{advice}"
 
 
 class OthersMeter:
-    """How much of this machine's processors others than this process have used since it was made."""
+    """The share of this machine's processors that other programs have used since it was made."""
 
     def __init__(self) -> None:
         self._busy_s, self._own_s, self._start_s = _busy_s(), time.process_time(), time.monotonic()
@@ -46,6 +52,10 @@ class OthersMeter:
         others_s = _busy_s() - self._busy_s - (time.process_time() - self._own_s)
         there_s = (time.monotonic() - self._start_s) * (psutil.cpu_count() or 1)
         return min(1.0, max(0.0, others_s / there_s)) if there_s > 0 else 0.0
+
+    def turn_share(self) -> float | None:
+        """`share` for a turn's record; None if too little time has passed to measure one."""
+        return round(self.share(), 3) if time.monotonic() - self._start_s >= _TICKS_S else None
 
 
 def _busy_s() -> float:
@@ -80,7 +90,7 @@ def _gpu(device: torch.device) -> Gpu:
 
 @functools.cache
 def _rounded_bandwidth(device: torch.device) -> float:
-    """To two digits: the measurement takes 0.1 s, once in a process, and is no better than that."""
+    """Rounded to two digits, since the measurement is no better; it takes 0.1 s, once in a process."""
     return float(f"{read_gb_per_s(device, _BUFFER_BYTES[device.type], repeats=3):.2g}")
 
 
@@ -92,7 +102,7 @@ def read_gb_per_s(device: torch.device, buffer_bytes: int, repeats: int) -> floa
 
 
 def describe_software() -> Provenance:
-    """Versions, operating system, commit and the machine's load before the run."""
+    """Versions, operating system, commit and load of the machine before the run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -104,8 +114,10 @@ def describe_software() -> Provenance:
 
 
 def command_line() -> str:
-    """How the program was called, as it can be typed again."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process, quoted for a shell."""
+    called = Path(sys.argv[0]).name
+    script = ["-m", "bench"] if called == "__main__.py" else [called]
+    return shlex.join([*(["python"] if called.endswith(".py") else []), *script, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

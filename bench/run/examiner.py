@@ -1,4 +1,4 @@
-"""Has everybody answer a question: prompts, limits, the clock; then audits the answers and probes the drafters."""
+"""Asks all methods a question: prompts, limits, timing; then audits the answers and probes the draft models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.figures.records import Turn
+from bench.figures.records import Turn, prompt_digest
 from bench.models.loading import Loaded, Log, load_decoder, memory_errors
 from bench.questions import Question
+from bench.run import environment
 from bench.run.audit import Auditor
 from bench.run.contestants import Contestant, Fails, each_able, raising
 from bench.run.memory import PeakMeter
@@ -39,7 +40,7 @@ class Warnings:
 
 @dataclass
 class Examiner:
-    """Asks contestants, turn by turn. The history of a second turn is vanilla's own first answer, for everybody."""
+    """Asks contestants, turn by turn. The history of a second turn is vanilla's first answer, for all of them."""
 
     loaded: Loaded
     contestants: list[Contestant]
@@ -55,10 +56,13 @@ class Examiner:
         return min(self.loaded.target.max_len, self.loaded.target.config.context)
 
     def warm_up(self, fails: Fails = raising) -> None:
-        """Let everybody decode a prompt of no task, which gives the rates of estimates, too; who fails is out."""
+        """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out."""
         prompt = self.loaded.chat.prompt([], WARM_UP)
         self.contestants = each_able(
-            self.contestants, lambda contestant: contestant.warm_up(prompt, self.context, self.sampler), fails
+            "warming up",
+            self.contestants,
+            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+            fails,
         )
 
     def forget(self) -> None:
@@ -69,11 +73,15 @@ class Examiner:
                     method.forget()
 
     def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
-        """All turns of a question in round `number`, by everybody, up to the one in which vanilla fails."""
+        """All turns of a question in round `number`, by all methods, up to the one in which vanilla fails."""
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
-            prompt = self.loaded.chat.prompt(history, user)
+            try:
+                prompt = self.loaded.chat.prompt(history, user)
+            except UserError as error:  # some chat templates refuse a second turn
+                records += [_refused(contestant, question, index, number, str(error)) for contestant in taking_part]
+                break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
                 for contestant in (reversed(taking_part) if backwards else taking_part)
@@ -111,6 +119,7 @@ class Examiner:
             turn=index,
             round=number,
             prompt_tokens=len(prompt),
+            prompt_digest=prompt_digest(prompt),
         )
         limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:
@@ -118,6 +127,8 @@ class Examiner:
             return turn
         if self.sampler is not None:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
+        # A turn in pieces waits between them for the other side of a gate, whose work would count as others'.
+        others = None if pause_after else environment.OthersMeter()
         try:
             with self.memory.of(contestant.label):
                 answer = yield from decoding(
@@ -126,6 +137,7 @@ class Examiner:
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn
+        turn.others_share = others.turn_share() if others else None
         _fill(turn, answer, self.loaded.eos)
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
@@ -150,12 +162,12 @@ class Examiner:
             if contestant.prober is not None and turns[contestant.label].error is None:
                 try:
                     turns[contestant.label].windows = probe(contestant.prober, prompt, answer, contestant.windows)
-                except Exception as error:  # as in `answer`: the run goes on, and says so
+                except Exception as error:  # as in `answer`: a warning, and the run goes on
                     self.warnings(f"the window probe of {contestant.label} failed: {type(error).__name__}: {error}")
 
 
 def auditor_of(loaded: Loaded, log: Log) -> Auditor:
-    """An auditor whose reference for a lower precision is beside the target if it fits there, else on the CPU."""
+    """An auditor; its reference for a lower precision is on the device of the target if it fits, else on the CPU."""
     target = loaded.target
 
     def on(device: torch.device) -> Decoder:
@@ -171,6 +183,19 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
             return on(torch.device("cpu"))
 
     return Auditor(target, reference)
+
+
+def _refused(contestant: Contestant, question: Question, index: int, number: int, reason: str) -> Turn:
+    """The record of a turn that cannot be asked."""
+    return Turn(
+        method=contestant.label,
+        question_id=question.question_id,
+        task=question.task,
+        category=question.category,
+        turn=index,
+        round=number,
+        error=reason,
+    )
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

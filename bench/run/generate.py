@@ -1,15 +1,16 @@
 """One prompt answered by vanilla and a method side by side, streamed into the terminal.
 
-Both decode on one target, a step at a time; the side whose own clock is behind goes next, so that the screen shows the
-race as it would be run, and each side's rate comes from its own steps alone. EOS and the limit are applied as
-`bench.drafting.method.decode` applies them.
+Both decode on one target, one step at a time. The side whose own clock is behind goes next: the screen shows the race
+as it would be run, and the rate of each side comes from its own steps alone. EOS and the limit are applied as
+`bench.drafting.loop.decode` applies them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.columns import Columns
@@ -25,23 +26,22 @@ from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Step
 from bench.errors import UserError
+from bench.figures.race import Piece, Race, RaceSide
 from bench.models.loading import Compute, find, load, memory_errors
 from bench.run.contestants import sampler_of
+from bench.text import visible
 
-WIDE = 100  # columns from which two answers fit beside each other
+WIDE = 72  # columns from which two answers fit next to each other
 ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
 _WARM_UP_TOKENS = 6
 _WARM_UP_PROMPT = 64  # tokens of the prompt's end that the warm-up reads
 _SPARE_POSITIONS = 64  # beyond the answer, for a tree's drafts
-# Control characters would let an answer command the terminal: shown as pictures, tabs and line ends left.
-_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {0x7F: 0x2421}
-_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 Log = Callable[[str], None]
 
 
 class Detokenizer:
-    """Token ids -> text, piece by piece; a character's first bytes are held back until the rest has come."""
+    """Token ids -> text, piece by piece. The first bytes of a character are held back until the others arrive."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -50,24 +50,24 @@ class Detokenizer:
         self._shown = 0  # characters of their text
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; may be none."""
+        """Return the text that `token` completes; may be empty."""
         self._ids.append(token)
         text = self._decode()
         if text.endswith("\ufffd"):
             return ""
         piece = text[self._shown :]
-        # Some tokens stay: whether a word begins with a space depends on what stands before. Whole characters, because
-        # a decoder that falls back to bytes gives up a run of bytes altogether where one of its characters is cut.
+        # Some tokens stay, because a word may begin with a space depending on what precedes it. Whole characters stay,
+        # because a decoder that falls back to bytes gives up a run of bytes if one of its characters is cut.
         self._ids = self._ids[self._out :]
         self._out, self._shown = len(self._ids), len(self._decode())
         return piece
 
     def rest(self) -> str:
-        """What is still held back when no token follows."""
+        """Return what is still held back when no token follows."""
         return self._decode()[self._shown :]
 
     def alone(self, token: int) -> str:
-        """The text of `token` in this place, without taking it in."""
+        """Return the text of `token` at this place, without keeping it."""
         text: str = self._tokenizer.decode([*self._ids, token], skip_special_tokens=True)
         return text[self._shown :]
 
@@ -78,7 +78,7 @@ class Detokenizer:
 
 @dataclass
 class Side:
-    """One method on its way through an answer."""
+    """One method while it answers."""
 
     label: str
     method: SpeculativeMethod
@@ -86,8 +86,9 @@ class Side:
     eos: frozenset[int]
     detokenizer: Detokenizer
     sampler: Sampler | None = None
-    said: Answer = field(default_factory=lambda: Answer([], 0.0, 0.0))  # as far as it has come
+    said: Answer = field(default_factory=lambda: Answer([], 0.0, 0.0))  # so far
     text: list[tuple[str, str]] = field(default_factory=list)  # (piece, style), rejected drafts included
+    pieces: list[Piece] = field(default_factory=list)  # one per token
     done: bool = False
 
     @property
@@ -97,8 +98,13 @@ class Side:
 
     @property
     def steps(self) -> list[Step]:
-        """The steps so far, as kept: what follows EOS is cut off."""
+        """The steps so far, cut off at EOS."""
         return self.said.steps
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds on this side's own clock."""
+        return self.said.prefill_s + self.said.decode_s
 
     @property
     def tok_per_s(self) -> float | None:
@@ -107,7 +113,7 @@ class Side:
 
     @property
     def compression_rate(self) -> float | None:
-        """CR: tokens a step; None without steps."""
+        """CR: tokens per step; None without steps."""
         return (len(self.token_ids) - 1) / len(self.steps) if self.steps else None
 
     @property
@@ -120,22 +126,30 @@ class Side:
         self._going = decoding(self.method, prompt, self.limit, self.eos, self.sampler, pause_after=1)
         self.said = next(self._going)
         self._take(self.token_ids[0], BONUS)
-        self.done = len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos
+        self._end()
 
     def advance(self) -> None:
-        """One step; its tokens go to the text."""
+        """Take one step and the text of its tokens."""
         next(self._going)
         step = self.steps[-1]
-        self.done = len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos
         for number, token in enumerate(step.emitted):
             if number == len(step.emitted) - 1:
                 self.text += [(self.detokenizer.alone(other), REJECTED) for other in step.rejected]
             self._take(token, ACCEPTED if number < step.accepted else BONUS)
-        if self.done:
-            self.text.append((self.detokenizer.rest(), self.text[-1][1]))
+        self._end()
 
     def _take(self, token: int, style: str) -> None:
-        self.text.append((self.detokenizer.push(token), style))
+        piece = self.detokenizer.push(token)
+        self.text.append((piece, style))
+        self.pieces.append(Piece(self.wall_s, piece, style == ACCEPTED))
+
+    def _end(self) -> None:
+        """After the last token, take the text that was held back."""
+        self.done = len(self.token_ids) >= self.limit or self.token_ids[-1] in self.eos
+        if self.done:
+            rest, last = self.detokenizer.rest(), self.pieces[-1]
+            self.text.append((rest, self.text[-1][1]))
+            self.pieces[-1] = replace(last, text=last.text + rest)
 
 
 @dataclass
@@ -146,6 +160,7 @@ class Generation:
     model: str
     prompt: list[int]
     sides: list[Side]  # vanilla first
+    question: str = ""  # the prompt's text
 
     def run(self, on_step: Callable[[], None] = lambda: None) -> None:
         """Answer to the end; `on_step` is called whenever a side has new text."""
@@ -171,12 +186,19 @@ class Generation:
 
     @property
     def speedup(self) -> float | None:
-        """Of decoding, over vanilla; None for an answer of one token."""
+        """Decode speedup over vanilla; None for an answer of one token."""
         vanilla, method = (side.tok_per_s for side in self.sides)
         return method / vanilla if method and vanilla else None
 
+    @property
+    def race(self) -> Race:
+        """What happened when, for a recording."""
+        target = self.sides[0].method.target
+        sides = [RaceSide(side.label, side.pieces, len(side.token_ids), side.wall_s) for side in self.sides]
+        return Race(self.question, self.model, str(target.device), target.precision, sides)
+
     def as_json(self) -> dict[str, Any]:
-        """Everything, for a program to read."""
+        """Everything, for programs."""
         target = self.sides[0].method.target
         sampled = ("temperature", "top_p", "top_k", "seed")
         return {
@@ -207,10 +229,10 @@ def _side_json(side: Side) -> dict[str, Any]:
 
 
 def prepare(config: RunConfig, text: str, log: Log) -> Generation:
-    """Model, prompt and both sides; `config.method` names one method.
+    """Load the model and get both sides ready; `config.method` names one method.
 
     Raises:
-        UserError: unknown method or model, a peer, or a prompt that leaves no room for an answer.
+        UserError: unknown method or model, a peer, or a prompt that fills the context.
 
     """
     (label,) = config.method
@@ -231,81 +253,91 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
         assert isinstance(method, SpeculativeMethod)
         sampler = sampler_of(config)
         sides.append(Side(one.label, method, limit, model.eos, Detokenizer(model.chat.tokenizer), sampler))
-    return Generation(config, model.checkpoint.name, prompt, sides)
+    return Generation(config, model.checkpoint.name, prompt, sides, text)
 
 
 def show(generation: Generation, console: Console, *, rejected: bool = False) -> None:
-    """Answer and stream: two columns in a wide terminal, else one answer after the other."""
-    # Where nothing can be struck through, a rejected draft would read as part of the answer.
-    rejected = rejected and console.is_terminal and not console.is_dumb_terminal
-    if console.is_terminal and not console.is_dumb_terminal and console.width >= WIDE:
-        _show_wide(generation, console, rejected)
+    """Answer and stream: both sides at once on a terminal, one after the other into files and pipes."""
+    live = console.is_terminal and not console.is_dumb_terminal
+    # Where nothing can be struck through, a rejected draft would look like a part of the answer.
+    rejected = rejected and live
+    if live:
+        _show_live(generation, console, rejected)
     else:
-        _show_narrow(generation, console, rejected)
+        _show_plain(generation, console)
     if console.is_terminal:
         console.print(_legend(rejected))
     for line in closing_lines(generation):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line), soft_wrap=not console.is_terminal)
 
 
 def print_json(generation: Generation) -> None:
-    """Answer, then one JSON object on standard output."""
+    """Answer, then print one JSON object to standard output."""
     generation.run()
-    print(json.dumps(generation.as_json(), ensure_ascii=False, allow_nan=False))
+    # JSON leaves some control characters as they are unless it is ASCII.
+    print(json.dumps(generation.as_json(), ensure_ascii=sys.stdout.isatty(), allow_nan=False))
 
 
-def _show_wide(generation: Generation, console: Console, rejected: bool) -> None:
+def _show_live(generation: Generation, console: Console, rejected: bool) -> None:
     try:
         with Live(console=console, transient=True, auto_refresh=False) as live:
-            height = max(1, console.height - 3)
-            generation.run(lambda: live.update(_columns(generation, console, rejected, height), refresh=True))
-    finally:  # also what was said until an interruption
-        console.print(_columns(generation, console, rejected, None))
+            generation.run(lambda: live.update(_panels(generation, console, rejected, whole=False), refresh=True))
+    finally:  # also what was said before an interruption
+        console.print(_panels(generation, console, rejected, whole=True))
 
 
-def _columns(generation: Generation, console: Console, rejected: bool, height: int | None) -> Columns:
-    """Both answers, of each the last `height` lines."""
-    width = console.width // 2
+def _panels(generation: Generation, console: Console, rejected: bool, *, whole: bool) -> Columns | Group:
+    """Both answers, next to each other if the terminal is wide enough; not `whole`: the last lines that fit."""
+    beside = console.width >= WIDE
+    width = console.width // 2 if beside else console.width
+    height = max(1, console.height - 3 if beside else (console.height - 1) // 2 - 2)
     panels = []
     for side in generation.sides:
         lines = styled(side, rejected).wrap(console, width - 4)
-        body = Text("\n").join(lines[-height:] if height else lines)
-        title = Text(f"{side.label}  {_rate(side)}")
-        panels.append(Panel(body, title=title, title_align="left", width=width, height=height and height + 2))
-    return Columns(panels, padding=0, expand=False)
+        body = Text("\n").join(lines if whole else lines[-height:])
+        title = Text(visible(f"{side.label}  {_rate(side)}"))
+        panels.append(Panel(body, title=title, title_align="left", width=width, height=None if whole else height + 2))
+    return Columns(panels, padding=0, expand=False) if beside else Group(*panels)
 
 
-def _show_narrow(generation: Generation, console: Console, rejected: bool) -> None:
-    """Vanilla's answer as it comes, then the method's, which was decoded in turns with it."""
+def _show_plain(generation: Generation, console: Console) -> None:
+    """Vanilla's answer, streamed unless it has to be broken into lines; then the method's."""
     vanilla, method = generation.sides
-    console.print(Text(f"--- {vanilla.label}"), soft_wrap=True)
     shown = 0
 
     def stream() -> None:
         nonlocal shown
         for piece, style in vanilla.text[shown:]:
-            console.print(Text(piece.translate(_PICTURES), style), end="", soft_wrap=True)
+            if style != REJECTED:
+                console.print(Text(visible(piece)), end="", soft_wrap=True)
         shown = len(vanilla.text)
 
-    generation.run(stream)
-    console.print("\n")
-    console.print(Group(Text(f"--- {method.label}"), styled(method, rejected), Text("")), soft_wrap=True)
+    console.print(Text(f"--- {vanilla.label}"), soft_wrap=True)
+    if console.is_terminal:
+        generation.run()
+        console.print(styled(vanilla))
+        console.print()
+    else:
+        generation.run(stream)
+        console.print("\n")
+    answer = Group(Text(visible(f"--- {method.label}")), styled(method), Text(""))
+    console.print(answer, soft_wrap=not console.is_terminal)
 
 
 def styled(side: Side, rejected: bool = False) -> Text:
-    """The text so far in its colours."""
-    parts = [(piece.translate(_PICTURES), style) for piece, style in side.text if rejected or style != REJECTED]
+    """Return the text so far in its colors."""
+    parts = [(visible(piece), style) for piece, style in side.text if rejected or style != REJECTED]
     return Text.assemble(*parts)
 
 
 def closing_lines(generation: Generation) -> list[str]:
-    """A line a side: tokens, rate, steps, CR; the method's also with speedup and whether it says the same."""
+    """Return one line per side: tokens, rate, steps, CR; the method's also has the speedup and the comparison."""
     said = {True: "identical to vanilla's", False: "NOT vanilla's", None: "sampled: not compared"}
     lines = []
     for side in generation.sides:
         rate = f"CR {side.compression_rate:.2f}" if side.compression_rate is not None else "CR -"
         tokens, steps = _count(len(side.token_ids), "token"), _count(len(side.steps), "step")
-        lines.append(f"{side.label}: {tokens}, {_rate(side)}, {steps}, {rate}")
+        lines.append(visible(f"{side.label}: {tokens}, {_rate(side)}, {steps}, {rate}"))
     speedup = f"{generation.speedup:.2f}x" if generation.speedup is not None else "-"
     lines[-1] += f", speedup {speedup}, output {said[generation.identical]}{_divergence(generation)}"
     return lines

@@ -1,4 +1,4 @@
-"""How much memory a process needs: the most it has held, and the most it held while each contestant was at work."""
+"""Peak memory: of the process, and of the process while each method was at work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESET_PEAK = "5"  # see proc_pid_clear_refs(5)
 
 
 class PeakMeter:
-    """On CUDA of what torch has taken of all devices' memory, else of what the process holds of the machine's."""
+    """On CUDA what torch has allocated on all devices, else the resident memory of the process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -26,7 +26,7 @@ class PeakMeter:
 
     @contextlib.contextmanager
     def of(self, label: str) -> Iterator[None]:
-        """What is done inside is `label`'s; what others have loaded counts, as it stays where it is."""
+        """Measure what is done inside as `label`'s peak; what others have loaded counts too, as it stays in memory."""
         self.most = max(self.most, peak_bytes(self.device))
         known = self._reset()
         try:
@@ -38,11 +38,11 @@ class PeakMeter:
                 self.at_work[label] = max(self.at_work.get(label, 0), peak)
 
     def facts(self) -> MemoryFacts:
-        """For a run's record."""
+        """The peaks for a run's record."""
         return {"peak_bytes": max(self.most, peak_bytes(self.device)), "methods": dict(self.at_work)}
 
     def _reset(self) -> bool:
-        """Let the peak begin anew; whether it could."""
+        """Reset the peak; returns whether that is possible."""
         if self.device.type == "cuda":
             for number in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(number)
@@ -55,7 +55,7 @@ class PeakMeter:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory held since the process began, or since the peak was reset."""
+    """The peak since the process began, or since it was reset."""
     if device.type == "cuda":
         return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
     with contextlib.suppress(OSError, IndexError, ValueError):
@@ -66,7 +66,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def merged(one: MemoryFacts, other: MemoryFacts) -> MemoryFacts:
-    """Of two sessions of a run (`PeakMeter.facts`, or empty), the larger of each."""
+    """The larger peaks of two sessions of a run (`PeakMeter.facts`, or empty)."""
     labels = {**one.get("methods", {}), **other.get("methods", {})}
     both = (one.get("methods", {}), other.get("methods", {}))
     return {

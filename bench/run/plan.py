@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import functools
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,9 +22,11 @@ from bench.files import user_path
 from bench.models import checkpoints
 from bench.questions import Question, QuestionSet
 from bench.run import resume
+from bench.run.folder import earlier_run
 
 if TYPE_CHECKING:
     from bench.models.chat import ChatFormat
+    from bench.models.loading import Model
     from bench.run.contestants import Contestant
 
 Adapt = Callable[[methods.Variant], methods.Variant]
@@ -92,6 +94,23 @@ class Plan:
         longest = max(longest, len(chat.prompt([], WARM_UP)))
         return longest + self.config.max_new_tokens + _TEMPLATE_TOKENS
 
+    def expected_failures(self, model: Model) -> Iterator[str]:
+        """Warnings about answers that will be cut short or cannot be asked for."""
+        asked = self.questions.questions
+        if later := sum(len(question.turns) > 1 for question in asked):
+            try:
+                model.chat.prompt([("Hello", "Hello")], "Hello")
+            except UserError as error:
+                yield f"second turns fail, in {later} of {len(asked)} questions: {error}"
+        most = model.config.context - self.config.max_new_tokens
+        long = [question.question_id for question in asked if self.prompt_lengths(question, model.chat)[-1] > most]
+        if long:
+            which = f"question {long[0]}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
+            yield (
+                f"{which} may need more than {model.config.limit}, beyond which {model.checkpoint.name} is not run: "
+                "answers that reach it end there, and longer prompts fail"
+            )
+
 
 def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, list[methods.Variant]]:
     """The questions and methods of a run; `shape`: of random weights in the place of the model.
@@ -154,6 +173,8 @@ def make_plan(
         folder, begun = resumed
         run_id = begun.run_id
     check_writable(folder)
+    if begun is None:
+        earlier_run(folder)
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)

@@ -83,7 +83,7 @@ def _processor(
 
 
 def _sysfs_caches(folder: Path) -> dict[str, int]:
-    """Bytes by level; empty where the system does not tell."""
+    """Bytes by level; empty if unknown."""
     found = {}
     for index in sorted(folder.glob("index*")):
         try:

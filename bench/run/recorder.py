@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 import methods
-from bench.errors import UserError
 from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
-    DERIVED,
-    EXPORTED,
     PIECES_FILE,
     RUN_FILE,
     TURNS_FILE,
@@ -27,10 +22,11 @@ from bench.figures.records import (
     write_json,
     write_turns,
 )
-from bench.models.chat import ChatFormat
-from bench.models.loading import engine_facts
+from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
+from bench.models.loading import Log, engine_facts
 from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
+from bench.run.folder import set_aside
 from bench.run.memory import merged
 from bench.run.plan import Plan
 from bench.typed_json import decode_value
@@ -45,9 +41,10 @@ class Recorder:
         self.pieces: dict[str, str] = {}
         self._before = (record.wall_s, record.memory)  # this session's come on top
 
-    def begin(self) -> None:
-        """Set an earlier run in the folder aside; the record is written now, so that a killed run can be reported."""
-        _set_aside_earlier_run(self.folder)
+    def begin(self, log: Log) -> None:
+        """Move an earlier run in the folder aside. The record is written now, so that a killed run can be reported."""
+        if (moved := set_aside(self.folder)) is not None:
+            log(f"the earlier run in {self.folder} was moved to {moved}")
         self.save()
         write_turns(self.folder / TURNS_FILE, [])
 
@@ -106,6 +103,8 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "sha256": loaded.checkpoint.sha256,
             "parameters": loaded.target.parameters,
             "chat_template": loaded.chat.template,
+            "chat_template_sha256": template_digest(loaded.chat.tokenizer),
+            "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
         dataset={
             "name": asked.name,
@@ -145,17 +144,3 @@ def continued(begun: Run, now: Run, warnings: Warnings) -> Run:
     told = [*begun.provenance.get("warnings", []), *now.provenance["warnings"]]
     begun.provenance["warnings"] = warnings.texts = list(dict.fromkeys(told))
     return begun
-
-
-def _set_aside_earlier_run(folder: Path) -> None:
-    """Move an earlier run that is in `folder` into a folder of its own there, so that it is not lost."""
-    try:
-        if (folder / RUN_FILE).is_file():
-            run_id = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("run_id", "earlier")
-            earlier = folder / Path(run_id).name  # an id is a name, never a path
-            earlier.mkdir()
-            for name in (RUN_FILE, TURNS_FILE, PIECES_FILE, *DERIVED, EXPORTED):
-                if (folder / name).exists():
-                    (folder / name).rename(earlier / name)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"cannot use {folder} for results: {error}; choose another folder with --out") from error

@@ -1,4 +1,4 @@
-"""Goes on with a run that was killed: its settings, what is finished of it, and what must not have changed."""
+"""Resuming a run: its settings, its finished questions, and what must not have changed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from typing import Any
 import methods
 from bench.config import RunConfig, frozen
 from bench.errors import UserError, program
-from bench.figures.records import TURNS_FILE, Run, Turn, read_records, read_run, write_turns
+from bench.figures.records import TURNS_FILE, Run, Turn, prompt_digest, read_records, read_run, read_turns, write_turns
+from bench.models.chat import ChatFormat
 from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
 
+# Older runs do not say these.
+_NOT_ALWAYS_RECORDED = ("chat template", "tokenizer")
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
-# What a run's figures depend on beside its settings. A commit may change without touching any of it: that is recorded.
+# What a run's figures depend on besides its settings. A commit may change without touching any of it: it is recorded.
 _FIXED: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.get("sha256"),
     "questions": lambda run: run.dataset.get("sha256"),
+    "chat template": lambda run: run.model.get("chat_template_sha256"),
+    "tokenizer": lambda run: run.model.get("tokenizer_sha256"),
     "number of questions": lambda run: run.dataset.get("questions"),
     "device": lambda run: run.machine.name,
     "machine": lambda run: run.machine.digest,
@@ -52,10 +57,10 @@ def begun(folder: Path) -> Run:
 
 
 def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
-    """The settings that the run was begun with; flags `given` beside --resume may only repeat them.
+    """The settings that the run was begun with; flags `given` with --resume may only repeat them.
 
     Raises:
-        UserError: a flag says otherwise, with both values.
+        UserError: a flag differs, with both values.
 
     """
     config = recorded_settings(run)
@@ -80,7 +85,7 @@ def recorded_settings(run: Run) -> RunConfig:
 
 
 def changed_flags(config: RunConfig, given: Mapping[str, Any]) -> Changes:
-    """Flags that say otherwise than the settings."""
+    """Flags that differ from the settings."""
     return {
         f"--{key.replace('_', '-')}": (getattr(config, key), value)
         for key, value in frozen(given).items()
@@ -100,8 +105,26 @@ def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
         UserError: model, questions, device, a library or weights are others, with both values.
 
     """
-    changed = {what: (_FIXED[what](run), value) for what, value in now.items() if _FIXED[what](run) != value}
-    _refuse(run, changed)
+    before = {what: _FIXED[what](run) for what in now}
+    unknown = {what for what in _NOT_ALWAYS_RECORDED if before.get(what) is None}
+    changed = (what for what in now if what not in unknown and before[what] != now[what])
+    _refuse(run, {what: (before[what], now[what]) for what in changed})
+
+
+def check_prompts(run: Run, folder: Path, asked: Sequence[Question], chat: ChatFormat) -> None:
+    """Refuse to go on where first prompts are not those of the finished turns: a template may write today's date.
+
+    Raises:
+        UserError: a prompt has changed, or the turns cannot be read.
+
+    """
+    if not (folder / TURNS_FILE).exists():
+        return
+    recorded = {turn.question_id: turn.prompt_digest for turn in read_turns(folder) if turn.turn == 0}
+    for question in asked:
+        before = recorded.get(question.question_id)
+        if before and before != (now := prompt_digest(chat.prompt([], question.turns[0]))):
+            _refuse(run, {f"the prompt of question {question.question_id} (digest of its token ids)": (before, now)})
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -112,12 +135,12 @@ def facts(run: Run) -> dict[str, Any]:
 def _refuse(run: Run, changed: Changes) -> None:
     if changed:
         raise UserError(
-            f"cannot resume run {run.run_id} under changed settings: {listed(changed)}; restore them, or start anew"
+            f"cannot resume run {run.run_id} under changed settings: {listed(changed)}; restore it, or begin a new run"
         )
 
 
 def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
-    """The variant with every knob as recorded, so that nothing is measured or chosen anew."""
+    """The variant with every knob as recorded, so that nothing is measured or chosen again."""
     info = run.methods.get(variant.label)
     if info is None:
         raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
@@ -128,7 +151,7 @@ def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
 
 
 def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callable[[Question], list[str]]) -> list[Turn]:
-    """The turns of all questions that are through; what was torn or half done is taken out of the file.
+    """The turns of all finished questions; what is torn or half done is removed from the file.
 
     `taking_part` names the methods that answer a question.
     """
@@ -139,10 +162,13 @@ def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callabl
     for turn in found:
         by_question[turn.round, turn.question_id].append(turn)
     questions = {question.question_id: question for question in asked}
-    if unknown := {turn.question_id for turn in found} - questions.keys():
-        raise UserError(
-            f"{folder / TURNS_FILE} answers question {min(unknown)}, which the run does not ask: mend the file"
-        )
+    for turn in found:
+        question = questions.get(turn.question_id)
+        if question is None or turn.turn >= len(question.turns):
+            raise UserError(
+                f"{folder / TURNS_FILE} answers turn {turn.turn} of question {turn.question_id}, which the run does "
+                "not ask: mend the file"
+            )
     kept = [
         turn
         for (_, identifier), turns in by_question.items()

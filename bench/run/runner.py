@@ -16,7 +16,9 @@ from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
 from bench.models import loading
+from bench.models.chat import template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
+from bench.progress import progress
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
 from bench.run.examiner import Examiner, auditor_of
@@ -65,16 +67,17 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     model = loading.find(config.model, config.revision, log)
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
+        resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
 
 
 def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Examiner:
-    """Make everybody ready on the model; `fails` is told who cannot take part."""
+    """Construct all methods on the model; `fails` is called for those that cannot be."""
     config, target, warnings = plan.config, loaded.target, Warnings(log)
-    if busy := environment.busy_warning():
-        warnings(busy)
+    for expected in plan.expected_failures(loaded):
+        warnings(expected)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))
@@ -83,10 +86,13 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
 
 
 def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) -> Run:
-    """Warm everybody up, and measure what passes cost; the record of the run as it begins."""
+    """Warm up all methods and measure the cost of forward passes. Returns the record of the run as it begins."""
     everybody = ", ".join(contestant.label for contestant in examiner.contestants)
     log(f"warming up {f'vanilla and {len(examiner.config.method)} variants' if plan.of_sweep else everybody}")
+    others = environment.OthersMeter()
     examiner.warm_up(fails)
+    if busy := environment.busy_warning(others.turn_share()):
+        examiner.warnings(busy)
     record = describe(plan, examiner, _costs(examiner, plan.resumed))
     if (graphs := examiner.loaded.target.graphs) is not None:
         graphs.close()
@@ -96,14 +102,14 @@ def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) ->
 
 
 def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
-    """Ask everything that is left to ask, in a folder that nobody else is at work in; what the run has left there."""
+    """Ask the remaining questions, in a folder that no other process works in."""
     begun = plan.resumed
     if begun is not None:
         resume.check_unchanged(begun, resume.facts(record))
         record = continued(begun, record, examiner.warnings)
     recorder = Recorder(plan, record, examiner.loaded.chat)
     if begun is None:
-        recorder.begin()
+        recorder.begin(log)
     else:
         recorder.take_over(
             resume.finished_turns(
@@ -117,21 +123,24 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
 
 
 def _costs(examiner: Examiner, begun: Run | None) -> dict[str, PassCosts | None]:
-    """What everybody's passes cost: as a run that goes on has recorded it, else measured now."""
+    """The cost of each method's forward passes: as recorded where a run is resumed, else measured now."""
     found: dict[str, PassCosts | None] = {}
-    for contestant in examiner.contestants:
-        if begun is not None and contestant.label in begun.methods:
-            found[contestant.label] = begun.methods[contestant.label].costs
-        elif examiner.sampler is not None:
-            found[contestant.label] = None  # nothing that is timed here samples
-        else:
-            with memory_errors(f"the costs of {contestant.label}"):
-                found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+    with progress(len(examiner.contestants), "measuring costs") as bar:
+        for contestant in examiner.contestants:
+            bar.at(contestant.label)
+            if begun is not None and contestant.label in begun.methods:
+                found[contestant.label] = begun.methods[contestant.label].costs
+            elif examiner.sampler is not None:
+                found[contestant.label] = None  # nothing that is timed here samples
+            else:
+                with memory_errors(f"the costs of {contestant.label}"):
+                    found[contestant.label] = pass_costs(contestant, examiner.contestants[0])
+            bar.add(1)
     return found
 
 
 def _known_early(plan: Plan, model: Model, machine: Machine) -> dict[str, Any]:
-    """What must not have changed since a run was begun, as far as it is known before the weights are read."""
+    """What must not have changed since the run was begun, as far as it is known before the weights are read."""
     software = environment.describe_software()["packages"]
     return {
         "model": model.checkpoint.sha256,
@@ -141,4 +150,6 @@ def _known_early(plan: Plan, model: Model, machine: Machine) -> dict[str, Any]:
         "machine": machine.digest,
         "torch": software["torch"],
         "transformers": software["transformers"],
+        "chat template": template_digest(model.chat.tokenizer),
+        "tokenizer": tokenizer_digest(model.chat.tokenizer),
     }

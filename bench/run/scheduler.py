@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
-from tqdm import tqdm
 
 from bench.models.loading import Log
+from bench.progress import progress
 from bench.questions import Question
 from bench.run import environment
 from bench.run.examiner import Examiner
@@ -32,15 +27,15 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     left = f", {len(todo)} left" if len(recorder.record.provenance["sessions"]) > 1 else ""
     log(f"{asked}, {plan.config.rounds} round(s){left}: about {_minutes(total_s)}")
     begin_s, others = time.perf_counter(), environment.OthersMeter()
-    with _progress(total_s) as bar:
+    with progress(total_s, "decoding", keep=True) as bar:
         try:
             for place, (number, question, backwards) in enumerate(todo):
                 if place == 0 or number != todo[place - 1].round:
                     examiner.forget()
-                bar.set_postfix_str(f"{question.task} {question.question_id}")
+                bar.at(f"{question.task} {question.question_id}")
                 taking_part = plan.taking_part(question, examiner.contestants)
                 recorder.keep(examiner.ask(question, number, taking_part, backwards=backwards))
-                bar.update(expected_s(plan, examiner, question))
+                bar.add(expected_s(plan, examiner, question))
                 recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
             recorder.record.complete = True
         except KeyboardInterrupt:
@@ -56,15 +51,6 @@ def expected_s(plan: Plan, examiner: Examiner, question: Question) -> float:
         for length in plan.prompt_lengths(question, examiner.loaded.chat)
         if length < examiner.context
     )
-
-
-@contextmanager
-def _progress(total_s: float) -> Iterator[Any]:
-    """A bar in units of estimated seconds, so that long prompts weigh what they cost and the ETA holds."""
-    shape = "{desc}{percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left  {postfix}"
-    rarely = {} if sys.stderr.isatty() else {"mininterval": 15.0, "ncols": 90}
-    with tqdm(total=total_s, bar_format=shape, desc="decoding ", dynamic_ncols=not rarely, **rarely) as bar:
-        yield bar
 
 
 def _minutes(seconds: float) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, compare, metrics, verdicts
-from bench.figures.compare import FAILED, SCHEMA
+from bench.figures.compare import FAILED
+from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.metrics import OVERALL
 from bench.figures.rules import Rules
-from bench.spec_bench.exchange import ForeignAnswer, read_answers
+from bench.spec_bench.exchange import ForeignAnswer, mean_accepted, read_answers
 from bench.spec_bench.foreign import FAILED_TEXT
 
 ACCEPTED, TIME = "mean accepted tokens", "time per token, prefill included, ms"
@@ -25,7 +24,7 @@ LIMITS = (
 Pair = tuple[ForeignAnswer, ForeignAnswer]  # base's answer, then new's
 
 
-def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> dict[str, Any]:
+def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> Comparison:
     """One method's answers of two versions, as `compare.compare` has it.
 
     Raises:
@@ -40,29 +39,28 @@ def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> dict[str, 
     unequal = sum(a.texts != b.texts for a, b in pairs)
     tasks = metrics.ordered_tasks(answer.task for answer, _ in asked)
     groups = {task: [task] for task in tasks} | {OVERALL: tasks}
-    cells = {name: {"metrics": _metrics(asked, pairs, members, rules)} for name, members in groups.items()}
+    cells = {name: ComparedTask(_metrics(asked, pairs, members, rules)) for name, members in groups.items()}
     warnings = [LIMITS, *([f"{unequal} of {len(pairs)} answers have another text in new"] if unequal else [])]
     models = [next(iter(answers.values())).model_id for answers in (base, new)]
     if models[0] != models[1]:
         warnings.append(f"the files name different models: {models[0]} and {models[1]}")
-    compared = {
-        "schema": SCHEMA,
-        "base": _identity(base_path, base),
-        "new": _identity(new_path, new),
-        "interleaved": False,
-        "same_machine": False,
-        "rules": compare.used_rules(rules, rules.tolerance),
-        "questions": len(asked),
-        "warnings": warnings,
-        "methods": {new_path.stem: {"kind": "method", "tasks": cells}},
-    }
+    compared = Comparison(
+        base=_identity(base_path, base),
+        new=_identity(new_path, new),
+        interleaved=False,
+        same_machine=False,
+        rules=compare.used_rules(rules, rules.tolerance),
+        questions=len(asked),
+        warnings=warnings,
+        methods={new_path.stem: ComparedMethod("method", cells)},
+    )
     verdicts.settle(compared)
     return compared
 
 
-def _metrics(asked: list[Pair], pairs: list[Pair], tasks: Sequence[str], rules: Rules) -> dict[str, verdicts.Metric]:
+def _metrics(asked: list[Pair], pairs: list[Pair], tasks: Sequence[str], rules: Rules) -> dict[str, Metric]:
     by_task = [[pair for pair in pairs if pair[0].task == task] for task in tasks]
-    accepted = [breakdown.mean(_accepted([pair[side] for pair in task]) for task in by_task) for side in (0, 1)]
+    accepted = [breakdown.mean(mean_accepted([pair[side] for pair in task])[0] for task in by_task) for side in (0, 1)]
     sums = [np.array([_sums(pair) for pair in task]).reshape(-1, 4) for task in by_task]
     change = verdicts.time_change(sums)
     verdict = verdicts.judge(change, rules.effect, more_is_worse=True)
@@ -81,15 +79,9 @@ def _sums(pair: Pair) -> list[float]:
     return [sum(new.new_tokens), sum(new.wall_s), sum(base.new_tokens), sum(base.wall_s)]
 
 
-def _accepted(answers: Sequence[ForeignAnswer]) -> float | None:
-    lengths = [length for answer in answers for length in answer.accept_lengths]
-    return fmean(lengths) if lengths else None
-
-
 def _failed(answer: ForeignAnswer) -> bool:
     return FAILED_TEXT in answer.texts
 
 
-def _identity(path: Path, answers: dict[int, ForeignAnswer]) -> dict[str, Any]:
-    model = next(iter(answers.values())).model_id
-    return {"run_id": path.name, "commit": None, "dirty": None, "started": None, "model": model}
+def _identity(path: Path, answers: dict[int, ForeignAnswer]) -> Side:
+    return Side(path.name, model=next(iter(answers.values())).model_id)

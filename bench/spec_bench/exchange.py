@@ -20,18 +20,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
+
+from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.records import PIECES_FILE, Run, Turn, atomic_writer, read_pieces, read_records
-from bench.questions import MT_BENCH_CATEGORIES
+from bench.questions import task_of
+from bench.typed_json import Count, FileName, Json, MismatchError, Seconds, decode_lines
+from bench.typed_json import decode as decode_json
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for a token that is only part of a character
 
@@ -63,7 +67,7 @@ def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] 
         raise UserError(f"{run_dir} holds no question that vanilla finished: there is nothing to export")
     texts = _Texts(run_dir, decode)
     rounds = sorted({turn.round for turn in kept})
-    paths = []
+    files: dict[Path, list[Turn]] = {}
     for number in rounds:
         folder = out_dir / f"run_{number + 1}" if len(rounds) > 1 else out_dir
         asked = {turn.question_id for turn in kept if turn.method == vanilla and turn.round == number}
@@ -71,14 +75,34 @@ def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] 
             pairs = [pair for pair in metrics.pairs(kept, name, vanilla) if pair[0].round == number]
             if not pairs:
                 continue
-            sides = {slug: [turn for turn, _ in pairs]}
+            files[folder / f"{slug}.jsonl"] = [turn for turn, _ in pairs]
             if {turn.question_id for turn, _ in pairs} != asked:
-                sides[f"vanilla-for-{slug}"] = [partner for _, partner in pairs]
-            for stem, side in sides.items():
-                paths.append(folder / f"{stem}.jsonl")
-                with atomic_writer(paths[-1]) as file:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(run, side, texts))
-    return Exported(paths, texts.inexact)
+                files[folder / f"vanilla-for-{slug}.jsonl"] = [partner for _, partner in pairs]
+    for path in files:
+        _check_replaceable(path, run)
+    for path, side in files.items():
+        with atomic_writer(path) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(run, side, texts))
+    return Exported(list(files), texts.inexact)
+
+
+class _Export(TypedDict):
+    """What identifies an answer file of ours."""
+
+    run_id: FileName
+
+
+def _check_replaceable(path: Path, run: Run) -> None:
+    """Refuse to replace a file that is not an export of this very run."""
+    try:
+        with path.open("rb") as file:
+            found = decode_json(_Export, file.readline(), lenient=True)["run_id"]
+    except FileNotFoundError:
+        return
+    except (OSError, MismatchError):
+        found = ""
+    if found != run.run_id:
+        raise UserError(f"{path} is not an export of run {run.run_id}, and is kept: choose another folder with --out")
 
 
 def _slugs(names: Iterable[str], vanilla: str) -> dict[str, str]:
@@ -154,25 +178,6 @@ class _Texts:
         return text.strip()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line of a JSON file that is not empty."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        value = json.loads(line)
-                    except ValueError as error:
-                        raise UserError(
-                            f"{path}, line {number}: not JSON ({error}): mend or remove the line"
-                        ) from error
-                    yield number, value
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): give a file of JSON lines") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): give a file of JSON lines") from error
-
-
 @dataclass(frozen=True)
 class ForeignAnswer:
     """One question's answer in a file of any harness, an entry a turn; only the first choice, as in `speed.py`.
@@ -181,28 +186,26 @@ class ForeignAnswer:
     """
 
     question_id: int
-    category: str
+    category: str  # empty where the file has none
     model_id: str
     texts: tuple[str, ...]
     new_tokens: tuple[int, ...]
     wall_s: tuple[float, ...]  # prefill and decoding
-    decoding_steps: tuple[int, ...]  # () where unknown; tokens, passes or passes - 1, as the harness pleased
     accept_lengths: tuple[int, ...]  # tokens of each pass, flat over the turns; () where unknown
+    passes: tuple[int, ...]  # of each turn, from `idxs`; () where unknown
 
     @property
     def task(self) -> str:
         """One of Spec-Bench's six, or the category of another file."""
-        return "mt_bench" if self.category in MT_BENCH_CATEGORIES else self.category
+        return task_of(self.category, len(self.texts))
 
 
-def is_answer_file(path: Path) -> bool:
-    """Whether the first line is an answer in Spec-Bench's format; the rest may still be malformed."""
-    try:
-        _, value = next(_lines(path))
-        choice = value["choices"][0]
-        return "question_id" in value and {"turns", "new_tokens", "wall_time"} <= choice.keys()
-    except (UserError, StopIteration, KeyError, IndexError, TypeError, AttributeError):
-        return False
+def mean_accepted(answers: Sequence[ForeignAnswer]) -> tuple[float | None, int]:
+    """Mean tokens of a pass, pooled over all answers, and the number of passes; None and 0 where unknown."""
+    known = [answer for answer in answers if answer.accept_lengths or answer.passes]
+    passes = sum(len(answer.accept_lengths) or sum(answer.passes) for answer in known)
+    tokens = sum(sum(answer.accept_lengths or answer.new_tokens) for answer in known)
+    return (tokens / passes if passes else None), passes
 
 
 def read_answers(path: Path) -> dict[int, ForeignAnswer]:
@@ -212,56 +215,70 @@ def read_answers(path: Path) -> dict[int, ForeignAnswer]:
         UserError: unreadable, empty, or a line is not an answer (with its number).
 
     """
-    answers: dict[int, ForeignAnswer] = {}
-    for number, value in _lines(path):
-        try:
-            answer = _foreign(value)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            fault = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(
-                f"{path}, line {number}: not an answer in Spec-Bench's format ({fault}): mend or remove it"
-            ) from error
-        answers[answer.question_id] = answer
-    if not answers:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): give a file of JSON lines") from error
+    what = "an answer in Spec-Bench's format"
+    lines = decode_lines(_Line, content, path, what, check=_check, lenient=True)
+    if not lines:
         raise UserError(f"{path} holds no answers: give a file of one JSON object a question")
-    return answers
+    return {line["question_id"]: _foreign(line) for line in lines}
 
 
-def _foreign(value: Any) -> ForeignAnswer:
-    choice = value["choices"][0]
-    turns = choice["turns"]
-    texts = (turns,) if isinstance(turns, str) else tuple(turns)  # a single turn stands bare in some harnesses' files
-    new_tokens = _numbers(choice["new_tokens"], "new_tokens", whole=True)
-    wall_s = _numbers(choice["wall_time"], "wall_time")
-    steps = choice.get("decoding_steps", choice.get("idxs"))
-    if not len(texts) == len(new_tokens) == len(wall_s) > 0:
-        raise ValueError(f"{len(texts)} turns, {len(new_tokens)} new_tokens and {len(wall_s)} wall_time")
-    if sum(wall_s) <= 0:
-        raise ValueError(f"wall_time {list(wall_s)} adds up to nothing")
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("turns must be texts")
-    if not isinstance(value["question_id"], int) or not isinstance(value["category"], str):
-        raise ValueError("question_id must be an integer and category a name")
+def _as_list(value: Any) -> Any:
+    """Some harnesses write a single turn without its list."""
+    return [value] if isinstance(value, str) else value
+
+
+def _flat(value: Any) -> Any:
+    """Some harnesses nest the passes of a turn, or write null for none."""
+    items = (value or []) if isinstance(value, list | None) else [value]
+    return [item for one in items for item in (one if isinstance(one, list) else [one])]
+
+
+_PassTokens = Annotated[int, Field(ge=0, le=4096)]
+
+
+class _Choice(TypedDict, total=False):
+    """An answer's first choice. Other fields are ignored."""
+
+    turns: Required[Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]]
+    new_tokens: Required[list[Count]]
+    wall_time: Required[list[Seconds]]
+    accept_lengths: Annotated[list[_PassTokens], BeforeValidator(_flat)]
+    idxs: Annotated[list[Count], BeforeValidator(_flat)]  # of older harnesses: the index of each turn's last pass
+
+
+class _Line(TypedDict, total=False):
+    """One question's answer. Other fields are ignored."""
+
+    question_id: Required[Count]
+    category: str
+    model_id: Json
+    choices: Required[Annotated[list[_Choice], Field(min_length=1)]]
+
+
+def _check(line: _Line) -> None:
+    choice = line["choices"][0]
+    lengths = [len(choice["turns"]), len(choice["new_tokens"]), len(choice["wall_time"])]
+    if len(set(lengths)) > 1:
+        raise MismatchError("choices[0]: has {} turns, {} new_tokens and {} wall_time".format(*lengths))
+    if sum(choice["wall_time"]) <= 1e-9:
+        raise MismatchError(f"choices[0].wall_time: {choice['wall_time']} adds up to nothing")
+    if len(idxs := choice.get("idxs", [])) not in (0, lengths[0]):
+        raise MismatchError(f"choices[0].idxs: has {len(idxs)} entries for {lengths[0]} turns")
+
+
+def _foreign(line: _Line) -> ForeignAnswer:
+    choice = line["choices"][0]
     return ForeignAnswer(
-        value["question_id"],
-        value["category"],
-        str(value.get("model_id")),
-        texts,
-        tuple(map(int, new_tokens)),
-        wall_s,
-        tuple(map(int, _numbers(steps or [], "decoding_steps", whole=True))),
-        tuple(map(int, _numbers(_flat(choice.get("accept_lengths") or []), "accept_lengths", whole=True))),
+        line["question_id"],
+        line.get("category", ""),
+        str(line.get("model_id")),
+        tuple(choice["turns"]),
+        tuple(choice["new_tokens"]),
+        tuple(choice["wall_time"]),
+        tuple(choice.get("accept_lengths", [])),
+        tuple(index + 1 for index in choice.get("idxs", [])),
     )
-
-
-def _numbers(values: Any, name: str, *, whole: bool = False) -> tuple[float, ...]:
-    """The numbers of a list, none of them negative."""
-    for number in values:
-        good = isinstance(number, int if whole else int | float) and not isinstance(number, bool)
-        if not good or not 0 <= number < math.inf:
-            raise ValueError(f"{name} holds {number!r}")
-    return tuple(values)
-
-
-def _flat(values: Iterable[Any]) -> list[Any]:
-    return [item for value in values for item in (value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""What answer files of other harnesses tell, in the shape of `summary.json`: Spec-Bench's own figures. No torch.
+"""Figures of answer files of other harnesses, in the shape of `summary.json`: Spec-Bench's own. No torch.
 
 Source: `evaluation/speed.py` and `equal.py` of Spec-Bench (Xia et al., arXiv 2401.07851). Where both files hold the
 same questions, none of which failed, `speedup_total_mean_rates`, `mean_accepted_tokens` and the tokens/s equal what
@@ -16,8 +16,9 @@ from statistics import fmean, geometric_mean
 
 from bench.errors import UserError
 from bench.figures import metrics
+from bench.figures.machine import Machine
 from bench.figures.summary import OVERALL, Answered, Cell, Dataset, Entry, Estimate, Failure, Summary, Where
-from bench.spec_bench.exchange import ForeignAnswer, read_answers
+from bench.spec_bench.exchange import ForeignAnswer, mean_accepted, read_answers
 
 FAILED_TEXT = "ERROR"  # Spec-Bench's answer of a turn that raised; its time and counts are the turn's before
 
@@ -47,20 +48,21 @@ class ForeignSummary(Summary):
 
 
 def limits(*, retokenized: bool = False) -> list[str]:
-    """What a reader must know of figures from foreign answer files, a sentence each."""
+    """The limits of figures from answer files of other harnesses."""
     counted = (
-        "The baseline's tokens are those of its stripped text, tokenised anew, as Spec-Bench's speed.py counts them; "
+        "The baseline's tokens are those of its stripped text, retokenised, as Spec-Bench's speed.py counts them; "
         "the method's are the file's new_tokens, which may include EOS and tokens that the text no longer shows."
         if retokenized
         else "Tokens are the files' new_tokens on both sides; Spec-Bench's speed.py tokenises the baseline's stripped "
-        "text anew instead, which misses EOS and stripped characters and favours the method slightly."
+        "text instead, which misses EOS and stripped characters and favours the method slightly."
     )
     return [
         "Speedups are end-to-end: the files do not tell prefill from decoding.",
         counted,
         "The files may come from different machines, days, engines or models: nothing in them shows it.",
         "Losslessness cannot be checked: the files hold no token ids; text_equal compares texts as equal.py does.",
-        "CR is the mean of accept_lengths, which count the prefill's token in some harnesses and not in others.",
+        "CR is the mean of accept_lengths, which count the prefill's token in some harnesses and not in others; "
+        "where a file has idxs instead, it is new_tokens over passes.",
         "How much was drafted and how long it took is not recorded.",
         f"Questions with a turn {FAILED_TEXT!r} are left out on both sides, and so are those that only one file holds; "
         "speed.py keeps them.",
@@ -97,7 +99,7 @@ def foreign_summary(
         run_id=f"{vanilla} and others",
         model=next(iter(baseline.values())).model_id,
         dataset=Dataset("unknown", None, len(baseline)),
-        device={"type": "unknown device"},
+        device=Machine(name="unknown device"),
         dtype="unknown dtype",
         excluded_questions=sorted(excluded),
         failed=failed,
@@ -184,19 +186,19 @@ def _cell(pairs: list[Pair], windows: int, count: Count, count_baseline: Count) 
     rates_baseline = [count_baseline(base) / sum(base.wall_s) for base in baseline]
     lengths = [length for answer in answers for length in answer.accept_lengths]
     equal = sum(answer.texts == base.texts for answer, base in pairs)
-    mean_length = fmean(lengths) if lengths else None
+    accepted, passes = mean_accepted(answers)
     return ForeignCell(
         questions=len(pairs),
         turns=sum(len(answer.texts) for answer in answers),
         generated_tokens=sum(map(_new_tokens, answers)),
-        steps=len(lengths) if lengths else None,
+        steps=passes or None,
         speedup_total=Estimate(_ratio(_pooled(answers, count), _pooled(baseline, count_baseline))),
         speedup_total_mean_rates=Estimate(_ratio(fmean(rates), fmean(rates_baseline))),
         speedup_total_geometric=Estimate(_geometric(rates, rates_baseline)),
         tok_per_s_total=fmean(rates),
         tok_per_s_total_vanilla=fmean(rates_baseline),
-        compression_rate=mean_length,
-        mean_accepted_tokens=mean_length,
+        compression_rate=accepted,
+        mean_accepted_tokens=accepted,
         ctar=[fmean(length > w for length in lengths) for w in range(1, windows + 1)] if lengths else None,
         emitted_histogram=[lengths.count(n) for n in range(1, windows + 2)] if lengths else None,
         text_equal={"equal": equal, "different": len(pairs) - equal},

@@ -164,7 +164,7 @@ def _train(
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(method, training, log, layers, loaded)
+    train(method, training, log, layers, loaded, replace_weights=True)  # what was interrupted may have left some
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 

@@ -1,7 +1,7 @@
-"""Self-made conversations: the model answers prompts of all kinds, so that any chat model gets training data offline.
+"""Self-made conversations: the model answers prompts of all kinds, so that any chat model has training data offline.
 
-Prompts come from seeded grammars (`prompts.py`); answers are the target's own (`writer.py`). Conversations are kept in
-the cache as they end (`journal.py`); those that come with the project are packed files (`packed.py`).
+Prompts come from seeded grammars (`prompts.py`); answers are the target's own (`writer.py`). Finished conversations are
+appended to the cache (`journal.py`); those that come with the project are packed files (`packed.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from bench.train import prompts
 from bench.train.journal import Conversation, Journal
 from bench.train.writer import PromptQueue, Recipe, Writer, prompt_key
 
-_FIRST_GUESS = 64  # answer tokens of a conversation, before any was written
-
 
 @dataclass
 class Conversations:
-    """N conversations of T tokens in all, one after the other."""
+    """N conversations of T tokens in all, concatenated."""
 
     tokens: Tensor  # [T] int32
     chosen: Tensor  # [T] bool: the model's own choice (its answers)
@@ -38,27 +36,32 @@ class Conversations:
 
     @property
     def answer_tokens(self) -> int:
-        """How many tokens the model chose."""
+        """The number of tokens that the model chose."""
         return int(self.chosen.sum())
 
     def by_kind(self) -> dict[str, int]:
-        """Answer tokens of each kind."""
+        """Return the answer tokens of each kind."""
         kinds = self.kinds.long().repeat_interleave(self.lengths)[self.chosen]
         counts = torch.bincount(kinds, minlength=len(prompts.KINDS))
         return dict(zip(prompts.KINDS, counts.tolist(), strict=True))
 
+    def mixture(self) -> dict[str, float]:
+        """Return the share of each kind in the answer tokens."""
+        total = max(1, self.answer_tokens)
+        return {kind: round(count / total, 3) for kind, count in self.by_kind().items()}
+
     def prompt_keys(self) -> list[bytes]:
-        """Of each conversation, what tells its prompt apart."""
+        """Return the key of each conversation's prompt."""
         rows = zip(*(column.split(self.lengths.tolist()) for column in (self.tokens, self.chosen)), strict=True)
         return [prompt_key(tokens[: int(chosen.int().argmax())].tolist()) for tokens, chosen in rows]
 
     def fits(self) -> bool:
-        """Whether the parts belong together, as those of a damaged file do not."""
+        """Return whether the parts belong together: those of a damaged file do not."""
         count, total = len(self.lengths), int(self.lengths.sum())
         return len(self.kinds) == len(self.templates) == count and len(self.tokens) == len(self.chosen) == total
 
     def keep(self, wanted: Sequence[bool]) -> Conversations:
-        """Some of the conversations."""
+        """Return some of the conversations."""
         rows = torch.tensor(wanted, dtype=torch.bool)
         inside = rows.repeat_interleave(self.lengths)
         return Conversations(
@@ -66,30 +69,38 @@ class Conversations:
         )
 
     def fresh(self, known: Conversations) -> Conversations:
-        """Those whose prompts are not among the known ones, each prompt once."""
+        """Return those whose prompts are not among the known ones, each prompt once."""
         seen = set(known.prompt_keys())
         return self.keep([not (key in seen or seen.add(key)) for key in self.prompt_keys()])  # type: ignore[func-returns-value]
 
     def drawn(self, tokens: int, seed: int) -> Conversations:
-        """Some conversations of at least so many answer tokens (all, if they have fewer), in their order here."""
+        """Return conversations of at least `tokens` answer tokens (all, if they have fewer), in their order here.
+
+        They are drawn at random, but evenly over the kinds: each has about its share of the whole set.
+        """
         order = torch.randperm(len(self.lengths), generator=torch.Generator().manual_seed(seed))
+        place = torch.zeros(len(order), dtype=torch.float64)
+        for kind in self.kinds.unique():
+            own = order[self.kinds[order] == kind]
+            place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
+        order = place.argsort(stable=True)
         answers = torch.stack([row.sum() for row in self.chosen.split(self.lengths.tolist())])
         count = 1 + int((answers[order].cumsum(0) < tokens).sum())
         return self.keep(torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[:count], True).tolist())
 
     def digest(self) -> str:
-        """Names the very tokens, and which of them were chosen."""
+        """Return the sha256 of the tokens, and of which of them were chosen."""
         return hashlib.sha256(b"".join(column.numpy().tobytes() for column in vars(self).values())).hexdigest()
 
     @classmethod
     def joined(cls, parts: Iterable[Conversations]) -> Conversations:
-        """All conversations of several sets."""
+        """Return all conversations of several sets."""
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
     @classmethod
     def of(cls, rows: Sequence[Conversation]) -> Conversations:
-        """The conversations of a journal."""
+        """Return the conversations of a journal."""
         chosen = torch.zeros(sum(len(row.tokens) for row in rows), dtype=torch.bool)
         start = 0
         for row in rows:
@@ -109,7 +120,7 @@ NONE = Conversations.of([])
 
 
 def journals_of(cache: Path, model: str, weights_sha256: str) -> Path:
-    """The folder with a model's journals, one a recipe."""
+    """Return the folder of a model's journals, one for each recipe."""
     return cache / "conversations" / f"{model.replace('/', '--')}-{weights_sha256[:12]}"
 
 
@@ -122,10 +133,10 @@ def make(
     progress: Callable[[int], None] = lambda tokens: None,
     packed: Conversations = NONE,
 ) -> Conversations:
-    """`packed` and further conversations, until they have `recipe.tokens` answer tokens; all kinds weigh alike.
+    """Return `packed` and further conversations of about `recipe.tokens` answer tokens in all, in equal shares by kind.
 
-    What `folder` (see `journals_of`) has of this recipe is taken first. `progress` is told the number of answer tokens
-    as they come.
+    Conversations of this recipe in `folder` (see `journals_of`) are used first. `progress` is called with the number of
+    new answer tokens.
 
     Raises:
         UserError: the model writes no answers, the cache cannot be written, or another process writes there.
@@ -133,7 +144,7 @@ def make(
     """
     journal = Journal(folder / f"{recipe_key(recipe)}.jsonl")
     with journal.appending() as add:
-        # What the journal has may have been packed since.
+        # Conversations in the journal may have been packed since.
         found = Conversations.joined([packed, Conversations.of(journal.read()).fresh(packed)])
         counts, rows = Counter(found.by_kind()), Counter(prompts.KINDS[kind] for kind in found.kinds)
         progress(counts.total())
@@ -144,11 +155,12 @@ def make(
             if not queues:
                 raise UserError(
                     f"{target.name} has answered every prompt that leaves room for an answer within {recipe.length} "
-                    f"tokens of its chat template, and came to {counts.total()} answer tokens: ask for fewer --tokens"
+                    f"tokens of its chat template; that makes {counts.total()} answer tokens: ask for fewer --tokens"
                 )
             kind = min(queues, key=counts.__getitem__)
             missing = min(recipe.tokens - counts.total(), max(1, recipe.tokens // len(queues) - counts[kind]))
-            mean = counts[kind] / rows[kind] if rows[kind] else _FIRST_GUESS
+            # At first, as if all conversations had two answers of full length: what is asked for is not overshot.
+            mean = counts[kind] / rows[kind] if rows[kind] else 2 * recipe.answer_tokens
             batch = queues[kind].take(-int(-missing // mean))
             if not batch:
                 del queues[kind]
@@ -162,6 +174,6 @@ def make(
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Names what the answers depend on besides the model; more of the same recipe extends them."""
+    """Return a name for what the answers depend on besides the model. More tokens of the same recipe extend them."""
     value = {key: item for key, item in asdict(recipe).items() if key not in ("tokens", "batch", "positions")}
     return hashlib.sha256(json.dumps(value | {"prompts": prompts.digest()}).encode()).hexdigest()[:12]

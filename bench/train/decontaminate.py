@@ -1,4 +1,4 @@
-"""Keeps test questions out of training data: no 13 words in a row shared, no whole question contained."""
+"""Keeps test questions out of training data: no 13 words in a row are shared, no shorter question is contained."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ NGRAM = 13
 
 
 class Filter:
-    """Recognises text that overlaps with questions."""
+    """Finds text that overlaps with questions."""
 
     def __init__(self, sets: Iterable[QuestionSet]):
         self._grams: set[tuple[str, ...]] = set()
-        self._whole: set[str] = set()  # questions of fewer words (most of QA), matched whole
+        self._whole: set[str] = set()  # questions of fewer words (most of QA), which are matched whole
         for question_set in sets:
             for question in question_set.questions:
                 for turn in question.turns:
@@ -27,7 +27,7 @@ class Filter:
         self._grams.update(_ngrams(turn))
 
     def overlaps(self, text: str) -> bool:
-        """Whether `text` shares 13 words in a row with a question, or contains a shorter question whole."""
+        """Return whether `text` shares 13 words in a row with a question, or contains a shorter question."""
         found = words(text)
         if any(gram in self._grams for gram in _ngrams(found)):
             return True
@@ -36,7 +36,7 @@ class Filter:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
+    """Split text into lower-case words without punctuation."""
     return re.findall(r"\w+", text.lower())
 
 

@@ -1,6 +1,6 @@
-"""Conversations on the disk as they end: a file of one JSON object a line, to which lines are only ever added.
+"""A journal of finished conversations: a file of one JSON object per line, to which lines are only appended.
 
-Killed at any moment, it keeps every conversation that had ended. A line that was cut short is passed over.
+A process killed at any moment loses no finished conversation. Truncated lines are skipped.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class Conversation:
     kind: str  # one of prompts.KINDS
     template: int  # a hash: prompts of one template are alike
     tokens: list[int]
-    answers: list[tuple[int, int]]  # (begin, end) of what the model chose, rising
+    answers: list[tuple[int, int]]  # (begin, end) of the model's own tokens, rising
 
     @property
     def answer_tokens(self) -> int:
-        """How many tokens the model chose."""
+        """The number of tokens that the model chose."""
         return sum(end - begin for begin, end in self.answers)
 
     def to_line(self) -> str:
-        """The line that stands for it."""
+        """Return the conversation as a line of JSON."""
         return json.dumps(vars(self), separators=(",", ":"))
 
     @classmethod
     def from_line(cls, line: str) -> Conversation | None:
-        """What a line stands for; None if it is damaged."""
+        """Return the conversation in a line; None if the line is damaged."""
         try:
             made = cls(**json.loads(line))
             ends = [place for answer in made.answers for place in answer]
@@ -57,7 +57,7 @@ class Journal:
         self.path = path
 
     def read(self) -> list[Conversation]:
-        """All whole lines; none where there is no file yet."""
+        """Return the conversations of all complete lines."""
         if not self.path.is_file():
             return []
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -65,10 +65,10 @@ class Journal:
 
     @contextmanager
     def appending(self) -> Iterator[Any]:
-        """Yields a function that adds a conversation, which is on the disk when it returns.
+        """Yield a function that appends a conversation and flushes it.
 
         Raises:
-            UserError: another process is adding to it; the disk is full or the cache cannot be written.
+            UserError: another process is appending, or the cache cannot be written.
 
         """
         with writing(self.path.parent):
@@ -96,7 +96,7 @@ class Journal:
 
     @staticmethod
     def _end_cut_line(file: Any) -> None:
-        """What is added after a line that was cut short begins on a line of its own."""
+        """End a truncated last line, so that new conversations begin on a line of their own."""
         if file.tell():
             file.seek(-1, 2)
             if file.read(1) != b"\n":

@@ -1,7 +1,7 @@
-"""Features of the frozen target, and the training loop over them.
+"""States of the frozen target, and the training loop over them.
 
-The target runs once over every conversation; what a head or adapter sees (exit states) and what it should predict
-(final states, the target's own choices) is cached, so that an epoch costs no target pass.
+The target runs once over every conversation. What a head or adapter sees (exit states) and should predict (final
+states, the target's own choices) is cached, so that epochs need no forward pass of the target.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
 from bench.train.pieces import keep, load_or_make
 
-_FEATURE_BATCH = 16  # conversations in a pass of the target
+_FEATURE_BATCH = 16  # conversations in a forward pass of the target
 
 
 @dataclass
 class Features:
-    """What the frozen target makes of N conversations of T tokens in all, one after the other. A position is *taught*
-    if the next token was chosen by the target: there the draft should predict what the target predicts."""
+    """The target's states over N conversations of T tokens in all, concatenated. A position is *taught* if the target
+    chose the next token: there the draft should predict what the target predicts."""
 
     exit_states: Tensor  # [T, d], half precision, after the exit layer
     final_states: Tensor  # [T, d], half precision, post-norm
@@ -38,7 +38,7 @@ class Features:
         self._inside = torch.ones_like(self.taught).index_fill(0, self.lengths.cumsum(0) - 1, False)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Some conversations side by side, in float32, padded at the end with untaught positions."""
+        """Return some conversations as a batch in float32, padded at the end with untaught positions."""
 
         def padded(column: Tensor) -> Tensor:
             rows = [column[self.starts[i] : self.starts[i] + int(self.lengths[i])] for i in indices]
@@ -54,7 +54,7 @@ class Features:
         )
 
     def batches(self, indices: Sequence[int], device: torch.device, size: int = 8) -> Iterator[Batch]:
-        """Conversations `indices`, a few at a time, on a device."""
+        """Yield conversations `indices` in batches on a device."""
         for start in range(0, len(indices), size):
             yield self.batch(indices[start : start + size]).to(device)
 
@@ -67,17 +67,17 @@ class Batch:
     final_states: Tensor  # [B, n, d], post-norm
     tokens: Tensor  # [B, n]
     taught: Tensor  # [B, n] bool
-    inside: Tensor  # [B, n] bool: all positions that have a next token, the prompt's as well
-    indices: Tensor  # [B], on the CPU: which conversations they are
+    inside: Tensor  # [B, n] bool: all positions that have a next token, prompts included
+    indices: Tensor  # [B], on the CPU: of the conversations
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Return the batch on a device."""
         columns = {name: column.to(device) for name, column in vars(self).items() if name != "indices"}
         return Batch(**columns, indices=self.indices)
 
 
 def taught_positions(chosen: Tensor) -> Tensor:
-    """[T] bool: positions whose next token the target chose. (No conversation begins with a chosen one.)"""
+    """Return the positions whose next token the target chose, [T] bool. (No conversation begins with a chosen one.)"""
     return torch.cat((chosen[1:], torch.zeros_like(chosen[:1])))
 
 
@@ -90,10 +90,10 @@ def features(
     progress: Callable[[int], None] = lambda count: None,
     others: Mapping[int, Path] | None = None,
 ) -> Features:
-    """The features of all conversations, computed in pieces that are cached in `folder`.
+    """Return the states over all conversations, computed in pieces that are cached in `folder`.
 
-    `progress` is told how many tokens were added. `others`: further exit layers with their folders, whose missing
-    pieces the same passes of the target fill, for trainings to come.
+    `progress` is called with the number of tokens of each piece. `others`: further exit layers with their folders,
+    whose missing pieces are computed in the same forward passes, for later trainings.
     """
     d = target.config.hidden
     rows = conversations.tokens.long().split(conversations.lengths.tolist())
@@ -129,8 +129,8 @@ def features(
 
 
 def _states(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
-    """States after each exit layer, and post-norm final ones [sum of lengths, d] of some conversations, on the CPU."""
-    tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # what follows the end does not reach back
+    """Return states after each exit layer and post-norm final ones [sum of lengths, d] of conversations, on the CPU."""
+    tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # attention is causal: padding has no effect
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
     inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     states, below = target.embed(tokens), 0
@@ -143,19 +143,19 @@ def _states(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int])
 
 
 def _half(states: Tensor) -> Tensor:
-    """Half precision: float16, or bfloat16 where a model's largest activations leave float16's range."""
+    """Convert to half precision: float16, or bfloat16 where a model's largest activations exceed float16's range."""
     fits = float(states.abs().max()) < torch.finfo(torch.float16).max if states.numel() else True
     return states.to(torch.float16 if fits else torch.bfloat16).contiguous()
 
 
 def split(found: Features, templates: Tensor, held_out: float) -> tuple[list[int], list[int]]:
-    """Conversations to train on, and about a share `held_out` of them, at least one, to measure on.
+    """Return the conversations to train on, and about a share `held_out` of them, at least one, to measure on.
 
-    Whole templates [N] are held out, those of the smallest hash: prompts of one template are too much alike to tell
-    learning from memory, and as conversations are added, what was held out remains so.
+    Whole `templates` [N] are held out, as prompts of one template are too similar to tell learning from memorising.
+    They are those of the smallest hash, so that what was held out remains so as conversations are added.
     """
     taught = [bool(row.any()) for row in found.taught.split(found.lengths.tolist())]
-    usable = [i for i, some in enumerate(taught) if some]  # a conversation without an answer teaches nothing
+    usable = [i for i, some in enumerate(taught) if some]  # those with an answer
     order = sorted(usable, key=lambda i: int(templates[i]))
     most = int(templates[order[max(1, round(len(order) * held_out)) - 1]])
     return [i for i in usable if templates[i] > most], [i for i in usable if templates[i] <= most]
@@ -181,7 +181,7 @@ def fit(
     each_step: Callable[[int, float], Any] = lambda step, loss: None,
     each_epoch: Callable[[int], Any] = lambda epoch: None,
 ) -> None:
-    """Train `module` on conversations `indices`; `loss_of` gives the loss of some of them."""
+    """Train `module` on conversations `indices`; `loss_of` returns the loss of a batch of them."""
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
     )
@@ -203,7 +203,7 @@ def fit(
 
 
 def steps_of(count: int, schedule: Schedule) -> int:
-    """Optimiser steps over `count` conversations."""
+    """Return the number of optimiser steps over `count` conversations."""
     return schedule.epochs * math.ceil(count / schedule.batch)
 
 

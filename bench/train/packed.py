@@ -1,4 +1,4 @@
-"""The conversations that come with the project: a folder of packed files a model, to which `collect` adds."""
+"""The conversations that come with the project: one folder of packed files per model, to which `collect` adds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "data"
 
 
 def load(checkpoint: Checkpoint, folder: Path | None = None) -> Conversations:
-    """Those for this very model; none of them, if it has none.
+    """Return the conversations of exactly this model, if there are any.
 
     Raises:
         UserError: a file is damaged.
@@ -29,7 +29,7 @@ def load(checkpoint: Checkpoint, folder: Path | None = None) -> Conversations:
 
 
 def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None) -> Path:
-    """Write conversations to a new file beside those that are there; token ids take two bytes where they can.
+    """Write conversations to a new file next to the others; token ids take two bytes where possible.
 
     Raises:
         UserError: it cannot be written.
@@ -44,7 +44,7 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # As numpy's own .npz, but the prompts of one grammar repeat each other at distances that only LZMA sees.
+            # An .npz, but with LZMA, which finds the repetitions between prompts of one grammar.
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
                 for name, array in {"weights": np.array(checkpoint.sha256), **columns}.items():
                     with file.open(f"{name}.npy", "w") as member:
@@ -71,7 +71,7 @@ def _read(path: Path, checkpoint: Checkpoint) -> Conversations:
             columns = {name: torch.from_numpy(stored[name]) for name in Conversations.__dataclass_fields__}
         made = Conversations(**columns | {"tokens": columns["tokens"].int()})
         if not made.fits():
-            raise ValueError("its columns are not of one length")
+            raise ValueError("its columns differ in length")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, LZMAError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or remove it") from error
     return made

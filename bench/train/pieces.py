@@ -1,4 +1,4 @@
-"""Work that takes hours is cached piece by piece: an interrupted training goes on where it stopped."""
+"""Long computations are cached piece by piece: an interrupted training continues where it stopped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from bench.files import writing
 def load_or_make(
     path: Path, is_whole: Callable[[dict[str, Tensor]], bool], make: Callable[[], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], bool]:
-    """The tensors cached in `path` and True; else what `make` gives, once it lies there, and False.
+    """Return the tensors cached in `path` and True; else the result of `make`, once it is cached, and False.
 
-    A file that is damaged, or whose tensors are not what `is_whole` expects, is made anew: a cache is never worth an
-    error, and never believed unseen.
+    A damaged file, or one whose tensors are not what `is_whole` expects, is rebuilt.
 
     Raises:
         UserError: the disk is full or the cache cannot be written.
@@ -37,7 +36,7 @@ def load_or_make(
 
 
 def keep(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to `path`, where they appear only when completely written.
+    """Write tensors to `path`, where they appear once they are completely written.
 
     Raises:
         UserError: the disk is full or the cache cannot be written.

@@ -1,26 +1,29 @@
-"""Held-out scores of trained weights, as `scores.json` next to them. Their card shows the same to readers."""
+"""Held-out scores of trained weights, as `scores.json` next to them. Their card shows the same scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from bench.errors import UserError
-from bench.typed_json import Count, Real, Share, read
+from bench.typed_json import Count, MismatchError, Real, Share, read
 
 SCORES_FILE = "scores.json"
-_DIGITS = 3  # of scores: some ten thousand tokens are held out
+_DIGITS = 3  # of scores, which come from about ten thousand held-out tokens
 
 
 @dataclass(frozen=True)
 class Data:
-    """What was trained on."""
+    """The training data."""
 
     conversations: Count
     tokens: Count
     answer_tokens: Count  # chosen by the target
-    mixture: dict[str, Share]  # of the answers' tokens, by kind of prompt; empty: not known
+    mixture: dict[str, Share]  # of answer tokens, by kind of prompt; empty: unknown
     held_out: Count  # conversations that the scores are measured on
 
 
@@ -31,18 +34,18 @@ class Epoch:
     epoch: Count
     loss: Real  # in training
     scores: dict[str, Real]  # `agreement` with the target's own choices among them
-    by_kind: dict[str, Share]  # agreement by kind of prompt; empty: not known
+    by_kind: dict[str, Share]  # agreement by kind of prompt; empty: unknown
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What weights were made from and how good they are."""
+    """The training data of weights and their scores."""
 
     model: str  # the target
     model_sha256: str
     parameters: Count
     data: Data
-    epochs: list[Epoch]
+    epochs: Annotated[list[Epoch], Field(min_length=1)]
 
     @property
     def agreement(self) -> float:
@@ -50,12 +53,12 @@ class Scores:
         return self.epochs[-1].scores["agreement"]
 
     def table(self) -> list[dict[str, float]]:
-        """A row an epoch, one level deep."""
+        """Return one flat row per epoch."""
         return [{"epoch": e.epoch, "loss": e.loss, **e.scores, **e.by_kind} for e in self.epochs]
 
 
 def epochs_of(history: Sequence[dict[str, float]], kinds: Sequence[str]) -> list[Epoch]:
-    """From what a trainer's `fit` returns; `kinds`: of prompts."""
+    """Convert the result of a trainer's `fit`; `kinds`: of prompts."""
     return [
         Epoch(
             int(row["epoch"]),
@@ -68,7 +71,7 @@ def epochs_of(history: Sequence[dict[str, float]], kinds: Sequence[str]) -> list
 
 
 def read_scores(folder: Path) -> Scores | None:
-    """The scores of the weights in a folder; None where there are none.
+    """Return the scores of the weights in a folder; None if there are none.
 
     Raises:
         UserError: they are malformed.
@@ -76,8 +79,11 @@ def read_scores(folder: Path) -> Scores | None:
     """
     path = folder / SCORES_FILE
     try:
-        return read(Scores, path)
+        found = read(Scores, path)
+        if "agreement" not in found.epochs[-1].scores:
+            raise MismatchError(f"epochs[{len(found.epochs) - 1}].scores.agreement: missing")
+        return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except MismatchError as error:
         raise UserError(f"{path} cannot be read ({error}): train again, or remove the file") from error

@@ -1,6 +1,6 @@
-"""The target answers prompts: sequences in lock-step, each following its own queue of forced tokens, else its choice.
+"""The target answers prompts: sequences in lock-step, each of which follows its forced tokens, else its own choice.
 
-Choices are greedy, since greedy decoding is what drafts are measured on.
+Choices are greedy, as acceptance is measured under greedy decoding.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from bench.train.journal import Conversation
 from bench.train.prompts import Prompt
 
 _PREFILL = 32  # positions of a prefilling pass
-_LOOP_NGRAM = 12  # an answer that repeats this many tokens in a row is looping and is ended
-_WORTH_PACKING = 0.8  # rows are dropped once no more than this share of them is still being written
-_LOOK_AHEAD = 4  # times as many prompts as were answered are looked at for one that was not
-_BATCHES_SORTED = 8  # prompts of as many batches are sorted by length, so that a batch's rows end together
+_LOOP_NGRAM = 12  # an answer that repeats this many tokens in a row loops and is cut off
+_WORTH_PACKING = 0.8  # finished rows are dropped once at most this share of rows is unfinished
+_LOOK_AHEAD = 4  # times the number of answered prompts: how far the search for unanswered ones goes
+_BATCHES_SORTED = 8  # batches whose prompts are sorted by length together, so that the rows of a batch end together
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that determines the conversations of a model."""
+    """Everything that determines the conversations of a model."""
 
-    tokens: int  # of answers, at least
+    tokens: int  # least answer tokens
     seed: int = 0
     batch: int = 64  # most sequences in lock-step
-    positions: int = 32768  # most positions that their cache holds: the longer they are, the fewer go together
+    positions: int = 32768  # most positions of their cache, which limits the batch of long ones
     length: int = 2048  # most tokens of a conversation, template included; longer prompts are left out
     answer_tokens: int = 128
 
@@ -44,21 +44,21 @@ class Row:
     """One conversation being written."""
 
     prompt: Prompt
-    forced: deque[int]  # tokens to write next, whatever the model says
-    later: deque[list[int]]  # what is forced after each answer but the last
+    forced: deque[int]  # tokens to write next, whatever the model chooses
+    later: deque[list[int]]  # tokens forced after each answer but the last
     tokens: list[int] = field(default_factory=list)
-    answers: list[tuple[int, int]] = field(default_factory=list)  # (begin, end) of those that have begun
-    grams: set[tuple[int, ...]] = field(default_factory=set)  # of this answer
+    answers: list[tuple[int, int]] = field(default_factory=list)  # (begin, end) of those begun
+    grams: set[tuple[int, ...]] = field(default_factory=set)  # n-grams of this answer
     done: bool = False
-    kept: bool = False  # by whoever runs the writer
+    kept: bool = False  # the caller has it
 
     @property
     def longest(self) -> int:
-        """Tokens that are known beforehand."""
+        """The number of tokens that are known beforehand."""
         return len(self.forced) + sum(map(len, self.later))
 
     def finished(self) -> Conversation:
-        """What is kept of it."""
+        """Return the finished conversation."""
         template = int(hashlib.sha256(self.prompt.template.encode()).hexdigest()[:7], 16)
         self.kept = True
         answers = [(begin, end) for begin, end in self.answers if begin < end]
@@ -66,17 +66,17 @@ class Row:
 
 
 class PromptQueue:
-    """The prompts of a kind that nobody has answered yet, in batches of about the same length."""
+    """The unanswered prompts of a kind, in batches of similar length."""
 
     def __init__(self, kind: str, chat: ChatFormat, recipe: Recipe, answered: set[bytes]):
-        """`answered`: `prompt_key` of each prompt to pass over."""
+        """`answered`: `prompt_key` of each prompt to skip."""
         self.kind, self.chat, self.recipe, self.answered = kind, chat, recipe, answered
         _, self.to_reply, self.to_user = chat.pieces()
-        self.groups = 0  # of prompts that were looked at
+        self.groups = 0  # groups of prompts that were looked at
         self.batches: list[list[Row]] = []
 
     def take(self, count: int) -> list[Row]:
-        """A batch of at most `count` rows; none if there are no more prompts that leave room for an answer."""
+        """Return a batch of at most `count` rows; none if no prompts are left that leave room for an answer."""
         if not self.batches:
             self._next_group()
         if not self.batches:
@@ -88,10 +88,10 @@ class PromptQueue:
         return taken
 
     def _next_group(self) -> None:
-        """Batches of the next prompts, sorted by length within the group, in random order."""
+        """Make batches of the next prompts, sorted by length within the group, in random order."""
         size, seed = self.recipe.batch * _BATCHES_SORTED, self.recipe.seed
         most = self.recipe.length - self.recipe.answer_tokens
-        # Where all that a grammar can say has been answered, the search has an end.
+        # The search ends even where every prompt of a grammar has been answered.
         while not self.batches and self.groups * size <= _LOOK_AHEAD * (len(self.answered) + size):
             numbers = range(self.groups * size, (self.groups + 1) * size)
             self.groups += 1
@@ -103,7 +103,7 @@ class PromptQueue:
         random.Random(f"{seed}/{self.kind}/{self.groups}").shuffle(self.batches)
 
     def _split(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows in batches, as many in each as its cache may hold."""
+        """Split rows into batches that fit in the cache."""
         batches: list[list[Row]] = []
         for row in rows:
             most = min(self.recipe.batch, self.recipe.positions // needed_positions(row, self.recipe))
@@ -119,12 +119,12 @@ class PromptQueue:
 
 
 def needed_positions(row: Row, recipe: Recipe) -> int:
-    """Positions that a conversation may come to take."""
+    """Return the most positions that a conversation may take."""
     return min(recipe.length, row.longest + recipe.answer_tokens * (1 + len(row.later)))
 
 
 def prompt_key(tokens: Sequence[int]) -> bytes:
-    """Tells prompts apart by their tokens, up to where the first answer begins."""
+    """Return a key of a prompt's tokens, up to the first answer."""
     return hashlib.sha256(",".join(map(str, tokens)).encode()).digest()[:12]
 
 
@@ -133,14 +133,14 @@ class Writer:
 
     def __init__(self, target: Decoder, eos: frozenset[int], recipe: Recipe, rows: Sequence[Row]):
         self.target, self.eos, self.recipe = target, eos, recipe
-        self.rows = list(rows)  # those that are in the cache
+        self.rows = list(rows)  # in the cache
         self.limit = max(needed_positions(row, recipe) for row in rows)
 
     @torch.inference_mode()
     def run(self, progress: Callable[[int], None]) -> Iterator[Conversation]:
-        """Each conversation as it ends; `progress` is told the number of answer tokens as they come."""
+        """Yield each conversation as it ends; `progress` is called with the number of new answer tokens."""
         cache = self.target.new_cache(batch=len(self.rows), max_len=self.limit)
-        greedy = [0] * len(self.rows)  # not read at first: every prompt begins with the template
+        greedy = [0] * len(self.rows)  # not used at first, as every prompt begins with the template
         for position in range(self._prefill(cache), self.limit):
             progress(sum(self._write(row, choice) for row, choice in zip(self.rows, greedy, strict=True)))
             yield from (row.finished() for row in self.rows if row.done and not row.kept)
@@ -156,7 +156,7 @@ class Writer:
         yield from (row.finished() for row in self.rows if not row.kept)
 
     def _prefill(self, cache: KVCache) -> int:
-        """Read what all prompts have in length, in wide passes; returns the position after it."""
+        """Prefill the length that all prompts have, in wide passes; returns the position after it."""
         common = min(len(row.forced) for row in self.rows) - 1
         for row in self.rows:
             row.tokens = [row.forced.popleft() for _ in range(common)]
@@ -166,7 +166,7 @@ class Writer:
         return common
 
     def _write(self, row: Row, choice: int) -> bool:
-        """The row's next token: forced, or (True) the model's choice; and what that makes of its turn."""
+        """Write the row's next token, forced or (True) the model's choice, and end the answer if it is complete."""
         if row.done:
             return False
         if row.forced:

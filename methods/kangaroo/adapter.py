@@ -1,4 +1,4 @@
-"""Kangaroo's adapter: the network between exit layer and LM head, and its files. Not a method of its own."""
+"""Kangaroo's adapter: the network between exit layer and LM head, and its files."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from bench.drafting import trained
 from bench.drafting.stopping import Calibration
+from bench.drafting.trained import Count, Size
+from bench.engine import MAX_DRAFTS
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
@@ -23,12 +27,12 @@ from bench.engine.graphs import Fixed, Graphs
 from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
+from bench.typed_json import Share
 
-ADAPTER_FILE = "adapter.safetensors"
-FILES = (ADAPTER_FILE, "pytorch_model.bin")  # ours, the authors'
+ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
 _WHAT = "Kangaroo adapter"
 _ROPE_BASE = 10000.0  # of the authors' adapter, whatever the target's
-# The authors' names of our parameters (and in their manner, of those they have not); both formats use them.
+# The authors' names of our parameters, and names in their style for those that they do not have. Both formats use them.
 _NAMES = {
     "q.weight": "layers.0.self_attn.q_proj.weight",
     "k.weight": "layers.0.self_attn.k_proj.weight",
@@ -58,16 +62,16 @@ class Stored:
 class AdapterConfig:
     """Dimensions of an adapter, and what it was made for: exit layer (0: unknown) and draft vocabulary (0: whole)."""
 
-    hidden_size: int
-    num_attention_heads: int
-    rms_norm_eps: float
-    exit_layer: int = 0
-    draft_vocab: int = 0
+    hidden_size: Size
+    num_attention_heads: Size
+    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    exit_layer: Count = 0
+    draft_vocab: Count = 0
     feedback: bool = False
-    ffn: int = 0  # width of a feed-forward block; 0: none
+    ffn: Count = 0  # width of a feed-forward block; 0: none
     attention: bool = True
     gated: bool = True  # the block has three matrices, as the target's do; else two
-    own_head: int = 0  # tokens of an LM head of its own; 0: it shares the target's
+    own_head: Count = 0  # tokens of an LM head of its own; 0: it shares the target's
 
     def __post_init__(self) -> None:
         heads = self.num_attention_heads
@@ -75,19 +79,57 @@ class AdapterConfig:
             raise ValueError(
                 f"num_attention_heads={heads} does not split hidden_size={self.hidden_size} into even parts"
             )
-        if min(self.ffn, self.own_head) < 0:
-            raise ValueError(f"ffn={self.ffn} and own_head={self.own_head} must not be negative")
         if not self.attention and (self.feedback or not self.ffn):
             raise ValueError("an adapter without attention needs an ffn and cannot have feedback")
 
 
+class Knobs(TypedDict, total=False):
+    """Defaults of the method's knobs, stored with an adapter."""
+
+    gamma: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    beam: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    stop: Literal["gain", "threshold"]
+    threshold: Share
+
+
+@dataclass(frozen=True)
+class _OurFile(AdapterConfig):
+    """Our config.json."""
+
+    calibration: Calibration | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+
+
+@dataclass(frozen=True)
+class _AuthorsFile:
+    """What we read of the authors' config.json, a Llama's: one layer of plain attention."""
+
+    hidden_size: Size
+    num_attention_heads: Size
+    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    num_hidden_layers: Literal[1] = 1
+    num_key_value_heads: Size | None = None
+    attention_bias: Literal[False] = False
+    rope_theta: Annotated[float, Field(ge=_ROPE_BASE, le=_ROPE_BASE)] = _ROPE_BASE
+    rope_scaling: None = None
+
+    def __post_init__(self) -> None:
+        if self.num_key_value_heads not in (None, self.num_attention_heads):
+            raise ValueError(f"num_key_value_heads={self.num_key_value_heads} must be num_attention_heads")
+        self.dimensions()
+
+    def dimensions(self) -> AdapterConfig:
+        """The adapter's dimensions; ValueError where these do not fit together."""
+        return AdapterConfig(self.hidden_size, self.num_attention_heads, self.rms_norm_eps)
+
+
 class Adapter(nn.Module):
-    """What stands between exit layer and LM head (paper, section 3.1): h -> RMSNorm(h + Attention(RMSNorm(h))).
+    """The network between exit layer and LM head (paper, section 3.1): h -> RMSNorm(h + Attention(RMSNorm(h))).
 
     Multi-head, no biases, no FFN, own RoPE (base 10000): 4 d^2 + 2 d parameters, 67M for Vicuna-7B.
 
     The paper's other adapters (Table 2): with `ffn`, a feed-forward block of that width follows the attention, or
-    stands alone (`attention` false); with `own_head`, the LM head is a copy of the target's that is trained as well.
+    replaces it (`attention` false); with `own_head`, the LM head is a copy of the target's that is trained as well.
 
     Beyond the paper: with `feedback` the input is a projection of the exit state and of the target's final state one
     position before (while drafting ahead: the adapter's own output there, as in EAGLE, arXiv 2401.15077), which
@@ -116,7 +158,7 @@ class Adapter(nn.Module):
         self.sin: Tensor
 
     def prepare(self, max_len: int, device: torch.device) -> None:
-        """Make the RoPE table for `max_len` positions."""
+        """Build the RoPE table for `max_len` positions."""
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         inverse = _ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         angles = torch.arange(max_len)[:, None] * inverse.repeat(2)
@@ -125,7 +167,7 @@ class Adapter(nn.Module):
         self.cos, self.sin = cos.to(device, dtype), sin.to(device, dtype)
 
     def pack(self, layout: Layout) -> None:
-        """Fuse the matrices and lay them out for inference as the target's are; training no longer reaches them."""
+        """Fuse the matrices in the target's layout for inference. Training has no effect on them afterwards."""
         c = self.config
         groups: dict[str, list[nn.Linear]] = {}
         if c.attention:
@@ -145,7 +187,7 @@ class Adapter(nn.Module):
         """Exit states h [B, n, d] at their places -> states for the LM head [B, n, d].
 
         `places`: as for `Decoder.run_layers`. `before` [B, n, d] (feedback only): post-norm final states one position
-        before each. Without a cache the n positions are all there is (training).
+        before each. Without a cache, as in training, the n positions are the whole sequence.
         """
         if isinstance(places, int):
             places = Places.after(places, h.shape[1], h.shape[0])
@@ -174,7 +216,7 @@ class Adapter(nn.Module):
         return self.finish(x, attend(qkv[:, :, :heads], k, v, mask))
 
     def _forward_fixed(self, cache: KVCache, fixed: Fixed, h: Tensor, before: Tensor | None = None) -> Tensor:
-        """Over h [1, w, d] with everything at fixed sizes, to be captured."""
+        """The same over h [1, w, d] with all sizes fixed, for graph capture."""
         heads = self.config.num_attention_heads
         x = self.join(h, before)
         qkv = self.qkv(x, fixed.positions)
@@ -182,7 +224,7 @@ class Adapter(nn.Module):
         return self.finish(x, attend(qkv[:, :, :heads], k, v, fixed.mask))
 
     def join(self, h: Tensor, before: Tensor | None) -> Tensor:
-        """What attention starts from: the exit states, with feedback projected together with the states before."""
+        """The input of attention: the exit states, with feedback projected together with the states before."""
         if self.input is None:
             return h
         assert before is not None
@@ -202,7 +244,7 @@ class Adapter(nn.Module):
         return apply_rope(qkv.view(batch, n, 3 * heads, -1), *rope)
 
     def finish(self, x: Tensor, attended: Tensor | None) -> Tensor:
-        """What follows attention (None: there is none), [B, n, d] -> [B, n, d]."""
+        """The rest of the adapter after attention (None: it has none), [B, n, d] -> [B, n, d]."""
         c = self.config
         if attended is not None:
             x = self._packed["o"].plus(x, attended) if self._packed else x + self.o(attended)
@@ -251,51 +293,41 @@ def one_before(states: Tensor) -> Tensor:
 
 
 def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
-    """An adapter for `target` from our format or the authors', and what was stored with it.
+    """Read an adapter for `target`, in our format or the authors', and what was stored with it.
 
     Raises:
-        UserError: not an adapter's folder, an unreadable file, or an adapter for another target.
+        UserError: no adapter's folder, an unreadable or malformed file, or an adapter for another target.
 
     """
-
-    def build(value: dict[str, Any]) -> tuple[AdapterConfig, Calibration | None, dict[str, Any]]:
-        config = AdapterConfig(
-            hidden_size=value["hidden_size"],
-            num_attention_heads=value["num_attention_heads"],
-            rms_norm_eps=value["rms_norm_eps"],
-            exit_layer=value.get("exit_layer", 0),
-            draft_vocab=value.get("draft_vocab", 0),
-            feedback=value.get("feedback", False),
-            ffn=value.get("ffn", 0),
-            attention=value.get("attention", True),
-            gated=value.get("gated", True),
-            own_head=value.get("own_head", 0),
-        )
-        curves = value.get("calibration")
-        calibration = curves and Calibration(tuple(curves["accepted"]), tuple(curves["following"]))
-        return config, calibration, dict(value.get("knobs", {}))
-
-    config, calibration, knobs = trained.read_config(folder, _WHAT, build)
-    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
+    calibration, knobs, others = None, Knobs(), {trained.RANKING}
+    if (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file():
+        config = trained.read_config(folder, _WHAT, _AuthorsFile, lenient=True).dimensions()
+        others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
+    else:
+        ours = trained.read_config(folder, _WHAT, _OurFile)
+        config = AdapterConfig(**{f.name: getattr(ours, f.name) for f in fields(AdapterConfig)})
+        calibration, knobs = ours.calibration, ours.knobs
+    trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
     tokens = config.draft_vocab or target.config.vocab
     if config.own_head not in (0, tokens):
         raise UserError(
             f"the {_WHAT} in {folder} has an LM head of {config.own_head} tokens, but is for {tokens} of {target.name}"
         )
     weights = trained.read_tensors(folder, _WHAT, FILES)
-    adapter = Adapter(config)
-    trained.fill(adapter, weights, _NAMES, folder, _WHAT)
-    stored = Stored(weights.get("token_ranking"), calibration, knobs)
+    with torch.device("meta"):
+        adapter = Adapter(config)
+    trained.fill(adapter, weights, _NAMES, folder, _WHAT, others)
+    stored = Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
     return adapter.to(target.device, target.dtype).requires_grad_(False), stored
 
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
-    """Write `adapter` and what belongs to it in our format (two files in an existing folder)."""
+    """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
     from safetensors.torch import save_file
 
     tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
     if stored.ranking is not None:
-        tensors["token_ranking"] = stored.ranking.to(torch.int32)
+        tensors[trained.RANKING] = stored.ranking.to(torch.int32)
     save_file(tensors, folder / ADAPTER_FILE)
     value = asdict(adapter.config)
     if stored.calibration is not None:
@@ -306,10 +338,10 @@ def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
 
 
 def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, target: Decoder, folder: Path) -> Linear:
-    """The adapter's own LM head for the tokens `ids` (rising; None: all); other rows are dropped for good.
+    """Return the adapter's own LM head for the tokens `ids` (rising; None: all); other rows are dropped for good.
 
     Raises:
-        UserError: it was not made for all of these tokens.
+        UserError: it was not trained for all of these tokens.
 
     """
     assert adapter.head is not None
@@ -327,7 +359,7 @@ def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, targe
 
 
 def published_call(target: Decoder) -> Callable[[], object] | None:
-    """A call of the published adapter (paper, section 3.1) and of the target's LM head over one position."""
+    """Return a call of the published adapter (paper, section 3.1) and of the target's LM head over one position."""
     c, device = target.config, target.device
     if c.hidden % (2 * c.heads):
         return None

@@ -1,4 +1,4 @@
-"""Kangaroo's knobs and the settings of its training. Needs no torch: mistakes in them are reported at once."""
+"""Kangaroo's knobs and the settings of its training. Needs no torch, so that mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ STOPS = ("gain", "threshold")
 
 @dataclass(frozen=True)
 class KangarooConfig:
-    """The knobs of Kangaroo. Left open, they are as stored with the weights, else the paper's."""
+    """Kangaroo's knobs. Defaults are stored with the weights, else the paper's."""
 
-    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: what the adapter was made for"})
+    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: those of the adapter"})
     gamma: int = field(default=0, metadata={"help": "most drafts in a row; 0: as stored with the adapter, else 6"})
     beam: int = field(
         default=0,
-        metadata={"help": "most drafts side by side: 1 a chain, more a tree; 0: as stored with the adapter, else 1"},
+        metadata={"help": "most drafts per level: 1 is a chain, more a tree; 0: as stored with the adapter, else 1"},
     )
     nodes: int = field(default=24, metadata={"help": "most drafts in a step"})
     drafts: str = field(
         default="",
         metadata={
-            "help": "when sampling: sampled (a chain's) or top, the most probable; default: sampled where possible"
+            "help": "when sampling: sampled, drafts are drawn (chains only); top, the most probable; default: sampled "
+            "for a chain"
         },
     )
     stop: str = field(
         default="",
         metadata={
-            "help": "when to stop drafting: threshold, below a probability of the last draft (the paper's); gain, "
-            "when one more draft is expected to cost more than it saves on this device; default: threshold if one is "
-            "given, else as stored with the adapter"
+            "help": "when to stop drafting: threshold, once a draft's probability is below it (the paper's rule); "
+            "gain, once one more draft is expected to cost more than it gains on this device; default: threshold if "
+            "one is given, else as stored with the adapter"
         },
     )
     threshold: float = field(
@@ -44,19 +45,20 @@ class KangarooConfig:
     draft_vocab: int = field(
         default=-1,
         metadata={
-            "help": "cut the draft's LM head to the n most frequent tokens (FR-Spec); 0: all; -1: as the adapter says"
+            "help": "draft from the n most frequent tokens only (FR-Spec, arXiv 2502.14856); 0: from all; -1: as "
+            "stored with the adapter"
         },
     )
     weights: str = field(
         default="",
         metadata={
-            "help": "folder or Hugging Face id of the adapter; default: the packaged one of the model; paper: the "
+            "help": "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "
             "packaged one that is built and trained as published"
         },
     )
     costs: str = field(
         default="",
-        metadata={"help": "for stop=gain: forward-pass costs as run.json records them; default: measured at start"},
+        metadata={"help": "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"},
     )
 
     def __post_init__(self) -> None:
@@ -69,11 +71,11 @@ class KangarooConfig:
                     f"{name}={value} must be at least 1 and at most {MAX_DRAFTS} (0: as stored with the adapter)"
                 )
         if not 1 <= self.nodes <= MAX_DRAFTS:
-            raise ValueError(f"nodes={self.nodes} must lie in 1..{MAX_DRAFTS}")
+            raise ValueError(f"nodes={self.nodes} must be in 1..{MAX_DRAFTS}")
         if self.drafts == "sampled" and self.beam > 1:
             raise ValueError("drafts=sampled is for a chain (beam=1): a beam keeps the most probable paths")
         if self.threshold != -1 and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must lie in [0, 1]")
+            raise ValueError(f"threshold={self.threshold} must be in [0, 1]")
         if self.stop and self.stop not in STOPS:
             raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
 
@@ -104,28 +106,25 @@ class KangarooTraining(TrainConfig):
 
     architecture: str = setting(
         "feedback",
-        "feedback: the adapter also reads the target's final state one position before; paper: as published, attention "
-        "alone; the others of the paper's Table 2: attention with an LM head of its own, a whole transformer layer, "
-        "two matrices without attention with an LM head of their own",
+        "feedback: the adapter also reads the target's final state one position before; paper: attention only, as "
+        "published; the others are of the paper's Table 2: attention with its own LM head, a whole transformer layer, "
+        "two matrices without attention and with their own LM head",
         choices=("feedback", "paper", "paper-own-head", "paper-layer", "paper-mlp"),
     )
     ffn: int = setting(
         0,
-        "width of the adapter's feed-forward block; 0: none, but a whole layer has the target's, and two matrices "
-        "without attention that of the states",
+        "width of the adapter's feed-forward block; 0: none (paper-layer: the target's; paper-mlp: the hidden size)",
         metavar="N",
         bounds=(0, 1_000_000),
     )
     unroll: int = setting(
         3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
     )
-    teach: str = setting(
-        "answers", "positions that teach: all, or only those where the target answers", choices=("all", "answers")
-    )
+    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
     @property
     def form(self) -> str:
-        """The architecture, but for ours."""
+        """The architecture; "" for ours."""
         return "" if self.architecture == "feedback" else self.architecture
 
 

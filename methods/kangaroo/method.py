@@ -1,11 +1,11 @@
 """Kangaroo: self-speculation with double early exit (Liu et al., arXiv 2404.18911).
 
-The draft model is the target's first `exit_layer` layers, a small adapter and the target's LM head; the remaining
-layers verify, starting from the exit states that drafting already computed. First early exit: the exit layer. Second:
-drafting stops once a draft's probability falls below `threshold`.
+The draft model is the target's first `exit_layer` layers, a small adapter and the target's LM head (section 3.1). The
+remaining layers verify, starting from the exit states that drafting already computed. The exit layer is the first early
+exit. The second: drafting stops once a draft's probability is below `threshold` (section 3.2). Needs a trained adapter.
 
 Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), and stopping by
-expected gain (see `bench.drafting.stopping`); `kangaroo:paper` has none of them.
+expected gain (see `bench.drafting.stopping`). `kangaroo:paper` has none of them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from methods.kangaroo.knobs import KangarooConfig
 
 @dataclass
 class Progress:
-    """What Kangaroo keeps of a sequence."""
+    """Kangaroo's state of a sequence."""
 
     rule: ThresholdRule | GainRule
     cache: KVCache  # the adapter's
-    # Rows that the adapter has yet to read: exit states and, with feedback, the states one position before.
+    # Rows that the adapter has not processed yet: exit states and, with feedback, the states one position before.
     unread: Tensor  # [1, m, d]
     unread_before: Tensor  # [1, m, d]
     last: Tensor  # [1, 0 or 1, d], with feedback: the state one position before the newest token
-    read: int = 0  # levels of the step under way that the adapter has read, the newest token being the first
-    states: Tensor | None = None  # of the draft under way
+    read: int = 0  # levels of the current step that the adapter has processed; the newest token is the first
+    states: Tensor | None = None  # of the current draft
 
 
 class Kangaroo(SpeculativeMethod):
-    """Drafts with the target's own first layers; see the module's docstring."""
+    """Drafts with the target's own first layers and an adapter."""
 
     Config = KangarooConfig
     presets = knobs.presets
@@ -88,7 +88,7 @@ class Kangaroo(SpeculativeMethod):
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
 
     def _cache(self, slot: int) -> KVCache:
-        """The adapter's cache for the sequence in a slot."""
+        """Return the adapter's cache for the sequence in a slot."""
         if slot not in self.caches:
             c, target = self.adapter.config, self.target
             heads, head_dim = c.num_attention_heads, c.hidden_size // c.num_attention_heads
@@ -98,37 +98,37 @@ class Kangaroo(SpeculativeMethod):
         return self.caches[slot]
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """The adapter and the choice of candidates, over one position."""
+        """Run the adapter and choose candidates, over one token."""
         state, cache = self.target.embed([0]), self._cache(0)
         return [lambda: self._candidates(self.adapter(state, 0, cache, state), [ROOT], None)]
 
     @property
     def widest(self) -> int:
-        """A chain of gamma, or all nodes."""
+        """A chain of gamma drafts, or all nodes."""
         return 1 + (self.config.gamma if self.config.beam == 1 else self.config.nodes)
 
     def probing(self, windows: int) -> tuple[KangarooConfig, int]:
-        """A chain that nothing stops."""
+        """Return a chain that never stops early."""
         chain = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": ""}
         return replace(self.config, **chain, stop="threshold", threshold=0.0, costs=""), windows
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The costs that stop=gain goes by."""
+        """The costs that stop=gain uses."""
         return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Which weights it ran with."""
+        """The digest of the weights."""
         return {"weights_sha256": self.digest}
 
     @property
     def extra_parameters(self) -> int:
-        """The adapter's weights, with its own LM head, as cut, if it has one; else that is the target's."""
+        """The adapter's weights, including its own LM head, as cut, if it has one."""
         return sum(p.numel() for p in self.adapter.parameters())
 
     def open(self, sequence: Sequence, prompt: States) -> None:
-        """Let the adapter read the prompt."""
+        """Prefill the adapter."""
         exit_states, cache = prompt.taps[self.exit_layer], self._cache(sequence.slot)
         none = exit_states[:, :0]
         before, last = None, none
@@ -138,11 +138,11 @@ class Kangaroo(SpeculativeMethod):
         sequence.notes = Progress(self.new_rule(), cache, none, none, last)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Sequence by sequence."""
+        """Draft for each sequence."""
         return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
 
     def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """Draft level by level while the rule says so: a chain (paper, algorithm 1), or the paths of a beam."""
+        """Draft level by level until the rule stops it: a chain (paper, algorithm 1), or the paths of a beam."""
         progress: Progress = sequence.notes
         rule = progress.rule
         tokens: list[int] = []
@@ -168,22 +168,22 @@ class Kangaroo(SpeculativeMethod):
             confidences += [candidate.confidence for candidate in kept]
             level = list(range(first, len(tokens)))
             states.append(self._shallow(sequence, tokens[first:], tree_of(parents), first + 1))
-        # What was drawn is not what the rule was sure of.
+        # The rule's confidences are not those of drawn drafts.
         said = None if drawn else confidences
         progress.read, progress.states = read, torch.cat(states, dim=1)
         return Draft(tokens, parents, drawn or None, progress.states, self.exit_layer, said, read)
 
     def _shallow(self, sequence: Sequence, tokens: Many[int], tree: Tree, row: int) -> Tensor:
-        """Exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""
+        """Return exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""
         places = tree.places(sequence.length, self.target.device, row, len(tokens))
         return self.target.run_layers(self.target.embed(tokens), places, sequence.cache, 0, self.exit_layer)
 
     def _read(
         self, sequence: Sequence, states: Tensor, level: list[int], parents: list[int], outputs: Tensor | None
     ) -> Tensor:
-        """The adapter's states [1, m, d] over a level's exit states; `outputs`: those of the level before."""
+        """Run the adapter over a level's exit states [1, m, d]; `outputs`: its states of the level before."""
         progress: Progress = sequence.notes
-        if outputs is None:  # the newest token, behind what the adapter has yet to read
+        if outputs is None:  # the newest token, after what the adapter has not processed yet
             unread = torch.cat((progress.unread, states), dim=1)
             before = torch.cat((progress.unread_before, progress.last), dim=1)
             start = sequence.length + 1 - unread.shape[1]
@@ -195,14 +195,14 @@ class Kangaroo(SpeculativeMethod):
         return self.adapter(states, places, progress.cache, outputs if tree.is_chain else outputs[:, above])
 
     def _candidates(self, outputs: Tensor, level: list[int], sampler: Sampler | None) -> list[Candidate]:
-        """The tokens that may follow a level's nodes, given the adapter's states [1, m, d] there."""
+        """Return the tokens that may follow a level's nodes, given the adapter's states [1, m, d] there."""
         logits = self.draft_head(outputs[0]).float()
         probabilities = logits.softmax(-1)
         if sampler is not None and self.config.drafts == "sampled":
             return [self._drawn(logits, probabilities, level[0], sampler)]
         best = probabilities.topk(min(self.config.beam, probabilities.shape[-1]), dim=-1)
         tokens = best.indices if self.draft_ids is None else self.draft_ids[best.indices]
-        # One transfer for both, the only wait for the device in a draft step (inherent to the early exit).
+        # One transfer for both, the only synchronisation of a draft step (inherent to the early exit).
         confidences, ids = torch.stack((best.values.double(), tokens.double())).tolist()
         return [
             Candidate(parent, int(token), confidence)
@@ -211,10 +211,9 @@ class Kangaroo(SpeculativeMethod):
         ]
 
     def _drawn(self, logits: Tensor, probabilities: Tensor, parent: int, sampler: Sampler) -> Candidate:
-        """A draft drawn from the distribution after a chain's newest node.
+        """Draw a draft from the distribution after a chain's newest node.
 
-        Its confidence is the largest probability, not its own: to drop a draft for being what was drawn would not be
-        lossless.
+        Its confidence is the largest probability, not its own: stopping by the drawn token would not be lossless.
         """
         q = sampler.probabilities(logits)[0]
         if self.draft_ids is not None:
@@ -222,16 +221,16 @@ class Kangaroo(SpeculativeMethod):
         return Candidate(parent, sampler.draw(q), float(probabilities.max()), q)
 
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
-        """Note what the adapter has to read before it drafts again."""
+        """Note what the adapter must process before it drafts again."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             self._observe(sequence.notes, outcome)
 
     def _observe(self, progress: Progress, outcome: Outcome) -> None:
-        """Forget rejected drafts, and note what is left to read.
+        """Drop rejected drafts, and note which rows the adapter has not processed.
 
-        The adapter has read all drafts of a chain but the last one, so that only after a full match one row is left
-        (the one-token lag). With feedback it read them with its own states for want of the target's, and those of a
-        tree lie scattered: these are read again. So are those that another member of a composition drafted.
+        The adapter has processed all drafts of a chain but the last one, so that only after a full match one row is
+        left (the one-token lag). With feedback it used its own states, as the target's were not known yet, and rows of
+        a tree are not contiguous: these are processed again. So are drafts of another member of a composition.
         """
         read, is_ours = progress.read, outcome.draft.states is progress.states
         progress.read = 0
@@ -249,9 +248,9 @@ class Kangaroo(SpeculativeMethod):
 
 
 def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, Any]) -> KangarooConfig:
-    """`config` with what it leaves open taken from the adapter's folder, else from the paper."""
+    """Fill in defaults stored with the adapter, else the paper's."""
     beam = config.beam or stored.get("beam", 1)
-    asked = "threshold" if config.threshold != -1 else ""  # a threshold is given to be used
+    asked = "threshold" if config.threshold != -1 else ""  # whoever gives a threshold wants it used
     return replace(
         config,
         gamma=config.gamma or stored.get("gamma", 6),
@@ -266,11 +265,11 @@ def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, An
 def _choose_exit_layer(asked: int, trained: int, target: Decoder, folder: Path) -> int:
     layer = asked or trained
     if not layer:
-        raise UserError(f"the adapter in {folder} does not say its exit layer: give it (kangaroo:exit_layer=2,...)")
+        raise UserError(f"the adapter in {folder} has no exit layer stored: give it (kangaroo:exit_layer=2,...)")
     if trained and asked and asked != trained:
         raise UserError(f"the adapter in {folder} was trained for exit layer {trained}, not {asked}")
     if layer >= target.config.layers:
         raise UserError(
-            f"exit_layer={layer} leaves {target.name} nothing to verify: it has {target.config.layers} layers"
+            f"exit_layer={layer} leaves no layers to verify: {target.name} has {target.config.layers} layers"
         )
     return layer

@@ -1,4 +1,4 @@
-"""`train kangaroo`: the adapter's loss, its held-out scores, and what its confidences are worth."""
+"""`train kangaroo`: the adapter's loss, its held-out scores, and the calibration of its confidences."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from methods.kangaroo.knobs import KangarooTraining
 
 POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's
-# Stored as threshold is the confidence from which on this draft and the next are both right more often than a draft
-# costs, in vanilla steps (as measured on two CPU cores).
+# The stored threshold is the least confidence at which this draft and the next are both right more often than the cost
+# of a draft in vanilla steps (measured on two CPU cores).
 _DRAFT_COST = 0.15
-_UNROLL_FROM = 0.5  # of the steps: a chain's later drafts are worth learning once the first ones hit
+_UNROLL_FROM = 0.5  # share of the steps: later drafts of a chain are trained once the first ones hit
 
 
 class AdapterTrainer(Trainer):
@@ -47,16 +47,16 @@ class AdapterTrainer(Trainer):
         super().__init__(target, config, found, made, ranking)
         dimensions = _dimensions(target, config, self.draft_vocab)
         self.module = self.adapter = Adapter(dimensions).to(self.device)
-        # Unrolled drafts differ from the first one only where they are fed back.
+        # Without feedback, later drafts are computed as the first one.
         self.unroll = config.unroll if dimensions.feedback else 1
         self.adapter.prepare(int(found.lengths.max()), self.device)
         self._initialise(target.norm)
 
     def _initialise(self, norm: Tensor) -> None:
-        """Start as the logit lens: under the target's final norm and LM head, attention and FFN adding nothing yet.
+        """Start as the logit lens: the target's final norm and LM head, with zero attention and FFN.
 
         With feedback, the projection starts as the best linear guess of the target's final state (ridge regression),
-        which alone agrees with the target on a quarter of its choices.
+        which already agrees with the target on a quarter of its choices.
         """
         if self.adapter.config.attention:
             torch.nn.init.zeros_(self.adapter.o.weight)
@@ -69,7 +69,7 @@ class AdapterTrainer(Trainer):
             self.adapter.input.weight.data.copy_(self._regression(norm))
 
     def _regression(self, norm: Tensor) -> Tensor:
-        """[d, 2 d]: from exit state and final state before to the final state less the norm's weights."""
+        """Return the map [d, 2 d] from exit state and previous final state to the final state without norm weights."""
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in self.found.batches(self.train_on[:REGRESSION], self.device):
@@ -79,22 +79,22 @@ class AdapterTrainer(Trainer):
         return ridge_regression(pairs())
 
     def save(self, folder: Path) -> None:
-        """The adapter with its ranking, calibration and default knobs."""
+        """Write the adapter with its ranking, calibration and default knobs."""
         calibration = self.calibrate(self.held_out)
         save_adapter(folder, self.adapter, Stored(self.ranking, calibration, self.knobs(calibration)))
 
     def describe(self) -> str:
-        """The adapter's form."""
+        """Return the adapter's form."""
         return (
             f"architecture {self.config.architecture}, exit layer {self.config.exit_layer}, "
             f"draft vocabulary {self.draft_vocab or 'whole'}"
         )
 
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """-sum p log q per position, p and q over the draft vocabulary, summed over the drafts of a chain.
+        """Return -sum p log q per position, p and q over the draft vocabulary, summed over the drafts of a chain.
 
-        The w-th draft counts where those before it hit: only there will it be asked for. The target's distribution
-        over a prompt's next token teaches too, though the prompt is not its own.
+        The w-th draft counts where those before it hit, as only there it matters. With teach=all, the target's
+        distributions over prompts are trained on too.
         """
         batch = self.found.batch(indices).to(self.device)
         start = batch.inside if self.config.teach == "all" else batch.taught
@@ -109,10 +109,10 @@ class AdapterTrainer(Trainer):
         return F.cross_entropy(chain.logits, teacher, reduction="sum")
 
     def _chains(self, batch: Batch, start: Tensor, depth: int) -> Iterator[_Chain]:
-        """The w-th drafts, w = 1.., of chains begun at every position of `start`, as long as those before them hit.
+        """Yield the w-th drafts, w = 1.., of chains begun at every position of `start`, while those before them hit.
 
-        Under greedy verification, drafting after accepted drafts sees the very states of the target's own text, so
-        that acceptance can be read off the target's answers without drafting.
+        Under greedy verification, drafting after accepted drafts sees the states of the target's own text, so that
+        acceptance can be computed on the target's answers without decoding.
         """
         expected = self.places[batch.tokens.roll(-1, 1)]
         head = self.head if self.adapter.head is None else self.adapter.head.weight
@@ -126,7 +126,7 @@ class AdapterTrainer(Trainer):
 
     @torch.inference_mode()
     def scores(self, indices: Sequence[int]) -> dict[str, float]:
-        """Agreement with the target's greedy choice, acceptance by draft position given all before it, and by kind."""
+        """Return agreement with the target's greedy choice, acceptance by draft position, and agreement by kind."""
         tried, hits = torch.zeros(POSITIONS), torch.zeros(POSITIONS)
         by_kind = torch.zeros(2, len(prompts.KINDS))
         entropy = 0.0
@@ -143,7 +143,7 @@ class AdapterTrainer(Trainer):
         return scores | shares_by_kind(by_kind)
 
     def knobs(self, calibration: Calibration) -> dict[str, Any]:
-        """Defaults to be stored with the weights; none for an adapter as published, whose knobs are the paper's."""
+        """Return default knobs to store with the weights; none for a published form, whose knobs are the paper's."""
         if not self.adapter.config.feedback:
             return {}
         curves = zip(CALIBRATED_AT, calibration.accepted, calibration.following, strict=True)
@@ -152,7 +152,7 @@ class AdapterTrainer(Trainer):
 
     @torch.inference_mode()
     def calibrate(self, indices: Sequence[int]) -> Calibration:
-        """What a draft's confidence is worth: how often such drafts, and the next after them, are right."""
+        """Calibrate confidences: how often drafts of a confidence, and the drafts after them, are right."""
         confident: list[Tensor] = []
         right: list[Tensor] = []
         before: list[Tensor] = []
@@ -171,7 +171,7 @@ class AdapterTrainer(Trainer):
 
 
 def _dimensions(target: Decoder, config: KangarooTraining, draft_vocab: int) -> AdapterConfig:
-    """The architectures by name: ours, and those of the paper's Table 2."""
+    """Return an architecture by name: ours, and those of the paper's Table 2."""
     c, name = target.config, config.architecture
     own_width = {"paper-layer": target.layers[0].down.in_features, "paper-mlp": c.hidden}
     return AdapterConfig(
@@ -190,7 +190,7 @@ def _dimensions(target: Decoder, config: KangarooTraining, draft_vocab: int) -> 
 
 @dataclass
 class _Chain:
-    """The w-th drafts of chains: logits [m, V'], the positions [B, n] that they stand at, whether they hit [m]."""
+    """The w-th drafts of chains: logits [m, V'], their positions [B, n], and whether they hit [m]."""
 
     logits: Tensor
     live: Tensor
@@ -198,7 +198,7 @@ class _Chain:
 
 
 def _monotone(confidences: Sequence[Tensor], outcomes: Sequence[Tensor]) -> tuple[float, ...]:
-    """The expected outcome, which never falls, at CALIBRATED_AT confidences (isotonic regression)."""
+    """Return the expected outcome at CALIBRATED_AT confidences, which never falls (isotonic regression)."""
     x = torch.cat(list(confidences)).double().numpy()
     if not len(x):
         return (0.0,) * len(CALIBRATED_AT)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from bench.drafting import trained
+from bench.drafting.trained import Count, Size
 from bench.drafting.tree_choice import RankRecord
+from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
@@ -20,29 +24,33 @@ HEADS_FILE = "heads.safetensors"
 AUTHORS_FILE = "medusa_lm_head.pt"
 FILES = (HEADS_FILE, "medusa_lm_head.safetensors", AUTHORS_FILE)
 _WHAT = "set of Medusa heads"
+_RECORD = {"ranks": torch.uint8, "rank_lengths": torch.int32, "rank_kinds": torch.int8}  # tensors of a `RankRecord`
 
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Dimensions of a set of heads, and what they were made for."""
+    """Dimensions of a set of heads, and the vocabulary that they were trained for."""
 
-    hidden_size: int
-    heads: int
-    vocab_size: int  # of the LM heads: the target's, or the draft vocabulary
-    own_lm_heads: bool = True  # as published (Medusa-1); else the target's LM head serves all
-    reads_newest: bool = False  # beyond the paper: input is the state and the newest token's embedding
-    draft_vocab: int = 0  # 0: whole
+    hidden_size: Size
+    heads: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    vocab_size: Size  # of the LM heads: the target's, or the draft vocabulary
+    own_lm_heads: bool = True  # as published (Medusa-1); else all share the target's LM head
+    reads_newest: bool = False  # beyond the paper: the input is the state and the newest token's embedding
+    draft_vocab: Count = 0  # 0: whole
 
-    def __post_init__(self) -> None:
-        if min(self.hidden_size, self.heads, self.vocab_size) < 1:
-            raise ValueError("hidden_size, heads and vocab_size must be at least 1")
+
+@dataclass(frozen=True)
+class _OurFile:
+    """Our config.json."""
+
+    heads: HeadsConfig
 
 
 class Heads(nn.Module):
-    """H heads side by side: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
+    """H heads in parallel: x -> x + SiLU(W x + b), then an LM head (paper, section 2.1.1).
 
-    With their own LM heads H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads the
-    newest token starts from a projection of the state and that token's embedding under the target's final norm.
+    With their own LM heads they have H (d^2 + d + d V) parameters: 591M for Vicuna-7B and four heads. A head that reads
+    the newest token starts from a projection of the state and that token's embedding under the target's final norm.
     """
 
     def __init__(self, config: HeadsConfig):
@@ -55,13 +63,13 @@ class Heads(nn.Module):
         self.lm_heads = nn.Parameter(torch.zeros(h, config.vocab_size, d)) if config.own_lm_heads else None
 
     def forward(self, head: int, states: Tensor) -> Tensor:
-        """What one head makes of its input [m, d or 2 d]: states [m, d] for an LM head. For training."""
+        """Run one head on its input [m, d or 2 d]: returns states [m, d] for an LM head. For training."""
         x = states if self.input is None else F.linear(states, self.input[head])
         return x + F.silu(F.linear(x, self.weight[head], self.bias[head]))
 
 
 class FastHeads:
-    """The first heads on one state at once, laid out for this device, with one shared LM head or their own [heads]."""
+    """The first heads run together on one state, in the layout of the device, with a shared LM head or their own."""
 
     def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout):
         def joined(stack: Tensor) -> Linear:
@@ -83,51 +91,62 @@ class FastHeads:
 
 
 def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, RankRecord | None]:
-    """Heads for `target` from our format or the authors', the ranking of tokens and the record of ranks, if stored.
+    """Read heads for `target`, in our format or the authors', the ranking of tokens and the record of ranks, if stored.
 
     Raises:
-        UserError: not a folder of heads, an unreadable file, or heads for another target.
+        UserError: no folder of heads, an unreadable or malformed file, or heads for another target.
 
     """
     tensors = trained.read_tensors(folder, _WHAT, FILES)
     if (folder / HEADS_FILE).is_file():
-        config: HeadsConfig = trained.read_config(folder, _WHAT, lambda value: HeadsConfig(**value["heads"]))
-    else:  # their config.json says another number of heads than the file holds
+        config = trained.read_config(folder, _WHAT, _OurFile).heads
+    else:  # their config.json gives another number of heads than the file has
         tensors = _stacked(tensors, folder)
-        h, d = tensors["weight"].shape[:2]
-        config = HeadsConfig(d, h, tensors["lm_heads"].shape[1])
-    trained.check_hidden(config.hidden_size, target, folder, _WHAT)
-    if config.own_lm_heads and not config.draft_vocab and config.vocab_size != target.config.vocab:
+        h, vocab, d = tensors["lm_heads"].shape
+        config = HeadsConfig(d, h, vocab)
+    trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
+    tokens = config.draft_vocab or target.config.vocab
+    if config.own_lm_heads and config.vocab_size != tokens:
         raise UserError(
-            f"the {_WHAT} in {folder} is for another model: its vocabulary has {config.vocab_size} tokens, "
-            f"but {target.name}'s {target.config.vocab}"
+            f"the {_WHAT} in {folder} has LM heads of {config.vocab_size} tokens, but is for {tokens} of {target.name}"
         )
-    heads = Heads(config)
-    trained.fill(heads, tensors, {name: name for name, _ in heads.named_parameters()}, folder, _WHAT)
-    record = None
-    if "ranks" in tensors:
-        record = RankRecord(*(tensors[name].numpy() for name in ("ranks", "rank_lengths", "rank_kinds")))
-        if not record.fits() or record.ranks.shape[1] != config.heads:
-            raise UserError(f"the {_WHAT} in {folder} has ranks of another shape than it says: fetch or train it again")
-    return heads.to(target.device, target.dtype).requires_grad_(False), tensors.get("token_ranking"), record
+    with torch.device("meta"):
+        heads = Heads(config)
+    names = {name: name for name, _ in heads.named_parameters()}
+    trained.fill(heads, tensors, names, folder, _WHAT, {trained.RANKING, *_RECORD})
+    ranking, record = trained.token_ranking(tensors, target, folder), _record(tensors, config, folder)
+    return heads.to(target.device, target.dtype).requires_grad_(False), ranking, record
+
+
+def _record(tensors: dict[str, Tensor], config: HeadsConfig, folder: Path) -> RankRecord | None:
+    """Return the record of ranks that is stored with heads, if one is."""
+    found = {name: tensors[name] for name in _RECORD if name in tensors}
+    if not found:
+        return None
+    if {name: tensor.dtype for name, tensor in found.items()} == _RECORD:
+        record = RankRecord(*(found[name].numpy() for name in _RECORD))
+        if record.fits() and record.ranks.shape[1] == config.heads:
+            return record
+    raise UserError(f"{', '.join(_RECORD)} in {folder} do not fit the heads: download or train them again")
 
 
 def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The authors' tensors stacked; of head 0, `0.0.linear.weight` [d, d], `.bias` [d], `0.1.weight` [V, d]."""
+    """Stack the authors' tensors; of head 0, `0.0.linear.weight` [d, d], `.bias` [d], `0.1.weight` [V, d]."""
     names = {"weight": "0.linear.weight", "bias": "0.linear.bias", "lm_heads": "1.weight"}
     count = len({name.split(".")[0] for name in tensors})
     expected = {f"{head}.{name}" for head in range(count) for name in names.values()}
     if not tensors or expected != tensors.keys():
         odd = ", ".join(sorted(expected ^ tensors.keys())[:3])
-        raise UserError(f"{folder} holds no heads of Medusa's layout, a residual block and an LM head each: {odd}")
-    try:
-        return {ours: torch.stack([tensors[f"{head}.{name}"] for head in range(count)]) for ours, name in names.items()}
-    except RuntimeError as error:
-        raise UserError(f"the heads in {folder} are not all of one shape: {error}") from error
+        raise UserError(f"{folder} has no heads of Medusa's layout, a residual block and an LM head each: see {odd}")
+    each = {ours: [tensors[f"{head}.{name}"] for head in range(count)] for ours, name in names.items()}
+    shapes = {ours: {tuple(tensor.shape) for tensor in found} for ours, found in each.items()}
+    if any(len(found) > 1 for found in shapes.values()) or {len(shape) for shape in shapes["lm_heads"]} != {2}:
+        raise UserError(f"the heads in {folder} do not all have one shape: {shapes}")
+    return {ours: torch.stack(found) for ours, found in each.items()}
 
 
 def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
-    """Write heads and what belongs to them in our format (two files in an existing folder), in half precision."""
+    """Write heads and what belongs to them in our format: two files in an existing folder, in half precision."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
@@ -147,5 +166,5 @@ def cut_own(heads: Heads, vocab: int, ranking: Tensor | None, target: Decoder, f
         return
     ids = trained.draft_ids(vocab, ranking, target, folder)
     if made or ids is None or heads.lm_heads is None:
-        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} are made for {made or 'all'} tokens")
+        raise UserError(f"draft_vocab={vocab}: the LM heads in {folder} were trained for {made or 'all'} tokens")
     heads.lm_heads.data = heads.lm_heads.data[:, ids]

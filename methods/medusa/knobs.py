@@ -1,57 +1,60 @@
-"""Medusa's knobs and the settings of its training. Needs no torch: mistakes in them are reported at once."""
+"""Medusa's knobs and the settings of its training. Needs no torch, so that mistakes are reported at once."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.config import TrainConfig, setting
 from bench.drafting.knobs import check_folder, check_knobs
-from bench.files import user_file
-
-PUBLISHED = "mc_sim_7b_63"
-NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
-SPELLED = re.compile(r"\d+(-\d+)*(/\d+(-\d+)*)*")
-_NAMED = ("", "auto", "chain", NO_DRAFTS, PUBLISHED)
+from methods.medusa.tree_files import PUBLISHED, read_tree
 
 
 @dataclass(frozen=True)
 class MedusaConfig:
-    """The knobs of Medusa. Left open, they are as stored with the weights, else the paper's."""
+    """Medusa's knobs. Defaults are stored with the weights, else the paper's."""
 
     heads: int = field(default=0, metadata={"help": "use the first n heads; 0: all there are"})
     tree: str = field(
         default="",
         metadata={
-            "help": "chain: as long as is expected to be fastest, or of all the heads that are asked for; "
-            "mc_sim_7b_63: the paper's, 63 drafts; a JSON file with a list of rank paths; such paths spelled like "
-            "0/0-0/1; auto: what is expected to be fastest with these heads on this device; default: auto where the "
-            "weights say how often each rank is right, else the paper's"
+            "help": "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected "
+            "to be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths "
+            "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
+            "often each rank is right, else the paper's"
         },
     )
     draft_vocab: int = field(
         default=-1,
-        metadata={"help": "cut the LM head to the n most frequent tokens; 0: all; -1: as the weights say"},
+        metadata={"help": "draft from the n most frequent tokens only; 0: from all; -1: as stored with the heads"},
     )
     accept: str = field(
         default="exact",
-        metadata={"help": "exact, or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
+        metadata={"help": "exact; or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
+    )
+    first: str = field(
+        default="",
+        metadata={
+            "help": "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, "
+            "as in the authors' code; sample, drawn from the target's distribution; default: argmax"
+        },
     )
     drafts: str = field(
         default="",
-        metadata={"help": "when sampling: sampled, or top, the most probable; default: sampled for a chain, else top"},
+        metadata={
+            "help": "when sampling: sampled, drafts are drawn; top, the most probable; default: sampled for a chain"
+        },
     )
     weights: str = field(
         default="",
         metadata={
-            "help": "folder or Hugging Face id of the heads; default: the packaged ones of the model; paper: those "
-            "built as published, if you trained them"
+            "help": "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
+            "as published, if you trained them"
         },
     )
     costs: str = field(
         default="",
-        metadata={"help": "for tree=auto: forward-pass costs as run.json records them; default: measured at start"},
+        metadata={"help": "for tree=auto: forward-pass costs as run.json records them; default: measured at the start"},
     )
 
     def __post_init__(self) -> None:
@@ -59,15 +62,19 @@ class MedusaConfig:
             raise ValueError(f"heads={self.heads} must be at least 1 (0: all)")
         if self.accept not in ("exact", "typical"):
             raise ValueError(f"accept={self.accept} must be exact or typical")
+        if self.first not in ("", "argmax", "sample"):
+            raise ValueError(f"first={self.first} must be argmax or sample")
+        if self.first and self.accept != "typical":
+            raise ValueError(f"first={self.first} is for accept=typical: leave one of them out")
+        if self.tree not in ("", "auto", "chain"):
+            read_tree(self.tree)
         check_knobs(self.draft_vocab, self.drafts, self.costs)
         if self.accept == "typical" and self.drafts == "sampled":
-            raise ValueError("accept=typical looks at the target alone: it takes drafts=top")
+            raise ValueError("accept=typical does not use the drafts' distribution: it takes drafts=top")
 
     def check_files(self, model: str) -> None:
-        """Raise UserError if there are no weights, or no file for the tree."""
+        """Raise UserError if there are no weights."""
         check_folder("medusa", self.weights, model)
-        if self.tree not in _NAMED and not SPELLED.fullmatch(self.tree):
-            user_file(self.tree)
 
 
 Config = MedusaConfig
@@ -83,18 +90,18 @@ class MedusaTraining(TrainConfig):
 
     architecture: str = setting(
         "newest",
-        "newest: the heads also read the newest token; paper: the state alone, as published",
+        "newest: the heads also read the newest token; paper: only the state, as published",
         choices=("newest", "paper"),
     )
-    epochs: int = setting(2, "passes over the tokens", metavar="N", bounds=(1, 1000))
-    heads: int = setting(4, "heads, each for a token further ahead", metavar="N", bounds=(1, 64))
+    epochs: int = setting(2, "epochs", metavar="N", bounds=(1, 1000))
+    heads: int = setting(4, "number of heads, each for a token further ahead", metavar="N", bounds=(1, 64))
     own_lm_heads: bool = setting(
         False, "each head has its own LM head, as published (Medusa-1), instead of sharing the target's"
     )
 
     @property
     def form(self) -> str:
-        """As published, or ours."""
+        """paper for the published architectures; "" for ours."""
         return "paper" if self.own_lm_heads or self.architecture == "paper" else ""
 
 

@@ -1,7 +1,8 @@
 """Medusa: several heads on the target's last state draft several tokens at once (Cai et al., arXiv 2401.10774).
 
-Head i predicts the token i + 1 places behind the newest one, whatever stands between; the most probable tokens of each
-head are combined into a tree that one pass of the target verifies.
+Head i predicts the token i + 1 places after the newest one. The most probable tokens of each head are combined into a
+tree, which one forward pass of the target verifies (sections 2.1.1 and 2.1.2). Sampling is lossless unless
+`accept=typical` asks for the paper's typical acceptance (section 2.3.1). Needs trained heads.
 
 Beyond the paper: heads that share the target's LM head, cut to the most frequent tokens; heads that also read the
 newest token, which is known when they draft (as Hydra's first head does, arXiv 2402.05109); and a tree chosen for this
@@ -10,7 +11,6 @@ model and device (`tree=auto`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import replace
@@ -27,26 +27,24 @@ from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
-from bench.drafting.tree_choice import Path as RankPath
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
 from bench.drafting.verify import Verify, exact, typical
 from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.errors import UserError
-from bench.files import user_path
 from methods.medusa import knobs
 from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
-from methods.medusa.knobs import NO_DRAFTS, PUBLISHED, SPELLED, MedusaConfig
+from methods.medusa.knobs import MedusaConfig
+from methods.medusa.tree_files import PUBLISHED, RankPath, chain_paths, read_tree, spell
 
-TREES = Path(__file__).parent / "trees"
 _PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
-_COSTS_AT_RANKS = 10  # first choices of each head that are looked for when the cost of drafting is measured
+_COSTS_AT_RANKS = 10  # ranks of each head when the cost of drafting is measured
 TYPICAL = (0.09, 0.3)  # epsilon and delta of the authors' code
 
 
 def _published_call(target: Decoder) -> Callable[[], object]:
-    """A call of Medusa-1's heads, with LM heads of their own (paper, section 2.1.1), on one state."""
+    """Return a call of Medusa-1's heads, with LM heads of their own (paper, section 2.1.1), on one state."""
     c = target.config
     with torch.device(target.device):
         heads = Heads(HeadsConfig(c.hidden, _PUBLISHED_HEADS, c.vocab)).to(target.dtype)
@@ -58,7 +56,7 @@ def _published_call(target: Decoder) -> Callable[[], object]:
 
 
 class Medusa(SpeculativeMethod):
-    """Drafts with heads on the last state; see the module's docstring."""
+    """Drafts with heads on the last state."""
 
     Config = MedusaConfig
     presets = knobs.presets
@@ -95,12 +93,15 @@ class Medusa(SpeculativeMethod):
             self.costs = Costs.parse(config.costs)
         asked = config.tree or ("auto" if record is not None else PUBLISHED)
         tree = self._choose(config, asked, record, folder)
-        tree = [path for path in tree if max(path) < size]
+        if self._predicted:  # ranks were recorded over a larger vocabulary than is drafted from
+            tree = [path for path in tree if max(path) < size]
+        elif (rank := max(map(max, tree), default=0)) >= size:
+            raise UserError(f"tree={config.tree} has rank {rank}, but heads rank {size} tokens (draft_vocab={vocab})")
         self.parents, self.ranks = tree_from_paths(tree)
         self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
         if self.depths and max(self.depths) >= count:
-            raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but there are {count} heads")
-        self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not ask are not run
+            raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but only {count} heads draft")
+        self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not use are not run
         self.most_ranks = max(self.ranks, default=0) + 1
         self.node_depths, self.node_ranks = (
             torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
@@ -109,38 +110,40 @@ class Medusa(SpeculativeMethod):
         self.config = replace(
             config,
             heads=count,
-            tree=asked if self._predicted else _spell(tree),
+            tree=asked if self._predicted else spell(tree),
             draft_vocab=vocab,
             drafts=config.drafts or sampled,
+            first=config.first or ("argmax" if config.accept == "typical" else ""),
         )
-        self.measured_knobs = {"tree": _spell(tree)} if self._predicted else {}
+        self.measured_knobs = {"tree": spell(tree)} if self._predicted else {}
         if self._predicted and not config.costs:
             self.measured_knobs["costs"] = str(self.costs)
 
     def _choose(self, config: MedusaConfig, asked: str, record: RankRecord | None, folder: Path) -> list[RankPath]:
-        """The tree's rank paths."""
+        """Return the tree's rank paths."""
         count = len(self.by_count)
-        chains = [_chain(n) for n in range(1, count + 1)]
+        chains = [chain_paths(n) for n in range(1, count + 1)]
         if asked == "chain" and (config.heads or record is None):
             return chains[-1]
         if asked not in ("auto", "chain"):
-            return _read_tree(asked, count)
+            return [path for path in read_tree(asked) if asked != PUBLISHED or len(path) <= count]
         if record is None:
             raise UserError(
-                f"tree=auto needs to know how often each rank is right, which {folder} does not say: name a tree "
-                f"(tree={PUBLISHED}) or train heads with this project"
+                f"tree=auto needs to know how often each rank is right, and {folder} has no record of it: name a tree "
+                f"(tree={PUBLISHED}) or train heads (python run_bench.py train medusa)"
             )
         costs = self.costs
         if len(costs.draft) < count:
             raise UserError(f"costs={config.costs} are of drafting by {len(costs.draft)} heads, but {count} are used")
         options = [predict(record, paths, costs) for paths in chains if len(paths) < costs.most]
+        options = options or [predict(record, [], costs)]
         chain = max(options, key=lambda option: option.speedup)
         choice = chain if asked == "chain" else choose_tree(record, count, costs, MAX_DRAFTS)
         self._predicted = {"tree": choice.prediction(), "chain": chain.prediction()}
         return choice.paths
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """Drafting by one head, by two, .."""
+        """Draft with one head, with two, .."""
         state = self.target.final_norm(self.target.embed([0])[0])
         first = torch.zeros(1, dtype=torch.long, device=self.target.device)
 
@@ -150,43 +153,45 @@ class Medusa(SpeculativeMethod):
         return [draft(fast) for fast in self.by_count]
 
     def draft_cost(self, measured: Costs) -> float:
-        """Of as many heads as the tree is deep."""
+        """The cost of as many heads as the tree is deep."""
         return measured.draft[min(self.fast.count, len(measured.draft)) - 1]
 
     @property
     def widest(self) -> int:
-        """The whole tree."""
+        """The newest token and the whole tree."""
         return 1 + len(self.parents)
 
     def probing(self, windows: int) -> tuple[MedusaConfig, int]:
-        """A chain of as many heads as there are."""
+        """Return a chain of all heads."""
         reach = min(windows, self.heads.config.heads)
-        chain = _spell(_chain(reach))
+        chain = spell(chain_paths(reach))
         return replace(self.config, heads=self.heads.config.heads, tree=chain, drafts="", costs=""), reach
 
     @property
     def extra_parameters(self) -> int:
-        """The weights of the heads in use; a shared LM head is the target's."""
+        """The weights of the heads in use, without a shared LM head."""
         return sum(p[: self.config.heads].numel() for p in self.heads.parameters())
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The tree that was chosen, and the costs that it was chosen by."""
+        """The chosen tree and the costs that it was chosen by."""
         return self.measured_knobs
 
     @property
     def notes(self) -> dict[str, Any]:
-        """Which weights it ran with, and what was predicted of the tree and of others, under greedy decoding."""
+        """The digest of the weights, and what is predicted of the tree and the best chain under greedy decoding."""
         return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
 
     @property
     def lossless(self) -> bool:
-        """Not with typical acceptance."""
+        """False with typical acceptance."""
         return self.config.accept == "exact"
 
     def verification(self, sampler: Sampler | None) -> Verify:
         """As `accept` says; greedy decoding is the same with both."""
-        return exact(sampler) if sampler is None or self.lossless else typical(sampler, *TYPICAL)
+        if sampler is None or self.lossless:
+            return exact(sampler)
+        return typical(sampler, *TYPICAL, draw_bonus=self.config.first == "sample")
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Keep the last state [1, d], one position before the newest token."""
@@ -198,12 +203,12 @@ class Medusa(SpeculativeMethod):
             sequence.notes = outcome.kept.final[0, -1:]
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Sequence by sequence."""
+        """Draft for each sequence."""
         return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
 
     def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """The heads' most probable (or drawn) tokens, combined as the tree says."""
-        count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep stands last
+        """Combine the heads' most probable (or drawn) tokens into the tree."""
+        count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep comes last
         if not count:
             return NO_DRAFT
         logits, sampler = self.fast(self._input(sequence.notes, sequence.context[-1])), sequence.sampler
@@ -221,13 +226,13 @@ class Medusa(SpeculativeMethod):
         return Draft(chosen.tolist(), parents, [probabilities[depth] for depth in self.depths[:count]])
 
     def _input(self, state: Tensor, newest: int) -> Tensor:
-        """What the heads read: the state [1, d], and, where they do, the newest token."""
+        """Return the heads' input: the state [1, d] and, if they read it, the newest token."""
         if not self.heads.config.reads_newest:
             return state
         return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
 
     def _most_probable(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> tuple[list[int], list[float]]:
-        """Token ids of nodes, given by their head and their rank in it, and their probabilities."""
+        """Return token ids of nodes, given by their head and their rank in it, and their probabilities."""
         best = logits.topk(self.most_ranks, dim=-1)
         chosen = best.indices[depths, ranks]
         confidences = (best.values[depths, ranks] - logits.logsumexp(-1)[depths]).exp()
@@ -235,42 +240,3 @@ class Medusa(SpeculativeMethod):
         # One transfer for both; float64 holds every token id.
         rows = torch.stack((ids.double(), confidences.double())).tolist()
         return [int(token) for token in rows[0]], rows[1]
-
-
-def _read_tree(asked: str, heads: int) -> list[RankPath]:
-    """A tree by name (cut to the depth that `heads` reach), by file, or spelled out."""
-    if asked == NO_DRAFTS:
-        return []
-    if SPELLED.fullmatch(asked):
-        paths = [tuple(map(int, path.split("-"))) for path in asked.split("/")]
-    else:
-        file = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
-        try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-            nodes = value["nodes"] if isinstance(value, dict) else value
-            paths = [tuple(int(rank) for rank in path) for path in nodes]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"tree={asked} is neither chain, auto, {PUBLISHED}, paths of ranks like 0/0-0/1, nor a JSON file with "
-                f"a list of such paths ({error})"
-            ) from error
-    if asked == PUBLISHED:
-        paths = [path for path in paths if len(path) <= heads]
-    try:
-        tree_from_paths(paths)
-    except ValueError as error:
-        raise UserError(f"tree={asked} is no tree: {error}") from error
-    if len(paths) > MAX_DRAFTS:
-        raise UserError(f"tree={asked} has {len(paths)} drafts, more than the {MAX_DRAFTS} that a pass takes")
-    return paths
-
-
-def _chain(length: int) -> list[RankPath]:
-    """The first choices of so many heads in a row."""
-    return [(0,) * depth for depth in range(1, length + 1)]
-
-
-def _spell(paths: Many[RankPath]) -> str:
-    """Paths as `tree=` takes them."""
-    ordered = sorted(paths, key=lambda path: (len(path), path))
-    return "/".join("-".join(map(str, path)) for path in ordered) or NO_DRAFTS

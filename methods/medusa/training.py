@@ -1,4 +1,4 @@
-"""`train medusa`: the heads' loss, their held-out scores, and the record of ranks that `tree=auto` chooses by."""
+"""`train medusa`: the heads' loss, their held-out scores, and the record of ranks that `tree=auto` uses."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from methods.medusa.heads import Heads, HeadsConfig, save_heads
 from methods.medusa.knobs import MedusaTraining
 
 _WEIGHT_BY_HEAD = 0.8  # of the loss, from one head to the next (paper, section 2.2.1)
-_TOP = 5  # ranks whose share of hits is reported of the first head
-_RANKED = 32  # ranks told apart in the record
+_TOP = 5  # ranks of the first head whose share of hits is reported
+_RANKED = 32  # ranks in the record
 
 
 class HeadsTrainer(Trainer):
-    """The heads' loss and scores. Head i at position t is to say token t + 2 + i."""
+    """The heads' loss and scores. Head i at position t predicts token t + 2 + i."""
 
     Config = MedusaTraining
     title = "Medusa heads"
     scores_text = (
-        "`agreement` is the share of tokens that the first head's first choice hits, `top_3` and `top_5` that one of "
-        "its first ones does; `accept_w` the share that the w-th head's first choice hits after those before it hit; "
-        "the last columns are the agreement by kind of prompt."
+        "`agreement` is the share of tokens that the first head's first choice hits; `top_3` and `top_5`, that one of "
+        "its first choices hits; `accept_w`, that the w-th head's first choice hits after those before it did; the "
+        "last columns are the agreement by kind of prompt."
     )
 
     def __init__(self, target: Decoder, config: MedusaTraining, found: Features, made: Conversations, ranking: Tensor):
@@ -45,13 +45,13 @@ class HeadsTrainer(Trainer):
         self.soft = newest
         kind = "soft cross-entropy -sum p log q over the draft vocabulary" if self.soft else "cross-entropy"
         self.loss_text = f"{kind}, head i (from 0) weighted {_WEIGHT_BY_HEAD}^i"
-        # What the heads read of a token: its embedding, brought to the scale of the states.
+        # The heads' input for a token: its embedding at the scale of the states.
         self.embedding = target.final_norm(target.embedding).float() if newest else None
         self._initialise()
 
     def _initialise(self) -> None:
-        """Own LM heads start as the target's; heads that read the newest token as the best linear guess of the state
-        that they are to foresee (ridge regression)."""
+        """Own LM heads start as the target's. Heads that read the newest token start as the best linear guess of the
+        state that they predict (ridge regression)."""
         if self.heads.lm_heads is not None:
             self.heads.lm_heads.data.copy_(self.head.expand_as(self.heads.lm_heads))
         if self.heads.input is not None:
@@ -64,28 +64,28 @@ class HeadsTrainer(Trainer):
             yield self._input(batch)[live], batch.final_states[_shifted(live, head + 1)]
 
     def _live(self, batch: Batch, head: int) -> Tensor:
-        """[B, n]: positions whose next head + 2 tokens all belong to one answer."""
+        """Return the positions [B, n] whose next head + 2 tokens all belong to one answer."""
         live = batch.taught
         for ahead in range(1, head + 2):
             live = live & F.pad(batch.taught, (0, ahead))[:, ahead:]
         return live
 
     def _input(self, batch: Batch) -> Tensor:
-        """[B, n, d or 2 d]: the final states, and what is read of the token that followed."""
+        """Return the heads' input [B, n, d or 2 d]: the final states, and the token that followed."""
         if self.embedding is None:
             return batch.final_states
         return torch.cat((batch.final_states, self.embedding[batch.tokens.roll(-1, 1)]), dim=-1)
 
     def _logits(self, batch: Batch, head: int, live: Tensor) -> Tensor:
-        """[m, V'] of one head at the live positions."""
+        """Return the logits [m, V'] of one head at the live positions."""
         states = self.heads(head, self._input(batch)[live])
         own = self.heads.lm_heads
         return states @ (self.head if own is None else own[head]).T
 
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """Sum over the heads of 0.8^i CE_i per answer token (paper, equation 1).
+        """Return the sum over the heads of 0.8^i CE_i per answer token (paper, equation 1).
 
-        Heads of ours learn the target's whole distribution at the token that they foresee; published ones the token.
+        Our heads learn the target's whole distribution over the token that they predict, published ones the token.
         """
         batch = self.found.batch(indices).to(self.device)
         teacher = (batch.final_states[batch.taught] @ self.head.T).softmax(-1) if self.soft else None
@@ -103,7 +103,7 @@ class HeadsTrainer(Trainer):
         return total / batch.taught.sum().clamp(min=1)
 
     def _ranks(self, batch: Batch) -> Tensor:
-        """[B, n, heads], on the CPU: the rank of the true token in every head; MISS where there is none."""
+        """Return the rank of the true token in every head, [B, n, heads] on the CPU; MISS where there is none."""
         ranks = torch.full((*batch.tokens.shape, self.config.heads), MISS, dtype=torch.uint8)
         for head in range(self.config.heads):
             live = self._live(batch, head)
@@ -115,7 +115,7 @@ class HeadsTrainer(Trainer):
 
     @torch.inference_mode()
     def scores(self, indices: Sequence[int]) -> dict[str, float]:
-        """Hits of the first head, of each head after those before it, and by kind."""
+        """Return hits of the first head, of each head after those before it, and by kind."""
         tried, hits = np.zeros(self.config.heads), np.zeros(self.config.heads)
         top = np.zeros(_TOP)
         by_kind = torch.zeros(2, len(prompts.KINDS))
@@ -136,7 +136,7 @@ class HeadsTrainer(Trainer):
 
     @torch.inference_mode()
     def record(self, indices: Sequence[int]) -> RankRecord:
-        """The ranks along some conversations' answers."""
+        """Return the ranks over the answers of some conversations."""
         ranks: list[Tensor] = []
         lengths: list[int] = []
         kinds: list[int] = []
@@ -151,11 +151,11 @@ class HeadsTrainer(Trainer):
         return RankRecord(torch.cat(ranks).numpy(), np.array(lengths, np.int32), np.array(kinds, np.int8))
 
     def save(self, folder: Path) -> None:
-        """The heads with the ranking of tokens and the record of ranks."""
+        """Write the heads with the ranking of tokens and the record of ranks."""
         save_heads(folder, self.heads, self.ranking, self.record(self.held_out))
 
     def describe(self) -> str:
-        """The heads' form."""
+        """Return the heads' form."""
         lm_heads = "with their own LM heads" if self.config.own_lm_heads else "sharing the target's LM head"
         return (
             f"architecture {self.config.architecture}, {self.config.heads} heads {lm_heads}, draft vocabulary "
@@ -164,13 +164,13 @@ class HeadsTrainer(Trainer):
 
 
 def _shifted(live: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """The positions `ahead` of the live ones [B, n], as an index."""
+    """Return the positions `ahead` of the live ones [B, n], as an index."""
     rows, columns = live.nonzero(as_tuple=True)
     return rows, columns + ahead
 
 
 def _runs(taught: Tensor) -> list[int]:
-    """Lengths of the runs of True."""
+    """Return the lengths of the runs of True."""
     edges = torch.diff(F.pad(taught.int(), (1, 1)))
     starts, ends = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
     lengths: list[int] = (ends - starts).tolist()

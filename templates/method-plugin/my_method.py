@@ -1,4 +1,4 @@
-"""A method in a repository of its own: drafts the newest token once more. Replace it by yours."""
+"""A method in a repository of its own: drafts the newest token once more. Replace it with yours."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,16 @@ from bench.drafting.method import Draft, TextMethod
 
 @dataclass(frozen=True)
 class MyConfig:
-    """Knobs: --method my-method:length=3."""
+    """Knobs, as in --method my-method:length=3."""
 
     length: int = field(default=1, metadata={"help": "drafts in a step"})
 
 
 class MyMethod(TextMethod):
-    """See "Add a method" in Roobench's README for what it may do."""
+    """Replace it; docs/adding-a-method.md of Roobench says what a method can do."""
 
     Config = MyConfig
 
     def propose_text(self, context: list[int], budget: int) -> Draft:
-        """At most `budget` tokens in a row, to be verified after `context`."""
+        """Return at most `budget` tokens in a row, to verify after `context`."""
         return Draft(context[-1:] * min(self.config.length, budget))

@@ -17,8 +17,6 @@ from bench import __version__
 from bench.cli import main
 from bench.errors import UserError, program
 from bench.models import loading
-from bench.models.checkpoints import DEFAULT_MODEL
-from bench.questions import TASKS
 from tests.tiny import records, run_bench
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +153,7 @@ def test_interrupt_outside_of_a_run_is_no_traceback(cache, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-# --- help and list ---------------------------------------------------------------------------------------------------
+# --- help ----------------------------------------------------------------------------------------------------------
 
 IMPORTED = f"""
 import sys
@@ -188,27 +186,6 @@ def test_script_and_version(capsys):
         [sys.executable, str(ROOT / "run_bench.py"), "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"roobench {__version__}\n"
-
-
-def test_list_names_each_method_with_its_knobs_and_each_task(cache, capsys):
-    assert main(["list"]) == 0
-    text = capsys.readouterr().out
-    for name in methods.names():
-        assert f"  {name}" in text
-        for knob, default, described in methods.knobs(methods.load(name)):
-            assert f"{knob}={default}   {described}" in text
-    assert ", ".join(TASKS) in text
-    assert f"{DEFAULT_MODEL} (the default, 93 MB to fetch)" in text
-    assert "hf-generate (peer" in text
-
-
-def test_list_shows_which_models_are_in_the_cache(cache, capsys):
-    for folder in (cache / "models" / DEFAULT_MODEL, cache / "hub" / "models--org--chat"):
-        folder.mkdir(parents=True)
-    assert main(["list"]) == 0
-    text = capsys.readouterr().out
-    assert f"{DEFAULT_MODEL} (the default, in the cache)" in text
-    assert "org/chat (in the cache)" in text
 
 
 # --- cache and report ------------------------------------------------------------------------------------------------

@@ -74,22 +74,28 @@ GOOD = json.dumps({"question_id": 1, "category": "qa", "turns": ["Why?"]})
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "property name|Expecting"),
-        ("", "line 2"),
-        ("[1, 2]", "JSON object"),
-        ('{"category": "qa", "turns": ["x"]}', "'question_id' is missing"),
-        ('{"question_id": 2, "turns": ["x"]}', "'category' is missing"),
-        ('{"question_id": 2, "category": "qa"}', "'turns' is missing"),
-        ('{"question_id": "2", "category": "qa", "turns": ["x"]}', "'2' is not an integer"),
-        ('{"question_id": true, "category": "qa", "turns": ["x"]}', "True is not an integer"),
-        ('{"question_id": 2, "category": "", "turns": ["x"]}', "'' is not a name"),
+        ("{", "EOF while parsing"),
+        ("[1, 2]", "the text: Input should be an object"),
+        ("[" * 100_000, "recursion limit"),
+        ('{"category": "qa", "turns": ["x"]}', "question_id: missing"),
+        ('{"question_id": 2, "turns": ["x"]}', "category: missing"),
+        ('{"question_id": 2, "category": "qa"}', "turns: missing"),
+        ('{"question_id": "2", "category": "qa", "turns": ["x"]}', "question_id: .* valid integer, not '2'"),
+        ('{"question_id": true, "category": "qa", "turns": ["x"]}', "question_id: .* valid integer, not True"),
+        ('{"question_id": -2, "category": "qa", "turns": ["x"]}', "question_id: .* greater than or equal to 0, not -2"),
+        (f'{{"question_id": {"9" * 5000}, "category": "qa", "turns": ["x"]}}', "number out of range"),
+        (
+            f'{{"question_id": {"9" * 400}, "category": "qa", "turns": ["x"]}}',
+            "question_id: .* an integer of 400 digits",
+        ),
         ('{"question_id": 2, "category": "overall", "turns": ["x"]}', "the mean of all tasks"),
-        ('{"question_id": 2, "category": 7, "turns": ["x"]}', "7 is not a name"),
-        ('{"question_id": 2, "category": "qa", "turns": []}', "at least one"),
-        ('{"question_id": 2, "category": "qa", "turns": "x"}', "list of texts"),
-        ('{"question_id": 2, "category": "qa", "turns": ["x", " "]}', "list of texts"),
-        ('{"question_id": 2, "category": "qa", "turns": [3]}', "list of texts"),
-        ('{"question_id": 1, "category": "qa", "turns": ["x"]}', "question_id 1 stands there twice"),
+        ('{"question_id": 2, "category": 7, "turns": ["x"]}', "category: Input should be a valid string, not 7"),
+        ('{"question_id": 2, "category": "qa", "turns": []}', "turns: Tuple should have at least 1 item"),
+        ('{"question_id": 2, "category": "qa", "turns": "x"}', "turns: Input should be a valid"),
+        ('{"question_id": 2, "category": "qa", "turns": ["x", " "]}', r"turns\[1\]: String should match .*, not ' '"),
+        ('{"question_id": 2, "category": "qa", "turns": [3]}', r"turns\[0\]: Input should be a valid string, not 3"),
+        ('{"question_id": 2, "category": "qa", "turns": ["cut \\ud83d"]}', "half a character .a lone surrogate"),
+        ('{"question_id": 1, "category": "qa", "turns": ["x"]}', "question_id: 1 was used before"),
     ],
 )
 def test_malformed_line_is_told_with_its_number(tmp_path, line, told):
@@ -114,9 +120,51 @@ def test_file_that_is_not_utf8_is_refused_by_name(tmp_path):
         load(str(tmp_path / "latin.jsonl"))
 
 
-def test_windows_line_ends_and_trailing_blank_lines_are_no_mistakes():
-    content = f"{GOOD}\r\n{GOOD.replace('1', '2')}\r\n\r\n".encode()
+def test_windows_line_ends_and_blank_lines_are_no_mistakes():
+    content = f"\n{GOOD}\r\n\r\n  \n{GOOD.replace('1', '2')}\r\n\r\n".encode()
     assert [q.question_id for q in parse("x", content, "x").questions] == [1, 2]
+
+
+def test_file_with_a_byte_order_mark_is_refused():
+    with pytest.raises(UserError, match=r"x, line 1: .*byte order mark: save it as UTF-8 without one"):
+        parse("x", b"\xef\xbb\xbf" + GOOD.encode(), "x")
+
+
+def of_categories(*categories: str) -> QuestionSet:
+    lines = [json.dumps({"question_id": i, "category": c, "turns": ["?"]}) for i, c in enumerate(categories)]
+    return parse("mine", "\n".join(lines).encode(), "mine")
+
+
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        ("all", [0, 1, 2, 3, 4, 5]),
+        ('"all"', [0]),
+        ('"code, hard"', [1]),
+        ('"code, hard", "all",qa', [0, 1, 4]),
+        ('""', [2]),
+        ("uncategorized", [2]),
+        ('"say ""x"""', [3]),
+        ("math", [5]),
+    ],
+)
+def test_any_category_can_be_chosen_by_its_name_in_double_quotes(asked, ids):
+    found = of_categories("all", "code, hard", "", 'say "x"', "qa", "math")
+    assert [q.question_id for q in found.select(asked).questions] == ids
+
+
+def test_tasks_that_need_quotes_are_listed_with_them():
+    found = of_categories("all", "code, hard", "qa")
+    for asked in ("code", "qa,"):
+        with pytest.raises(UserError, match=r'mine has: all, qa, "all", "code, hard"'):
+            found.select(asked)
+    with pytest.raises(UserError, match=r"--tasks '\"code' cannot be read .*double quotes"):
+        found.select('"code')
+
+
+def test_one_turn_of_an_mt_bench_category_is_a_task_of_its_own():
+    assert Question(1, "math", ("1 + 1?",)).task == "math"
+    assert Question(1, "math", ("1 + 1?", "And 2?")).task == "mt_bench"
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "."])
@@ -149,7 +197,7 @@ def test_unknown_task_is_refused_with_those_there_are(asked, told):
 def many() -> QuestionSet:
     """Ten questions each of eight categories, in blocks, as Spec-Bench has them; and fifty of another task."""
     numbered = [(c, i) for c in MT_BENCH_CATEGORIES for i in range(10)] + [("qa", i) for i in range(50)]
-    return QuestionSet("many", "", tuple(Question(n, c, (f"{c} {i}",)) for n, (c, i) in enumerate(numbered)))
+    return QuestionSet("many", "", tuple(Question(n, c, (f"{c} {i}", "?")) for n, (c, i) in enumerate(numbered)))
 
 
 @pytest.mark.parametrize(("limit", "each"), [(8, {1}), (16, {2}), (12, {1, 2})])

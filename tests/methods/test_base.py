@@ -140,7 +140,7 @@ def test_a_second_question_starts_afresh(scene, hf_greedy, random_ids):
 def test_more_drafts_than_room_are_refused(scene):
     _, decoder, prompt, reference = scene
     greedy = Scripted(decoder, lambda coming, room: coming[: room + 1], reference, len(prompt))
-    with pytest.raises(AssertionError, match="11 drafts in a row proposed with room for 10"):
+    with pytest.raises(AssertionError, match="11 drafts in a row proposed with a budget of 10"):
         decode(greedy, prompt, LIMIT, NEVER)
 
 
@@ -148,7 +148,7 @@ def test_a_step_that_overshoots_the_limit_is_refused(scene, monkeypatch):
     _, decoder, prompt, reference = scene
     step = loop.speculate
     monkeypatch.setattr(loop, "speculate", lambda method, some, budgets: step(method, some, [budgets[0] + 2]))
-    with pytest.raises(AssertionError, match="Scripted emitted 13 tokens with room for 12"):
+    with pytest.raises(AssertionError, match="Scripted emitted 13 tokens with a limit of 12"):
         decode(Scripted(decoder, right(3), reference, len(prompt)), prompt, LIMIT, NEVER)
 
 
@@ -331,7 +331,7 @@ def test_a_tree_deeper_than_room_is_refused(room, scene):
         def draft(self, room):
             return Draft([5] * (room + 3), [-1, -1, *range(1, room + 2)])
 
-    with pytest.raises(AssertionError, match=f"{room + 2} drafts in a row proposed with room for {room}"):
+    with pytest.raises(AssertionError, match=f"{room + 2} drafts in a row proposed with a budget of {room}"):
         decode(Deep(decoder, None, reference, len(prompt)), prompt, room + 2, NEVER)
 
 

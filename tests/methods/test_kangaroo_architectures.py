@@ -220,8 +220,8 @@ def test_own_head_says_nothing_of_tokens_that_it_was_not_trained_for(asked, tiny
     ("changes", "told"),
     [
         ({"own_head": 100}, "has an LM head of 100 tokens, but is for 272 of tiny"),
-        ({"own_head": -1}, "own_head=-1 must not be negative"),
-        ({"ffn": -4}, "ffn=-4"),
+        ({"own_head": -1}, "own_head: Input should be greater than or equal to 0, not -1"),
+        ({"ffn": -4}, "ffn: Input should be greater than or equal to 0, not -4"),
         ({"attention": False}, "without attention needs an ffn"),
         ({"attention": False, "ffn": 8, "feedback": True}, "without attention needs an ffn and cannot have feedback"),
         ({"own_head": V}, r"lm_head.weight is missing, expected \(272, 48\)"),

@@ -128,11 +128,11 @@ def test_a_missing_tensor_is_named(name, authors, model, tiny_adapter, refused):
     assert f"{name} is missing" in refused(folder)
 
 
-def test_what_is_no_tensor_counts_as_missing(model, tiny_adapter, refused):
+def test_what_is_no_tensor_is_named(model, tiny_adapter, refused):
     folder = tiny_adapter(model, authors=True)
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     torch.save({**weights, O_PROJ: [1.0]}, folder / "pytorch_model.bin")
-    assert f"{O_PROJ} is missing" in refused(folder, exit_layer=1)
+    assert f"{O_PROJ} is a list, and not a named tensor" in refused(folder, exit_layer=1)
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(model, tiny_adapter, refused):
@@ -150,6 +150,27 @@ def test_a_tensor_of_the_wrong_shape_is_named(model, tiny_adapter, refused):
         {"num_attention_heads": 48},
         {"num_attention_heads": 0},
         {"num_attention_heads": "4"},
+        {"num_attention_heads": 4.0},
+        {"hidden_size": -48},
+        {"hidden_size": 10**12},
+        {"rms_norm_eps": 0},
+        {"rms_norm_eps": "1e-6"},
+        {"exit_layer": 1.5},
+        {"exit_layer": -1},
+        {"draft_vocab": True},
+        {"ffn": 10**12},
+        {"feedback": 1},
+        {"num_hidden_layers": 2},
+        {"colour": "red"},
+        {"knobs": {"gamma": "six"}},
+        {"knobs": {"gamma": 0}},
+        {"knobs": {"stop": "early"}},
+        {"knobs": {"threshold": 1.5}},
+        {"knobs": {"colour": 1}},
+        {"knobs": []},
+        {"calibration": {"accepted": [0.5] * 20, "following": [0.5] * 21}},
+        {"calibration": {"accepted": [2.0] * 21, "following": [0.5] * 21}},
+        {"calibration": {"accepted": [0.5] * 21}},
     ],
     ids=str,
 )
@@ -158,15 +179,96 @@ def test_a_malformed_config_is_refused(changes, model, tiny_adapter, refused):
     said = refused(folder)
     assert str(folder) in said
     assert "config.json" in said
+    (field,) = changes
+    assert field in said
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "7"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "7", "[" * 100_000, '{"hidden_size": NaN}'])
 def test_a_folder_without_a_usable_config_is_refused(content, model, tiny_adapter, refused):
     folder = tiny_adapter(model)
     (folder / "config.json").unlink()
     if content is not None:
         (folder / "config.json").write_text(content)
     assert f"{folder} is no Kangaroo adapter" in refused(folder)
+
+
+LATER_LAYER = "layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize("authors", [False, True])
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({O_PROJ: torch.full((48, 48), float("nan"))}, f"{O_PROJ} has NaN or infinite values"),
+        ({"norm.weight": torch.tensor([float("inf"), *[1.0] * 47])}, "norm.weight has NaN or infinite values"),
+        ({"norm.weight": torch.full((48,), 1e300, dtype=torch.float64)}, "norm.weight has NaN or infinite values"),
+        ({O_PROJ: torch.ones(48, 48, dtype=torch.int8)}, f"{O_PROJ} has torch.int8 instead of floating-point numbers"),
+        ({O_PROJ: torch.ones(48, 48, dtype=torch.complex64)}, f"{O_PROJ} is a tensor of torch.complex64"),
+        ({LATER_LAYER: torch.ones(48, 48)}, f"it also has {LATER_LAYER}"),
+        ({"lm_head.weight": torch.ones(272, 48)}, "it also has lm_head.weight"),
+    ],
+    ids=["NaN", "infinite", "too large for float32", "int8", "complex", "a further layer", "unknown"],
+)
+def test_tensors_that_are_not_an_adapters_are_named(tensors, said, authors, model, tiny_adapter, refused):
+    assert said in refused(tiny_adapter(model, authors=authors, tensors=tensors), exit_layer=1)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "said"),
+    [([5, 272], "token ids below 272, not 272"), ([5, -1], "below 272, not -1"), ([5, 5], "distinct ids")],
+)
+def test_a_ranking_must_be_of_the_targets_tokens(ranking, said, model, tiny_adapter, refused):
+    assert said in refused(tiny_adapter(model, ranking=ranking))
+
+
+def test_a_ranking_of_fractions_is_refused(model, tiny_adapter, refused):
+    folder = tiny_adapter(model, tensors={"token_ranking": torch.rand(9)})
+    assert "token ids below 272, not torch.float32" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_hidden_layers": 2}, "num_hidden_layers"),
+        ({"num_hidden_layers": "1"}, "num_hidden_layers"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads"),
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"rope_theta": 500000.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_size": "48"}, "hidden_size"),
+    ],
+)
+def test_authors_configs_of_another_network_are_refused(changes, field, model, tiny_adapter, refused):
+    said = refused(tiny_adapter(model, authors=True, changes=changes), exit_layer=1)
+    assert "config.json" in said
+    assert field in said
+
+
+def test_what_drafting_does_not_use_may_be_in_the_authors_file(model, decoder, tiny_adapter):
+    extra = {"embed_tokens.weight": torch.ones(272, 48), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    adapter, _ = load_adapter(tiny_adapter(model, authors=True, tensors=extra), decoder)
+    assert adapter.config.hidden_size == 48
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {1: torch.ones(2)}, "text", torch.ones(3), {"a": {"b": torch.ones(1)}}, None]
+)
+def test_pickles_of_odd_content_are_refused_in_our_words(content, model, tiny_adapter, refused):
+    folder = tiny_adapter(model, authors=True)
+    torch.save(content, folder / "pytorch_model.bin")
+    said = refused(folder, exit_layer=1)
+    assert f"the weights of the Kangaroo adapter in {folder} cannot be" in said
+    assert "weights_only" not in said
+
+
+def test_pickles_of_sparse_and_foreign_objects_are_refused_in_our_words(model, tiny_adapter, refused):
+    folder = tiny_adapter(model, authors=True)
+    for odd in (torch.ones(48, 48).to_sparse(), Path("x"), torch.ones(48, 48, device="meta")):
+        torch.save({O_PROJ: odd}, folder / "pytorch_model.bin")
+        said = refused(folder, exit_layer=1)
+        assert "cannot be" in said
+        assert "weights_only" not in said
 
 
 def test_a_folder_without_weights_is_refused(model, tiny_adapter, refused):
@@ -195,7 +297,9 @@ def test_code_in_the_authors_file_does_not_run(model, tiny_adapter, refused, tmp
     folder = tiny_adapter(model, authors=True)
     weights = torch.load(folder / "pytorch_model.bin")
     torch.save({**weights, "extra": Touch()}, folder / "pytorch_model.bin")
-    assert "cannot be read" in refused(folder, exit_layer=1)
+    said = refused(folder, exit_layer=1)
+    assert "cannot be read" in said
+    assert "weights_only" not in said  # torch advises to run the code
     assert not (tmp_path / "it-ran").exists()
 
 

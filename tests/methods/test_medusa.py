@@ -12,11 +12,13 @@ import methods
 from bench.drafting.costs import Costs
 from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
+from bench.drafting.sequence import NO_DRAFT, Draft
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig
 from methods.medusa.heads import Heads, HeadsConfig, load_heads, save_heads
 from methods.medusa.method import PUBLISHED, Medusa, MedusaConfig
+from methods.medusa.tree_files import read_tree
 
 NEVER = frozenset()
 
@@ -155,6 +157,24 @@ def test_chains_are_drawn_and_trees_are_not_unless_asked(medusa):
     assert medusa(tree="0/1", drafts="sampled").config.drafts == "sampled"
 
 
+@pytest.mark.parametrize("draft", [NO_DRAFT, Draft([0])], ids=["prompt", "step"])
+def test_typical_acceptance_goes_on_from_the_most_probable_token_as_in_the_authors_code(medusa, draft):
+    """Or, with first=sample, from one drawn from the target's distribution (here 0.5, 0.3, 0.2)."""
+    sampler = Sampler(1.0)
+    logits = torch.full((len(draft.tokens) + 1, 272), -1e9)
+    logits[:, :3] = torch.tensor([0.5, 0.3, 0.2]).log()
+    authors, drawn = (medusa(tree="chain", accept="typical", **knobs) for knobs in ({}, {"first": "sample"}))
+    assert (authors.config.first, drawn.config.first, medusa(tree="chain").config.first) == ("argmax", "sample", "")
+    found = {}
+    for method in (authors, drawn):
+        results = [method.verification(sampler)(draft, logits) for _ in range(300)]
+        assert {tuple(accepted) for accepted, _ in results} == {tuple(range(len(draft.tokens)))}
+        found[method] = [bonus for _, bonus in results]
+    assert set(found[authors]) == {0}
+    shares = [found[drawn].count(token) / 300 for token in range(3)]
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.1)
+
+
 def test_typical_acceptance_is_not_called_lossless(medusa):
     assert medusa(tree="chain").lossless
     method = medusa(tree="chain", accept="typical")
@@ -259,12 +279,16 @@ def broken(tiny_heads, model, **options):
 
 
 WRONG = {
-    "an absent folder": (lambda t, m: "/nowhere/at-all", {}, "neither heads.safetensors"),
+    "an absent folder": (lambda t, m: "/nowhere/at-all", {}, "/nowhere/at-all is neither a folder nor"),
     "a missing tensor": (lambda t, m: broken(t, m, tensors={"bias": None}), {}, "bias is missing"),
     "a wrong shape": (lambda t, m: broken(t, m, tensors={"bias": torch.zeros(3, 7)}), {}, "(3, 7), expected (3, 48)"),
     "another hidden size": (lambda t, m: broken(t, m, changes={"hidden_size": 64}), {}, "hidden size is 64"),
-    "another vocabulary": (lambda t, m: broken(t, m, changes={"vocab_size": 99}), {}, "99 tokens"),
-    "an odd configuration": (lambda t, m: broken(t, m, changes={"colour": 3}), {}, "malformed"),
+    "another vocabulary": (
+        lambda t, m: broken(t, m, changes={"vocab_size": 99}),
+        {},
+        "LM heads of 99 tokens, but is for 272",
+    ),
+    "an odd configuration": (lambda t, m: broken(t, m, changes={"colour": 3}), {}, "heads.colour: "),
     "no such layout": (
         lambda t, m: broken(t, m, authors=True, tensors={"1.0.linear.bias": None}),
         {},
@@ -273,16 +297,14 @@ WRONG = {
     "ranks that do not fit": (
         lambda t, m: broken(t, m, ranks=(torch.zeros(5, 3), [4], [0])),
         {},
-        "ranks of another shape",
+        "ranks, rank_lengths, rank_kinds in",
     ),
     "too many heads": (lambda t, m: broken(t, m), {"heads": 9}, "heads=9 asked for"),
     "a tree too deep": (lambda t, m: broken(t, m), {"tree": "0/0-0/0-0-0/0-0-0-0"}, "4 drafts deep"),
-    "a tree without a parent": (lambda t, m: broken(t, m), {"tree": "0/1-0"}, "no parent [1]"),
-    "no such tree": (lambda t, m: broken(t, m), {"tree": "oak"}, "tree=oak is neither"),
-    "a tree too large": (
+    "a tree of ranks beyond the vocabulary": (
         lambda t, m: broken(t, m),
-        {"tree": "/".join(map(str, range(140)))},
-        "140 drafts, more than the 127",
+        {"tree": "0/272"},
+        "tree=0/272 has rank 272, but heads rank 272 tokens",
     ),
     "auto without ranks": (lambda t, m: broken(t, m), {"tree": "auto"}, "tree=auto needs to know"),
     "more vocabulary than ranked": (
@@ -301,6 +323,123 @@ def test_what_is_wrong_is_told_in_a_sentence(folder, knobs, said, setting, tiny_
     assert said in str(error.value)
 
 
+NAN = torch.zeros(3, 48)
+NAN[1, 7] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tensors": {"bias": NAN}}, "bias has NaN or infinite values"),
+        ({"tensors": {"weight": torch.ones(3, 48, 48, dtype=torch.int8)}}, "weight has torch.int8"),
+        ({"tensors": {"momentum": torch.ones(3)}}, "it also has momentum"),
+        ({"authors": True, "tensors": {"0.0.linear.bias": NAN[1]}}, "0.0.linear.bias has NaN or infinite values"),
+        ({"authors": True, "tensors": {"0.0.linear.bias": torch.zeros(7)}}, "do not all have one shape"),
+        ({"authors": True, "tensors": {f"{i}.1.weight": torch.zeros(272) for i in range(3)}}, "do not all have one"),
+        ({"ranking": [3, 272]}, "token_ranking in"),
+        ({"changes": {"heads": "three"}}, "heads.heads: "),
+        ({"changes": {"heads": -3}}, "heads.heads: "),
+        ({"changes": {"heads": 3.0}}, "heads.heads: "),
+        ({"changes": {"heads": 10**12}}, "heads.heads: "),
+        ({"changes": {"heads": 4}}, "weight has shape (3, 48, 48), expected (4, 48, 48)"),
+        ({"changes": {"draft_vocab": 300}}, "its draft_vocab is 300, but tiny has 272 tokens"),
+        ({"changes": {"draft_vocab": 30}}, "LM heads of 272 tokens, but is for 30"),
+        ({"ranks": (torch.zeros(4, 2), [4], [0])}, "do not fit the heads"),
+        ({"ranks": (torch.zeros(4, 3), [5, -1], [0, 0])}, "do not fit the heads"),
+        ({"ranks": (torch.zeros(4, 3), [4], [-1])}, "do not fit the heads"),
+        ({"tensors": {"ranks": torch.zeros(4, 3, dtype=torch.uint8)}}, "do not fit the heads"),
+    ],
+)
+def test_heads_that_are_malformed_are_named(options, said, setting, tiny_heads):
+    model, decoder = setting
+    with pytest.raises(UserError) as error:
+        load_heads(tiny_heads(model, **options), decoder)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {1: torch.ones(2)}, "text", {"0.0.linear.bias": [1.0]}, {}])
+def test_pickles_of_odd_content_are_refused_in_our_words(content, setting, tiny_heads):
+    folder = tiny_heads(setting[0], authors=True)
+    torch.save(content, folder / "medusa_lm_head.pt")
+    with pytest.raises(UserError) as error:
+        load_heads(folder, setting[1])
+    assert str(folder) in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ("[[Infinity]]", "is not a tree"),
+        ("[[NaN]]", "is not a tree"),
+        ("[[0.9], [0.7]]", "not 0.9"),
+        ("[[-1]]", "not -1"),
+        ("[[1000000000000]]", "not 1000000000000"),
+        (f"[[{'9' * 5000}]]", "is not a tree"),
+        ('[["0"]]', "not '0'"),
+        ("[[true]]", "not True"),
+        ("[[]]", "is not a tree"),
+        ("[]", "has no drafts: take tree=none"),
+        ('{"nodes": []}', "has no drafts: take tree=none"),
+        ('{"nodes": [[0]], "colour": 1}', "colour"),
+        ('{"source": "x"}', "nodes: missing"),
+        ("[[0], [0]]", "a node is listed twice"),
+        ("[[0], [1, 0]]", "node [1, 0] has no parent [1]"),
+        ("[" * 100_000, "is not a tree"),
+        ("7", "is not a tree"),
+        ("null", "is not a tree"),
+        ("", "is not a tree"),
+        ("\udcff", "is not a tree"),
+        (f"[{', '.join(f'[{i}]' for i in range(140))}]", "140 drafts, more than the "),
+        (f"[{', '.join(str([0] * n) for n in range(1, 160))}]", "is not a tree"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_tree_files_that_are_malformed_are_refused_before_anything_is_loaded(tree, said, tmp_path):
+    file = tmp_path / "tree.json"
+    file.write_bytes(tree.encode(errors="surrogateescape"))
+    with pytest.raises(UserError) as error:
+        methods.parse(f"medusa:tree={file}")
+    assert f"tree={file}"[:80] in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ("oak", "tree=oak is neither chain, auto, none, mc_sim_7b_63"),
+        ("0/1-0", "no parent [1]"),
+        ("0/0", "a node is listed twice"),
+        ("0/00", "is not a tree"),
+        ("0//1", "is neither"),
+        ("-1", "is neither"),
+        ("0/1000000000000", "not 1000000000000"),
+        ("9" * 5000, "tree=9999"),
+        ("0/1/", "is neither"),
+        ("/", "is neither"),
+        ("~nosuchuser/tree.json", "is neither"),
+        ("x" * 300, "is neither"),
+        ("a\0b", "is neither"),
+        ("٣", "is neither"),
+        ("/".join(map(str, range(140))), "140 drafts, more than the 127"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_spelled_trees_that_are_malformed_are_refused_before_anything_is_loaded(tree, said):
+    with pytest.raises(UserError) as error:
+        methods.parse(f"medusa:tree={tree}")
+    assert said in str(error.value)
+    assert len(str(error.value)) < 6000
+
+
+def test_trees_are_read_from_lists_and_objects_and_spelled_out(tmp_path):
+    for text in ("[[0], [1], [0, 2]]", '{"source": "mine", "nodes": [[0], [1], [0, 2]]}'):
+        (tmp_path / "tree.json").write_text(text)
+        assert read_tree(str(tmp_path / "tree.json")) == read_tree("0/1/0-2") == [(0,), (1,), (0, 2)]
+    assert read_tree("none") == []
+    assert len(read_tree(PUBLISHED)) == 63
+
+
 def test_a_truncated_file_and_no_weights_are_told(setting, tiny_heads):
     model, decoder = setting
     folder = tiny_heads(model)
@@ -314,9 +453,20 @@ def test_a_truncated_file_and_no_weights_are_told(setting, tiny_heads):
         Medusa(decoder, MedusaConfig(weights="paper"))
 
 
-@pytest.mark.parametrize("knobs", ["accept=lucky", "drafts=odd", "heads=-1", "draft_vocab=-2", "costs=1/2"])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        "accept=lucky",
+        "accept=typical,first=any",
+        "first=argmax",
+        "drafts=odd",
+        "heads=-1",
+        "draft_vocab=-2",
+        "costs=1/2",
+    ],
+)
 def test_bad_knobs_are_refused_before_anything_is_read(knobs):
-    with pytest.raises(UserError, match=knobs.split("=")[0]):
+    with pytest.raises(UserError, match=knobs.split(",")[-1].split("=")[0]):
         methods.parse(f"medusa:{knobs}")
 
 

@@ -288,7 +288,7 @@ def test_run_on_a_gpu_needs_a_build_for_it(fake, scene, model, offloads):
     fake.llama_supports_gpu_offload = lambda: offloads
     target = SimpleNamespace(device=torch.device("cuda"), max_len=64, config=scene[1].config, name="tiny")
     if not offloads:
-        with pytest.raises(UserError, match="this build of llama-cpp-python knows only the CPU"):
+        with pytest.raises(UserError, match="this build of llama-cpp-python supports only the CPU"):
             LlamaCpp(target, None, model)
         return
     LlamaCpp(target, None, model)
@@ -301,7 +301,7 @@ def test_model_without_a_gguf_and_with_several_is_told(tmp_path):
         find_gguf(checkpoint, print)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"\(a\.gguf, b\.gguf\): leave one there"):
+    with pytest.raises(UserError, match=r"several GGUF files \(a\.gguf, b\.gguf\).*remove the others"):
         find_gguf(checkpoint, print)
 
 

@@ -1,4 +1,4 @@
-"""The kernels of narrow.cpp: built once for this machine, loaded, and called with tensors. CPU only.
+"""The kernels of layers.cpp: built once for this machine, loaded, and called with tensors. CPU only.
 
 Needs a C++ compiler (c++, g++, clang++ or $CXX) when it is first used; where there is none, `kernels` is None and
 passes are run operation by operation.
@@ -25,36 +25,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench.engine.quantize import GROUP, Q4
+from bench.engine.kernels.panels import Panels
+from bench.engine.quantize import Q4, Q8
 from bench.files import cache_root
 
 if TYPE_CHECKING:
     from bench.engine.cache import KVCache
+    from bench.engine.places import Places
     from bench.engine.weights import DecoderConfig
 
-SOURCE = Path(__file__).with_name("narrow.cpp")
-MOST_POSITIONS = 64  # wider passes are bound by arithmetic, where torch's own products are better
+SOURCE = Path(__file__).with_name("layers.cpp")
+MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
 # No contraction: where two operations are to be one, the source says so.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
+_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
 _FOLDER = "kernels"  # in the cache
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}  # as in narrow.cpp; the last are codes
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
 
 
 class Matrix(Structure):
-    """As in narrow.cpp."""
+    """As in panels.h."""
 
     _fields_ = (
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        *((name, c_int64) for name in ("outputs", "inputs", "kind")),
-        ("scales", c_void_p),
-        ("least", c_void_p),
+        *((name, c_void_p) for name in ("panels", "scales", "bias")),
+        *((name, c_int64) for name in ("outputs", "inputs", "kind", "paired")),
     )
 
 
 class LayerPointers(Structure):
-    """As in narrow.cpp."""
+    """As `Layer` in pass.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("input_norm", "q_norm", "k_norm", "post_norm")),
@@ -62,17 +61,23 @@ class LayerPointers(Structure):
     )
 
 
+class Text(Structure):
+    """As in pass.h."""
+
+    _fields_ = (("slot", c_int64), ("start", c_int64), ("mask", c_void_p))
+
+
 class Pass(Structure):
-    """As in narrow.cpp."""
+    """As in pass.h."""
 
     _fields_ = (
         ("layers", POINTER(LayerPointers)),
-        *((name, c_int64) for name in ("count", "positions", "hidden", "heads", "kv_heads", "head_dim")),
+        ("text", POINTER(Text)),
+        *((name, c_int64) for name in ("count", "texts", "width", "hidden", "heads", "kv_heads", "head_dim")),
         ("eps", c_float),
         ("threads", c_int32),
         *((name, c_void_p) for name in ("x", "y", "cos", "sin", "cache")),
-        *((name, c_int64) for name in ("layer_stride", "room", "start", "kind")),
-        ("mask", c_void_p),
+        *((name, c_int64) for name in ("layer_stride", "values", "room", "kind")),
         ("scratch", c_void_p),
     )
 
@@ -87,7 +92,7 @@ def kernels() -> ctypes.CDLL | None:
         except (_CannotBuildError, OSError) as error:
             reasons.append(f"{Path(compiler).name}: {error}")
             continue
-        library.scratch_floats.restype = c_int64
+        library.scratch_floats.restype = library.product_floats.restype = c_int64
         library.run_layers.restype = library.multiply_add.restype = None
         return library
     _reason[:] = ["; ".join(reasons) or "there is no C++ compiler here (g++ or clang++)"]
@@ -98,7 +103,7 @@ def is_built() -> bool:
     """Whether `kernels` need not compile anything, which takes some seconds."""
     compilers = _compilers()
     with contextlib.suppress(OSError):
-        return not compilers or _path(compilers[0]).exists()
+        return not compilers or _is_safe(_path(compilers[0]))
     return True
 
 
@@ -108,6 +113,7 @@ def why_not() -> str:
 
 
 _reason: list[str] = []
+_OTHERS_WRITE = 0o022  # bits of a mode
 
 
 class _CannotBuildError(Exception):
@@ -123,23 +129,39 @@ def _compilers() -> list[str]:
 def _path(compiler: str) -> Path:
     """What a compiler makes of the source for this machine: a file in the cache."""
     machine = [_cpu(), *platform.libc_ver(), *_openmp(compiler)]
-    told = "\n".join([SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, *machine])
+    sources = [file.read_text(encoding="utf-8") for file in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    told = "\n".join([*sources, *_FLAGS, compiler, *machine])
     return cache_root() / _FOLDER / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
 
 
 def _load(compiler: str) -> ctypes.CDLL:
     path = _path(compiler)
-    if path.exists():
-        with contextlib.suppress(OSError):  # built for another system: to be built anew
+    if _is_safe(path):
+        with contextlib.suppress(OSError):  # built for another system: rebuilt
             return ctypes.CDLL(str(path))
     _build(compiler, path)
     return ctypes.CDLL(str(path))
+
+
+def _is_safe(path: Path) -> bool:
+    """Return whether the file is there, and only this user or root can have put it there: loading it runs it."""
+    return path.exists() and _is_private(path) and _is_private(path.parent)
+
+
+def _is_private(path: Path) -> bool:
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & _OTHERS_WRITE
 
 
 def _build(compiler: str, path: Path) -> None:
     """Compile to a temporary name, then rename: two processes may do it at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.stat().st_uid == os.geteuid():
+            _forbid_others(path.parent)
+        if not _is_private(path.parent):
+            remedy = "set ROOBENCH_CACHE to a folder of your own"
+            raise _CannotBuildError(f"other users can write to {path.parent}: {remedy}")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
             made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
             steps = (
@@ -151,9 +173,15 @@ def _build(compiler: str, path: Path) -> None:
                 if done.returncode:
                     said = (done.stderr.strip().splitlines() or ["no reason given"])[0]
                     raise _CannotBuildError(f"it cannot build {SOURCE.name} ({said})")
+            _forbid_others(made)
             made.replace(path)
     except OSError as error:
         raise _CannotBuildError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
+
+
+def _forbid_others(path: Path) -> None:
+    """Let nobody else write there; what the umask forbids stays forbidden."""
+    path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
 
 
 def _openmp(compiler: str) -> list[str]:
@@ -183,17 +211,14 @@ def _cpu() -> str:
 class Product:
     """x -> x W^T + b (+ what is added): a matrix for the kernels, with what it is made of."""
 
-    def __init__(self, weight: Tensor | Q4, bias: Tensor | None):
-        """`weight` [n_out, n_in]: float32, bfloat16 or quantised; `bias` [n_out]."""
-        quantised = isinstance(weight, Q4)
-        self.weight = weight
+    def __init__(self, stored: Panels, bias: Tensor | None):
+        """`bias` [n_out]."""
+        self.stored = stored
         self.bias = None if bias is None else bias.float().contiguous()
-        codes = weight.codes if isinstance(weight, Q4) else weight
-        self.outputs, self.inputs = codes.shape[0], codes.shape[1] * (1 + quantised)
+        self.outputs, self.inputs = stored.shape
         self.matrix = Matrix(
-            codes.data_ptr(), _address(self.bias), self.outputs, self.inputs, _KINDS[codes.dtype],
-            weight.scales.data_ptr() if isinstance(weight, Q4) else None,
-            weight.least.data_ptr() if isinstance(weight, Q4) else None,
+            stored.weights.data_ptr(), _address(stored.scales), _address(self.bias), self.outputs, self.inputs,
+            _KINDS[stored.grid or stored.weights.dtype], stored.paired,
         )  # fmt: skip
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -205,11 +230,13 @@ class Product:
         out = given.new_empty((*x.shape[:-1], self.outputs))
         assert added is None or added.shape == out.shape, f"{tuple(out.shape)}, but to be added to {tuple(added.shape)}"
         added = None if added is None else added.float().contiguous()
-        rows, threads = x.numel() // self.inputs, torch.get_num_threads()
-        scratch = given.new_empty(threads * rows * (self.inputs // GROUP) if self.matrix.scales else 0)
+        rows, threads = c_int64(x.numel() // self.inputs), c_int32(torch.get_num_threads())
+        scratch = None
+        if self.stored.weights.dtype != torch.float32:
+            scratch = torch.empty(library.product_floats(byref(self.matrix), rows, threads))
         library.multiply_add(
             byref(self.matrix), c_void_p(given.data_ptr()), c_void_p(_address(added)), c_void_p(out.data_ptr()),
-            c_int64(rows), c_int32(threads), c_void_p(scratch.data_ptr()),
+            rows, threads, c_void_p(_address(scratch)),
         )  # fmt: skip
         return out.to(x.dtype)
 
@@ -237,33 +264,38 @@ class Layers:
     def run(
         self,
         x: Tensor,
-        start: int,
+        places: Places,
         cache: KVCache,
         layers: tuple[int, int],
         rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        masks: Sequence[Tensor | None],
     ) -> Tensor:
-        """Layers [first, last) over x [1, n, d], written from row `start` of the cache on; see `Decoder.run_layers`.
+        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
 
-        `rope`: cosines and sines [n, D] of the positions; `mask` [n, start + n] is added to the scores, None: causal.
+        `rope`: cosines and sines [B * w, D] of the positions; `masks`: of each sequence [w, its rows up to the last],
+        added to the scores; None: causal.
         """
         library, c, (first, last) = kernels(), self.config, layers
         assert library is not None
-        n = x.shape[1]
-        assert start + n <= cache.max_len, f"cache of {cache.max_len} positions written up to {start + n}"
-        assert all(table.shape == (n, c.head_dim) for table in rope), (
-            f"rotations {tuple(rope[0].shape)} for {n} positions"
+        assert places.end <= cache.max_len, f"cache of {cache.max_len} positions written up to {places.end}"
+        rows, width = places.batch * places.width, places.width
+        assert all(table.shape == (rows, c.head_dim) for table in rope), (
+            f"rotations {tuple(rope[0].shape)} for {rows} positions"
         )
-        assert mask is None or mask.shape == (n, start + n), f"a mask {tuple(mask.shape)} for {n} positions"
         given, cos, sin = (tensor.float().contiguous() for tensor in (x, *rope))
-        mask = None if mask is None else mask.float().contiguous()
+        masks = [None if mask is None else mask.float().contiguous() for mask in masks]
         out = torch.empty_like(given)
         data = cache.data
+        texts = (Text * places.batch)()
+        for text, span, mask in zip(texts, places.spans, masks, strict=True):
+            assert mask is None or mask.shape == (width, span.first + width), f"a mask {tuple(mask.shape)} at {span}"
+            text.slot, text.start, text.mask = span.slot * data.stride(2), span.first, _address(mask)
         asked = Pass(
-            count=last - first, positions=n, hidden=c.hidden, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim,
-            eps=c.norm_eps, threads=torch.get_num_threads(), x=given.data_ptr(), y=out.data_ptr(), cos=cos.data_ptr(),
-            sin=sin.data_ptr(), cache=data[first].data_ptr() if first < last else 0, layer_stride=data.stride(0),
-            room=cache.max_len, start=start, kind=_KINDS[data.dtype], mask=_address(mask),
+            text=texts, count=last - first, texts=places.batch, width=width, hidden=c.hidden, heads=c.heads,
+            kv_heads=c.kv_heads, head_dim=c.head_dim, eps=c.norm_eps, threads=torch.get_num_threads(),
+            x=given.data_ptr(), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
+            cache=data[first].data_ptr() if first < last else 0, layer_stride=data.stride(0), values=data.stride(1),
+            room=cache.max_len, kind=_KINDS[data.dtype],
         )  # fmt: skip
         asked.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
         needed = library.scratch_floats(byref(asked))

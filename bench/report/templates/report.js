@@ -92,11 +92,13 @@
   addEventListener("scroll", place, { passive: true, capture: true });
   addEventListener("resize", place);
 
-  // What scrolls within its box can be scrolled by keyboard.
+  // What scrolls within its box can be scrolled by keyboard, and on a phone a hint says that there is more.
   const reach = () =>
     all(".scroll").forEach((box) => {
-      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      const wide = box.scrollWidth > box.clientWidth;
+      if (wide) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
+      box.parentElement.classList.toggle("wide", wide);
     });
   all("details").forEach((one) => one.addEventListener("toggle", reach));
   addEventListener("resize", reach);

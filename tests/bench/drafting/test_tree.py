@@ -130,9 +130,9 @@ def test_paths_give_back_the_random_tree_that_they_come_from():
     [
         ([(0,), (1, 0)], r"node \[1, 0\] has no parent \[1\]"),
         ([(0,), (0, 0, 0)], r"node \[0, 0, 0\] has no parent \[0, 0\]"),
-        ([(0,), (1,), [0]], "a node stands there twice"),
-        ([(0,), ()], r"\[\] is no path of ranks"),
-        ([(0,), (0, -1)], r"\[0, -1\] is no path of ranks"),
+        ([(0,), (1,), [0]], "a node is listed twice"),
+        ([(0,), ()], r"\[\] is not a path of ranks"),
+        ([(0,), (0, -1)], r"\[0, -1\] is not a path of ranks"),
     ],
 )
 def test_paths_that_make_no_tree_are_refused(paths, said):

@@ -21,6 +21,7 @@ CELL_KEYS = {
     "generated_tokens",
     "steps",
     *SPEEDUPS,
+    "speedup_decode_median",
     "worth_decode",
     "worth_total",
     "tok_per_s",
@@ -367,6 +368,8 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "against",
         "failed",
         "divergences",
+        "busy_turns",
+        "outliers",
         "methods",
     }
     assert summary["schema"] == 1
@@ -378,7 +381,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
     assert (summary["statistics"]["interval"], summary["statistics"]["resamples"] >= 2000) == (0.95, True)
     assert (summary["statistics"]["cluster"], summary["statistics"]["strata"]) == ("question", "task")
     entry = summary["methods"]["kangaroo"]
-    assert set(entry) == {"kind", "lossless", "extra_parameters", "notes", "answered", "tasks", "members"}
+    assert set(entry) == {"kind", "label", "lossless", "extra_parameters", "notes", "answered", "tasks", "members"}
     assert entry["answered"] == {"questions": 3, "of": 3}
     assert (entry["kind"], entry["lossless"], entry["extra_parameters"]) == ("method", True, 7)
     assert list(entry["tasks"]) == ["translation", "qa", "overall"]

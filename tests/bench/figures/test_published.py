@@ -50,14 +50,15 @@ def read(tmp_path, value) -> published.Source:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("{", "cannot be read as JSON"),
-        ("[]", "no file of published figures"),
-        ({}, "'schema' is missing"),
-        (SOURCE | {"schema": 2}, "schema 2 is not 1"),
+        ("{", "EOF while parsing"),
+        ("[]", "not a file of published figures"),
+        ("[" * 100_000, "recursion limit"),
+        ({}, "source: missing"),
+        (SOURCE | {"schema": 2}, "schema: Input should be less than or equal to 1, not 2"),
         (SOURCE | {"surprise": 1}, "surprise"),
         (SOURCE | {"results": [RESULT | {"hardware": ""}]}, "hardware is ''"),
         (SOURCE | {"results": [{"method": "kangaroo"}]}, "results[0].label: missing"),
-        (SOURCE | {"results": [RESULT | {"speedup": {"quiz": 1.0}}]}, "no such task"),
+        (SOURCE | {"results": [RESULT | {"speedup": {"quiz": 1.0}}]}, "speedup of Kangaroo in quiz: tasks are"),
         (
             SOURCE | {"results": [RESULT | {"speedup": {"qa": "1.5x"}}]},
             "speedup.qa: Input should be a valid number, not '1.5x'",
@@ -114,7 +115,7 @@ def test_every_row_beside_ours_says_source_model_and_hardware(tmp_path):
     text = "\n" + text_of(published_section(summary, [read(tmp_path, SOURCE)]))
     told = text.split("###")[0]
     assert "Not measured here" in told
-    assert "model, device, harness, answers' length" in told
+    assert "model, device, harness, answer length" in told
     assert "end-to-end, Spec-Bench's mean of rates" in told
     table = rows(section(text, "### kangaroo, here and as published"))
     assert table[0][:4] == ["speedup", "method", "model", "hardware"]
@@ -148,7 +149,7 @@ def test_the_plot_sets_ours_apart_from_published(tmp_path):
     wanted = [cell.speedup_total_mean_rates.value for cell in summary.methods["kangaroo"].by_task.values()]
     assert list(ours[0].get_ydata()) == wanted
     note = " ".join(axes.texts[0].get_text().split())
-    assert "hollow: published, of other models on other devices (Big-7B), not measured here" in note
+    assert "hollow: published, of other models on other devices (Big-7B), neither measured here" in note
 
 
 def test_the_plot_is_left_out_where_nothing_is_published(tmp_path):

@@ -67,7 +67,8 @@ def coverage(questions: int, runs: int, seed: int, resamples: int = 2000) -> tup
 
 
 def held(found: dict[str, stats.Estimate], truth: list[float]) -> list[bool]:
-    return [found[name]["low"] <= value <= found[name]["high"] for name, value in zip(found, truth, strict=True)]
+    bounds = [(one["low"] or math.inf, one["high"] or 0.0) for one in found.values()]  # none: not held
+    return [low <= value <= high for (low, high), value in zip(bounds, truth, strict=True)]
 
 
 def test_95_of_100_intervals_hold_the_truth():
@@ -181,7 +182,7 @@ def test_one_question_has_no_interval_and_neither_has_a_mean_that_it_counts_in()
 
 
 def test_a_question_that_ended_at_once_is_left_out_of_both_sides_rates():
-    task = np.array([[6.0, 2.0, 6.0, 6.0], [8.0, 1.0, 8.0, 2.0], [4.0, 3.0, 4.0, 3.0]])
+    task = np.array([[6.0, 2.0, 6.0, 6.0], [8.0, 1.0, 8.0, 2.0], [4.0, 3.0, 4.0, 3.0], [5.0, 2.0, 5.0, 4.0]])
     ended = np.array([[0.0, 0.0, 7.0, 0.1]])  # when sampling, the method's first token was EOS
     kept, found = stats.estimates([task]), stats.estimates([np.concatenate([task, ended])])
     for name in (MEAN_RATES, GEOMETRIC):
@@ -209,3 +210,60 @@ def test_a_method_and_its_inverse_have_the_same_interval_turned_over():
     faster, slower = stats.estimates([task])[RATIO], stats.estimates([task[:, [2, 3, 0, 1]]])[RATIO]
     assert slower["value"] == pytest.approx(1 / faster["value"])
     assert (slower["low"], slower["high"]) == pytest.approx((1 / faster["high"], 1 / faster["low"]))
+
+
+def test_a_task_needs_four_questions_for_an_interval():
+    task = draw_questions(np.random.default_rng(11), 1, 4)
+    for name in stats.ESTIMATORS:
+        assert stats.estimates([task])[name]["low"] is not None
+        assert stats.estimates([task[:3]])[name]["low"] is None
+        assert stats.estimates([task[:3]])[name]["value"] > 0
+
+
+def test_several_tasks_of_two_questions_have_one_unless_a_single_task_causes_all_the_variance():
+    tasks = [np.array([[9.0, 6.0, 9.0, 9.0], [9.0, 6.0, 9.0, 9.0 + 1.0]]) for _ in range(TASKS)]
+    assert stats.estimates(tasks)[RATIO]["low"] is not None
+    tasks[2][0, 3] *= 28  # a vanilla turn stalled
+    found = stats.estimates(tasks)[RATIO]
+    assert (found["low"], found["high"]) == (None, None)
+    assert found["value"] > 2  # and the median does not see it
+    assert stats.median_ratio(tasks) == pytest.approx(9.5 / 6, rel=0.06)
+
+
+def test_bounds_never_span_more_than_says_something():
+    """Two questions a task gave [0.04, 30853244.55]."""
+    rng = np.random.default_rng(12)
+    for questions in (1, 2, 3, 4, 6, 20):
+        for _ in range(20):
+            tasks = [np.exp(rng.normal(0, 4, size=(questions, 4))) for _ in range(3)]
+            for estimate in stats.estimates(tasks, 300).values():
+                low, high = estimate["low"], estimate["high"]
+                assert math.isfinite(estimate["value"])
+                assert (low is None) == (high is None)
+                assert low is None or (0 < low <= estimate["value"] <= high <= 1.001 * stats.WIDEST * low)
+
+
+@pytest.mark.parametrize(("questions", "least"), [(2, 90), (4, 91)])
+def test_intervals_that_are_shown_for_few_questions_hold_the_truth(questions, least):
+    """Overall, of six tasks; those not shown do not count."""
+    population = [draw_questions(np.random.default_rng([7, task]), task, 400_000) for task in range(TASKS)]
+    truth = overall_figures(population)
+    rng = np.random.default_rng(13)
+    right, shown = np.zeros(3), np.zeros(3)
+    for _ in range(400):
+        found = stats.estimates([draw_questions(rng, task, questions) for task in range(TASKS)], 1000)
+        for place, (name, value) in enumerate(zip(stats.ESTIMATORS, truth, strict=True)):
+            if found[name]["low"] is not None:
+                shown[place] += 1
+                right[place] += found[name]["low"] <= value <= found[name]["high"]
+    assert np.all(shown > 100)
+    assert np.all(100 * right / shown > least), 100 * right / shown
+
+
+def test_the_median_is_that_of_all_questions_with_a_ratio():
+    first = np.array([[20.0, 2.0, 20.0, 4.0], [6.0, 6.0, 6.0, 3.0], [8.0, 2.0, 4.0, 4.0]])  # 2, 1/2, 4
+    second = np.array([[9.0, 1.0, 9.0, 3.0], [2.0, 1.0, 0.0, 1.0]])  # 3; vanilla said nothing
+    assert stats.median_ratio([first]) == pytest.approx(2)
+    assert stats.median_ratio([first, second]) == pytest.approx(6**0.5)  # of 1/2, 2, 3, 4 on the log scale
+    assert stats.median_ratio([]) is None
+    assert stats.median_ratio([second[1:]]) is None

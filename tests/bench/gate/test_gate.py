@@ -103,13 +103,13 @@ def gated(tmp_path):
 
 
 def metric(found, name, label="kangaroo"):
-    return found["methods"][label]["tasks"]["overall"]["metrics"][name]
+    return found.methods[label].tasks["overall"].metrics[name]
 
 
 def test_the_same_code_is_the_same(gated):
     found, _ = gated()
-    assert found["verdict"] == SAME
-    assert found["interleaved"]
+    assert found.verdict == SAME
+    assert found.interleaved
     assert "called worse in at most 2%" in compare_page.markdown(found)
 
 
@@ -117,23 +117,23 @@ def test_the_same_code_is_the_same(gated):
 def test_a_slower_method_is_worse_and_the_other_is_not(gated, label):
     found, _ = gated(times(label, decode_s=1.1))
     other = {"kangaroo": "vanilla", "vanilla": "kangaroo"}[label]
-    assert found["methods"][label]["verdict"] == WORSE
-    assert found["methods"][other]["verdict"] == SAME
-    change = metric(found, DECODE, label)["change"]
-    assert 1 < change["low"] < change["value"] == pytest.approx(1.1, abs=0.02)
+    assert found.methods[label].verdict == WORSE
+    assert found.methods[other].verdict == SAME
+    change = metric(found, DECODE, label).change
+    assert 1 < change.low < change.value == pytest.approx(1.1, abs=0.02)
     assert any(f"{label}, " in text and DECODE in text for text in compare_page.findings(found))
 
 
 def test_a_doubled_prefill_is_worse(gated):
     found, _ = gated(times("kangaroo", prefill_s=2))
-    assert metric(found, PREFILL)["verdict"] == WORSE
-    assert metric(found, DECODE)["verdict"] == SAME
-    assert found["methods"]["kangaroo"]["verdict"] == WORSE
+    assert metric(found, PREFILL).verdict == WORSE
+    assert metric(found, DECODE).verdict == SAME
+    assert found.methods["kangaroo"].verdict == WORSE
 
 
 def test_a_faster_method_is_better(gated):
     found, _ = gated(times("kangaroo", decode_s=0.8))
-    assert metric(found, DECODE)["verdict"] == BETTER
+    assert metric(found, DECODE).verdict == BETTER
 
 
 def test_fewer_accepted_tokens_are_worse_at_the_same_speed(gated):
@@ -144,8 +144,8 @@ def test_fewer_accepted_tokens_are_worse_at_the_same_speed(gated):
             turn.token_ids = turn.token_ids[1:]
 
     found, _ = gated(less)
-    assert metric(found, "speedup at base's costs")["verdict"] == WORSE
-    assert found["verdict"] == WORSE
+    assert metric(found, "speedup at base's costs").verdict == WORSE
+    assert found.verdict == WORSE
 
 
 def test_answers_that_fail_or_are_not_vanillas_are_worse(gated):
@@ -156,8 +156,8 @@ def test_answers_that_fail_or_are_not_vanillas_are_worse(gated):
                 turn.error = "boom"
 
     found, _ = gated(broken)
-    assert metric(found, "answers not vanilla's")["verdict"] == WORSE
-    assert metric(found, "failed answers")["verdict"] == WORSE
+    assert metric(found, "answers not vanilla's").verdict == WORSE
+    assert metric(found, "failed answers").verdict == WORSE
 
 
 def test_both_sides_are_asked_the_same_and_neither_is_favoured(tmp_path):
@@ -202,15 +202,15 @@ def test_both_sides_take_steps_in_turns_until_each_has_ended(tmp_path):
 def test_every_question_is_asked_before_it_ends_early(gated):
     """The same code is fine long before that: but a fault may sit in the last question."""
     found, gate = gated()
-    assert found["questions"] == len(QUESTIONS)
+    assert found.questions == len(QUESTIONS)
     assert len(gate.blocks) >= gate.round_blocks == 4
 
 
 def test_without_budget_nobody_can_tell(gated):
     found, gate = gated(budget_min=1e-9)
     assert len(gate.blocks) == 1
-    assert found["verdict"] == UNKNOWN
-    assert any("only 2 of 8 questions could be asked" in text for text in found["warnings"])
+    assert found.verdict == UNKNOWN
+    assert any("only 2 of 8 questions could be asked" in text for text in found.warnings)
 
 
 def test_vanillas_failure_ends_a_question_and_another_methods_does_not(tmp_path):
@@ -233,9 +233,9 @@ def test_its_records_can_be_read_and_compared_again(gated, tmp_path):
     found, gate = gated(times("kangaroo", decode_s=1.1))
     base, new = ((read_run(tmp_path / name), read_turns(tmp_path / name)) for name in ("base", "new"))
     again = compare(base, new)
-    assert again["interleaved"]
-    assert metric(again, DECODE)["verdict"] == WORSE
-    assert metric(again, DECODE)["base"] == metric(found, DECODE)["base"]
+    assert again.interleaved
+    assert metric(again, DECODE).verdict == WORSE
+    assert metric(again, DECODE).base == metric(found, DECODE).base
     recorded = json.loads((tmp_path / PAIRS_FILE).read_text())["blocks"]
     logs = [
         log
@@ -248,7 +248,7 @@ def test_its_records_can_be_read_and_compared_again(gated, tmp_path):
 
 
 def test_sides_of_different_things_are_refused_before_anything_is_asked(tmp_path):
-    with pytest.raises(UserError, match="read them differently"):
+    with pytest.raises(UserError, match="read the same questions differently"):
         Gate(Scripted("base"), Scripted("new", questions=QUESTIONS[1:]), GateSettings(), tmp_path)
     other = Scripted("new")
     other.run.dtype = "bfloat16"
@@ -262,7 +262,7 @@ def test_a_method_that_fails_everywhere_does_not_use_up_the_budget(gated):
             turn.error = "boom"
 
     found, gate = gated(broken)
-    assert found["methods"]["kangaroo"]["verdict"] == WORSE
+    assert found.methods["kangaroo"].verdict == WORSE
     assert len(gate.blocks) < 40
 
 

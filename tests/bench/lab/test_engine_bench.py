@@ -88,7 +88,7 @@ def test_every_part_is_measured_and_told(small, setting, tmp_path, capsys):
     times = [ms for part in ("passes", "drafts", "drafters", "head", "cache") for ms in found[part].values()]
     assert all(value > 0 for value in times)
     told = capsys.readouterr().out
-    for words in ("of the read bandwidth", "a pass over n positions", "LM head of n tokens", "hf-generate"):
+    for words in ("of the read bandwidth", "forward pass over n tokens", "LM head of n tokens", "hf-generate"):
         assert words in told
 
 

@@ -96,7 +96,15 @@ def test_the_papers_own_file_can_be_projected_for_both_sizes():
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "is not what bench-engine --json writes"), ('{"passes": {}}', "no costs of passes and draft models")],
+    [
+        ("{", "is not what bench-engine --json writes"),
+        (json.dumps(ENGINE | {"passes": {}}), "passes: Dictionary should have at least 1 item"),
+        (json.dumps(ENGINE | {"passes": {"2": 1.0}}), "passes.1: missing"),
+        (json.dumps(ENGINE | {"passes": {"one": 1.0}}), "passes.one"),
+        (json.dumps(ENGINE | {"drafts": {"1": -1.0}}), "drafts.1: Input should be greater than 0, not -1.0"),
+        (json.dumps(ENGINE | {"drafters": {}}), "drafters.kangaroo: missing"),
+        (json.dumps(ENGINE | {"moon": 1}), "moon: Extra inputs are not permitted"),
+    ],
 )
 def test_mistakes_are_told_in_a_sentence(content, told, tmp_path, capsys):
     (tmp_path / "engine.json").write_text(content)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 
-from bench.models.chat import ChatFormat, eos_ids
+from bench.errors import UserError
+from bench.models.chat import VICUNA_TEMPLATE, ChatFormat, template_digest, tokenizer_digest
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -18,8 +19,6 @@ HISTORY = [("Hi there.", "Hello!")]
 @pytest.fixture
 def vicuna(tiny_tokenizer):
     """The fallback, on a tokenizer with Vicuna's begin and end tokens."""
-    import copy
-
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
@@ -76,9 +75,50 @@ def test_pieces_of_the_template_join_to_its_prompts(tiny_tokenizer, vicuna):
         assert chat.encode(before + "Hi" + to_reply) == chat.prompt([], "Hi")
 
 
+def test_a_token_beyond_the_models_vocabulary_is_refused_by_name(tiny_tokenizer):
+    chat = ChatFormat(tiny_tokenizer, vocab=258)
+    with pytest.raises(UserError, match=r"token 258 \('<\|im_end\|>'\) .* vocabulary of 258 tokens \(0 to 257\)"):
+        chat.encode("what<|im_end|>")
+    assert chat.encode("what") == ChatFormat(tiny_tokenizer).encode("what")
+
+
+def test_a_template_that_does_not_write_every_turn_has_no_pieces(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(UserError, match="does not write every turn once"):
+        ChatFormat(tokenizer).pieces()
+
+
+# --- digests ---------------------------------------------------------------------------------------------------------
+
+
+def changed(tokenizer, change):
+    other = copy.deepcopy(tokenizer)
+    change(other)
+    return other
+
+
+def test_the_templates_digest_is_that_of_the_template_in_use(tiny_tokenizer):
+    text = tiny_tokenizer.chat_template
+    first = template_digest(tiny_tokenizer)
+    named = changed(tiny_tokenizer, lambda t: setattr(t, "chat_template", {"default": text, "tools": "x"}))
+    assert template_digest(named) == first
+    bare = changed(tiny_tokenizer, lambda t: setattr(t, "chat_template", None))
+    vicuna = changed(tiny_tokenizer, lambda t: setattr(t, "chat_template", VICUNA_TEMPLATE))
+    assert template_digest(bare) == template_digest(vicuna) != first
+
+
 @pytest.mark.parametrize(
-    ("listed", "expected"), [({}, {258}), ({"eos_token_id": 7}, {7, 258}), ({"eos_token_id": [7, 8]}, {7, 8, 258})]
+    ("change", "is_same"),
+    [
+        (lambda t: t(["a", "bc"], padding=True, truncation=True, max_length=9), True),  # which leaves settings behind
+        (lambda t: setattr(t, "chat_template", None), True),
+        (lambda t: t.add_tokens(["zebra"]), False),
+        (lambda t: setattr(t, "eos_token", "<|endoftext|>"), False),
+        (lambda t: setattr(t.backend_tokenizer, "pre_tokenizer", None), False),
+    ],
+    ids=["a call", "template", "vocabulary", "end token", "rules"],
 )
-def test_every_end_token_of_tokenizer_and_generation_config_counts(tiny_tokenizer, listed, expected):
-    assert eos_ids(tiny_tokenizer, listed) == expected
-    assert eos_ids(SimpleNamespace(eos_token_id=None), listed) == expected - {258}
+def test_the_tokenizers_digest_follows_what_makes_token_ids(tiny_tokenizer, change, is_same):
+    other = changed(tiny_tokenizer, change)
+    assert (tokenizer_digest(other) == tokenizer_digest(tiny_tokenizer)) == is_same

@@ -83,7 +83,7 @@ def test_digest_of_a_local_folder_follows_contents_and_names(cache, folder):
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))  # a user's files are never judged by their times
     assert resolve(str(folder)).sha256 != first
     weights.write_bytes(data)
-    weights.rename(folder / "other.safetensors")
+    weights.rename(folder / "model-1.safetensors")
     assert resolve(str(folder)).sha256 != first
     assert not (folder / "roobench.json").exists()
 
@@ -155,9 +155,9 @@ def test_pickled_code_in_weights_is_never_run(folder, tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {"w": "../outside.safetensors"}}'])
 def test_damaged_or_escaping_index_is_a_user_error(folder, text):
-    shutil.copy(folder / "model.safetensors", folder.parent / "outside.safetensors")
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"index\.json is damaged|missing"):
+    with pytest.raises(UserError, match=r"index\.json is malformed"):
         list(iter_weights(at(folder)))
 
 

@@ -40,7 +40,7 @@ def rich_summary(names: tuple[str, ...] = SIX, tasks: tuple[str, ...] = TASKS, *
         "run_id": "rich",
         "model": "SmolLM2-135M-Instruct",
         "dataset": {"name": "official", "sha256": "cd" * 32, "questions": 60, "max_new_tokens": 64},
-        "device": {"type": "cpu", "name": "AMD EPYC 9B14", "cores": 2},
+        "device": {"type": "cpu", "name": "AMD EPYC 9B14"},
         "dtype": "float32",
         "sampling": None,
         "complete": True,

@@ -12,7 +12,7 @@ from bench.report import markdown
 from bench.report.sections import sections
 
 LONG = "kangaroo:threshold=0,gamma=4"
-OLD_PLOTS = ["speedup_by_task", "compression_rate_by_task", "ctar_by_window"]  # drawn even without data
+OLD_PLOTS = ["speedup_by_task", "compression_rate_by_task", "ctar_by_window"]
 
 
 def make_run(methods: dict[str, str], **more) -> Run:

@@ -157,14 +157,31 @@ def test_text_stands_out_from_what_is_behind_it(open_page, scheme):
     assert worst >= 4.5, where
 
 
-def test_every_figure_has_a_size_and_a_white_ground(open_page):
-    page = open_page("desk", "dark")
+@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(26, 26, 26)")])
+def test_every_figure_has_a_size_and_fits_the_theme(open_page, scheme, ground):
+    page = open_page("desk", scheme)
     images = page.locator("figure.plot img")
     assert images.count() == 2
     for image in images.all():
         assert image.evaluate("(one) => [one.complete, one.naturalWidth, one.naturalHeight]") == [True, 972, 496]
-        ground = image.evaluate("(one) => getComputedStyle(one.parentElement).backgroundColor")
-        assert ground == "rgb(255, 255, 255)"
+        shown = (
+            "(one) => [getComputedStyle(one.parentElement).backgroundColor, getComputedStyle(one).filter !== 'none']"
+        )
+        assert image.evaluate(shown) == [ground, scheme == "dark"]
+    page.locator("#theme").click()
+    other = images.first.evaluate("(one) => getComputedStyle(one).filter !== 'none'")
+    assert other == (scheme == "light")
+
+
+HINT = "(one) => getComputedStyle(one.parentElement, '::before').content"
+
+
+def test_a_phone_is_told_what_scrolls_sideways_and_a_desk_is_not(open_page):
+    phone, desk = open_page("phone"), open_page("desk")
+    boxes = [(box.evaluate(HINT), box.get_attribute("tabindex")) for box in phone.locator(".scroll:visible").all()]
+    assert {("scroll sideways" in hint, tabindex) for hint, tabindex in boxes} <= {(True, "0"), (False, None)}
+    assert "scroll sideways" in boxes[0][0]
+    assert desk.locator(".scroll").first.evaluate(HINT) == "none"
 
 
 def test_hovering_a_token_shows_the_rejected_draft(open_page):

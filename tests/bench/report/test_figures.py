@@ -109,14 +109,29 @@ def test_a_lossy_method_is_marked_in_every_plots_legend():
 
 
 def test_no_plot_cuts_off_that_a_method_is_not_lossless():
-    path = "folder/" * 40
-    for name, figure in figures.draw(rich_summary((f"medusa:weights={path},accept=typical",))).items():
+    long = "my-method-" * 20 + "typical"
+    for name, figure in figures.draw(rich_summary((long,))).items():
         ticks = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
         titles = [axes.get_title(loc="left") for axes in figure.axes]
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
-        marked = [text for text in (*ticks, *titles, *legend) if "medusa:" in text and "…" in text]
+        marked = [text for text in (*ticks, *titles, *legend) if "my-method" in text and "…" in text]
         assert marked, name
         assert all("(not lossless)" in text for text in marked), name
+
+
+def test_a_run_without_a_method_has_no_plots():
+    assert figures.draw(make_summary({})) == {}
+    failed = make_turns({"kangaroo": "method"})
+    for turn in failed:
+        turn.error = "boom"
+    assert figures.draw(summarize(make_run({"kangaroo": "method"}), failed)) == {}
+
+
+def test_a_list_of_knobs_is_no_legend():
+    knobs = ",".join(f"knob{i}=value{i}" for i in range(9))
+    drawn = figures.draw(rich_summary((f"kangaroo:{knobs}", f"kangaroo:{knobs},last=1"), peer=False))
+    labels = drawn["speedup_by_task"].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["vanilla", "kangaroo (1)", "kangaroo (2)"]
 
 
 def test_error_bars_span_the_intervals():

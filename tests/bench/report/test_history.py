@@ -32,12 +32,14 @@ def runs(tmp_path):
 def test_a_row_a_run_and_method_oldest_first(runs, tmp_path, capsys):
     assert main(["history", *runs, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if line.startswith("| 2026")]
-    assert [row.split("|")[1].strip() for row in rows] == ["2026-11-01", "2026-11-02", "2026-11-03"]
-    assert [row.split("|")[2].strip() for row in rows] == ["00000000", "11111111+", "22222222"]
+    rows = [line for line in printed.splitlines() if line.startswith("2026")]
+    assert [row.split()[0] for row in rows] == ["2026-11-01", "2026-11-02", "2026-11-03"]
+    assert [row.split()[1] for row in rows] == ["00000000", "11111111+", "22222222"]
     assert all("kangaroo" in row and "2.00" in row for row in rows)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"history.md", "history.png"}
-    assert "11111111+" in (tmp_path / "out" / "history.md").read_text()
+    page = (tmp_path / "out" / "history.md").read_text()
+    assert page.startswith("# Speedup and CR over commits\n\n![Speedup and CR over commits](history.png)\n\n| date |")
+    assert "| 2026-11-02 | 11111111+ | kangaroo |" in page
 
 
 def test_runs_of_different_things_are_no_history(runs, tmp_path, capsys):

@@ -17,8 +17,10 @@ from bench.figures.machine import Machine
 from bench.figures.metrics import summarize
 from bench.figures.published import Result, Source
 from bench.figures.records import Audit, Turn, read_run, read_turns
+from bench.figures.summary import StepTime
 from bench.report import html, reader
 from bench.report.figures import PLOTS
+from bench.report.formats import shown_name
 from bench.report.model import Image, Section
 from bench.report.sections import sections
 from tests import html_runs
@@ -118,21 +120,36 @@ def test_a_card_says_how_fast_and_at_what_price():
 def test_the_page_has_every_estimator_and_where_the_time_goes():
     root = page()
     estimators = table(root, f"Speedup over vanilla: {KANGAROO}")
-    assert len(estimators[0]) == 7
+    assert len(estimators[0]) == 8  # with the median, which has no interval
     assert estimators[-1][0] == "Overall"
-    assert all(cell.endswith("]") for row in estimators[1:] for cell in row[1:])
+    assert all(cell.endswith("]") for row in estimators[1:] for cell in row[1:-1])
     details = method(root, KANGAROO)
     overall = table(details, "Where the time goes")[-1]
     assert overall[:6] == ["Overall", "0.21", "0.98", "0.02", "1.21", "1.25"]
     assert overall[-3:] == ["1.58x", "1.40x", "+10.0%"]
     assert table(details, "What the figures were counted from")[1][-1] == "0.61 0.32 0.13"  # window CTAR
+    windows = table(details, "Window CTAR(w): share of positions at which w forced drafts are right")
+    assert (windows[0], windows[1][1:]) == (["task", "w = 1", "w = 2", "w = 3"], ["0.61", "0.32", "0.13"])
+    ctar = table(details, "CTAR(w): share of steps that added more than w tokens")
+    # Of the 24 steps of an answer, 15 added more than one token.
+    assert ctar[0][:2] == ["task", "w = 1"]
+    assert ctar[-1][:2] == ["Overall", "0.62"]
     histogram = table(details, "Steps by how many tokens they added")
     assert histogram[1][1:] == ["40.0% 40", "30.0% 30", "20.0% 20", "10.0% 10"]
     assert table(details, "Time per token by length of context")[1] == ["100 tokens", "31.0", "41.0", "5"]
 
 
 def test_vanilla_is_the_baseline_and_neither_lossy_nor_faster_than_itself():
-    details = method(page(), "vanilla")
+    run, turns = html_runs.run(), html_runs.turns()
+    summary = html_runs.summary(run, turns)
+    for cell in summary.methods["vanilla"].tasks.values():
+        cell.step_time = StepTime(0.0, 0.97, 0.03, 1.0)
+    details = method(page(run=run, turns=turns, summary=summary), "vanilla")
+    steps = table(details, "Where the time goes")
+    assert (steps[0], steps[-1]) == (
+        ["task", "draft", "verify", "rest", "total"],
+        ["Overall", "0.00", "0.97", "0.03", "1.00"],
+    )
     assert "lossless" not in details.text
     assert "speedup" not in details.text.lower()
 
@@ -148,6 +165,17 @@ def test_the_markdown_of_warnings_and_definitions_becomes_markup():
     items = part(root, "more-words").all("li")
     assert [" ".join(item.text.split()) for item in items] == ["CR is tokens per step, a < b.", "Second."]
     assert [item.all("code")[0].text for item in items[:1]] == ["a < b"]
+
+
+def test_a_list_of_knobs_gets_a_short_name_that_a_table_explains():
+    name = "kangaroo:" + ",".join(f"knob{i}=value{i}" for i in range(9))
+    root = page(**renamed(name))
+    assert table(root, HEADLINE)[0][1] == "kangaroo (1)"
+    assert table(root, "Short names of methods")[1:] == [["kangaroo (1)", name]]
+    assert root.all("article", "card")[0].all("h3")[0].text == "kangaroo (1)"
+    assert "kangaroo (1)" in answers(root)["Translation: question 84, turn 1"]
+    assert table(root, "First differing tokens")[1][0].startswith("kangaroo (1), question 84")
+    assert "Short names of methods" not in page().text
 
 
 def test_published_figures_stand_apart_with_their_source():
@@ -319,11 +347,14 @@ def test_nothing_from_the_records_becomes_markup():
         run=run,
         turns=turns,
         pieces=pieces,
-        more=[Section(HOSTILE, [f"- {HOSTILE}", f"[x](javascript:{HOSTILE})"])],
+        more=[
+            Section(HOSTILE, [f"- {HOSTILE}", f"[x](javascript:{HOSTILE})", "![x](https://evil.example/x.png)\x1b[0m"])
+        ],
     )
     root = Tree(text).root
     assert len(root.all("script")) == 1
     assert not root.all("img")
+    assert "\x1b" not in text
     assert not {name for element in root.all() for name in element.attributes if name.startswith("on")}
     assert text.count(html.escape(HOSTILE)) > 20, "the text itself is still there to read"
 
@@ -390,7 +421,7 @@ def test_the_reference_runs_render(path):
     root = page(run=run, turns=turns, summary=summary, pieces={})
     header, *_, overall = table(root, HEADLINE)
     for name, entry in summary.of_kind("method").items():
-        place = next(i for i, shown in enumerate(header) if shown.split(" (")[0] == name)
+        place = header.index(shown_name(name, entry))
         assert overall[place].split()[0] == f"{entry.overall.speedup_decode.value:.2f}x"
     shown = [panel for panels in answers(root).values() for panel in panels.values()]
     assert len(shown) >= 6
@@ -410,7 +441,7 @@ def test_a_run_in_which_nothing_was_finished_renders():
     run, turns = html_runs.run(), html_runs.turns()
     failed = [dataclasses.replace(turn, error="RuntimeError: out of memory") for turn in turns]
     root = page(run=run, turns=failed, summary=summarize(run, failed))
-    assert "no turn was finished beside vanilla's" in root.text
+    assert "no question was finished by both this method and vanilla" in root.text
     assert not answers(root)
 
 

@@ -85,7 +85,7 @@ def test_the_reader_is_told_what_is_not_lossless_and_what_was_interrupted():
     tex = report_tex(summary)
     assert "typical (not lossless)" in tex
     assert "interrupted run" in tex
-    assert "no method was run beside vanilla" in report_tex(rich_summary((), peer=False))
+    assert "no method but vanilla was run" in report_tex(rich_summary((), peer=False))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

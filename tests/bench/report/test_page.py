@@ -113,8 +113,8 @@ def test_sampled_answers_are_not_said_to_be_compared():
         assert [row[-1] for row in table[1:4]] == ["sampled", "sampled", "**sampled**"]
     assert [row[-1] for row in rows(section(page, "## typical (not lossless)"))[1:3]] == ["NOT lossless"] * 2
     meaning = " ".join(section(page, "## What the figures mean").split())
-    assert "Lossless then means: the same distribution as vanilla's." in meaning
-    assert "shown by the project's distribution tests and not by this run." in meaning
+    assert "Lossless then means the same distribution as vanilla's," in meaning
+    assert "which the project's distribution tests show, not this run." in meaning
     assert "not checked" not in page
 
 
@@ -223,7 +223,7 @@ def test_predictions_stand_beside_what_was_measured_and_the_gain_over_the_chain(
         ["decode speedup, tree over chain", "1.20x", "2.00x"],
     ]
     assert "The chain is medusa:tree=chain." in text
-    assert "for greedy decoding, from ranks on held-out answers and pass costs measured before the run." in text
+    assert "For greedy decoding, predicted from ranks on held-out answers and forward-pass costs" in text
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,11 @@ def test_the_headline_table_comes_first_with_its_intervals_and_says_what_they_ar
 
 def test_three_ways_to_average_stand_beside_each_other():
     summary = rich_summary(("kangaroo",), ("qa",), peer=False)
+    summary.methods["kangaroo"].tasks["qa"].speedup_decode_median = Estimate(1.37)
     text = section(rich_page(summary), "### kangaroo: three ways")
     cell = summary.methods["kangaroo"].tasks["qa"]
-    header, first, *_ = rows(text)
+    (*header, robust), (*first, median), *_ = rows(text)
+    assert (robust, median) == ("decode: median of questions", "1.37x")
     assert header[1:] == [
         f"{part}: {way}"
         for part in ("decode", "end-to-end")
@@ -317,7 +319,7 @@ def test_where_the_time_goes_sets_prediction_beside_measurement():
     assert table[0][1:6] == ["draft", "verify", "rest", "total", "total, predicted"]
     assert table[1][:6] == ["vanilla", "0.00", "0.97", "0.03", "1.00", "-"]
     assert table[2] == ["kangaroo", "0.20", "0.90", "0.05", "1.15", "1.20", "1.30", "1.16x", "1.08x", "-4.2%"]
-    assert "microbenchmarks and the warm-up, made before the run" in " ".join(text.split())
+    assert "computed from costs measured before the run" in " ".join(text.split())
 
 
 def test_parts_that_a_summary_lacks_are_left_out():
@@ -329,7 +331,7 @@ def test_parts_that_a_summary_lacks_are_left_out():
     page = rich_page(summary)
     for heading in ("Where the time goes", "Published figures", "Numerical rate"):
         assert f"## {heading}" not in page
-    assert "no intervals: they need two questions a task" in page
+    assert "no intervals: too few questions (one task alone needs four), or times too uneven" in page
 
 
 def test_every_section_has_a_heading_of_its_own_and_a_text():
@@ -340,7 +342,7 @@ def test_every_section_has_a_heading_of_its_own_and_a_text():
     assert all(text.strip() for text in texts.values())
     assert text_of(found[0]).endswith("](speedup_by_task.png)")
     assert texts["Plots"].count("![") == len(figures.PLOTS) - 1
-    assert "tokenising the stored text again" in " ".join(texts["Beside Spec-Bench's script"].split())
+    assert "tokenising the stored text again" in " ".join(texts["Differences from Spec-Bench's script"].split())
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_peer_is_told_what_vanilla_is_worth():
     summary = make_summary({"hf-generate": "peer"}, ("qa", "rag"))
     # The peer decodes 3 and 2 times as fast: vanilla is worth 1/3 and 1/2 of it, 5/12 on average.
     assert headline("hf-generate", summary.methods["hf-generate"]) == (
-        "vanilla is 0.42x **hf-generate** (decode, mean of two tasks)."
+        "vanilla decodes 0.42x as fast as **hf-generate** (mean of two tasks)."
     )
     lines = terminal_table(summary).splitlines()
     start = lines.index("vanilla is 0.42x hf-generate (decode, overall)")
@@ -230,3 +230,9 @@ def test_the_csv_has_bounds_and_the_parts_of_a_step():
     assert pd.isna(frame.loc["hf-generate", "qa"]["step_time_total"])
     held = frame.map(lambda value: isinstance(value, dict | list))
     assert not held.any().any(), "a field holds one figure"
+
+
+def test_a_task_of_somebodys_own_file_is_no_formula_in_the_csv():
+    frame = tables.csv_frame(rich_summary(("kangaroo",), ("=cmd()",), peer=False))
+    assert list(frame["task"]) == ["'=cmd()", "overall"] * 2
+    assert list(frame["turns"]) == [20] * 4

@@ -26,6 +26,19 @@ class _Times(tuple):
         return made
 
 
+@pytest.mark.parametrize(
+    ("called", "recorded"),
+    [
+        ("run_bench.py", "python run_bench.py --out 'a b'"),
+        ("/somewhere/bench/__main__.py", "python -m bench --out 'a b'"),
+        ("/somewhere/.venv/bin/roobench", "roobench --out 'a b'"),
+    ],
+)
+def test_a_command_is_recorded_as_it_can_be_typed_again(called, recorded, monkeypatch):
+    monkeypatch.setattr(environment.sys, "argv", [called, "--out", "a b"])
+    assert environment.command_line() == recorded
+
+
 def test_own_work_is_not_counted(clock):
     meter = environment.OthersMeter()
     clock.all = clock.all | {"user": 120.0, "idle": 920.0}
@@ -42,3 +55,25 @@ def test_work_of_others_and_stolen_time_are_a_share_of_all_processors(clock):
 
 def test_before_any_time_has_passed_nobody_is_busy(clock):
     assert environment.OthersMeter().share() == 0
+
+
+def test_a_short_turn_has_no_share(clock):
+    meter = environment.OthersMeter()
+    clock.all, clock.wall = clock.all | {"user": 100.4}, 50.2
+    assert meter.turn_share() is None
+    clock.wall = 51.0
+    assert meter.turn_share() == 0.1
+
+
+@pytest.mark.parametrize(("threads", "advised"), [(2, True), (1, False)])
+def test_a_busy_machine_is_warned_of_and_fewer_threads_are_advised(monkeypatch, threads, advised):
+    monkeypatch.setattr(environment.torch, "get_num_threads", lambda: threads)
+    assert environment.busy_warning(0.05) is None
+    text = environment.busy_warning(0.6)
+    assert "other programs use 60% of the processors" in text
+    assert ("--threads 1 may be faster" in text) == advised
+
+
+def test_without_a_share_it_is_measured_now(monkeypatch):
+    monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval: 40.0)
+    assert "use 40% of" in environment.busy_warning()

@@ -18,8 +18,11 @@ from bench.config import RunConfig
 from bench.drafting import loop
 from bench.drafting.loop import decode
 from bench.drafting.sequence import Draft, Sequence, Step
+from bench.figures.race import Piece, Race
 from bench.run import generate
 from bench.run.generate import ACCEPTED, BONUS, REJECTED, Detokenizer, Generation, Side
+from bench.text import visible
+from bench.typed_json import read
 from methods.vanilla import Vanilla
 
 EOS = frozenset({258})
@@ -214,6 +217,37 @@ def test_lost_drafts_stand_before_the_token_that_beat_them(target, tiny_tokenize
     assert side.answer == "bcd"
 
 
+def test_text_that_is_held_back_comes_out_when_the_first_token_ends_the_answer(target, tiny_tokenizer, by_script):
+    half = tiny_tokenizer.encode("é", add_special_tokens=False)[0]
+    side = Side("m", Scripted(target, [Step([half])]), 1, EOS, Detokenizer(tiny_tokenizer))
+    side.begin([1])
+    assert side.done
+    assert side.answer == tiny_tokenizer.decode([half]) == "\ufffd"
+    assert [piece.text for piece in side.pieces] == ["\ufffd"]
+
+
+def test_race_has_a_piece_for_each_token_at_its_own_sides_time(target, tiny_tokenizer, by_script, monkeypatch):
+    clock = [0.0]
+
+    def now_s(device):
+        clock[0] += 0.5
+        return clock[0]
+
+    monkeypatch.setattr(loop, "now_s", now_s)
+    first, second = tiny_tokenizer.encode("é", add_special_tokens=False)
+    steps = [Step([65]), Step([66, first], drafted=1, accepted=1), Step([second])]
+    sides = [Side(label, Scripted(target, steps), 4, EOS, Detokenizer(tiny_tokenizer)) for label in ("vanilla", "m")]
+    monkeypatch.setattr(generate, "decode", lambda *given: None)
+    generation = Generation(RunConfig(), "tiny", [1], sides, "Why?")
+    generation.run()
+    race = generation.race
+    assert (race.prompt, race.model, race.dtype, race.device) == ("Why?", "tiny", "float32", "cpu")
+    for side in race.sides:
+        # Between two looks at the clock pass 0.5 s: once for the prompt, once for each step.
+        assert side.pieces == [Piece(0.5, "b"), Piece(1.0, "c", True), Piece(1.0, ""), Piece(1.5, "é")]
+        assert (side.tokens, side.wall_s) == (4, 1.5)
+
+
 # --- the screen ------------------------------------------------------------------------------------------------------
 
 
@@ -287,21 +321,88 @@ def test_interrupted_stream_leaves_what_was_said(race):
     assert f"│ {said}" in out.getvalue().split("\x1b[?25h")[-1]  # after the live view gave the cursor back
 
 
-def test_pipe_and_narrow_terminal_show_one_answer_after_the_other(race):
+def test_pipe_gets_one_answer_after_the_other(race):
     piped = shown(race, rejected=True, width=200)
     assert "\x1b" not in piped
     assert "accepted draft" not in piped
     answer = race.sides[0].answer
-    answer = answer.translate(generate._PICTURES)
+    answer = visible(answer)
     assert piped == f"--- vanilla\n{answer}\n\n--- drafting\n{answer}\n\n" + "".join(
         f"{line}\n" for line in generate.closing_lines(race)
     )
 
 
-def test_narrow_terminal_has_no_columns(race):
-    said = shown(race, force_terminal=True, width=60, color_system="standard")
+WORDS = ["photosynthesis", "turns", "light", "into", "sugar", "and", "oxygen", "mostly"]
+
+
+@pytest.fixture
+def words(target, tiny_tokenizer, by_script, monkeypatch):
+    """A generation of both sides' words, one letter a step, with a draft that is lost."""
+    monkeypatch.setattr(generate, "decode", lambda *given: None)
+    tokens = tiny_tokenizer.encode(" ".join(WORDS), add_special_tokens=False)
+    steps = [Step([token], drafted=1, rejected=[90]) for token in tokens]
+    sides = [
+        Side(label, Scripted(target, list(steps)), len(tokens), EOS, Detokenizer(tiny_tokenizer))
+        for label in ("vanilla", "m:path=\x1b[2J")
+    ]
+    return Generation(RunConfig(), "tiny", [1], sides, "What is photosynthesis?")
+
+
+def plain(said: str) -> str:
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said)
+
+
+@pytest.mark.parametrize("width", [40, 71, 72, 80, 100])
+def test_terminal_of_any_width_keeps_words_whole(words, width):
+    raw = shown(words, force_terminal=True, width=width, height=24, color_system=None)
+    said = plain(raw)
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if line.startswith("│")]
+    beside = any(line.count("│") == 4 for line in rows)
+    assert beside == (width >= generate.WIDE)
+    for side in range(2):
+        halves = [line[side * (width // 2) :][: width // 2] if beside else line for line in rows[-8:]]
+        found = [word for half in halves for word in half.strip("│ ").split()]
+        assert set(WORDS) <= set(found)
+    assert "\x1b[2J" not in raw
+    assert "⟨U+001B⟩" in said
+
+
+def test_terminal_with_few_lines_shows_the_end_while_it_streams(words):
+    out = io.StringIO()
+    console = Console(file=out, highlight=False, force_terminal=True, width=60, height=9, color_system=None)
+    heights, panels = [], generate._panels
+
+    def measured(*given, whole):
+        made = panels(*given, whole=whole)
+        if not whole:
+            heights.append(len(console.render_lines(made, pad=False)))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "_panels", measured)
+        generate.show(words, console)
+    assert heights
+    assert max(heights) <= 8
+
+
+def test_dumb_terminal_gets_whole_words_without_codes(words, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    said = shown(words, rejected=True, force_terminal=True, width=40, height=24, color_system=None)
+    assert "\x1b" not in said
     assert "│" not in said
-    assert said.index("--- vanilla") < said.index("--- drafting") < said.index("accepted draft")
+    assert max(map(len, said.splitlines())) <= 40
+    assert said.split().count("photosynthesis") == 2
+    assert "{" not in said, "a lost draft would look like a part of the answer"
+
+
+def test_no_color_still_tells_accepted_drafts_apart(race, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    said = shown(race, rejected=True, force_terminal=True, width=80, color_system="standard")
+    codes = {code for codes in re.findall(r"\x1b\[([\d;]+)m", said) for code in codes.split(";")}
+    assert {"1", "9"} <= codes
+    assert not {code for code in codes if code.startswith(("3", "4"))}, "no colors"
 
 
 def test_answer_cannot_command_the_terminal(target, tiny_tokenizer, by_script):
@@ -311,7 +412,7 @@ def test_answer_cannot_command_the_terminal(target, tiny_tokenizer, by_script):
     while not side.done:
         side.advance()
     assert side.answer == "a\x1b[2Jb\x07\n"
-    assert generate.styled(side).plain == "a␛[2Jb␇\n"
+    assert generate.styled(side).plain == "a⟨U+001B⟩[2Jb⟨U+0007⟩\n"
 
 
 def test_closing_lines_tell_rates_and_where_the_outputs_part(target, tiny_tokenizer, by_script):
@@ -408,3 +509,26 @@ def test_help_teaches_with_examples(capsys):
     said = capsys.readouterr().out
     assert 'run_bench.py generate "' in said
     assert "--json < prompt.txt" in said
+
+
+def test_recording_is_written_and_read_back(setting, tmp_path, capsys):
+    file = tmp_path / "new" / "race.json"
+    found = answered(setting, capsys, PROMPT, "--max-new-tokens", "12", "--record", str(file))
+    race = read(Race, file)
+    assert (race.prompt, race.model, race.device) == (PROMPT, found["model"], "cpu")
+    assert [side.name for side in race.sides] == list(found["sides"])
+    for side, said in zip(race.sides, found["sides"].values(), strict=True):
+        assert side.tokens == len(side.pieces) == len(said["token_ids"])
+        assert "".join(piece.text for piece in side.pieces) == said["text"]
+        assert sum(piece.accepted for piece in side.pieces) == sum(said["per_step_accepted"])
+        times = [piece.t_s for piece in side.pieces]
+        assert times == sorted(times)
+        assert times[0] == said["prefill_s"]
+        assert times[-1] == side.wall_s == said["prefill_s"] + said["decode_s"]
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_recording_that_cannot_be_written_is_refused_before_loading(setting, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
+    assert ask(setting, PROMPT, "--record", str(tmp_path)) == 2
+    assert f"--record {tmp_path} is a folder: give the path of a file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import methods
 from bench.cli import main
 from bench.drafting.costs import Costs
 from bench.figures.records import Turn, alone_in, append_turns, read_turns
+from bench.models.chat import ChatFormat
 from tests.tiny import files_of, records, run_bench, write_questions
 
 ROOT = Path(__file__).parents[3]
@@ -162,6 +163,8 @@ def test_the_same_settings_may_be_said_again(whole, tmp_path):
     ("where", "value", "said"),
     [
         (("model", "sha256"), "f" * 64, "model was 'ffff"),
+        (("model", "chat_template_sha256"), "f" * 64, "chat template was 'ffff"),
+        (("model", "tokenizer_sha256"), "f" * 64, "tokenizer was 'ffff"),
         (("machine", "name"), "another processor", "device was 'another processor'"),
         (("machine", "threads"), 77, "threads was 77"),
         (("provenance", "packages"), {"torch": "1.0"}, "torch was '1.0'"),
@@ -179,6 +182,29 @@ def test_another_machine_model_or_library_is_refused(whole, tmp_path, capsys, wh
     (out / "run.json").write_text(json.dumps(record))
     assert main(["--resume", str(out)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_prompts_that_changed_overnight_are_refused(whole, tmp_path, capsys, monkeypatch):
+    """A chat template may write the date: template and tokenizer are as they were, the prompts are not."""
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    before, of_today = files_of(out), ChatFormat.prompt
+    monkeypatch.setattr(ChatFormat, "prompt", lambda *asked: [65, *of_today(*asked)])
+    assert main(["--resume", str(out)]) == 2
+    assert "the prompt of question 11 (digest of its token ids) was '" in capsys.readouterr().err
+    assert files_of(out) == before
+
+
+def test_run_that_does_not_say_what_its_prompts_were_goes_on(whole, tmp_path):
+    out = tmp_path / "whole"
+    cut_after(out, 4)
+    record = json.loads((out / "run.json").read_text())
+    assert len(record["model"].pop("chat_template_sha256")) == len(record["model"].pop("tokenizer_sha256")) == 64
+    (out / "run.json").write_text(json.dumps(record))
+    lines = [json.loads(line) for line in (out / "turns.jsonl").read_text().splitlines()]
+    assert {len(line.pop("prompt_digest")) for line in lines} == {16}
+    (out / "turns.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["--resume", str(out)]) == 0
 
 
 def test_changed_questions_are_refused(setting, whole, tmp_path, capsys):

@@ -187,13 +187,14 @@ def test_killed_run_can_still_be_reported(setting, watched, capsys):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_earlier_run_in_the_folder_is_moved_aside_whole(setting):
+def test_earlier_run_in_the_folder_is_moved_aside_whole(setting, capsys):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 0
     (setting.out / "plots").mkdir()
     (setting.out / "plots" / "drawn.png").write_bytes(b"plot")
     earlier = files_of(setting.out)
     run_id = records(setting.out)[0].run_id
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
+    assert f"the earlier run in {setting.out} was moved to {setting.out / run_id}" in capsys.readouterr().err
     assert files_of(setting.out / run_id) == earlier
     assert (setting.out / run_id / "plots" / "drawn.png").read_bytes() == b"plot"
     assert list(records(setting.out)[0].methods) == ["vanilla", setting.kangaroo]
@@ -208,13 +209,30 @@ def test_command_that_cannot_run_leaves_an_earlier_run_in_its_place(setting, tmp
     assert [path.name for path in setting.out.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"run_id": 7}'])
-def test_folder_with_a_strange_run_file_is_refused(setting, capsys, content):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[]"),
+        ("run.json", '{"run_id": 7}'),
+        ("run.json", '{"run_id": "theirs", "owner": "somebody"}'),
+        ("run.json", '{"run_id": "../../x", "schema": 2}'),
+        ("run.json", "[" * 100_000),
+        ("turns.jsonl", "somebody's"),
+        ("report.md", "# somebody's"),
+    ],
+)
+def test_files_that_are_not_ours_are_neither_replaced_nor_moved(setting, tmp_path, capsys, name, content):
     setting.out.mkdir()
-    (setting.out / "run.json").write_text(content)
-    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: cannot use {setting.out} for results")
-    assert files_of(setting.out) == {"run.json": content.encode()}
+    (setting.out / name).write_text(content)
+    if "../../x" in content:
+        (setting.out / "turns.jsonl").write_text("somebody's")
+    before, around = files_of(setting.out), sorted(tmp_path.iterdir())
+    assert run_bench(tmp_path / "never-loaded", setting.questions, setting.out, "--method", "vanilla") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: a run would replace {setting.out / name}, which ")
+    assert last.endswith("choose another folder with --out")
+    assert (files_of(setting.out), sorted(tmp_path.iterdir())) == (before, around)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("half way"), KeyboardInterrupt()])

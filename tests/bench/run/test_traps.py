@@ -109,7 +109,7 @@ def test_step_that_overshoots_the_limit_is_a_failure_and_counts_for_nobody(setti
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "greedy") == 0
     failed = {turn.question_id: turn.error for turn in turns_of(setting, "greedy") if turn.error}
     assert list(failed) == [ONE_TURN[0]]
-    assert "with room for 1" in failed[ONE_TURN[0]]
+    assert "with a budget of 1" in failed[ONE_TURN[0]]
     assert json.loads((setting.out / "summary.json").read_text())["excluded_questions"] == [ONE_TURN[0]]
 
 

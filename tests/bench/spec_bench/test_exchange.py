@@ -15,7 +15,7 @@ from bench.cli import main
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.records import Turn, read_turns, write_json, write_turns
-from bench.spec_bench.exchange import export, is_answer_file, read_answers
+from bench.spec_bench.exchange import export, mean_accepted, read_answers
 from bench.spec_bench.foreign import foreign_summary
 from tests.answer_files import (
     EOS,
@@ -183,9 +183,9 @@ def test_spellings_of_other_harnesses_are_read(tmp_path):
     )
     answers = read_answers(path)
     assert list(answers) == [1, 2, 3, 4]
-    assert (answers[1].task, answers[1].decoding_steps, answers[1].accept_lengths) == ("mt_bench", (2, 3), (1, 2, 4))
-    assert (answers[2].new_tokens, answers[2].decoding_steps, answers[2].accept_lengths) == ((8,), (4,), (3, 5))
-    assert (answers[3].decoding_steps, answers[3].accept_lengths) == ((), ())
+    assert (answers[1].task, answers[1].passes, answers[1].accept_lengths) == ("mt_bench", (3, 4), (1, 2, 4))
+    assert (answers[2].new_tokens, answers[2].passes, answers[2].accept_lengths) == ((8,), (), (3, 5))
+    assert (answers[3].passes, answers[3].accept_lengths) == ((), ())
     assert answers[4].texts == ("bare",)
 
 
@@ -194,13 +194,16 @@ def test_spellings_of_other_harnesses_are_read(tmp_path):
     [
         ({"wall_time": [1.0, 2.0]}, r"1 turns, 1 new_tokens and 2 wall_time"),
         ({"wall_time": [0.0]}, "adds up to nothing"),
-        ({"wall_time": [math.nan]}, "wall_time holds nan"),
-        ({"wall_time": ["fast"]}, "wall_time holds 'fast'"),
-        ({"new_tokens": [2.5]}, "new_tokens holds 2.5"),
-        ({"new_tokens": [-1]}, "new_tokens holds -1"),
-        ({"accept_lengths": [1, None]}, "accept_lengths holds None"),
-        ({"turns": [5]}, "turns must be texts"),
-        ({"turns": []}, "0 turns"),
+        ({"wall_time": [math.nan]}, "expected value at column"),
+        ({"wall_time": ["fast"]}, r"choices\[0\].wall_time\[0\]: Input should be a valid number, not 'fast'"),
+        ({"wall_time": [-1.0]}, r"wall_time\[0\]: Input should be greater than or equal to 0, not -1.0"),
+        ({"new_tokens": [2.5]}, r"new_tokens\[0\]: Input should be a valid integer, not 2.5"),
+        ({"new_tokens": [-1]}, r"new_tokens\[0\]: Input should be greater than or equal to 0, not -1"),
+        ({"accept_lengths": [1, None]}, r"accept_lengths\[1\]: Input should be a valid integer, not None"),
+        ({"accept_lengths": [10**9]}, r"accept_lengths\[0\]: Input should be less than or equal to 4096"),
+        ({"idxs": [1, 2]}, "idxs: has 2 entries for 1 turns"),
+        ({"turns": [5]}, r"turns\[0\]: Input should be a valid string, not 5"),
+        ({"turns": []}, "turns: .* should have at least 1 item"),
     ],
 )
 def test_malformed_answer_is_told_with_its_line(tmp_path, changes, told):
@@ -209,30 +212,50 @@ def test_malformed_answer_is_told_with_its_line(tmp_path, changes, told):
         read_answers(path)
 
 
-def test_files_that_are_no_answer_files_are_told_apart_by_content(tmp_path):
-    answers = written(tmp_path / "x.bin", row(1, [3], [1.0]))
-    assert is_answer_file(answers)
+def test_files_that_are_no_answer_files_are_refused_by_their_content(tmp_path):
+    assert list(read_answers(written(tmp_path / "x.bin", row(1, [3], [1.0])))) == [1]
     saved(tmp_path, a_run({"vanilla": "vanilla"}), some_turns({"vanilla": 1}))
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    no_choices = written(tmp_path / "questions.jsonl", {"question_id": 1, "category": "qa", "turns": ["?"]})
-    others = [
-        tmp_path,
-        tmp_path / "absent",
-        no_choices,
-        *(tmp_path / n for n in ("turns.jsonl", "empty.jsonl", "bytes")),
-    ]
-    assert [is_answer_file(path) for path in others] == [False] * 6
-    for path, told in (
-        (no_choices, "line 1.*'choices' is missing"),
-        (others[4], "holds no answers"),
-        (others[1], "read"),
+    written(tmp_path / "questions.jsonl", {"question_id": 1, "category": "qa", "turns": ["?"]})
+    (tmp_path / "half.jsonl").write_text(json.dumps(row(1, [3], [1.0])) + '\n\n{"question', encoding="utf-8")
+    for name, told in (
+        (".", "cannot be read"),
+        ("absent", "cannot be read"),
+        ("questions.jsonl", "line 1: not an answer in Spec-Bench's format .choices: missing"),
+        ("turns.jsonl", "line 1: not an answer in Spec-Bench's format .choices: missing"),
+        ("empty.jsonl", "holds no answers"),
+        ("bytes", "line 1: not an answer .*can't decode byte 0xff"),
+        ("half.jsonl", "line 3: not an answer .*EOF while parsing"),
     ):
         with pytest.raises(UserError, match=told):
-            read_answers(path)
-    (tmp_path / "half.jsonl").write_text(json.dumps(row(1, [3], [1.0])) + '\n\n{"question', encoding="utf-8")
-    with pytest.raises(UserError, match=r"half.jsonl, line 3: not JSON"):
-        read_answers(tmp_path / "half.jsonl")
+            read_answers(tmp_path / name)
+
+
+def test_older_harnesses_tell_passes_by_the_index_of_the_last(tmp_path):
+    """`idxs` count from 0, and `category` is not always there."""
+    rows = [row(81, [10, 20], [1.0, 2.0], idxs=[4, 9]), row(82, [5, 5], [0.5, 0.5], idxs=[2, 2])]
+    for line in rows:
+        del line["category"]
+    answers = list(read_answers(written(tmp_path / "a.jsonl", *rows)).values())
+    assert [answer.task for answer in answers] == ["uncategorized"] * 2
+    assert [answer.passes for answer in answers] == [(5, 10), (3, 3)]
+    assert mean_accepted(answers[:1]) == (2.0, 15)
+    assert mean_accepted(answers) == (40 / 21, 21)
+    assert mean_accepted([]) == (None, 0)
+
+
+def test_somebody_elses_file_is_not_replaced_by_an_export(tmp_path):
+    run, turns = a_run({"vanilla": "vanilla", "m": "method"}), some_turns({"vanilla": 1, "m": 2})
+    folder = saved(tmp_path, run, turns)
+    (tmp_path / "out").mkdir()
+    theirs = written(tmp_path / "out" / "vanilla.jsonl", row(1, [3], [1.0])).read_bytes()
+    with pytest.raises(UserError, match=r"vanilla\.jsonl is not an export of run 20261122-run, and is kept"):
+        export(folder, tmp_path / "out", spell)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"vanilla.jsonl": theirs}
+    (tmp_path / "out" / "vanilla.jsonl").unlink()
+    first = export(folder, tmp_path / "out", spell)
+    assert export(folder, tmp_path / "out", spell) == first
 
 
 def test_neither_reading_nor_writing_needs_torch():
@@ -259,12 +282,12 @@ def test_answer_files_are_tabled_on_the_command_line(setting, tmp_path, capsys):
     assert "text equal to the baseline's in 3 of 3 questions" in printed
     assert "- Speedups are end-to-end" in printed
     assert main(["report", *map(str, files), "--tokenizer", str(setting.model)]) == 0
-    assert "tokenised anew, as Spec-Bench's speed.py counts them" in capsys.readouterr().out
+    assert "retokenised, as Spec-Bench's speed.py counts them" in capsys.readouterr().out
     odd = tmp_path / "odd.jsonl"
     odd.write_text("{}\n")
     for flags, told in [
         ([files[0]], "alone cannot be compared"),
-        ([files[0], odd], "is neither a run's folder nor an answer file"),
+        ([files[0], odd], "odd.jsonl, line 1: not an answer in Spec-Bench's format"),
         ([*files, "--plots", tmp_path], "answer files are tabled, not drawn"),
         ([setting.out, "--tokenizer", setting.model], "is for answer files"),
         ([setting.out, setting.out], "takes one run, not 2"),

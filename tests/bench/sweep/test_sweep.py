@@ -81,7 +81,7 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["gamma=2", "gamma=4"], "--grid gamma is given twice"),
         ("kangaroo", ["gama=2"], "no knob 'gama=2', did you mean 'gamma'"),
         ("kangaroo", ["gamma=two"], "gamma='two' is not of type int"),
-        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must lie in"),
+        ("kangaroo", ["threshold=0,1.5"], "threshold=1.5 must be in"),
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
@@ -156,11 +156,14 @@ def test_table_holds_the_figures_of_the_runs_summary(setting, capsys):
         assert (row["identical"], row["audited"], row["failure"]) == ("4", "4", "")
     page = (setting.out / "sweep.md").read_text()
     printed = capsys.readouterr().out
+    assert "|" not in printed, "Markdown is for pages"
+    plain = " ".join(printed.split())
     for row in rows:
         shown = f"{float(row['compression_rate']):.2f}"
         line = next(line for line in page.splitlines() if line.startswith(f"| {row['threshold']} | {row['gamma']} |"))
         assert shown in line
-        assert line in printed
+        cells = [cell.strip("* ") for cell in line.strip("|").split("|")]
+        assert " ".join(" ".join(cells).split()) in plain
     assert "plots/sweep_threshold_by_gamma.png" in page
     assert "plots/sweep_heat_map.png" in page
     assert (setting.out / "plots" / "sweep_heat_map.png").is_file()
@@ -441,7 +444,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(trained, setting, ca
     assert trained("--grid", "train.exit_layer=9,1") == 1
     assert trained.fits == [1]
     failed, fine = rows_of(setting.out)
-    assert failed["failure"].startswith("training failed: --exit-layer 9 must lie in 1..3 for ")
+    assert failed["failure"].startswith("training failed: --exit-layer 9 must be in 1..3 for ")
     assert (fine["failure"], fine["audited"]) == ("", "1")
     assert "left out" in capsys.readouterr().err
 
@@ -489,6 +492,11 @@ def test_csv_has_full_precision_and_leaves_the_undefined_empty():
     row = dict(zip(heading, second, strict=True))
     assert (row["gamma"], row["failure"]) == ("4", "broke")
     assert {row[key] for key in ("speedup_decode", "compression_rate", "identical", "agreement")} == {""}
+
+
+def test_no_value_in_the_csv_is_a_formula():
+    _, row = csv_rows(*swept("kangaroo", Axis("weights", ("=1+1",))))
+    assert row[:2] == ["'=1+1", "kangaroo:weights==1+1"]
 
 
 def test_variant_that_is_in_no_record_was_not_run(setting):

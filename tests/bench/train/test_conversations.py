@@ -92,6 +92,18 @@ def test_no_more_conversations_are_drawn_than_it_takes(made):
     assert rows_of(made.drawn(made.answer_tokens + 1, seed=1)) == rows
 
 
+def test_few_conversations_are_drawn_of_all_kinds_in_their_share(made):
+    made = made[1]
+    rows = made.kinds.bincount(minlength=len(KINDS)).tolist()
+    for seed in range(5):
+        drawn = made.drawn(made.answer_tokens // 3, seed)
+        share = len(drawn.kinds) / len(made.kinds)
+        found = drawn.kinds.bincount(minlength=len(KINDS)).tolist()
+        assert all(abs(count - share * of) <= 1 for count, of in zip(found, rows, strict=True))
+        assert set(drawn.mixture()) == set(KINDS)
+        assert sum(drawn.mixture().values()) == pytest.approx(1, abs=0.003)
+
+
 def test_parts_are_joined_in_their_order(three_rows):
     parts = [three_rows.keep([place == i for place in range(3)]) for i in range(3)]
     assert same(Conversations.joined(parts), three_rows)
@@ -139,11 +151,15 @@ def test_all_kinds_weigh_alike_and_no_more_are_written_than_it_takes(made):
     assert all(abs(count - TOKENS / len(KINDS)) <= most for count in counts.values())
 
 
-@pytest.mark.parametrize("tokens", [1, 300])
-def test_about_as_many_tokens_as_asked_for(target, chat, tmp_path, tokens):
-    recipe = replace(RECIPE, tokens=tokens)
-    found = make(target, chat, EOS, recipe, tmp_path)
-    assert tokens <= found.answer_tokens <= tokens + 8 * 2 * RECIPE.answer_tokens
+@pytest.mark.parametrize("tokens", [1, 400])
+def test_about_as_many_tokens_as_asked_for_of_all_kinds(target, chat, tmp_path, tokens):
+    """Few tokens are not a whole batch, of one or two kinds and several times as many."""
+    found = make(target, chat, EOS, replace(RECIPE, batch=64, tokens=tokens), tmp_path)
+    most = 2 * RECIPE.answer_tokens  # of a conversation
+    assert tokens <= found.answer_tokens <= tokens + 3 * most
+    if tokens > 1:
+        assert all(count > 0 for count in found.by_kind().values())
+        assert max(found.by_kind().values()) <= tokens / len(KINDS) + 3 * most
 
 
 def test_what_was_packed_counts_and_is_not_asked_again(target, chat, tmp_path, made, written):

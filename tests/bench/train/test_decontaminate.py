@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
 import pytest
 import torch
 
+from bench import questions
+from bench.config import TrainConfig, given
+from bench.config import flags as config_flags
 from bench.errors import UserError
+from bench.files import sha256
 from bench.models.chat import ChatFormat
 from bench.questions import Question, QuestionSet
 from bench.train.conversations import Conversations
 from bench.train.decontaminate import Filter
-from bench.train.training import _decontaminate
+from bench.train.training import _decontaminated, _question_sets
 from tests.tiny import write_questions
 
 LONG = "Please list, in order, every river that a barge from Basel to Rotterdam crosses on its way north."
@@ -66,28 +74,55 @@ def made(tiny_tokenizer):
 
 def test_planted_questions_are_dropped_with_their_masks_and_others_kept(made, tiny_tokenizer, tmp_path):
     source = write_questions(tmp_path / "q.jsonl", (1, "rag", [LONG]), (2, "qa", [SHORT]))
-    log: list[str] = []
-    clean, checked = _decontaminate(made, ChatFormat(tiny_tokenizer), [source], log.append)
+    sets, missing = _question_sets([source], pytest.fail)
+    clean = _decontaminated(made, ChatFormat(tiny_tokenizer), sets)
     for name, column in vars(made.keep([True, False, True, False, True])).items():
         assert torch.equal(vars(clean)[name], column)
     assert clean.kinds.tolist() == [0, 2, 4]
-    assert checked["dropped"] == 2
-    assert [text.split(",")[0] for text in checked["against"]] == ["q.jsonl (2 questions"]
-    assert (checked["missing"], log) == ([], [])
+    assert [(found.name, len(found.questions)) for found in sets] == [("mini", 48), ("q.jsonl", 2)]
+    assert missing == []
 
 
-def test_question_set_that_is_not_at_hand_is_a_warning_and_goes_on_record(made, tiny_tokenizer):
+def offline(*given, **options):
+    raise OSError("no network")
+
+
+def test_official_questions_that_cannot_be_downloaded_are_a_warning_whose_remedy_works(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(questions.urllib.request, "urlopen", offline)
     log: list[str] = []
-    clean, checked = _decontaminate(made, ChatFormat(tiny_tokenizer), ["absent.jsonl"], log.append)
-    assert len(clean.lengths) == 5
-    assert checked["missing"] == ["absent.jsonl"]
-    assert "WARNING: not decontaminated against 'absent.jsonl'" in log[0]
+    sets, missing = _question_sets(["official"], log.append)
+    assert ([found.name for found in sets], missing) == (["mini"], ["official"])
+    (warning,) = log
+    assert "--questions" not in warning
+    flag = re.search(r"give its path with (--\w+) FILE", warning)[1]
+    source = write_questions(tmp_path / "fetched.jsonl", (1, "rag", [LONG]))
+    monkeypatch.setattr(questions, "OFFICIAL_SHA256", sha256(Path(source)))
+    settings = TrainConfig(**given(parsed([flag, source]), TrainConfig))
+    sets, missing = _question_sets(settings.decontaminate, pytest.fail)
+    assert ([found.name for found in sets], missing) == (["mini", "official"], [])
+
+
+def parsed(flags: list[str]) -> Namespace:
+    parser = ArgumentParser()
+    for flag, options in config_flags(TrainConfig):
+        parser.add_argument(flag, **options)
+    return parser.parse_args(flags)
+
+
+@pytest.mark.parametrize("log", [None, print], ids=["collect", "train"])
+def test_question_files_that_cannot_be_read_are_an_error_before_any_work(log):
+    with pytest.raises(UserError, match=r"'absent\.jsonl' cannot be read"):
+        _question_sets(["absent.jsonl"], log)
 
 
 def test_features_of_differently_cleaned_conversations_do_not_share_a_folder(made, tiny_tokenizer, tmp_path):
     sources = [write_questions(tmp_path / f"{i}.jsonl", (i, "qa", [text])) for i, text in enumerate((LONG, SHORT))]
     chat = ChatFormat(tiny_tokenizer)
-    cleaned = [_decontaminate(made, chat, given, print)[0] for given in ([], sources[:1], sources[1:], sources)]
+    cleaned = [
+        _decontaminated(made, chat, [questions.load(source) for source in given])
+        for given in ([], sources[:1], sources[1:], sources)
+    ]
     assert len({clean.digest() for clean in cleaned}) == 4  # which names the folder
 
 
@@ -96,4 +131,4 @@ def test_too_few_clean_conversations_are_a_user_error(made, tiny_tokenizer, tmp_
         tmp_path / "q.jsonl", (1, "qa", ["all"]), (2, "qa", ["so"]), (3, "qa", ["who"]), (4, "qa", ["tell me"])
     )
     with pytest.raises(UserError, match="1 of 5 conversations share no text"):
-        _decontaminate(made, ChatFormat(tiny_tokenizer), [source], print)
+        _decontaminated(made, ChatFormat(tiny_tokenizer), [questions.load(source)])

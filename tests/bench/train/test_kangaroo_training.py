@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
+from bench.errors import UserError
 from bench.models import checkpoints
 from bench.train import conversations, loop, packed, prompts, training
 from bench.train.conversations import Conversations
@@ -23,7 +24,7 @@ from bench.train.writer import Recipe
 from methods.kangaroo import training as kangaroo_training
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, load_adapter
 from methods.kangaroo.training import AdapterTrainer, KangarooTraining
-from tests.tiny import records, run_bench
+from tests.tiny import files_of, records, run_bench
 
 EXIT = 1
 
@@ -58,6 +59,10 @@ def train(setting, monkeypatch, tmp_path):
 def no_work(monkeypatch):
     """Fail if a conversation is begun."""
     monkeypatch.setattr(conversations, "make", None)
+
+
+def no_network(flag: str):
+    raise UserError(f"cannot be downloaded: give {flag} FILE")
 
 
 def last_error(capsys) -> str:
@@ -104,21 +109,22 @@ def test_trained_weights_run_losslessly_and_draft_well(train, setting, capsys, a
     assert sum(sum(turn.per_step_accepted) for turn in mine) > 0
 
 
-def test_card_says_where_the_weights_come_from(train, cache):
-    assert train("--seed", "7", "--decontaminate", "absent.jsonl") == 0
+def test_card_says_where_the_weights_come_from(train, cache, monkeypatch):
+    monkeypatch.setattr("bench.questions.fetch_official", no_network)
+    assert train("--seed", "7", "--decontaminate", "official") == 0
     card = (train.out / "README.md").read_text()
     (path,) = cache.rglob("*.jsonl")
-    made = Conversations.of(Journal(path).read())
+    made = Conversations.of(Journal(path).read()).drawn(200, seed=7)
     assert f"architecture feedback, exit layer {EXIT}, draft vocabulary whole" in card
     assert "with mini (48 questions, sha256 " in card
-    assert "not checked, because not at hand: absent.jsonl" in card
+    assert "not checked, as not available: official" in card
     assert "seed 7" in card
     assert f"{len(made.lengths)} conversations of {len(made.tokens):,} tokens" in card
     assert f"of which the target chose {made.answer_tokens:,} " in card
     shares = {kind: int(percent) for percent, kind in re.findall(r"(\d+)% (\w+)", card)}
     for i, kind in enumerate(prompts.KINDS):
         own = int(made.keep((made.kinds == i).tolist()).answer_tokens)
-        assert shares[kind] == pytest.approx(100 * own / made.answer_tokens, abs=0.51)
+        assert shares[kind] == pytest.approx(100 * own / made.answer_tokens, abs=0.56)  # rounded twice
     header, _, row = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("|")]
     assert header[:9] == ["epoch", "loss", "held_out_loss", "agreement", *(f"accept_{w}" for w in range(2, 7))]
     assert 0 < len(header[9:]) == len(set(header[9:]) & set(prompts.KINDS))
@@ -134,7 +140,7 @@ def test_conversations_and_features_are_made_once_for_one_model(train, setting, 
     assert len(computed) == 1
     written = len(made)
     first = load_file(train.out / "adapter.safetensors")
-    assert train() == 0
+    assert train("--replace") == 0
     assert (len(made), len(computed)) == (written, 1)
     again = load_file(train.out / "adapter.safetensors")
     assert first.keys() == again.keys()
@@ -145,7 +151,7 @@ def test_conversations_and_features_are_made_once_for_one_model(train, setting, 
     from safetensors.torch import save_file
 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    assert train(model=other) == 0  # another model of the same name
+    assert train("--replace", model=other) == 0  # another model of the same name
     assert len(made) > written
     assert len(computed) == 2
 
@@ -166,7 +172,7 @@ def test_conversations_may_be_packed_with_the_project_and_are_then_used(train, s
     assert train("--tokens", "0") == 0
     assert f"{made.answer_tokens:,} answer tokens that come with the project" in capsys.readouterr().err
     assert f"{len(made.lengths)} conversations of {len(made.tokens):,} tokens" in (train.out / "README.md").read_text()
-    assert train("--tokens", "150") == 0  # some of them
+    assert train("--tokens", "150", "--replace") == 0  # some of them
     some = int(re.search(r"(\d+) of the \d+ answer tokens that come", capsys.readouterr().err)[1])
     assert 150 <= some < made.answer_tokens
     assert f"of which the target chose {some:,} " in (train.out / "README.md").read_text()
@@ -205,7 +211,7 @@ def test_draft_vocabulary_is_ranked_far_enough_to_be_used(train, setting, monkey
 @pytest.mark.parametrize("layer", ["4", "99"])
 def test_exit_layer_beyond_the_model_is_told_before_any_work(train, no_work, capsys, layer):
     assert train("--exit-layer", layer) == 2
-    assert f"--exit-layer {layer} must lie in 1..3 for " in last_error(capsys)
+    assert f"--exit-layer {layer} must be in 1..3 for " in last_error(capsys)
     assert not train.out.exists()
 
 
@@ -213,7 +219,7 @@ def test_output_that_cannot_be_written_is_told_before_the_model_is_read(train, t
     monkeypatch.setattr(training, "load", None)
     (tmp_path / "file").write_text("")
     assert train("--out", str(tmp_path / "file" / "out")) == 2
-    assert last_error(capsys).startswith("error: cannot write ")
+    assert "Not a directory: give another path" in last_error(capsys)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 3_000_000))
     assert train() == 2
@@ -225,7 +231,8 @@ def test_disk_that_is_full_in_the_end_leaves_earlier_weights_alone(train, monkey
     from safetensors import SafetensorError
 
     train.out.mkdir()
-    (train.out / "config.json").write_text("earlier")
+    for name in ("config.json", "scores.json"):
+        (train.out / name).write_text("earlier")
 
     def save(tensors, path):
         path.write_bytes(b"half")
@@ -234,9 +241,10 @@ def test_disk_that_is_full_in_the_end_leaves_earlier_weights_alone(train, monkey
     monkeypatch.setattr(
         kangaroo_training, "save_adapter", lambda folder, *given: save(given, folder / "adapter.safetensors")
     )
-    assert train() == 2
+    assert train("--replace") == 2
     assert "No space left on device" in last_error(capsys)
-    assert [(path.name, path.read_text()) for path in train.out.iterdir()] == [("config.json", "earlier")]
+    assert files_of(train.out) == {"config.json": b"earlier", "scores.json": b"earlier"}
+    assert len(list(train.out.iterdir())) == 2
 
 
 def test_interrupted_training_writes_no_weights(train, monkeypatch, capsys):

@@ -1,16 +1,20 @@
-"""The narrow kernels compute what float64 does, the same at every width of a pass; and where they cannot be built,
+"""The kernels compute what float64 does, the same at every width of a pass; and where they cannot be built,
 the engine does without and says why."""
 
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench.drafting.tree import tree_of
 from bench.engine.kernels import native
+from bench.engine.places import Places, Span
 from bench.engine.products import Linear
 
 NEEDS_KERNELS = pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")
@@ -47,10 +51,33 @@ def test_a_product_is_float64s_at_every_width(outputs, inputs, biased, dtype):
 
 
 @NEEDS_KERNELS
-def test_a_wide_product_is_torchs(monkeypatch):
-    linear = Linear(drawn(5, 7), layout="native")
-    monkeypatch.setattr(linear, "product", lambda *_: pytest.fail("narrow kernel asked"))
-    assert linear(drawn(native.MOST_POSITIONS + 1, 7)).shape == (native.MOST_POSITIONS + 1, 5)
+@DTYPES
+@pytest.mark.parametrize("rows", [64, 65, 131, 200])
+def test_wide_products_are_shared_out_by_positions_and_are_the_same(rows, dtype):
+    linear, x = Linear(drawn(37, 24).to(dtype), layout="native"), drawn(rows, 24).to(dtype)
+    assert torch.equal(linear(x), torch.cat([linear(x[i : i + 1]) for i in range(rows)]))
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("half", [1, 16, 19, 40])
+@pytest.mark.parametrize("biased", [False, True])
+def test_two_matrices_in_turns_are_two_products(half, biased):
+    weight, bias = drawn(2 * half, 24), drawn(2 * half, seed=1) if biased else None
+    paired, alone = (Linear(weight, bias, layout="native", paired=paired) for paired in (True, False))
+    x = drawn(7, 24, seed=2)
+    assert torch.equal(paired(x), alone(x))
+    assert torch.equal(paired.weight, weight)
+
+
+@NEEDS_KERNELS
+@DTYPES
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_stored_weights_are_found_again(outputs, inputs, dtype):
+    weight = drawn(outputs, inputs).to(dtype)
+    linear = Linear(weight, layout="native")
+    assert torch.equal(linear.weight, weight)
+    x = drawn(3, inputs).to(dtype)
+    torch.testing.assert_close(linear.by_torch()(x), torch.nn.functional.linear(x, weight))
 
 
 @NEEDS_KERNELS
@@ -96,6 +123,27 @@ def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, random_ids
 
 
 @NEEDS_KERNELS
+@DTYPES
+def test_sequences_in_a_pass_do_not_see_each_other(kind, dtype, tiny_model, tiny_decoder, random_ids):
+    decoder = tiny_decoder(*tiny_model(kind), dtype=dtype)
+    texts, width = [random_ids(n, seed=n) for n in (13, 4, 21)], 4
+    together = decoder.new_cache(batch=len(texts))
+    spans, expected = [], []
+    for slot, text in enumerate(texts):
+        alone = decoder.new_cache()
+        start = len(text) - width
+        states = decoder.run_layers(decoder.embed(text[:start]), 0, alone) if start else None
+        assert states is None or states.isfinite().all()
+        expected.append(decoder.run_layers(decoder.embed(text[start:]), start, alone))
+        together.data[:, :, slot] = alone.data[:, :, 0]
+        together.data[:, :, slot, :, start:] = torch.nan  # to be written, or not to be looked at
+        spans.append(Span(start, slot))
+    x = decoder.embed(torch.tensor([text[-width:] for text in texts]))
+    found = decoder.run_layers(x, Places(tuple(spans), width), together)
+    assert torch.equal(found, torch.cat(expected))
+
+
+@NEEDS_KERNELS
 def test_nothing_beyond_the_pass_is_read_or_written(tiny_model, tiny_decoder, random_ids):
     decoder = tiny_decoder(*tiny_model("tied"))
     cache = decoder.new_cache()
@@ -111,10 +159,11 @@ def test_nothing_beyond_the_pass_is_read_or_written(tiny_model, tiny_decoder, ra
 @pytest.mark.parametrize("factor", [1e-3, 1e3, 1e6])
 def test_gates_far_from_zero_are_silus(factor, tiny_model, tiny_decoder, random_ids):
     config, model = tiny_model("tied")
-    decoder = tiny_decoder(config, copy.deepcopy(model))
-    for layer in decoder.layers:
-        layer.gate_up.weight[: layer.gate_up.out_features // 2] *= factor  # what the kernels read as well
-        layer.down.weight /= factor
+    model = copy.deepcopy(model)
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.weight.data *= factor
+        layer.mlp.down_proj.weight.data /= factor
+    decoder = tiny_decoder(config, model)
     ids = random_ids(9)
     found, expected = (d.run_layers(d.embed(ids), 0, d.new_cache()) for d in (decoder, decoder.by_operations()))
     assert found.isfinite().all()
@@ -202,11 +251,11 @@ def test_without_a_compiler_the_reason_is_told(anew, monkeypatch):
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(anew, tmp_path, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "narrow.cpp:1: error: no such flag\nmore")
+    failed = subprocess.CompletedProcess([], 1, "", "layers.cpp:1: error: no such flag\nmore")
     monkeypatch.setattr(native.shutil, "which", lambda name: f"/somewhere/{name}" if name != "g++" else None)
     monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: failed)
     assert native.kernels() is None
-    told = "it cannot build narrow.cpp (narrow.cpp:1: error: no such flag)"
+    told = "it cannot build layers.cpp (layers.cpp:1: error: no such flag)"
     assert native.why_not() == f"c++: {told}; clang++: {told}"
     assert list((tmp_path / "cache" / "kernels").iterdir()) == []
 
@@ -228,6 +277,71 @@ def test_the_next_compiler_is_tried_and_a_file_that_does_not_load_is_built_anew(
     built.write_bytes(b"of another system")
     assert native.kernels() is not None
     assert built.stat().st_size > 10_000
+
+
+@pytest.fixture
+def compiler(anew, monkeypatch):
+    """A compiler that writes the word it was given last; what was loaded is the file's content."""
+    made = ["first"]
+
+    def run(step, **_):
+        Path(step[step.index("-o") + 1]).write_text(made[-1])
+        return subprocess.CompletedProcess(step, 0, "", "")
+
+    monkeypatch.setattr(native.subprocess, "run", run)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Path(path).read_text())
+    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/c++"])
+    return made
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o002)
+
+
+def open_to_the_group(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+@pytest.mark.parametrize("which", ["the file", "its folder"])
+@pytest.mark.parametrize("opened", [open_to_all, open_to_the_group])
+def test_a_library_that_others_could_have_written_is_rebuilt(compiler, opened, which):
+    assert native._load("/bin/c++") == "first"
+    compiler.append("second")
+    assert native._load("/bin/c++") == "first"
+    path = native._path("/bin/c++")
+    opened(path if which == "the file" else path.parent)
+    assert not native.is_built()
+    assert native._load("/bin/c++") == "second"
+    assert native.is_built()
+    assert not (path.stat().st_mode | path.parent.stat().st_mode) & 0o022
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "private"),
+    [(7, 0o100644, True), (7, 0o100755, True), (0, 0o100644, True), (8, 0o100644, False), (7, 0o100664, False)],
+)
+def test_only_files_of_this_user_or_root_are_loaded(monkeypatch, owner, mode, private):
+    monkeypatch.setattr(native.os, "geteuid", lambda: 7)
+    path = SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner, st_mode=mode))
+    assert native._is_private(path) == private
+
+
+def test_a_cache_of_another_user_is_refused_with_a_remedy(compiler, monkeypatch):
+    monkeypatch.setattr(native, "_is_private", lambda path: False)
+    with pytest.raises(
+        native._CannotBuildError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder of"
+    ):
+        native._load("/bin/c++")
+
+
+@pytest.mark.parametrize(("umask", "forbidden"), [(0o077, 0o077), (0o002, 0o022), (0o000, 0o022)])
+def test_the_library_has_what_the_umask_leaves_but_for_writing_by_others(compiler, umask, forbidden):
+    before = os.umask(umask)
+    try:
+        native._load("/bin/c++")
+    finally:
+        os.umask(before)
+    assert not native._path("/bin/c++").stat().st_mode & forbidden
 
 
 @NEEDS_KERNELS

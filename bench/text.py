@@ -1,0 +1,23 @@
+"""Text for terminals: how wide it may be, and how text from models, questions and files is made harmless."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+
+MOST_COLUMNS = 110
+# Control characters, escape codes among them, those that turn text around, and halves of characters, which no stream
+# takes; line breaks and tabs are text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters spelled out, so that no page and no terminal obeys them."""
+    return _CONTROL.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def columns() -> int:
+    """Return the width for text: the terminal's, at most 110; 110 where the output is not a terminal."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else MOST_COLUMNS
+    return min(width, MOST_COLUMNS)

@@ -1,0 +1,82 @@
+"""Static trees of drafts as `tree=` takes them: by name, in a JSON file, or spelled out as rank paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from bench.drafting.tree import tree_from_paths
+from bench.engine import MAX_DRAFTS
+from bench.errors import UserError
+from bench.files import user_path
+from bench.typed_json import decode
+
+TREES = Path(__file__).parent / "trees"
+PUBLISHED = "mc_sim_7b_63"
+NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
+_SPELLED = re.compile(r"[0-9]+(-[0-9]+)*(/[0-9]+(-[0-9]+)*)*")
+_SHOWN_CHARS = 80
+
+RankPath = tuple[int, ...]  # the rank in each head
+_Nodes = list[Annotated[list[Annotated[int, Field(ge=0, lt=2**20)]], Field(min_length=1, max_length=MAX_DRAFTS)]]
+
+
+@dataclass(frozen=True)
+class _TreeFile:
+    """A tree with its source; a file may also be the bare list of nodes."""
+
+    nodes: _Nodes
+    source: str = ""
+
+
+def read_tree(asked: str) -> list[RankPath]:
+    """Return the rank paths of a tree.
+
+    Raises:
+        ValueError: no such tree, or not a tree of 1 to MAX_DRAFTS drafts.
+
+    """
+    if asked == NO_DRAFTS:
+        return []
+    shown = asked if len(asked) <= _SHOWN_CHARS else f"{asked[:_SHOWN_CHARS]}..."
+    try:
+        paths = [tuple(path) for path in _nodes(asked)]
+        tree_from_paths(paths)
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"tree={shown} is neither chain, auto, {NO_DRAFTS}, {PUBLISHED}, rank paths such as 0/0-0/1, nor a JSON "
+            f"file that can be read ({reason})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"tree={shown} is not a tree: {error}") from error
+    if not paths:
+        raise ValueError(f"tree={shown} has no drafts: take tree={NO_DRAFTS} to draft nothing")
+    if len(paths) > MAX_DRAFTS:
+        raise ValueError(f"tree={shown} has {len(paths)} drafts, more than the {MAX_DRAFTS} of a forward pass")
+    return paths
+
+
+def _nodes(asked: str) -> Sequence[Sequence[int]]:
+    """Decode the nodes, wherever they are."""
+    if _SPELLED.fullmatch(asked):
+        return decode(_Nodes, f"[[{asked.replace('-', ',').replace('/', '],[')}]]")
+    path = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
+    text = path.read_bytes()
+    return decode(_TreeFile, text).nodes if text.lstrip().startswith(b"{") else decode(_Nodes, text)
+
+
+def chain_paths(length: int) -> list[RankPath]:
+    """Return the first choices of `length` heads in a row."""
+    return [(0,) * depth for depth in range(1, length + 1)]
+
+
+def spell(paths: Sequence[RankPath]) -> str:
+    """Return paths as `tree=` takes them."""
+    ordered = sorted(paths, key=lambda path: (len(path), path))
+    return "/".join("-".join(map(str, path)) for path in ordered) or NO_DRAFTS
