@@ -100,7 +100,7 @@ def test_malformed_question_is_told_with_file_and_line(tmp_path, capsys):
     path.write_text('{"question_id": 1, "category": "qa", "turns": ["Why?"]}\n{"question_id": 2}\n')
     line = error_of(["--questions", str(path)], capsys)
     assert f"{path}, line 2: " in line
-    assert "'category' is missing" in line
+    assert "(category: missing)" in line
 
 
 def test_adapter_of_another_model_is_told_with_both_sizes(setting, tiny_adapter, capsys):
@@ -247,8 +247,8 @@ def test_busy_machine_is_a_loud_warning_kept_with_the_records(setting, monkeypat
     monkeypatch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 62.0)
     flags = ["--model", str(setting.model), "--questions", str(setting.questions), "--out", str(setting.out)]
     assert main([*flags, "--method", "vanilla", "--peer", "none", "--max-new-tokens", "2"]) == 0
-    assert "WARNING: other programs use 62% of this machine's processors" in capsys.readouterr().err
-    assert "Other programs use 62% of this machine's processors" in (setting.out / "report.md").read_text()
+    assert "WARNING: other programs use 62% of the processors" in capsys.readouterr().err
+    assert "Other programs use 62% of the processors" in (setting.out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
