@@ -16,9 +16,14 @@ from bench.text import visible
 _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
 
+class _Parser(ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        (file or sys.stdout).write(self.format_help())  # argparse would say nothing of a full disk
+
+
 def new_parser(command: str, description: str, epilog: str = "") -> ArgumentParser:
     """An empty parser; `command` follows the program's name."""
-    return ArgumentParser(
+    return _Parser(
         prog=f"{program()} {command}".strip(),
         description=description,
         epilog=epilog.replace(_WRITTEN, program()),

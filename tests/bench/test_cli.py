@@ -247,8 +247,8 @@ def test_busy_machine_is_a_loud_warning_kept_with_the_records(setting, monkeypat
     monkeypatch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 62.0)
     flags = ["--model", str(setting.model), "--questions", str(setting.questions), "--out", str(setting.out)]
     assert main([*flags, "--method", "vanilla", "--peer", "none", "--max-new-tokens", "2"]) == 0
-    assert "WARNING: other programs use 62% of this machine's processors" in capsys.readouterr().err
-    assert "Other programs use 62% of this machine's processors" in (setting.out / "report.md").read_text()
+    assert "WARNING: other programs use 62% of the processors" in capsys.readouterr().err
+    assert "Other programs use 62% of the processors" in (setting.out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

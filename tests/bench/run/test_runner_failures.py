@@ -228,8 +228,8 @@ def test_files_that_are_not_ours_are_neither_replaced_nor_moved(setting, tmp_pat
     if "../../x" in content:
         (setting.out / "turns.jsonl").write_text("somebody's")
     before, around = files_of(setting.out), sorted(tmp_path.iterdir())
-    assert run_bench(tmp_path / "never-loaded", setting.questions, setting.out, "--method", "vanilla") == 2
-    last = capsys.readouterr().err.splitlines()[-1]
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
+    (last,) = capsys.readouterr().err.splitlines()  # nothing was loaded
     assert last.startswith(f"error: a run would replace {setting.out / name}, which ")
     assert last.endswith("choose another folder with --out")
     assert (files_of(setting.out), sorted(tmp_path.iterdir())) == (before, around)

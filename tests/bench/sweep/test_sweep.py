@@ -86,7 +86,8 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
-        ("vanilla", ["train.exit_layer=1,2"], "method 'vanilla' is not trained; methods that are: kangaroo, medusa"),
+        ("pld", ["train.exit_layer=1,2"], "method 'pld' is not trained; methods that are: kangaroo, medusa"),
+        ("vanilla", ["train.exit_layer=1,2"], "vanilla always takes part in sweep"),
         ("kangaroo", ["train.exit_layr=1"], "no setting of kangaroo's training, did you mean 'exit_layer'"),
         ("kangaroo", ["train.out=a,b"], "train.out: no setting"),
         ("kangaroo", ["train.exit_layer=one"], "train.exit_layer=one is not of type int"),
@@ -335,7 +336,7 @@ def test_an_interrupted_run_goes_on_where_it_was(halting, setting, capsys):
     assert halting(setting) == 130
     before = read_turns(setting.out)
     assert {turn.question_id for turn in before} == {11}
-    assert "the figures are of the questions finished until then" in capsys.readouterr().err
+    assert "the figures are those of the questions finished so far" in capsys.readouterr().err
     assert run_sweep(setting, "--grid", "kind=a,b", method="halting") == 0
     assert "going on with run" in capsys.readouterr().err
     turns = read_turns(setting.out)
