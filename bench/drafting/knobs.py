@@ -77,7 +77,7 @@ class Costs:
         return self._table[positions] if positions <= self.most else math.inf
 
 
-def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
+def check_knobs(draft_vocab: int, drafts: str, costs: str, draft_weights: str) -> None:
     """Check the knobs that trained methods share.
 
     Raises:
@@ -86,6 +86,8 @@ def check_knobs(draft_vocab: int, drafts: str, costs: str) -> None:
     """
     if draft_vocab < -1:
         raise ValueError(f"draft_vocab={draft_vocab} must be at least -1")
+    if draft_weights not in ("q8", "plain"):
+        raise ValueError(f"draft_weights={draft_weights} must be q8 or plain")
     if drafts not in ("", "sampled", "top"):
         raise ValueError(f"drafts={drafts} must be sampled or top")
     if costs:

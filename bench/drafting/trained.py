@@ -14,6 +14,8 @@ from bench.drafting.knobs import CONFIG_FILE
 from bench.drafting.knobs import default_folder as default_folder
 from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
+from bench.engine.products import Linear
+from bench.engine.quantize import GROUP
 from bench.errors import UserError
 from bench.files import sha256
 from bench.typed_json import decode
@@ -143,6 +145,17 @@ def token_ranking(stored: Mapping[str, Tensor], target: Decoder, folder: Path) -
         reason = "one list of distinct ids" if bad is None else f"token ids below {vocab}, not {bad}"
         raise UserError(f"{RANKING} in {folder} must be {reason}: download or train the weights again")
     return found
+
+
+def draft_quantize(asked: str, target: Decoder) -> str:
+    """Return how the draft model's matrices are stored, `asked` (q8 or plain) where `target`'s kernels allow."""
+    possible = target.layout == "native" and target.config.hidden % GROUP == 0
+    return "q8" if asked == "q8" and possible else "none"
+
+
+def draft_head(target: Decoder, ids: Tensor | None, quantize: str) -> Linear:
+    """Return the target's LM head for the tokens `ids`; None: whole, and then it is the target's own."""
+    return target.head if ids is None else target.cut_head(ids, quantize)
 
 
 def draft_ids(size: int, ranking: Tensor | None, target: Decoder, folder: Path) -> Tensor | None:

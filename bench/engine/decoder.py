@@ -311,9 +311,13 @@ class Decoder:
         """Post-norm states [..., d] -> float32 logits [..., V]."""
         return self.head(x).float()
 
-    def cut_head(self, token_ids: Tensor) -> Linear:
-        """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)]."""
-        return self._head(self.head_weight[token_ids])
+    def cut_head(self, token_ids: Tensor, quantize: str = "none") -> Linear:
+        """The LM head's rows for some tokens only: post-norm states [..., d] -> [..., len(token_ids)].
+
+        `quantize`: as `Linear`'s; none: as the whole head is.
+        """
+        rows = self.head_weight[token_ids]
+        return self._head(rows) if quantize == "none" else Linear(rows, layout=self.layout, quantize=quantize)
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:
         """What `attend` adds to the scores, [G * n, start + n]: -inf where a query must not look; None: nothing."""

@@ -26,6 +26,7 @@ from bench.engine.decoder import Decoder
 from bench.engine.graphs import Fixed, Graphs
 from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
+from bench.engine.quantize import GROUP
 from bench.errors import UserError
 from bench.typed_json import Share
 
@@ -166,8 +167,11 @@ class Adapter(nn.Module):
         cos, sin = rotation(angles.cos(), angles.sin())
         self.cos, self.sin = cos.to(device, dtype), sin.to(device, dtype)
 
-    def pack(self, layout: Layout) -> None:
-        """Fuse the matrices in the target's layout for inference. Training has no effect on them afterwards."""
+    def pack(self, layout: Layout, quantize: str = "none") -> None:
+        """Fuse the matrices in the target's layout for inference. Training has no effect on them afterwards.
+
+        `quantize`: as `Linear`'s; of those that it can be done to.
+        """
         c = self.config
         groups: dict[str, list[nn.Linear]] = {}
         if c.attention:
@@ -177,7 +181,11 @@ class Adapter(nn.Module):
         if c.ffn:
             groups |= {"up": [self.gate, self.up] if c.gated else [self.up], "down": [self.down]}
         self._packed = {
-            name: Linear(torch.cat([part.weight for part in parts]).detach(), layout=layout)
+            name: Linear(
+                torch.cat([part.weight for part in parts]).detach(),
+                layout=layout,
+                quantize="none" if parts[0].in_features % GROUP else quantize,
+            )
             for name, parts in groups.items()
         }
 
@@ -337,7 +345,9 @@ def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, target: Decoder, folder: Path) -> Linear:
+def own_head(
+    adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, target: Decoder, folder: Path, quantize: str
+) -> Linear:
     """Return the adapter's own LM head for the tokens `ids` (rising; None: all); other rows are dropped for good.
 
     Raises:
@@ -355,7 +365,7 @@ def own_head(adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, targe
     if ids is not None:
         rows = ids if made is None else torch.searchsorted(made, ids)
         adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
-    return Linear(adapter.head.weight.detach(), layout=target.layout)
+    return Linear(adapter.head.weight.detach(), layout=target.layout, quantize=quantize)
 
 
 def published_call(target: Decoder) -> Callable[[], object] | None:

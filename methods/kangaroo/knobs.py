@@ -49,6 +49,13 @@ class KangarooConfig:
             "stored with the adapter"
         },
     )
+    draft_weights: str = field(
+        default="q8",
+        metadata={
+            "help": "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need "
+            "not be exact); plain, as the target's"
+        },
+    )
     weights: str = field(
         default="",
         metadata={
@@ -64,7 +71,7 @@ class KangarooConfig:
     def __post_init__(self) -> None:
         if self.exit_layer < 0:
             raise ValueError(f"exit_layer={self.exit_layer} must not be negative")
-        check_knobs(self.draft_vocab, self.drafts, self.costs)
+        check_knobs(self.draft_vocab, self.drafts, self.costs, self.draft_weights)
         for name in ("gamma", "beam"):
             if not 0 <= (value := getattr(self, name)) <= MAX_DRAFTS:
                 raise ValueError(
@@ -88,7 +95,15 @@ Config = KangarooConfig
 presets: dict[str, dict[str, Any]] = {
     "chain": {"beam": 1},
     "tree": {"beam": 3},
-    "paper": {"gamma": 6, "beam": 1, "stop": "threshold", "threshold": 0.6, "draft_vocab": 0, "weights": "paper"},
+    "paper": {
+        "gamma": 6,
+        "beam": 1,
+        "stop": "threshold",
+        "threshold": 0.6,
+        "draft_vocab": 0,
+        "weights": "paper",
+        "draft_weights": "plain",
+    },
     "paper-tree": {
         "gamma": 6,
         "beam": 10,
@@ -96,6 +111,7 @@ presets: dict[str, dict[str, Any]] = {
         "threshold": 0.4,
         "draft_vocab": 0,
         "weights": "paper",
+        "draft_weights": "plain",
     },
 }
 

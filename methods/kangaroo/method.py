@@ -69,13 +69,14 @@ class Kangaroo(SpeculativeMethod):
         self.taps = (self.exit_layer,)
         self.caches: dict[int, KVCache] = {}  # the adapter's, by a sequence's slot
         self.adapter.prepare(target.padded(target.max_len), target.device)
-        self.adapter.pack(target.layout)
+        quantize = trained.draft_quantize(config.draft_weights, target)
+        self.adapter.pack(target.layout, quantize)
         self.adapter.graphs = target.graphs
         self.draft_ids = trained.draft_ids(config.draft_vocab, stored.ranking, target, folder)
         if made.own_head:
-            self.draft_head = own_head(self.adapter, self.draft_ids, stored.ranking, target, folder)
+            self.draft_head = own_head(self.adapter, self.draft_ids, stored.ranking, target, folder, quantize)
         else:
-            self.draft_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
+            self.draft_head = trained.draft_head(target, self.draft_ids, quantize)
         self.new_rule: Callable[[], ThresholdRule | GainRule] = partial(ThresholdRule, config.threshold)
         self.config = replace(config, exit_layer=self.exit_layer)
         if config.stop == "gain":

@@ -71,9 +71,9 @@ class Heads(nn.Module):
 class FastHeads:
     """The first heads run together on one state, in the layout of the device, with a shared LM head or their own."""
 
-    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout):
+    def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout, quantize: str):
         def joined(stack: Tensor) -> Linear:
-            return Linear(stack[:count].detach().flatten(0, 1), layout=layout)
+            return Linear(stack[:count].detach().flatten(0, 1), layout=layout, quantize=quantize)
 
         self.count, self.hidden = count, heads.config.hidden_size
         self.input = None if heads.input is None else joined(heads.input)

@@ -45,6 +45,13 @@ class MedusaConfig:
             "help": "when sampling: sampled, drafts are drawn; top, the most probable; default: sampled for a chain"
         },
     )
+    draft_weights: str = field(
+        default="q8",
+        metadata={
+            "help": "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need "
+            "not be exact); plain, as the target's"
+        },
+    )
     weights: str = field(
         default="",
         metadata={
@@ -68,7 +75,7 @@ class MedusaConfig:
             raise ValueError(f"first={self.first} is for accept=typical: leave one of them out")
         if self.tree not in ("", "auto", "chain"):
             read_tree(self.tree)
-        check_knobs(self.draft_vocab, self.drafts, self.costs)
+        check_knobs(self.draft_vocab, self.drafts, self.costs, self.draft_weights)
         if self.accept == "typical" and self.drafts == "sampled":
             raise ValueError("accept=typical does not use the drafts' distribution: it takes drafts=top")
 
@@ -80,7 +87,7 @@ class MedusaConfig:
 Config = MedusaConfig
 presets: dict[str, dict[str, Any]] = {
     "chain": {"tree": "chain"},
-    "paper": {"tree": PUBLISHED, "weights": "paper"},
+    "paper": {"tree": PUBLISHED, "weights": "paper", "draft_weights": "plain"},
 }
 
 

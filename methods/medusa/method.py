@@ -50,7 +50,7 @@ def _published_call(target: Decoder) -> Callable[[], object]:
         heads = Heads(HeadsConfig(c.hidden, _PUBLISHED_HEADS, c.vocab)).to(target.dtype)
     assert heads.lm_heads is not None
     own = [Linear(weight.detach(), layout=target.layout) for weight in heads.lm_heads]
-    fast = FastHeads(heads, _PUBLISHED_HEADS, own, layout=target.layout)
+    fast = FastHeads(heads, _PUBLISHED_HEADS, own, layout=target.layout, quantize="none")
     state = torch.randn(1, c.hidden, device=target.device).to(target.dtype)
     return lambda: fast(state).argmax(-1).tolist()
 
@@ -75,16 +75,18 @@ class Medusa(SpeculativeMethod):
         if self.heads.lm_heads is not None:
             cut_own(self.heads, vocab, ranking, target, folder)
         self.draft_ids = trained.draft_ids(vocab, ranking, target, folder)
+        quantize = trained.draft_quantize(config.draft_weights, target)
         lm_head: Linear | list[Linear]
         if self.heads.lm_heads is not None:
-            lm_head = [Linear(own, layout=target.layout) for own in self.heads.lm_heads[:count]]
+            own = self.heads.lm_heads[:count]
+            lm_head = [Linear(weight, layout=target.layout, quantize=quantize) for weight in own]
         else:
-            lm_head = target.head if self.draft_ids is None else target.cut_head(self.draft_ids)
+            lm_head = trained.draft_head(target, self.draft_ids, quantize)
         self._predicted: dict[str, Any] = {}
         size = vocab or target.config.vocab
 
         def fast(heads: int) -> FastHeads:
-            return FastHeads(self.heads, heads, lm_head, layout=target.layout)
+            return FastHeads(self.heads, heads, lm_head, layout=target.layout, quantize=quantize)
 
         self.parents: list[int] = []
         self.most_ranks = min(_COSTS_AT_RANKS, size)

@@ -188,7 +188,7 @@ def test_disk_errors_while_converting_name_the_remedy(cache, fake_default, monke
 def test_cache_that_cannot_be_made_is_a_user_error(tmp_path, fake_default, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"cannot write to the cache.*ROOBENCH_CACHE"):
+    with pytest.raises(UserError, match=r"cannot use the path.*ROOBENCH_CACHE"):
         resolve("default")
 
 
