@@ -193,15 +193,15 @@ def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort)
     passes_s: list[float] = []
     for round_number in range(effort.rounds + 1):  # the first warms up
         for label, contestant in by_label.items():
-            answer = decode(contestant.runner, prompt, limit, frozenset())
+            answer = decode(contestant.method, prompt, limit, frozenset())
             if round_number:
                 made[label].append(answer)
         passes_s += interleaved([alone], limit // 4, target.device)[0] if round_number else []
     pass_s = statistics.median(passes_s)
-    return {label: _of_answers(contestant.runner, made[label], pass_s) for label, contestant in by_label.items()}
+    return {label: _of_answers(contestant.method, made[label], pass_s) for label, contestant in by_label.items()}
 
 
-def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
+def _of_answers(method: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
     """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
     seconds = [answer.decode_s for answer in answers]
     tokens = len(answers[0].token_ids) - answers[0].first_tokens
@@ -212,22 +212,21 @@ def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dic
     if steps := answers[0].steps:
         step_s = statistics.median(seconds) / len(steps)
         found |= {"step_ms": step_s * 1e3, "tokens_per_step": tokens / len(steps)}
-        passes = _passes_of(runner, steps)
+        passes = _passes_of(method, steps)
         found["outside_passes"] = None if passes is None else 1 - passes * pass_s / step_s
     return found
 
 
-def _passes_of(runner: Method, steps: Sequence[Step]) -> float | None:
+def _passes_of(method: Method, steps: Sequence[Step]) -> float | None:
     """What the passes of a mean step cost by themselves, in vanilla passes; None where that is not known."""
-    if not isinstance(runner, SpeculativeMethod):
+    if not isinstance(method, SpeculativeMethod):
         return None
-    if any(step.drafted for step in steps) and not runner.draft_calls():
+    if any(step.drafted for step in steps) and not method.draft_calls():
         return None
-    measured = runner.costs
-    draft = runner.draft_cost(measured)
+    costs = method.costs
+    draft = method.draft_cost(costs)
     found = statistics.fmean(
-        measured.shallow * (step.depth + 1) + draft * step.calls + measured.verifying(step.drafted + 1)
-        for step in steps
+        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + 1) for step in steps
     )
     return found if math.isfinite(found) else None
 

@@ -68,7 +68,7 @@ class Examiner:
     def forget(self) -> None:
         """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
         for contestant in self.contestants:
-            for method in (contestant.runner, contestant.prober):
+            for method in (contestant.method, contestant.prober):
                 if isinstance(method, SpeculativeMethod):
                     method.forget()
 
@@ -132,7 +132,7 @@ class Examiner:
         try:
             with self.memory.of(contestant.label):
                 answer = yield from decoding(
-                    contestant.runner, prompt, limit, self.loaded.eos, self.sampler, pause_after
+                    contestant.method, prompt, limit, self.loaded.eos, self.sampler, pause_after
                 )
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
@@ -147,7 +147,7 @@ class Examiner:
         vanilla = turns[methods.BASELINE]
         for contestant in self.contestants:
             turn = turns.get(contestant.label)
-            if turn is None or turn is vanilla or turn.error is not None or not contestant.runner.lossless:
+            if turn is None or turn is vanilla or turn.error is not None or not contestant.method.lossless:
                 continue
             try:
                 with memory_errors("the audit's reference"):

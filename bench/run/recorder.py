@@ -118,12 +118,12 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
         methods={
             c.label: MethodInfo(
                 kinds[c.label],
-                c.runner.lossless,
-                c.runner.extra_parameters,
-                c.runner.knobs(),
-                c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
+                c.method.lossless,
+                c.method.extra_parameters,
+                c.method.knobs(),
+                c.method.notes | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
-                c.runner.measured,
+                c.method.measured,
             )
             for c in examiner.contestants
         },

@@ -91,7 +91,7 @@ def test_only_what_differs_from_the_defaults_is_told(config):
 def test_a_slowed_method_does_a_share_more_and_answers_the_same(config, monkeypatch, share, passes):
     """With a clock that ticks once a look: a step takes one tick, and so does a pass."""
     made = worker.Worker(config, {}, {})
-    method = made.contestants["vanilla"].runner
+    method = made.contestants["vanilla"].method
     ticks = iter(range(10**6))
     monkeypatch.setattr(slow_down, "now_s", lambda device: next(ticks))
     done = []
