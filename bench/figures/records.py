@@ -56,7 +56,7 @@ SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
-PIECES_FILE = "pieces.json"
+TOKEN_TEXTS_FILE = "pieces.json"
 SWEEP_FILE = "sweep.json"  # of a sweep, next to the records of its run
 EXPORTED = "spec-bench"  # folder of `export`'s files
 REFERENCE = Path("results/reference")  # our own runs that README.md shows
@@ -328,14 +328,14 @@ def read_turns(folder: Path, run: Run | None = None) -> list[Turn]:
     return decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
 
 
-def read_pieces(folder: Path) -> dict[str, str]:
+def read_token_texts(folder: Path) -> dict[str, str]:
     """The `pieces.json` of a run's folder; empty where there is none.
 
     Raises:
         UserError: malformed.
 
     """
-    path = folder / PIECES_FILE
+    path = folder / TOKEN_TEXTS_FILE
     try:
         return read(dict[Key, str], path)
     except FileNotFoundError:

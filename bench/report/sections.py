@@ -68,18 +68,18 @@ def sections(
     plots: Sequence[Image] = (),
     *,
     turns: Sequence[Turn] = (),
-    pieces: Mapping[str, str] | None = None,
+    token_texts: Mapping[str, str] | None = None,
     sources: list[Source] | None = None,
 ) -> list[Section]:
     """The report. The first section's heading is its title; those without content are left out.
 
-    `pieces` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show (default:
-    those of `results/published`).
+    `token_texts` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show
+    (default: those of `results/published`).
     """
     setting = [summary.dtype, *([sampling_text(summary.sampling)] if summary.sampling else [])]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods, others = summary.of_kind("method"), summary.of_kind("method", "peer")
-    names = {int(token): text for token, text in (pieces or {}).items()}
+    names = {int(token): text for token, text in (token_texts or {}).items()}
     found = [
         Section(title, list(_top(summary, plots)), "Results"),
         Section("Warnings", listed(cautions(run, summary)), "Warnings"),

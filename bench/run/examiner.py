@@ -110,7 +110,7 @@ class Examiner:
         prompt: list[int],
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
-        """`answer` in pieces, see `bench.drafting.loop.decoding`."""
+        """`answer` with pauses, see `bench.drafting.loop.decoding`."""
         turn = Turn(
             method=contestant.label,
             question_id=question.question_id,
@@ -127,7 +127,7 @@ class Examiner:
             return turn
         if self.sampler is not None:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
-        # A turn in pieces waits between them for the other side of a gate, whose work would count as others'.
+        # A turn with pauses waits in them for the other side of a gate, whose work would count as others'.
         others = None if pause_after else environment.OthersMeter()
         try:
             with self.memory.of(contestant.label):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
-from bench.train.pieces import keep, load_or_make
+from bench.train.tensor_cache import keep, load_or_make
 
 _FEATURE_BATCH = 16  # conversations in a forward pass of the target
 
@@ -90,10 +90,10 @@ def features(
     progress: Callable[[int], None] = lambda count: None,
     others: Mapping[int, Path] | None = None,
 ) -> Features:
-    """Return the states over all conversations, computed in pieces that are cached in `folder`.
+    """Return the states over all conversations, computed in chunks that are cached in `folder`.
 
-    `progress` is called with the number of tokens of each piece. `others`: further exit layers with their folders,
-    whose missing pieces are computed in the same forward passes, for later trainings.
+    `progress` is called with the number of tokens of each chunk. `others`: further exit layers with their folders,
+    whose missing chunks are computed in the same forward passes, for later trainings.
     """
     d = target.config.hidden
     rows = conversations.tokens.long().split(conversations.lengths.tolist())

@@ -1,4 +1,4 @@
-"""Long computations are cached piece by piece: an interrupted training continues where it stopped."""
+"""Long computations are cached chunk by chunk: an interrupted training continues where it stopped."""
 
 from __future__ import annotations
 
