@@ -54,7 +54,7 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
     # The unit is timed again together with the drafts: the speed of a shared machine changes.
     step_s, *draft_s = _times([bench.vanilla, *drafts], _REPEATS if drafts else 1, target.device)
     # Rounded as in a record, so that a run repeated with it decides the same.
-    draft = tuple(cost_s / step_s for cost_s in draft_s) or (0.0,)
+    draft = tuple(call_s / step_s for call_s in draft_s) or (0.0,)
     return Costs.parse(str(Costs(passes.shallow, draft, tuple(sorted(passes.verify.items())))))
 
 
@@ -101,7 +101,7 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
     step_s = shallow_s + verify_s[0]
     # More tokens never cost less. Where they seem to, it is noise, which would make verifying more drafts look free.
     rising = np.maximum.accumulate(verify_s)
-    verify = {n: float(cost_s) / step_s for n, cost_s in zip(widths, rising, strict=True)}
+    verify = {n: float(call_s) / step_s for n, call_s in zip(widths, rising, strict=True)}
     return _Measured(shallow_s / step_s, verify)
 
 

@@ -20,7 +20,7 @@ _PROJECTED = (
 
 def terminal(found: EngineRecord) -> str:
     """All figures."""
-    return plain.page([_section(found, [_limit(found), _answers(found), *_costs(found)])])
+    return plain.page([_section(found, [_limit(found), _answers(found), *_timings(found)])])
 
 
 def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -71,7 +71,7 @@ def _answers(found: EngineRecord) -> Table:
     return by_row("whole answers", found["answers"], columns)
 
 
-def _costs(found: EngineRecord) -> list[str | Table]:
+def _timings(found: EngineRecord) -> list[str | Table]:
     """Forward passes, layers below an exit, LM heads, draft models, the cache."""
     single, cache = found["passes"]["1"], found["cache"]
     drafters = [f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items()]
