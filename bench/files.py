@@ -59,6 +59,11 @@ def user_file(text: str | Path) -> Path:
     return path
 
 
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
 def check_writable(folder: Path, flag: str = "--out") -> None:
     """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
 
@@ -66,9 +71,8 @@ def check_writable(folder: Path, flag: str = "--out") -> None:
         UserError: they cannot; `flag` chooses another.
 
     """
-    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=existing(folder)):
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -123,8 +127,7 @@ def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
         if code is None and (said := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors says it
             code = int(said[1])
         if code in NO_SPACE:
-            exists = next(path for path in (folder, *folder.parents) if path.exists())
-            size = f"{shutil.disk_usage(exists).free / 1e9:.2f} GB free"
+            size = f"{shutil.disk_usage(existing(folder)).free / 1e9:.2f} GB free"
             size += f", {needed_bytes / 1e9:.2f} GB needed" if needed_bytes else ""
             remedy = "free some, or set ROOBENCH_CACHE to a folder on a larger disk"
             raise UserError(f"no space left in {folder} ({size}): {remedy}") from error

@@ -14,7 +14,7 @@ from bench import config
 from bench.commands import add_run_flags, compare, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
 from bench.figures.rules import GateSettings, Rules
-from bench.files import user_path
+from bench.files import check_writable, user_path
 
 GATE_FILE = "gate.json"
 GATES = Path("results/gates")
@@ -123,7 +123,7 @@ def _against_baseline(given: dict[str, Any], options: Namespace, rules: Rules) -
 
 
 def _against_commit(given: dict[str, Any], options: Namespace, rules: Rules) -> int:
-    from bench.figures.records import check_writable, write_json
+    from bench.figures.records import write_json
     from bench.run import plan  # no torch yet: mistakes in the command are reported at once
 
     out = (options.out or GATES / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}").absolute()

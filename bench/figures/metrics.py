@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, disturbed, stats
-from bench.figures.breakdown import finite, mean, ratio
+from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
@@ -81,7 +81,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
-        failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],
+        failed=[Failure(*disturbed.where(turn), str(turn.error)) for turn in failed],
         divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
         busy_turns=disturbed.busy_turns(kept),
         outliers=disturbed.outliers(paired, vanilla),
@@ -111,17 +111,6 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
         if turn.method in sides:
             sides[turn.method][turn.question_id, turn.turn, turn.round] = turn
     return [(turn, sides[vanilla][key]) for key, turn in sides[method].items() if key in sides[vanilla]]
-
-
-def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ decode tokens / Σ decode seconds, without the tokens of the prefill; None where each answer was one token."""
-    turns = list(turns)
-    return ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
-
-
-def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
-    """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
-    return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
@@ -368,16 +357,12 @@ def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None
         cell.prediction_error = None if over is None else over - 1
 
 
-def _where(turn: Turn) -> tuple[int, str, str, int, int]:
-    return turn.question_id, turn.task, turn.method, turn.turn, turn.round
-
-
 def _divergence(turn: Turn) -> Iterator[Divergence]:
     """None of an answer that is vanilla's, or was not audited."""
     audit = turn.audit
     if audit is not None and audit.verdict != "identical":
         what = audit.verdict, audit.position, audit.token, audit.vanilla_token
-        yield Divergence(*_where(turn), *what, finite(audit.gap), finite(audit.tolerance))
+        yield Divergence(*disturbed.where(turn), *what, finite(audit.gap), finite(audit.tolerance))
 
 
 def _generated(turns: Iterable[Turn]) -> int:

@@ -36,7 +36,6 @@ from bench.errors import UserError
 from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
-from bench.files import check_writable as check_writable
 from bench.typed_json import (
     Count,
     FileName,

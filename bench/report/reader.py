@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bench.figures.metrics import compression_rate, decode_tok_per_s, ordered_tasks
+from bench.figures.breakdown import decode_tok_per_s
+from bench.figures.metrics import compression_rate, ordered_tasks
 from bench.figures.records import Turn
 from bench.figures.summary import Summary
 from bench.report.formats import number, task_name, times

@@ -17,7 +17,8 @@ import torch
 
 from bench.config import RunConfig, TrainConfig
 from bench.errors import UserError
-from bench.figures.records import RUN_FILE, Run, alone_in, check_writable, read_run, write_json
+from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
+from bench.files import check_writable
 from bench.models import loading
 from bench.models.loading import Compute, Loaded, Log
 from bench.report import write_report

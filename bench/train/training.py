@@ -21,8 +21,7 @@ from bench import questions
 from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.figures.records import check_writable
-from bench.files import cache_root, user_path
+from bench.files import cache_root, check_writable, user_path
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
