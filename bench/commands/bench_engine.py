@@ -31,16 +31,12 @@ def parser() -> ArgumentParser:
         _EPILOG,
     )
     shapes = "vicuna-7b, vicuna-13b, llama-3.1-8b or smollm2-135m"
-    made.add_argument(
-        "--shape", default=None, metavar="NAME", help=f"random weights in the place of a model's: {shapes}"
-    )
+    made.add_argument("--shape", metavar="NAME", help=f"random weights in the place of a model's: {shapes}")
     for name, default, what, least, most in _NUMBERS:
         flag = f"--{name}"
         read, text = config.number(int, flag, least, most), f"{what} (default: %(default)s)"
         made.add_argument(flag, type=read, default=default, metavar="N", help=text)
-    made.add_argument(
-        "--json", type=user_path, default=None, metavar="FILE", help="also write all figures for programs"
-    )
+    made.add_argument("--json", type=user_path, metavar="FILE", help="also write all figures for programs")
     add_run_flags(made, _RUN_FLAGS)
     return made
 

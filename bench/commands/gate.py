@@ -59,11 +59,10 @@ def parser() -> ArgumentParser:
     made = new_parser(
         "gate", "Tell whether this checkout is slower than another commit, or worse than its baseline.", _EPILOG
     )
-    made.add_argument("--base", metavar="REV", default=None, help="branch, tag or commit to compare with")
+    made.add_argument("--base", metavar="REV", help="branch, tag or commit to compare with")
     made.add_argument(
         "--plugin",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="with --base: gate the commits of this repository, which holds installed methods, not of the bench",
     )
@@ -72,23 +71,21 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--out",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="with --base: folder for both sides' records (default: results/gates/<time>)",
     )
     made.add_argument(
         "--baseline",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="without --base: another baseline than the model's in results/baselines",
     )
-    switch: dict[str, Any] = {"action": "store_const", "const": True, "default": None}
+    switch: dict[str, Any] = {"action": "store_const", "const": True}
     made.add_argument("--counters", **switch, help="without --base: ignore the floor of the speedups")
     made.add_argument(
         "--update-baseline", **switch, help="make a new baseline of this checkout, after showing the difference"
     )
-    made.add_argument("--slow-down", action="append", default=None, metavar="METHOD=SHARE", help=argparse.SUPPRESS)
+    made.add_argument("--slow-down", action="append", metavar="METHOD=SHARE", help=argparse.SUPPRESS)
     add_run_flags(made, _RUN_FLAGS)
     compare.add_rules(made)
     return made

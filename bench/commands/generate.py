@@ -47,7 +47,6 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--record",
         type=user_path,
-        default=None,
         metavar="FILE",
         help="also write what each side said and when, as JSON; scripts/race_svg.py draws it",
     )

@@ -37,7 +37,7 @@ def parser() -> ArgumentParser:
         metavar="FILE|RUN_DIR",
         help="published figures or a run's folder; may be repeated (default: all of results/published)",
     )
-    made.add_argument("--json", type=user_path, default=None, metavar="FILE", help="also write it for programs")
+    made.add_argument("--json", type=user_path, metavar="FILE", help="also write it for programs")
     add_run_flags(made, _RUN_FLAGS)
     return made
 

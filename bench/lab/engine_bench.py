@@ -23,7 +23,7 @@ from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
-from bench.engine.timing import interleaved
+from bench.engine.timing import interleaved, least_s
 from bench.figures.engine_record import EngineRecord
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
@@ -130,7 +130,7 @@ def bandwidth(device: torch.device, repeats: int) -> dict[str, float]:
     """GB/s (1e9 bytes) at which memory is read, and copied (both ways counted): the best of what torch offers."""
     values = torch.ones(_BUFFER_BYTES // 4, device=device)
     into = torch.zeros_like(values)
-    (copy_s,) = _least_s([lambda: into.copy_(values)], repeats, device)
+    (copy_s,) = least_s([lambda: into.copy_(values)], repeats, device)
     read = environment.read_gb_per_s(device, _BUFFER_BYTES, repeats)
     return {"read_gb_s": read, "copy_gb_s": 2 * _BUFFER_BYTES / copy_s / 1e9}
 
@@ -249,10 +249,6 @@ def _conclude(found: dict[str, Any], target: Decoder) -> None:
     for answer in answers.values():
         pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
         answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
-
-
-def _least_s(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    return [min(own) for own in interleaved(calls, repeats, device)]
 
 
 def _ms(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:

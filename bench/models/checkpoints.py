@@ -335,7 +335,7 @@ def _reading(what: str, checkpoint: Checkpoint) -> Iterator[None]:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {part: full for full in known for part in (full.lower().rpartition("/")[2], full.lower())}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+    return f", did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def _partial(folder: Path) -> Path:

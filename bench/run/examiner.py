@@ -80,7 +80,7 @@ class Examiner:
             try:
                 prompt = self.loaded.chat.prompt(history, user)
             except UserError as error:  # some chat templates refuse a second turn
-                records += [_refused(contestant, question, index, number, str(error)) for contestant in taking_part]
+                records += [_new_turn(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
@@ -111,16 +111,8 @@ class Examiner:
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
         """`answer` with pauses, see `bench.drafting.loop.decoding`."""
-        turn = Turn(
-            method=contestant.label,
-            question_id=question.question_id,
-            task=question.task,
-            category=question.category,
-            turn=index,
-            round=number,
-            prompt_tokens=len(prompt),
-            prompt_digest=prompt_digest(prompt),
-        )
+        turn = _new_turn(contestant, question, index, number)
+        turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
         limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:
             turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
@@ -185,17 +177,9 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
     return Auditor(target, reference)
 
 
-def _refused(contestant: Contestant, question: Question, index: int, number: int, reason: str) -> Turn:
-    """The record of a turn that cannot be asked."""
-    return Turn(
-        method=contestant.label,
-        question_id=question.question_id,
-        task=question.task,
-        category=question.category,
-        turn=index,
-        round=number,
-        error=reason,
-    )
+def _new_turn(contestant: Contestant, question: Question, index: int, number: int, error: str | None = None) -> Turn:
+    """The record of a turn before its answer; `error`: why it cannot be asked."""
+    return Turn(contestant.label, question.question_id, question.task, question.category, index, number, error=error)
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

@@ -217,7 +217,7 @@ def _side_json(side: Side) -> dict[str, Any]:
     return {
         "text": side.answer,
         "token_ids": side.token_ids,
-        "finish": "eos" if side.token_ids[-1] in side.eos else "length",
+        "finish": side.said.finish(side.eos),
         "prefill_s": side.said.prefill_s,
         "decode_s": side.said.decode_s,
         "tok_per_s": side.tok_per_s,

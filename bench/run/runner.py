@@ -21,10 +21,10 @@ from bench.models.loading import Compute, Loaded, Log, Model, choose_device, mem
 from bench.progress import progress
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
-from bench.run.examiner import Examiner, auditor_of
+from bench.run.examiner import Examiner, Warnings, auditor_of
 from bench.run.memory import PeakMeter
 from bench.run.plan import Adapt, Plan, make_plan
-from bench.run.recorder import Recorder, Warnings, continued, describe
+from bench.run.recorder import Recorder, continued, describe
 from bench.run.scheduler import ask_all
 
 

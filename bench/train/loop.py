@@ -186,7 +186,7 @@ def fit(
         module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
     )
     generator = torch.Generator().manual_seed(schedule.seed)
-    total = schedule.epochs * math.ceil(len(indices) / schedule.batch)
+    total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
         for batch in _batches(indices, schedule.batch, generator):
