@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from bench.errors import UserError
 from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
+from bench.files import replacing
 from bench.typed_json import (
     Count,
     FileName,
@@ -189,22 +189,15 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         UserError: the folder cannot be written or the disk is full; an earlier file is then untouched.
 
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with name.open("x", encoding="utf-8") as file:  # with the permissions that the user's umask leaves
-            temporary = name
+        # Made by `open`, so with the permissions that the user's umask leaves.
+        with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
-        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}; free space there, or choose another folder") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from bench.gate import sequential
 from bench.gate.checkout import Checkout
 from bench.gate.measured import measured_by
 from bench.gate.side import Side, first_request
+from bench.progress import Log
 from methods import BASELINE
 
-Log = Callable[[str], None]
 Key = tuple[str, str]  # method, metric
 Where = dict[str, int]  # question, turn, round
 SIDES = ("base", "new")

@@ -29,13 +29,13 @@ from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
 from bench.models.shapes import check_shape, checkpoint_of, config_of, random_weights
+from bench.progress import Log
 from bench.run import environment
 from bench.run.contestants import Contestant
 from bench.run.memory import peak_bytes
 from bench.run.plan import variants
 from methods import BASELINE
 
-Log = Callable[[str], None]
 SCHEMA = 1
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 HEADS = (1024, 4096, 8192, 16384)

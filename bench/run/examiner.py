@@ -15,7 +15,8 @@ from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import Turn, prompt_digest
-from bench.models.loading import Loaded, Log, load_decoder, memory_errors
+from bench.models.loading import Loaded, load_decoder, memory_errors
+from bench.progress import Log
 from bench.questions import Question
 from bench.run import environment
 from bench.run.audit import Auditor

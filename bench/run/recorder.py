@@ -23,7 +23,8 @@ from bench.figures.records import (
     write_turns,
 )
 from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
-from bench.models.loading import Log, engine_facts
+from bench.models.loading import engine_facts
+from bench.progress import Log
 from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
 from bench.run.folder import set_aside

@@ -20,7 +20,8 @@ from bench.errors import UserError
 from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
 from bench.files import check_writable
 from bench.models import loading
-from bench.models.loading import Compute, Loaded, Log
+from bench.models.loading import Compute, Loaded
+from bench.progress import Log
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
