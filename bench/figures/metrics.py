@@ -37,9 +37,9 @@ from bench.figures.summary import (
     StepTime,
     Summary,
 )
+from bench.questions import TASKS
 from bench.typed_json import decode_value
 
-TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
 VERDICTS = ("identical", "numerical", "different")
 REPETITION_N = 8  # length of the n-grams whose repetition is counted
 

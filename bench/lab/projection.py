@@ -17,9 +17,10 @@ import numpy as np
 from bench.drafting.published import Published
 from bench.errors import UserError
 from bench.figures.engine_record import EngineRecord
-from bench.figures.metrics import OVERALL, TASKS
+from bench.figures.metrics import OVERALL
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
+from bench.questions import TASKS
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # What questions, training, the gate and the engine keep in the cache.
 _OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
 _HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
@@ -107,7 +107,7 @@ def name_of(name: str, revision: str | None = None) -> str:
         raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
     if is_default or is_local:
         return DEFAULT_MODEL if is_default else folder.resolve().name
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return name
     known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache() if entry.is_model)])
     raise UserError(
