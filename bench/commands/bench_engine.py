@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from bench import config
-from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, given_of, new_parser, refuse_given, say
 from bench.files import check_output, user_path
 
 _EPILOG = """\
@@ -16,7 +16,7 @@ examples:
   python run_bench.py bench-engine
   python run_bench.py bench-engine --method kangaroo --method medusa --json engine.json
   python run_bench.py bench-engine --shape vicuna-7b --device cuda --dtype bfloat16"""
-_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", "--dtype", "--quantize", "--device", "--threads")
+_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", *COMPUTE_FLAGS)
 _NUMBERS = (
     ("context", 1024, "positions of the cache", 256, config.MANY),
     ("repeats", 15, "timings of each forward pass", 1, 10_000),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import config
-from bench.commands import add_run_flags, compare, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, compare, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
 from bench.figures.rules import GateSettings, Rules
 from bench.files import check_writable, user_path
@@ -44,10 +44,7 @@ _RUN_FLAGS = (
     "--limit",
     "--max-new-tokens",
     "--seed",
-    "--dtype",
-    "--quantize",
-    "--device",
-    "--threads",
+    *COMPUTE_FLAGS,
 )
 # What means nothing with --base, and without it.
 _WITHOUT_BASE = ("--baseline", "--counters", "--update-baseline")

@@ -180,11 +180,7 @@ def memory_errors(what: str) -> Iterator[None]:
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs forward passes here."""
-    facts: dict[str, Any] = {
-        "weights": target.layout,
-        "cache_positions": target.max_len,
-        "huge_pages_mib": huge_mib(),
-    }
+    facts: dict[str, Any] = {"weights": target.layout, "cache_positions": target.max_len, "huge_pages_mib": huge_mib()}
     if target.graphs is not None:
         facts["cuda_graphs"] = target.graphs.reason or "captured"
     if len(set(target.homes)) > 1:  # such models have not been timed

@@ -44,11 +44,7 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     figures = write_figures(summary, plots_dir)
     images = [Image(PLOTS[path.stem].title, path, link(path, run_dir), PLOTS[path.stem].caption) for path in figures]
     found = sections(run, summary, images, turns=turns, token_texts=token_texts)
-    pages = {
-        HTML_FILE: html.page(summary, found),
-        REPORT_FILE: markdown.page(found),
-        TEX_FILE: report_tex(summary),
-    }
+    pages = {HTML_FILE: html.page(summary, found), REPORT_FILE: markdown.page(found), TEX_FILE: report_tex(summary)}
     for name, content in pages.items():
         with atomic_writer(run_dir / name) as file:
             file.write(content)

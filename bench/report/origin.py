@@ -31,15 +31,7 @@ def knobs(run: Run, summary: Summary) -> Section:
         ]
         for name, info in run.methods.items()
     ]
-    header = [
-        "method",
-        "kind",
-        "lossless",
-        "extra parameters",
-        "peak memory",
-        "knobs",
-        "measured or chosen at start",
-    ]
+    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs", "measured or chosen at start"]
     return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
 
 

@@ -143,11 +143,7 @@ def variants(config: RunConfig) -> list[methods.Variant]:
 
 
 def make_plan(
-    config: RunConfig,
-    resumed: tuple[Path, Run] | None = None,
-    *,
-    adapt: Adapt | None = None,
-    of_sweep: bool = False,
+    config: RunConfig, resumed: tuple[Path, Run] | None = None, *, adapt: Adapt | None = None, of_sweep: bool = False
 ) -> Plan:
     """Plan a run.
 

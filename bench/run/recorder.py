@@ -107,12 +107,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "chat_template_sha256": template_digest(loaded.chat.tokenizer),
             "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
-        dataset={
-            "name": asked.name,
-            "sha256": asked.sha256,
-            "questions": len(asked.questions),
-            "tasks": asked.tasks,
-        },
+        dataset={"name": asked.name, "sha256": asked.sha256, "questions": len(asked.questions), "tasks": asked.tasks},
         machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
         dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),

@@ -29,10 +29,7 @@ from bench.run.scheduler import ask_all
 
 
 def run(
-    config: RunConfig,
-    log: Log = print,
-    resumed: tuple[Path, Run] | None = None,
-    adapt: Adapt | None = None,
+    config: RunConfig, log: Log = print, resumed: tuple[Path, Run] | None = None, adapt: Adapt | None = None
 ) -> Recorder:
     """Plan a run and carry it out. Arguments: see `make_plan`.
 
