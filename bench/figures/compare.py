@@ -31,7 +31,6 @@ from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, Rules
-from bench.figures.summary import Estimate
 from bench.figures.verdicts import (
     SAME,
     UNKNOWN,
@@ -277,7 +276,7 @@ def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: boo
         # In the shape that the estimator takes: one token in so many seconds on either side.
         ratios.append(np.array([[1.0, 1 / sides[1][q], 1.0, 1 / sides[0][q]] for q in shared]).reshape(-1, 4))
         values.append([_speedup(own, beside, set(shared), side) for side in (0, 1)])
-    change = Estimate(**stats.estimates(ratios)["geometric"])
+    change = stats.estimates(ratios)["geometric"]
     base, new = (breakdown.mean(value[side] for value in values) for side in (0, 1))
     return {SPEEDUP: new_metric(base, new, change, counts=counts, more_is_worse=False)}
 

@@ -203,7 +203,7 @@ def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, Est
         both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
         tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
         sums = [_question_sums(task, prefilled=False) for task in tasks if task]
-        found[name][other] = Estimate(**stats.estimates(sums)["ratio_of_sums"])
+        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
     return found if len(names) > 1 else {}
 
 
@@ -326,12 +326,11 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         found |= {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
     for key, prefilled in (("decode", False), ("total", True)):
         sums = [_question_sums(task, prefilled=prefilled) for task in tasks]
-        estimates = {name: Estimate(**each) for name, each in stats.estimates(sums).items()}
+        estimates = stats.estimates(sums)
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
         if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
-            turned = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])
-            found[f"worth_{key}"] = Estimate(**turned["ratio_of_sums"])
+            found[f"worth_{key}"] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])["ratio_of_sums"]
     return found
 
 
