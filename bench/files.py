@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -59,6 +60,11 @@ def user_file(text: str | Path) -> Path:
     return path
 
 
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
 def check_writable(folder: Path, flag: str = "--out") -> None:
     """Find out before an hour of work whether files can be made in `folder`, which may not exist yet.
 
@@ -66,9 +72,8 @@ def check_writable(folder: Path, flag: str = "--out") -> None:
         UserError: they cannot; `flag` chooses another.
 
     """
-    existing = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=existing(folder)):
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -114,6 +119,18 @@ def size_bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, which it becomes once all is written: nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn a full disk or an unwritable cache into a UserError; other errors pass."""
     try:
@@ -123,8 +140,7 @@ def writing(folder: Path, needed_bytes: int | None = None) -> Iterator[None]:
         if code is None and (said := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors says it
             code = int(said[1])
         if code in NO_SPACE:
-            exists = next(path for path in (folder, *folder.parents) if path.exists())
-            size = f"{shutil.disk_usage(exists).free / 1e9:.2f} GB free"
+            size = f"{shutil.disk_usage(existing(folder)).free / 1e9:.2f} GB free"
             size += f", {needed_bytes / 1e9:.2f} GB needed" if needed_bytes else ""
             remedy = "free some, or set ROOBENCH_CACHE to a folder on a larger disk"
             raise UserError(f"no space left in {folder} ({size}): {remedy}") from error

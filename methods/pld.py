@@ -6,9 +6,10 @@ are those of Spec-Bench's copy (arXiv 2401.07851).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.config import setting
 from bench.drafting.method import TextMethod
 from bench.drafting.sequence import NO_DRAFT, Draft
 from bench.engine import MAX_DRAFTS
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
 class PLDConfig:
     """The knobs of prompt lookup."""
 
-    ngram: int = field(default=3, metadata={"help": "longest n-gram to look for; shorter ones follow, down to 1"})
-    tokens: int = field(default=10, metadata={"help": "most drafts in a row; a match needs as many tokens after it"})
-    length: str = field(
-        default="all",
-        metadata={"help": "all; or cost: the number of drafts with the most tokens per time here if all are accepted"},
+    ngram: int = setting(3, "longest n-gram to look for; shorter ones follow, down to 1")
+    tokens: int = setting(10, "most drafts in a row; a match needs as many tokens after it")
+    length: str = setting(
+        "all", "all; or cost: the number of drafts with the most tokens per time here if all are accepted"
     )
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ SENTENCES = (
 )
 TEXT = re.findall(r"<.+>|\n| ?\w+|[.,]", SENTENCES)
 LOSERS = [" sea", " hot", " but", "\n"]
-PIECES: dict[int | str, str] = {str(i): text for i, text in enumerate([*TEXT, *LOSERS])}
+TOKEN_TEXTS: dict[int | str, str] = {str(i): text for i, text in enumerate([*TEXT, *LOSERS])}
 STEPS = ((0, 1), (2, 3), (1, 2), (3, 4), (0, 1), (2, 3))  # accepted, emitted; repeated to the answer's end
 KANGAROO, LOSSY, PEER = "kangaroo", "medusa:accept=typical", "hf-generate"
 

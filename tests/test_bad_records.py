@@ -26,7 +26,7 @@ from bench.figures.compare import compare
 from bench.figures.engine_record import read_engine
 from bench.figures.metrics import summarize
 from bench.figures.published import PUBLISHED, read_source
-from bench.figures.records import MethodInfo, Run, Turn, read_pieces, read_records, write_json, write_turns
+from bench.figures.records import MethodInfo, Run, Turn, read_records, read_token_texts, write_json, write_turns
 from bench.figures.summary import read_summary
 from bench.lab.projection import project
 from bench.models import checkpoints, config_files
@@ -336,7 +336,7 @@ def read_run_and_turns(folder: Path) -> None:
     write_json(folder / "summary.json", summary)
     read_summary(folder)
     terminal_table(summary)
-    sections(run, summary, [], turns=turns, pieces=read_pieces(folder))
+    sections(run, summary, [], turns=turns, token_texts=read_token_texts(folder))
     metrics.failed_throughout(run, turns)
     compare(records, records)
     project(ENGINE, [folder])
@@ -346,8 +346,10 @@ def read_run_and_turns(folder: Path) -> None:
 
 
 def read_pages(folder: Path) -> None:
-    read_pieces(folder)
-    sections(*((r := a_run()), summarize(r, some_turns()), []), turns=some_turns(), pieces=read_pieces(folder))
+    read_token_texts(folder)
+    sections(
+        *((r := a_run()), summarize(r, some_turns()), []), turns=some_turns(), token_texts=read_token_texts(folder)
+    )
 
 
 def read_answer_files(folder: Path) -> None:

@@ -13,6 +13,7 @@ from bench import config
 from bench.errors import UserError, program
 from bench.text import visible
 
+COMPUTE_FLAGS = ("--dtype", "--quantize", "--device", "--threads")  # of a run, for commands that load a model
 _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from bench import config
-from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, given_of, new_parser, refuse_given, say
 from bench.files import check_output, user_path
 
 _EPILOG = """\
@@ -16,7 +16,7 @@ examples:
   python run_bench.py bench-engine
   python run_bench.py bench-engine --method kangaroo --method medusa --json engine.json
   python run_bench.py bench-engine --shape vicuna-7b --device cuda --dtype bfloat16"""
-_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", "--dtype", "--quantize", "--device", "--threads")
+_RUN_FLAGS = ("--method", "--peer", "--model", "--revision", *COMPUTE_FLAGS)
 _NUMBERS = (
     ("context", 1024, "positions of the cache", 256, config.MANY),
     ("repeats", 15, "timings of each forward pass", 1, 10_000),
@@ -31,16 +31,12 @@ def parser() -> ArgumentParser:
         _EPILOG,
     )
     shapes = "vicuna-7b, vicuna-13b, llama-3.1-8b or smollm2-135m"
-    made.add_argument(
-        "--shape", default=None, metavar="NAME", help=f"random weights in the place of a model's: {shapes}"
-    )
+    made.add_argument("--shape", metavar="NAME", help=f"random weights in the place of a model's: {shapes}")
     for name, default, what, least, most in _NUMBERS:
         flag = f"--{name}"
         read, text = config.number(int, flag, least, most), f"{what} (default: %(default)s)"
         made.add_argument(flag, type=read, default=default, metavar="N", help=text)
-    made.add_argument(
-        "--json", type=user_path, default=None, metavar="FILE", help="also write all figures for programs"
-    )
+    made.add_argument("--json", type=user_path, metavar="FILE", help="also write all figures for programs")
     add_run_flags(made, _RUN_FLAGS)
     return made
 

@@ -49,9 +49,7 @@ def add_rules(made: ArgumentParser) -> None:
         made.add_argument(flag, **settings)
     made.add_argument("--strict", action="store_true", help="exit with 1 if the comparison is inconclusive")
     for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
-        made.add_argument(
-            f"--{kind}", type=user_path, default=None, metavar="FILE", help=f"also write the comparison {what}"
-        )
+        made.add_argument(f"--{kind}", type=user_path, metavar="FILE", help=f"also write the comparison {what}")
 
 
 def rules_of(options: Namespace) -> Rules:

@@ -14,10 +14,8 @@ def parser() -> ArgumentParser:
     """The command's arguments."""
     made = new_parser("export", "Write a run as answer files that Spec-Bench's speed.py and equal.py read.")
     made.add_argument("run_dir", type=user_path, help="folder with run.json and turns.jsonl: results/runs/<run id>")
-    made.add_argument(
-        "--out", type=user_path, default=None, metavar="DIR", help="default: spec-bench/ in the run's folder"
-    )
-    made.add_argument("--model", default=None, metavar="NAME", help="decode the text again with this model's tokenizer")
+    made.add_argument("--out", type=user_path, metavar="DIR", help="default: spec-bench/ in the run's folder")
+    made.add_argument("--model", metavar="NAME", help="decode the text again with this model's tokenizer")
     return made
 
 

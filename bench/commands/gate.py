@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bench import config
-from bench.commands import add_run_flags, compare, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, compare, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
 from bench.figures.rules import GateSettings, Rules
-from bench.files import user_path
+from bench.files import check_writable, user_path
 
 GATE_FILE = "gate.json"
 GATES = Path("results/gates")
@@ -44,10 +44,7 @@ _RUN_FLAGS = (
     "--limit",
     "--max-new-tokens",
     "--seed",
-    "--dtype",
-    "--quantize",
-    "--device",
-    "--threads",
+    *COMPUTE_FLAGS,
 )
 # What means nothing with --base, and without it.
 _WITHOUT_BASE = ("--baseline", "--counters", "--update-baseline")
@@ -59,11 +56,10 @@ def parser() -> ArgumentParser:
     made = new_parser(
         "gate", "Tell whether this checkout is slower than another commit, or worse than its baseline.", _EPILOG
     )
-    made.add_argument("--base", metavar="REV", default=None, help="branch, tag or commit to compare with")
+    made.add_argument("--base", metavar="REV", help="branch, tag or commit to compare with")
     made.add_argument(
         "--plugin",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="with --base: gate the commits of this repository, which holds installed methods, not of the bench",
     )
@@ -72,23 +68,21 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--out",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="with --base: folder for both sides' records (default: results/gates/<time>)",
     )
     made.add_argument(
         "--baseline",
         type=user_path,
-        default=None,
         metavar="DIR",
         help="without --base: another baseline than the model's in results/baselines",
     )
-    switch: dict[str, Any] = {"action": "store_const", "const": True, "default": None}
+    switch: dict[str, Any] = {"action": "store_const", "const": True}
     made.add_argument("--counters", **switch, help="without --base: ignore the floor of the speedups")
     made.add_argument(
         "--update-baseline", **switch, help="make a new baseline of this checkout, after showing the difference"
     )
-    made.add_argument("--slow-down", action="append", default=None, metavar="METHOD=SHARE", help=argparse.SUPPRESS)
+    made.add_argument("--slow-down", action="append", metavar="METHOD=SHARE", help=argparse.SUPPRESS)
     add_run_flags(made, _RUN_FLAGS)
     compare.add_rules(made)
     return made
@@ -123,7 +117,7 @@ def _against_baseline(given: dict[str, Any], options: Namespace, rules: Rules) -
 
 
 def _against_commit(given: dict[str, Any], options: Namespace, rules: Rules) -> int:
-    from bench.figures.records import check_writable, write_json
+    from bench.figures.records import write_json
     from bench.run import plan  # no torch yet: mistakes in the command are reported at once
 
     out = (options.out or GATES / f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}").absolute()

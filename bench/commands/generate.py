@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 
 import methods
 from bench import config
-from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
 from bench.files import check_output, user_path
 
@@ -21,18 +21,7 @@ examples:
   python run_bench.py generate "Why is the sky blue?" --record race.json"""
 
 
-_RUN_FLAGS = (
-    "--model",
-    "--revision",
-    "--temperature",
-    "--top-p",
-    "--top-k",
-    "--seed",
-    "--dtype",
-    "--quantize",
-    "--device",
-    "--threads",
-)
+_RUN_FLAGS = ("--model", "--revision", "--temperature", "--top-p", "--top-k", "--seed", *COMPUTE_FLAGS)
 
 
 def parser() -> ArgumentParser:
@@ -47,7 +36,6 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--record",
         type=user_path,
-        default=None,
         metavar="FILE",
         help="also write what each side said and when, as JSON; scripts/race_svg.py draws it",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from bench import config
-from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say
+from bench.commands import COMPUTE_FLAGS, add_run_flags, given_of, new_parser, refuse_given, say
 from bench.files import check_output, user_file, user_path
 
 _EPILOG = """\
@@ -20,7 +20,6 @@ examples:
   python run_bench.py bench-engine --shape vicuna-13b --json engine.json
   python run_bench.py project --engine engine.json --json projection.json"""
 _SHAPE = "vicuna-7b"
-_RUN_FLAGS = ("--dtype", "--quantize", "--device", "--threads")
 
 
 def parser() -> ArgumentParser:
@@ -37,8 +36,8 @@ def parser() -> ArgumentParser:
         metavar="FILE|RUN_DIR",
         help="published figures or a run's folder; may be repeated (default: all of results/published)",
     )
-    made.add_argument("--json", type=user_path, default=None, metavar="FILE", help="also write it for programs")
-    add_run_flags(made, _RUN_FLAGS)
+    made.add_argument("--json", type=user_path, metavar="FILE", help="also write it for programs")
+    add_run_flags(made, COMPUTE_FLAGS)
     return made
 
 
@@ -49,7 +48,7 @@ def run(options: Namespace) -> int:
     from bench.figures.records import write_json
     from bench.models.shapes import check_shape
 
-    asked = given_of(options, ("--shape", *_RUN_FLAGS))
+    asked = given_of(options, ("--shape", *COMPUTE_FLAGS))
     if options.engine is not None:
         refuse_given(asked, f"{options.engine} has its own: leave them out")
     shape = asked.pop("shape", _SHAPE)

@@ -32,10 +32,9 @@ def parser() -> ArgumentParser:
         help="folder with run.json and turns.jsonl, like results/runs/RUN_ID; or two or more answer files",
     )
     made.add_argument("--open", action="store_true", help="open the HTML page in the browser")
-    made.add_argument("--plots", type=user_path, default=None, metavar="DIR", help="folder for the plots")
+    made.add_argument("--plots", type=user_path, metavar="DIR", help="folder for the plots")
     made.add_argument(
         "--tokenizer",
-        default=None,
         metavar="MODEL",
         help="for answer files: count the baseline's tokens by tokenizing its text, as Spec-Bench's speed.py does",
     )

@@ -53,11 +53,10 @@ def parser() -> ArgumentParser:
     for flag, options in config.flags(config.RunConfig):
         made.add_argument(flag, **options)
     presets = "; ".join(f"{name}: {_spell(values) or 'the defaults'}" for name, values in config.PRESETS.items())
-    made.add_argument("--preset", choices=list(config.PRESETS), default=None, help=f"settings by name: {presets}")
+    made.add_argument("--preset", choices=list(config.PRESETS), help=f"settings by name: {presets}")
     made.add_argument(
         "--resume",
         type=user_path,
-        default=None,
         metavar="RUN_DIR",
         help="go on with a run that was killed or interrupted, with its own settings",
     )

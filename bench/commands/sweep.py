@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
         made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
         made.add_argument(flag, **(options | ({"help": "the method to sweep"} if flag == "--method" else {})))
-    made.add_argument("--preset", choices=list(config.PRESETS), default=None, help="settings by name, as for run")
+    made.add_argument("--preset", choices=list(config.PRESETS), help="settings by name, as for run")
     return made
 
 

@@ -13,7 +13,7 @@ from bench.drafting.knobs import Costs
 from bench.drafting.tree import tree_of
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import use_huge_pages
-from bench.engine.timing import interleaved, time_s
+from bench.engine.timing import least_s, time_s
 
 _REPEATS = 11
 _FEWER = 3  # repeats of passes over more than _ALWAYS tokens, which take long and decide little
@@ -49,12 +49,12 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
     bench = Passes(target, exit_layer)
     widest = min(widest, target.max_len - 1)
     if widest > max(passes.verify):
-        single_s, wide_s = _times([bench.vanilla, bench.verify(widest)], _FEWER, target.device)
+        single_s, wide_s = least_s([bench.vanilla, bench.verify(widest)], _FEWER, target.device)
         passes.verify[widest] = wide_s / single_s
     # The unit is timed again together with the drafts: the speed of a shared machine changes.
-    step_s, *draft_s = _times([bench.vanilla, *drafts], _REPEATS if drafts else 1, target.device)
+    step_s, *draft_s = least_s([bench.vanilla, *drafts], _REPEATS if drafts else 1, target.device)
     # Rounded as in a record, so that a run repeated with it decides the same.
-    draft = tuple(cost_s / step_s for cost_s in draft_s) or (0.0,)
+    draft = tuple(call_s / step_s for call_s in draft_s) or (0.0,)
     return Costs.parse(str(Costs(passes.shallow, draft, tuple(sorted(passes.verify.items())))))
 
 
@@ -96,12 +96,12 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
     bench = Passes(target, exit_layer)
     widths = _affordable([n for n in _WIDTHS if n < target.max_len], bench.verify, target.device)
     narrow = [bench.verify(n) for n in widths if n <= _ALWAYS]
-    shallow_s, *verify_s = _times([bench.shallow, *narrow], _REPEATS, target.device)
-    verify_s += _times([bench.verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
+    shallow_s, *verify_s = least_s([bench.shallow, *narrow], _REPEATS, target.device)
+    verify_s += least_s([bench.verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
     step_s = shallow_s + verify_s[0]
     # More tokens never cost less. Where they seem to, it is noise, which would make verifying more drafts look free.
     rising = np.maximum.accumulate(verify_s)
-    verify = {n: float(cost_s) / step_s for n, cost_s in zip(widths, rising, strict=True)}
+    verify = {n: float(call_s) / step_s for n, call_s in zip(widths, rising, strict=True)}
     return _Measured(shallow_s / step_s, verify)
 
 
@@ -120,8 +120,3 @@ def _affordable(
         if time_s(verify(n), device) > _DEAREST * single_s:
             break
     return taken
-
-
-def _times(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Return the least seconds of each call, as noise only adds time."""
-    return [min(own) for own in interleaved(calls, repeats, device)]

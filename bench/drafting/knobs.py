@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,12 @@ from bench.files import user_path
 from bench.models import checkpoints
 
 CONFIG_FILE = "config.json"
+DRAFT_WEIGHTS = (  # help of the knob `draft_weights`
+    "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need not be exact); plain, "
+    "as the target's"
+)
 PAPER = "paper"  # in place of a folder: the weights that are built as published
 WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def check_folder(method: str, asked: str, model: str) -> Path | None:
     folder = user_path(asked)
     if folder.is_dir():
         return folder
-    if not folder.exists() and _HUB_ID.fullmatch(asked):
+    if not folder.exists() and checkpoints.HUB_ID.fullmatch(asked):
         return None
     reason = "is not a folder" if folder.exists() else "is neither a folder nor a Hugging Face id (org/name)"
     raise UserError(

@@ -122,10 +122,10 @@ def decode(
     return at_once(decoding(method, prompt, limit, eos, sampler))
 
 
-def at_once(pieces: Generator[object, None, T]) -> T:
+def at_once(steps: Generator[object, None, T]) -> T:
     """Return the result of a generator that never pauses."""
     try:
-        next(pieces)
+        next(steps)
     except StopIteration as ended:
         value: T = ended.value
         return value

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench.drafting.knobs import CONFIG_FILE
-from bench.drafting.knobs import default_folder as default_folder
 from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear

@@ -20,16 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.engine.attention import (
-    BLOCK,
-    additive,
-    apply_rope,
-    attend,
-    block_mask,
-    fused_rope,
-    rms_norm,
-    rope_table,
-)
+from bench.engine.attention import BLOCK, additive, apply_rope, attend, block_mask, fused_rope, rms_norm, rope_table
 from bench.engine.cache import KVCache
 from bench.engine.graphs import Fixed, choose_graphs
 from bench.engine.huge_pages import use_huge_pages

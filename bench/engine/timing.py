@@ -54,3 +54,8 @@ def interleaved(calls: Sequence[Callable[[], object]], repeats: int, device: tor
         for call, own in zip(calls, times, strict=True):
             own.append(time_s(call, device))
     return [own[1:] for own in times]
+
+
+def least_s(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Return the least seconds of each call, interleaved, as noise only adds time."""
+    return [min(own) for own in interleaved(calls, repeats, device)]

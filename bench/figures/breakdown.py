@@ -27,6 +27,17 @@ def ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else finite(above / below)
 
 
+def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
+    """Σ decode tokens / Σ decode seconds, without the tokens of the prefill; None where each answer was one token."""
+    turns = list(turns)
+    return ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
+
+
+def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
+    """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
+    return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """The mean of those that are defined."""
     defined = [value for value in values if value is not None]

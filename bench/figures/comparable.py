@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from bench.config import RunConfig
+from bench.config import RunConfig, flag_of
 from bench.errors import UserError, program
 from bench.figures import disturbed, metrics
 from bench.figures.records import Run, Turn
@@ -88,7 +88,7 @@ def remedy(base: Run, new: Run) -> str:
     for name in _GATED:
         value = new.config.get(name)
         if value is not None and value != getattr(RunConfig, name):
-            given.append((f"--{name.replace('_', '-')}", str(value)))
+            given.append((flag_of(name), str(value)))
     command = f"{program()} gate {shlex.join(part for pair in given for part in pair)}"
     where = f" (commit {checkout[:12]})" if checkout else ""
     rev = "" if commit else ", where REV is the commit of base"

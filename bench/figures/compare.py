@@ -31,7 +31,6 @@ from bench.figures.facts import PassCosts
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, Rules
-from bench.figures.summary import Estimate
 from bench.figures.verdicts import (
     SAME,
     UNKNOWN,
@@ -79,18 +78,13 @@ def compare(base: Records, new: Records, rules: Rules | None = None) -> Comparis
         new=_side(new[0]),
         interleaved=made.interleaved,
         same_machine=made.same_machine,
-        rules=used_rules(rules, 0.0 if made.same_machine else rules.tolerance),
+        rules=dataclasses.replace(rules, tolerance=0.0 if made.same_machine else rules.tolerance),
         questions=len({a.question_id for a, _ in made.asked}),
         warnings=[*warnings, *made.warnings()],
         methods={label: made.method(label) for label in base[0].methods},
     )
     settle(compared)
     return compared
-
-
-def used_rules(rules: Rules, tolerance: float) -> Rules:
-    """What a comparison says of its rules."""
-    return dataclasses.replace(rules, tolerance=tolerance)
 
 
 @dataclass
@@ -282,20 +276,20 @@ def _speedups(tasks: list[list[Pair]], vanilla: list[list[Pair]], *, counts: boo
         # In the shape that the estimator takes: one token in so many seconds on either side.
         ratios.append(np.array([[1.0, 1 / sides[1][q], 1.0, 1 / sides[0][q]] for q in shared]).reshape(-1, 4))
         values.append([_speedup(own, beside, set(shared), side) for side in (0, 1)])
-    change = Estimate(**stats.estimates(ratios)["geometric"])
+    change = stats.estimates(ratios)["geometric"]
     base, new = (breakdown.mean(value[side] for value in values) for side in (0, 1))
     return {SPEEDUP: new_metric(base, new, change, counts=counts, more_is_worse=False)}
 
 
 def _speedup(own: list[Pair], beside: list[Pair], questions: set[int], side: int) -> float | None:
     turns = ([pair[side] for pair in pairs if pair[side].question_id in questions] for pairs in (own, beside))
-    return metrics.speedup(*turns)
+    return breakdown.speedup(*turns)
 
 
 def _question_speedups(turns: list[Turn], vanilla: list[Turn]) -> dict[int, float]:
     questions = {turn.question_id for turn in turns}
     found = {
-        question: metrics.speedup(
+        question: breakdown.speedup(
             [t for t in turns if t.question_id == question], [t for t in vanilla if t.question_id == question]
         )
         for question in questions

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
 
-from bench.figures.breakdown import ratio
+from bench.figures.breakdown import speedup
 from bench.figures.records import Run, Turn
 from bench.figures.summary import BusyTurn, BusyTurns, Outlier, WithAndWithout
 
@@ -31,7 +31,7 @@ def busy_turns(turns: Iterable[Turn]) -> BusyTurns | None:
         return None
     worst = sorted(busy, key=lambda item: -item[0])[:_LISTED]
     by_task = Counter(turn.task for _, turn in busy)
-    return BusyTurns(len(busy), len(known), dict(by_task), [BusyTurn(*_where(turn), share) for share, turn in worst])
+    return BusyTurns(len(busy), len(known), dict(by_task), [BusyTurn(*where(turn), share) for share, turn in worst])
 
 
 def doubts(run: Run, turns: Iterable[Turn]) -> list[str]:
@@ -60,8 +60,8 @@ def outliers(paired: Mapping[str, Sequence[Pair]], vanilla: str) -> list[Outlier
                     continue
                 figures = _with_and_without(pair, [other for other in pairs if other[0].task == turn.task])
                 if figures is not None:
-                    new = Outlier(*_where(turn), turn.decode_s, expected_s, turn.others_share, {})
-                    found.setdefault(_where(turn), new).speedups[name] = figures
+                    new = Outlier(*where(turn), turn.decode_s, expected_s, turn.others_share, {})
+                    found.setdefault(where(turn), new).speedups[name] = figures
     return list(found.values())
 
 
@@ -73,20 +73,16 @@ def _usual_s(turns: Sequence[Turn]) -> float:
 
 def _with_and_without(pair: Pair, task: Sequence[Pair]) -> WithAndWithout | None:
     """The task's decode speedup with and without a pair, where that makes a difference."""
-    speedup, without = _speedup(task), _speedup([other for other in task if other is not pair])
-    if speedup is None or (without is not None and abs(speedup / without - 1) <= DECISIVE):
+    whole, without = _speedup(task), _speedup([other for other in task if other is not pair])
+    if whole is None or (without is not None and abs(whole / without - 1) <= DECISIVE):
         return None
-    return WithAndWithout(speedup, without)
+    return WithAndWithout(whole, without)
 
 
 def _speedup(pairs: Sequence[Pair]) -> float | None:
-    """The ratio of sums."""
-    rates = [
-        ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
-        for turns in zip(*pairs, strict=True)
-    ]
-    return ratio(*rates) if rates else None
+    return speedup([turn for turn, _ in pairs], [vanilla for _, vanilla in pairs])
 
 
-def _where(turn: Turn) -> tuple[int, str, str, int, int]:
+def where(turn: Turn) -> tuple[int, str, str, int, int]:
+    """A turn's place, as `Where` has it."""
     return turn.question_id, turn.task, turn.method, turn.turn, turn.round

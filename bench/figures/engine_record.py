@@ -9,9 +9,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from bench.errors import UserError
-from bench.figures.facts import EngineFacts
+from bench.figures.facts import EngineFacts, Software
 from bench.figures.machine import Machine
-from bench.typed_json import Amount, Count, Key, MismatchError, Moment, Positive, Real, read
+from bench.typed_json import Amount, Count, Key, MismatchError, Positive, Real, read
 
 BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
 
@@ -36,7 +36,7 @@ class TimedAnswer(TypedDict, total=False):
     outside_passes: Real | None  # share of a step; None: unknown
 
 
-class EngineRecord(TypedDict, total=False):
+class EngineRecord(Software, total=False):
     """What `bench-engine --json` writes; required: what a projection needs."""
 
     schema: int
@@ -47,13 +47,6 @@ class EngineRecord(TypedDict, total=False):
     dtype: Required[str]
     peak_bytes: Required[Count]
     command: str
-    started: Moment
-    python: str
-    platform: str
-    packages: dict[str, str]
-    commit: str | None
-    dirty: bool | None
-    load_1min: Real | None
     warnings: Required[list[str]]
     engine: Required[EngineFacts]
     memory: dict[str, Amount]

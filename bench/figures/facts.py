@@ -67,8 +67,8 @@ class Session(TypedDict, total=False):
     warnings: list[str]
 
 
-class Provenance(TypedDict, total=False):
-    """When and with which code a run was made, and what else ran on the machine."""
+class Software(TypedDict, total=False):
+    """When and with which code something was measured, and what else ran on the machine."""
 
     started: Moment
     python: str
@@ -77,6 +77,11 @@ class Provenance(TypedDict, total=False):
     commit: str | None
     dirty: bool | None
     load_1min: Real | None
+
+
+class Provenance(Software, total=False):
+    """Where a run comes from."""
+
     warnings: list[str]
     sessions: list[Session]
     interleaved: str  # of a gate's run: the mark that both sides share

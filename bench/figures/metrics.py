@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, disturbed, stats
-from bench.figures.breakdown import finite, mean, ratio
+from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
@@ -37,9 +37,9 @@ from bench.figures.summary import (
     StepTime,
     Summary,
 )
+from bench.questions import TASKS
 from bench.typed_json import decode_value
 
-TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")  # as tables list them
 VERDICTS = ("identical", "numerical", "different")
 REPETITION_N = 8  # length of the n-grams whose repetition is counted
 
@@ -81,7 +81,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
-        failed=[Failure(*_where(turn), str(turn.error)) for turn in failed],
+        failed=[Failure(*disturbed.where(turn), str(turn.error)) for turn in failed],
         divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
         busy_turns=disturbed.busy_turns(kept),
         outliers=disturbed.outliers(paired, vanilla),
@@ -111,17 +111,6 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
         if turn.method in sides:
             sides[turn.method][turn.question_id, turn.turn, turn.round] = turn
     return [(turn, sides[vanilla][key]) for key, turn in sides[method].items() if key in sides[vanilla]]
-
-
-def decode_tok_per_s(turns: Iterable[Turn]) -> float | None:
-    """Σ decode tokens / Σ decode seconds, without the tokens of the prefill; None where each answer was one token."""
-    turns = list(turns)
-    return ratio(sum(turn.decode_tokens for turn in turns) or None, sum(turn.decode_s for turn in turns))
-
-
-def speedup(turns: Iterable[Turn], vanilla: Iterable[Turn]) -> float | None:
-    """Decode speedup of one side's turns over vanilla's of the same prompts, as a ratio of sums."""
-    return ratio(decode_tok_per_s(turns), decode_tok_per_s(vanilla))
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
@@ -214,7 +203,7 @@ def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, Est
         both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
         tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
         sums = [_question_sums(task, prefilled=False) for task in tasks if task]
-        found[name][other] = Estimate(**stats.estimates(sums)["ratio_of_sums"])
+        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
     return found if len(names) > 1 else {}
 
 
@@ -337,12 +326,11 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         found |= {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
     for key, prefilled in (("decode", False), ("total", True)):
         sums = [_question_sums(task, prefilled=prefilled) for task in tasks]
-        estimates = {name: Estimate(**each) for name, each in stats.estimates(sums).items()}
+        estimates = stats.estimates(sums)
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
         if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
-            turned = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])
-            found[f"worth_{key}"] = Estimate(**turned["ratio_of_sums"])
+            found[f"worth_{key}"] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])["ratio_of_sums"]
     return found
 
 
@@ -368,16 +356,12 @@ def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None
         cell.prediction_error = None if over is None else over - 1
 
 
-def _where(turn: Turn) -> tuple[int, str, str, int, int]:
-    return turn.question_id, turn.task, turn.method, turn.turn, turn.round
-
-
 def _divergence(turn: Turn) -> Iterator[Divergence]:
     """None of an answer that is vanilla's, or was not audited."""
     audit = turn.audit
     if audit is not None and audit.verdict != "identical":
         what = audit.verdict, audit.position, audit.token, audit.vanilla_token
-        yield Divergence(*_where(turn), *what, finite(audit.gap), finite(audit.tolerance))
+        yield Divergence(*disturbed.where(turn), *what, finite(audit.gap), finite(audit.tolerance))
 
 
 def _generated(turns: Iterable[Turn]) -> int:

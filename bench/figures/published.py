@@ -12,8 +12,8 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.figures.metrics import TASKS
 from bench.figures.summary import OVERALL, Entry, Summary
+from bench.questions import TASKS
 from bench.typed_json import Count, Json, MismatchError, Real, read
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"

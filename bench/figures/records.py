@@ -19,7 +19,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from bench.errors import UserError
 from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
 from bench.figures.machine import Machine
-from bench.files import check_writable as check_writable
+from bench.files import replacing
 from bench.typed_json import (
     Count,
     FileName,
@@ -56,7 +55,7 @@ SCHEMA = 2
 FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
-PIECES_FILE = "pieces.json"
+TOKEN_TEXTS_FILE = "pieces.json"
 SWEEP_FILE = "sweep.json"  # of a sweep, next to the records of its run
 EXPORTED = "spec-bench"  # folder of `export`'s files
 REFERENCE = Path("results/reference")  # our own runs that README.md shows
@@ -190,22 +189,15 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         UserError: the folder cannot be written or the disk is full; an earlier file is then untouched.
 
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with name.open("x", encoding="utf-8") as file:  # with the permissions that the user's umask leaves
-            temporary = name
+        # Made by `open`, so with the permissions that the user's umask leaves.
+        with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing behind it
-        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}; free space there, or choose another folder") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -328,14 +320,14 @@ def read_turns(folder: Path, run: Run | None = None) -> list[Turn]:
     return decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
 
 
-def read_pieces(folder: Path) -> dict[str, str]:
+def read_token_texts(folder: Path) -> dict[str, str]:
     """The `pieces.json` of a run's folder; empty where there is none.
 
     Raises:
         UserError: malformed.
 
     """
-    path = folder / PIECES_FILE
+    path = folder / TOKEN_TEXTS_FILE
     try:
         return read(dict[Key, str], path)
     except FileNotFoundError:

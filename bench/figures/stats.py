@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
+from bench.figures.summary import Estimate
+
 LEVEL = 0.95
 RESAMPLES = 5000  # a bound then wanders by about 1% of the interval's width from seed to seed
 SEED = 20240117
@@ -43,8 +45,6 @@ STATISTICS = {
 }
 
 Array = NDArray[np.float64]
-Estimate = dict[str, float | None]  # value, low, high
-UNDEFINED: Estimate = {"value": None, "low": None, "high": None}
 
 # Columns of a task's table, of which every estimator needs no more than the sums over questions.
 _TOKENS, _SECONDS, _TOKENS_VANILLA, _SECONDS_VANILLA, _RATE, _RATE_VANILLA, _LOG_RATIO, _LOG_RATIOS = range(8)
@@ -105,11 +105,11 @@ def _estimate(name: str, tables: Sequence[Array], actual: Sequence[Array], drawn
     """One estimator over the tasks in which it is defined."""
     defined = [stratum for stratum, sums in enumerate(actual) if np.isfinite(_log(_speedup(name, sums)))]
     if not defined:
-        return dict(UNDEFINED)
+        return Estimate()
     actual, drawn = [actual[stratum] for stratum in defined], [drawn[stratum] for stratum in defined]
     questions = [_questions(name, tables[stratum]) for stratum in defined]
     value = float(_overall(name, actual))
-    alone: Estimate = {"value": value, "low": None, "high": None}
+    alone = Estimate(value)
     if min(questions) < (2 if len(questions) > 1 else LEAST_QUESTIONS):
         return alone
     stretch, freedom = _stretch(name, questions, actual, drawn)
@@ -122,7 +122,7 @@ def _estimate(name: str, tables: Sequence[Array], actual: Sequence[Array], drawn
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if high - low > math.log(WIDEST):
         return alone
-    return {"value": value, "low": value * math.exp(low), "high": value * math.exp(high)}
+    return Estimate(value, value * math.exp(low), value * math.exp(high))
 
 
 def _stretch(

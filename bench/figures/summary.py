@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.figures.machine import Machine
 from bench.typed_json import Count, Finite, Json, MismatchError, Share, read
 
@@ -308,4 +308,6 @@ def read_summary(folder: Path) -> Summary:
     try:
         return read(Summary, path)
     except (OSError, MismatchError) as error:
-        raise UserError(f"{path} is no summary of a run ({error}): redraw it with `report {folder}`") from error
+        raise UserError(
+            f"{path} is no summary of a run ({error}): redraw it with `{program()} report {folder}`"
+        ) from error

@@ -81,7 +81,7 @@ def per_unit(tasks: list[stats.Array]) -> tuple[float | None, float | None]:
 def time_change(tasks: list[stats.Array]) -> Estimate:
     """Time of new over base: the geometric mean of the questions' ratios, by task, with its interval."""
     rate = stats.estimates(tasks)["geometric"]  # of speeds, new over base
-    return Estimate(_inverse(rate["value"]), _inverse(rate["high"]), _inverse(rate["low"]))
+    return Estimate(_inverse(rate.value), _inverse(rate.high), _inverse(rate.low))
 
 
 def prefill_units(turn: Turn) -> tuple[float, int]:

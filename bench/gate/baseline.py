@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench.figures.rules import Rules
 from bench.figures.verdicts import SAME, WORSE, new_metric, settle
 from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
+from bench.progress import Log
 from bench.run import resume, runner
 from bench.typed_json import Amount, MismatchError, read
 
@@ -32,7 +32,6 @@ BASELINES = Path(__file__).parents[2] / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}
-Log = Callable[[str], None]
 
 
 def folder_of(given: dict[str, Any]) -> Path:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from filelock import FileLock
 from bench.errors import UserError
 from bench.files import cache_root
 from bench.gate.protocol import PROTOCOL
+from bench.progress import Log
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = "requirements.txt"
 CACHED = "environments"  # of bases that pin other packages
 _PROTOCOL_FILE = "bench/gate/protocol.py"
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

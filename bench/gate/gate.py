@@ -26,10 +26,10 @@ from bench.figures.verdicts import BETTER, SAME, UNKNOWN, WORSE, decode_units, p
 from bench.gate import sequential
 from bench.gate.checkout import Checkout
 from bench.gate.measured import measured_by
-from bench.gate.side import Side, first_line
+from bench.gate.side import Side, first_request
+from bench.progress import Log
 from methods import BASELINE
 
-Log = Callable[[str], None]
 Key = tuple[str, str]  # method, metric
 Where = dict[str, int]  # question, turn, round
 SIDES = ("base", "new")
@@ -217,13 +217,13 @@ def run_gate(
 
     """
     log("measuring forward-pass costs with base's code")
-    with contextlib.closing(Side("base", base, first_line(config, {}, {}), out / "base.log")) as measuring:
+    with contextlib.closing(Side("base", base, first_request(config, {}, {}), out / "base.log")) as measuring:
         measured = measured_by(measuring.run)
     # Memory layout differs between a process that measured costs and one that was given them, and between the first and
     # the second process: about 1% of time. So both begin alike, and chance decides which is first.
     starts = {
-        "base": (base, first_line(config, measured, {})),
-        "new": (new, first_line(config, measured, dict(settings.slower))),
+        "base": (base, first_request(config, measured, {})),
+        "new": (new, first_request(config, measured, dict(settings.slower))),
     }
     sides: dict[str, Side] = {}
     with contextlib.ExitStack() as closing:

@@ -155,7 +155,7 @@ class Side:
         raise UserError(f"{self.name} ended before the gate did ({reason}); all that it said: {self.log_file}")
 
 
-def first_line(config: RunConfig, measured: dict[str, Any], slower: dict[str, float]) -> dict[str, Any]:
+def first_request(config: RunConfig, measured: dict[str, Any], slower: dict[str, float]) -> dict[str, Any]:
     """What `gate-side` is told first. Settings at their defaults are left out: an older base need not know them.
 
     But those that decide what is compared are always told, for base's defaults may be others.

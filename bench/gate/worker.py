@@ -116,9 +116,9 @@ def _slow_down(contestants: dict[str, Contestant], slower: dict[str, float]) -> 
     """Make methods do more work in each step, in proportion, so that the gate itself can be tested."""
     for label, share in slower.items():
         contestant = contestants.get(label)
-        if contestant is None or not isinstance(contestant.runner, SpeculativeMethod):
+        if contestant is None or not isinstance(contestant.method, SpeculativeMethod):
             raise UserError(f"--slow-down {label}: the gate has no such method of ours")
-        slow_down(contestant.runner, share)
+        slow_down(contestant.method, share)
 
 
 def serve(worker: Worker, lines: TextIO, out: TextIO) -> None:

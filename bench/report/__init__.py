@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench.figures.metrics import summarize
-from bench.figures.records import atomic_writer, read_pieces, read_records, write_json
+from bench.figures.records import atomic_writer, read_records, read_token_texts, write_json
 from bench.figures.summary import SUMMARY_FILE
 from bench.report.tables import csv_frame
 from bench.report.terminal import terminal_table
@@ -36,19 +36,15 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     from bench.report.model import Image
     from bench.report.sections import sections
 
-    (run, turns), pieces = read_records(run_dir), read_pieces(run_dir)
+    (run, turns), token_texts = read_records(run_dir), read_token_texts(run_dir)
     summary = summarize(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:
         csv_frame(summary).to_csv(file, index=False, lineterminator="\n")
     figures = write_figures(summary, plots_dir)
     images = [Image(PLOTS[path.stem].title, path, link(path, run_dir), PLOTS[path.stem].caption) for path in figures]
-    found = sections(run, summary, images, turns=turns, pieces=pieces)
-    pages = {
-        HTML_FILE: html.page(summary, found),
-        REPORT_FILE: markdown.page(found),
-        TEX_FILE: report_tex(summary),
-    }
+    found = sections(run, summary, images, turns=turns, token_texts=token_texts)
+    pages = {HTML_FILE: html.page(summary, found), REPORT_FILE: markdown.page(found), TEX_FILE: report_tex(summary)}
     for name, content in pages.items():
         with atomic_writer(run_dir / name) as file:
             file.write(content)

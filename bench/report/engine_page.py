@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.figures.engine_record import EngineRecord
 from bench.report import plain
-from bench.report.formats import UNDEFINED, device_name, gibibytes, number, times
+from bench.report.formats import device_name, gibibytes, number, share, times
 from bench.report.model import Column, Section, Table, listed, table
 from bench.report.tables import by_row
 
@@ -20,7 +20,7 @@ _PROJECTED = (
 
 def terminal(found: EngineRecord) -> str:
     """All figures."""
-    return plain.page([_section(found, [_limit(found), _answers(found), *_costs(found)])])
+    return plain.page([_section(found, [_limit(found), _answers(found), *_timings(found)])])
 
 
 def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -65,13 +65,13 @@ def _answers(found: EngineRecord) -> Table:
         Column("of vanilla's", lambda one: times(one["over_vanilla"])),
         Column("ms per step", lambda one: number(one.get("step_ms"))),
         Column("tokens per step", lambda one: number(one.get("tokens_per_step"))),
-        Column("outside forward passes", lambda one: _share(one.get("outside_passes"))),
+        Column("outside forward passes", lambda one: share(one.get("outside_passes"), 1)),
         Column("prefill, ms", lambda one: number(one["prefill_ms"])),
     ]
     return by_row("whole answers", found["answers"], columns)
 
 
-def _costs(found: EngineRecord) -> list[str | Table]:
+def _timings(found: EngineRecord) -> list[str | Table]:
     """Forward passes, layers below an exit, LM heads, draft models, the cache."""
     single, cache = found["passes"]["1"], found["cache"]
     drafters = [f"{name} {ms:.2f} ms ({ms / single:.3f})" for name, ms in found["drafters"].items()]
@@ -93,7 +93,3 @@ def _by_size(title: str, values: Mapping[str, float], digits: int, single: float
 
 def _between(low: float, high: float) -> str:
     return times(low) if high - low < 0.005 else f"{times(low)} to {times(high)}"
-
-
-def _share(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.1%}"

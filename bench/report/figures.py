@@ -74,21 +74,12 @@ def _speedup_by_task(summary: Summary) -> Figure | None:
 def _compression_rate_by_task(summary: Summary) -> Figure | None:
     names = list(summary.of_kind("method"))
     return _bars(
-        summary,
-        "compression_rate_by_task",
-        names,
-        lambda cell: Estimate(cell.compression_rate),
-        "tokens per step",
+        summary, "compression_rate_by_task", names, lambda cell: Estimate(cell.compression_rate), "tokens per step"
     )
 
 
 def _bars(
-    summary: Summary,
-    plot: str,
-    names: list[str],
-    estimate: Callable[[Cell], Estimate],
-    label: str,
-    note: str = "",
+    summary: Summary, plot: str, names: list[str], estimate: Callable[[Cell], Estimate], label: str, note: str = ""
 ) -> Figure | None:
     """One group of bars a task and one for overall, one colour a method, vanilla as the line at 1."""
     tasks = canvas.tasks_of(summary, names)
@@ -121,12 +112,7 @@ def _bars(
 
 
 def _bar_row(
-    axes: Any,
-    at: list[tuple[float, Estimate]],
-    width: float,
-    crowd: tuple[bool, int],
-    summary: Summary,
-    name: str,
+    axes: Any, at: list[tuple[float, Estimate]], width: float, crowd: tuple[bool, int], summary: Summary, name: str
 ) -> None:
     """One method's bars with their intervals and values, upright where there are many."""
     from matplotlib.patheffects import withStroke

@@ -53,6 +53,11 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:+.1f}%"
 
 
+def share(value: float | None, digits: int = 0) -> str:
+    """A share without a sign, like `3%`."""
+    return UNDEFINED if value is None else f"{value:.{digits}%}"
+
+
 def times_between(estimate: Estimate | None) -> str:
     """A ratio with its interval where it has one, like `1.19x [1.15, 1.23]`."""
     if estimate is None:

@@ -112,7 +112,7 @@ class Answers:
     """Answers token by token: for pages that react to a pointer."""
 
     answers: list[Answer]
-    has_pieces: bool  # the text of tokens is known
+    has_token_texts: bool  # the text of tokens is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures.records import Run
 from bench.figures.summary import Summary
 from bench.report.cautions import sessions
-from bench.report.formats import NOT_LOSSLESS, PEAK_MEMORY, UNDEFINED, gibibytes
+from bench.report.formats import NOT_LOSSLESS, PEAK_MEMORY, UNDEFINED, gibibytes, share
 from bench.report.model import Code, Section, Table, table
 
 
@@ -31,15 +31,7 @@ def knobs(run: Run, summary: Summary) -> Section:
         ]
         for name, info in run.methods.items()
     ]
-    header = [
-        "method",
-        "kind",
-        "lossless",
-        "extra parameters",
-        "peak memory",
-        "knobs",
-        "measured or chosen at start",
-    ]
+    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs", "measured or chosen at start"]
     return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
 
 
@@ -81,7 +73,7 @@ def _sessions(run: Run) -> Table:
             str(place),
             str(session.get("started") or UNDEFINED),
             UNDEFINED if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
-            UNDEFINED if session.get("others_share") is None else f"{session['others_share']:.1%}",
+            share(session.get("others_share"), 1),
             _commit(session),
             "; ".join(session.get("warnings") or []) or UNDEFINED,
         ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bench.figures.metrics import compression_rate, decode_tok_per_s, ordered_tasks
+from bench.figures.breakdown import decode_tok_per_s
+from bench.figures.metrics import compression_rate, ordered_tasks
 from bench.figures.records import Turn
 from bench.figures.summary import Summary
 from bench.report.formats import number, task_name, times
@@ -74,7 +75,7 @@ def answers(summary: Summary, turns: Sequence[Turn], names: Mapping[int, str]) -
     return Section("Answers, token by token", [Answers(found, bool(names))] if found else [], "Answers")
 
 
-def piece(token_id: int, names: Mapping[int, str]) -> str:
+def token_text(token_id: int, names: Mapping[int, str]) -> str:
     """A token's text; one whose text is not known shows its id."""
     return names.get(token_id, f"⟨{token_id}⟩")
 
@@ -156,7 +157,7 @@ def _span(token: Token, names: Mapping[int, str], note: str, *, first_stop: bool
     stop = Markup(' tabindex="{}"').format(0 if first_stop else -1) if token.losers or note else ""
     title = Markup(' title="{}"').format(story) if story else ""
     known = "" if token.token_id in names else " id"
-    text = Markup('<i class="nl">{}</i>\n').format(NEWLINE).join(piece(token.token_id, names).split("\n"))
+    text = Markup('<i class="nl">{}</i>\n').format(NEWLINE).join(token_text(token.token_id, names).split("\n"))
     return Markup('<span class="{}"{}{}>{}</span>').format(" ".join(classes) + known, title, stop, text)
 
 
@@ -170,7 +171,7 @@ def _story(token: Token, names: Mapping[int, str]) -> str:
 
 
 def _quoted(token_id: int, names: Mapping[int, str]) -> str:
-    return f"“{piece(token_id, names)}”".replace("\n", NEWLINE)
+    return f"“{token_text(token_id, names)}”".replace("\n", NEWLINE)
 
 
 def _sure(confidence: float | None) -> str:

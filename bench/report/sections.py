@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
@@ -68,18 +69,18 @@ def sections(
     plots: Sequence[Image] = (),
     *,
     turns: Sequence[Turn] = (),
-    pieces: Mapping[str, str] | None = None,
+    token_texts: Mapping[str, str] | None = None,
     sources: list[Source] | None = None,
 ) -> list[Section]:
     """The report. The first section's heading is its title; those without content are left out.
 
-    `pieces` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show (default:
-    those of `results/published`).
+    `token_texts` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show
+    (default: those of `results/published`).
     """
     setting = [summary.dtype, *([sampling_text(summary.sampling)] if summary.sampling else [])]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods, others = summary.of_kind("method"), summary.of_kind("method", "peer")
-    names = {int(token): text for token, text in (pieces or {}).items()}
+    names = {int(token): text for token, text in (token_texts or {}).items()}
     found = [
         Section(title, list(_top(summary, plots)), "Results"),
         Section("Warnings", listed(cautions(run, summary)), "Warnings"),
@@ -230,7 +231,7 @@ def _predictions(run: Run, summary: Summary, name: str) -> Iterator[Section]:
     if other is not None:
         beside = _measured(summary.methods[other].overall)
         for key, (what, _) in shown.items():
-            gains = _gain(tree.get(key), chain.get(key)), _gain(measured[key], beside[key])
+            gains = ratio(tree.get(key), chain.get(key)), ratio(measured[key], beside[key])
             rows.append([f"{what}, tree over chain", *map(times, gains)])
     sentence = PREDICTED + (f" The chain is {summary.label(other)}." if other is not None else "")
     yield Section("Predicted and measured", [sentence, table(["overall", "predicted", "measured"], rows)])
@@ -253,10 +254,6 @@ def _chain_beside(run: Run, name: str, drafts: int) -> str | None:
 
 def _fixed(info: MethodInfo) -> dict[str, object]:
     return {knob: value for knob, value in info.config.items() if knob not in _MAY_DIFFER}
-
-
-def _gain(above: float | None, below: float | None) -> float | None:
-    return above / below if above is not None and below else None
 
 
 def _failures(summary: Summary) -> Section:

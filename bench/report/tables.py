@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.figures.breakdown import ratio
 from bench.figures.metrics import VERDICTS, ordered_tasks
 from bench.figures.summary import OVERALL, Cell, Entry, Estimate, Predicted, StepTime, Summary
 from bench.report.formats import (
@@ -16,6 +17,7 @@ from bench.report.formats import (
     lossless_text,
     number,
     percent,
+    share,
     shortened,
     shown_name,
     task_name,
@@ -231,13 +233,9 @@ def _by_window(entry: Entry, key: str, heading: str, caption: str) -> Table:
 
 def members(entry: Entry) -> Table:
     """How often each member of a composition drafted, and how many of its drafts were accepted."""
-
-    def share(part: int, of: int | None) -> str:
-        return f"{part / of:.0%}" if of else UNDEFINED
-
     steps = entry.overall.steps
     rows = [
-        [one.label, share(one.steps, steps), str(one.drafted), share(one.accepted, one.drafted)]
+        [one.label, share(ratio(one.steps, steps)), str(one.drafted), share(ratio(one.accepted, one.drafted))]
         for one in entry.members
     ]
     return table(["member", "steps in which it drafted", "drafts", "accepted"], rows, 1, "Members")

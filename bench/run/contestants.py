@@ -35,7 +35,7 @@ class Contestant:
     """A method or peer, ready to decode."""
 
     label: str
-    runner: Method
+    method: Method
     prober: SpeculativeMethod | None = None  # the same method as it drafts for the window probe
     windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
@@ -44,7 +44,7 @@ class Contestant:
     @property
     def is_peer(self) -> bool:
         """Whether it brings its own loop."""
-        return isinstance(self.runner, Peer)
+        return isinstance(self.method, Peer)
 
     def expected_s(self, prompt_tokens: int, new_tokens: int) -> float:
         """Estimated seconds of one answer, from the warm-up's rates."""
@@ -61,7 +61,7 @@ class Contestant:
         for _ in range(_WARM_UP_MOST):
             try:
                 with memory_errors(f"method {self.label}"):
-                    self.warm = decode(self.runner, prompt, limit, frozenset(), sampler)
+                    self.warm = decode(self.method, prompt, limit, frozenset(), sampler)
             except UserError:
                 raise
             except Exception as error:
@@ -90,13 +90,12 @@ def line_up(
 def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant:
     target = loaded.target
     with memory_errors(f"method {variant.label}"):
-        method = variant.method
-        if issubclass(method, Peer):
-            return Contestant(variant.label, method(target, variant.config, loaded.checkpoint))
-        runner = method(target, variant.config)
+        if issubclass(variant.method, Peer):
+            return Contestant(variant.label, variant.method(target, variant.config, loaded.checkpoint))
+        method = variant.method(target, variant.config)
         if target.device.type == "cpu":
             use_huge_pages()  # not for peers, which come later: they run as they do elsewhere
-        return Contestant(variant.label, runner, *prober(runner, windows))
+        return Contestant(variant.label, method, *prober(method, windows))
 
 
 def each_able(what: str, items: Sequence[T], act: Callable[[T], Contestant], fails: Fails) -> list[Contestant]:
@@ -113,12 +112,12 @@ def each_able(what: str, items: Sequence[T], act: Callable[[T], Contestant], fai
     return made
 
 
-def prober(runner: Method, windows: int) -> tuple[SpeculativeMethod | None, int]:
-    """`runner` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
-    if not windows or not isinstance(runner, SpeculativeMethod):
+def prober(method: Method, windows: int) -> tuple[SpeculativeMethod | None, int]:
+    """`method` made once more to draft up to `windows` tokens in a row, and how many it can; None where it cannot."""
+    if not windows or not isinstance(method, SpeculativeMethod):
         return None, 0
-    forced, reach = runner.probing(windows)
-    return (type(runner)(runner.target, forced), reach) if reach else (None, 0)
+    forced, reach = method.probing(windows)
+    return (type(method)(method.target, forced), reach) if reach else (None, 0)
 
 
 def sampler_of(config: RunConfig) -> Sampler | None:
@@ -132,22 +131,22 @@ def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
     Passes come from microbenchmarks. What they leave out (`rest`), and the draft runs of a method that cannot be asked
     for one, come from the warm-up. Predictions are made of these, never of the run itself.
     """
-    runner = contestant.runner
-    if not isinstance(runner, SpeculativeMethod):
+    method = contestant.method
+    if not isinstance(method, SpeculativeMethod):
         return None
     warm, base = _per_step(contestant), _per_step(vanilla)
     passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
     rest = warm["rest"] / base["total"]
     if contestant is vanilla:
         return {"shallow": 0.0, "draft": 0.0, "verify": {"1": passes}, "rest": rest}
-    measured = runner.costs
-    draft = passes * runner.draft_cost(measured)
-    if not runner.draft_calls():
+    costs = method.costs
+    draft = passes * method.draft_cost(costs)
+    if not method.draft_calls():
         assert contestant.warm is not None
         calls = sum(step.calls for step in contestant.warm.steps)
         draft = sum(step.draft_s for step in contestant.warm.steps) / calls / base["total"] if calls else 0.0
-    verify = {str(n): passes * cost for n, cost in measured.verify}
-    return {"shallow": passes * measured.shallow, "draft": draft, "verify": verify, "rest": rest}
+    verify = {str(n): passes * cost for n, cost in costs.verify}
+    return {"shallow": passes * costs.shallow, "draft": draft, "verify": verify, "rest": rest}
 
 
 def _per_step(contestant: Contestant) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from bench.engine.timing import interleaved
+from bench.engine.timing import least_s
 from bench.figures.facts import Provenance
 from bench.figures.machine import Gpu, Machine
 from bench.run.processor import describe_processor
@@ -98,7 +98,7 @@ def read_gb_per_s(device: torch.device, buffer_bytes: int, repeats: int) -> floa
     """GB/s (1e9 bytes) at which memory is read from end to end: the best of what torch offers, in all repeats."""
     values = torch.ones(buffer_bytes // 4, device=device)
     calls: list[Callable[[], object]] = [lambda: values.sum(), lambda: torch.dot(values, values), lambda: values.max()]
-    return buffer_bytes / min(min(own) for own in interleaved(calls, repeats, device)) / 1e9
+    return buffer_bytes / min(least_s(calls, repeats, device)) / 1e9
 
 
 def describe_software() -> Provenance:

@@ -15,7 +15,8 @@ from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import Turn, prompt_digest
-from bench.models.loading import Loaded, Log, load_decoder, memory_errors
+from bench.models.loading import Loaded, load_decoder, memory_errors
+from bench.progress import Log
 from bench.questions import Question
 from bench.run import environment
 from bench.run.audit import Auditor
@@ -68,7 +69,7 @@ class Examiner:
     def forget(self) -> None:
         """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
         for contestant in self.contestants:
-            for method in (contestant.runner, contestant.prober):
+            for method in (contestant.method, contestant.prober):
                 if isinstance(method, SpeculativeMethod):
                     method.forget()
 
@@ -80,7 +81,7 @@ class Examiner:
             try:
                 prompt = self.loaded.chat.prompt(history, user)
             except UserError as error:  # some chat templates refuse a second turn
-                records += [_refused(contestant, question, index, number, str(error)) for contestant in taking_part]
+                records += [_new_turn(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
@@ -110,29 +111,21 @@ class Examiner:
         prompt: list[int],
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
-        """`answer` in pieces, see `bench.drafting.loop.decoding`."""
-        turn = Turn(
-            method=contestant.label,
-            question_id=question.question_id,
-            task=question.task,
-            category=question.category,
-            turn=index,
-            round=number,
-            prompt_tokens=len(prompt),
-            prompt_digest=prompt_digest(prompt),
-        )
+        """`answer` with pauses, see `bench.drafting.loop.decoding`."""
+        turn = _new_turn(contestant, question, index, number)
+        turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
         limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:
             turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
             return turn
         if self.sampler is not None:
             self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
-        # A turn in pieces waits between them for the other side of a gate, whose work would count as others'.
+        # A turn with pauses waits in them for the other side of a gate, whose work would count as others'.
         others = None if pause_after else environment.OthersMeter()
         try:
             with self.memory.of(contestant.label):
                 answer = yield from decoding(
-                    contestant.runner, prompt, limit, self.loaded.eos, self.sampler, pause_after
+                    contestant.method, prompt, limit, self.loaded.eos, self.sampler, pause_after
                 )
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
@@ -147,7 +140,7 @@ class Examiner:
         vanilla = turns[methods.BASELINE]
         for contestant in self.contestants:
             turn = turns.get(contestant.label)
-            if turn is None or turn is vanilla or turn.error is not None or not contestant.runner.lossless:
+            if turn is None or turn is vanilla or turn.error is not None or not contestant.method.lossless:
                 continue
             try:
                 with memory_errors("the audit's reference"):
@@ -185,17 +178,9 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
     return Auditor(target, reference)
 
 
-def _refused(contestant: Contestant, question: Question, index: int, number: int, reason: str) -> Turn:
-    """The record of a turn that cannot be asked."""
-    return Turn(
-        method=contestant.label,
-        question_id=question.question_id,
-        task=question.task,
-        category=question.category,
-        turn=index,
-        round=number,
-        error=reason,
-    )
+def _new_turn(contestant: Contestant, question: Question, index: int, number: int, error: str | None = None) -> Turn:
+    """The record of a turn before its answer; `error`: why it cannot be asked."""
+    return Turn(contestant.label, question.question_id, question.task, question.category, index, number, error=error)
 
 
 def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

@@ -28,6 +28,7 @@ from bench.drafting.sequence import Step
 from bench.errors import UserError
 from bench.figures.race import Piece, Race, RaceSide
 from bench.models.loading import Compute, find, load, memory_errors
+from bench.progress import Log
 from bench.run.contestants import sampler_of
 from bench.text import visible
 
@@ -36,8 +37,6 @@ ACCEPTED, BONUS, REJECTED = "bold green", "", "dim red strike"
 _WARM_UP_TOKENS = 6
 _WARM_UP_PROMPT = 64  # tokens of the prompt's end that the warm-up reads
 _SPARE_POSITIONS = 64  # beyond the answer, for a tree's drafts
-
-Log = Callable[[str], None]
 
 
 class Detokenizer:
@@ -217,7 +216,7 @@ def _side_json(side: Side) -> dict[str, Any]:
     return {
         "text": side.answer,
         "token_ids": side.token_ids,
-        "finish": "eos" if side.token_ids[-1] in side.eos else "length",
+        "finish": side.said.finish(side.eos),
         "prefill_s": side.said.prefill_s,
         "decode_s": side.said.decode_s,
         "tok_per_s": side.tok_per_s,

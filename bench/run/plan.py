@@ -17,8 +17,8 @@ import methods
 from bench import questions
 from bench.config import RunConfig
 from bench.errors import UserError, program
-from bench.figures.records import RUNS, SWEEP_FILE, Run, check_writable, plots_of
-from bench.files import user_path
+from bench.figures.records import RUNS, SWEEP_FILE, Run, plots_of
+from bench.files import check_writable, user_path
 from bench.models import checkpoints
 from bench.questions import Question, QuestionSet
 from bench.run import resume
@@ -143,11 +143,7 @@ def variants(config: RunConfig) -> list[methods.Variant]:
 
 
 def make_plan(
-    config: RunConfig,
-    resumed: tuple[Path, Run] | None = None,
-    *,
-    adapt: Adapt | None = None,
-    of_sweep: bool = False,
+    config: RunConfig, resumed: tuple[Path, Run] | None = None, *, adapt: Adapt | None = None, of_sweep: bool = False
 ) -> Plan:
     """Plan a run.
 
@@ -166,7 +162,7 @@ def make_plan(
         chosen = [variant if variant.label == methods.BASELINE else adapt(variant) for variant in chosen]
     started = datetime.datetime.now(datetime.UTC)
     named_after = next((label for label in config.method if label != methods.BASELINE), methods.BASELINE)
-    run_id = f"{started:%Y%m%d-%H%M%S}-{_slug(named_after)}-{_slug(asked.name)}"
+    run_id = f"{started:%Y%m%d-%H%M%S}-{slug(named_after)}-{slug(asked.name)}"
     folder = user_path(config.out) if config.out is not None else RUNS / run_id
     begun = None
     if resumed is not None:
@@ -181,5 +177,6 @@ def make_plan(
     return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep)
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """`text` as part of a folder's name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)[:60]

@@ -11,19 +11,20 @@ import torch
 import methods
 from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
-    PIECES_FILE,
     RUN_FILE,
+    TOKEN_TEXTS_FILE,
     TURNS_FILE,
     MethodInfo,
     Run,
     Turn,
     append_turns,
-    read_pieces,
+    read_token_texts,
     write_json,
     write_turns,
 )
 from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
-from bench.models.loading import Log, engine_facts
+from bench.models.loading import engine_facts
+from bench.progress import Log
 from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
 from bench.run.folder import set_aside
@@ -38,7 +39,7 @@ class Recorder:
     def __init__(self, plan: Plan, record: Run, chat: ChatFormat):
         self.plan, self.record, self.chat, self.folder = plan, record, chat, plan.folder
         self.turns: list[Turn] = []
-        self.pieces: dict[str, str] = {}
+        self.token_texts: dict[str, str] = {}
         self._before = (record.wall_s, record.memory)  # this session's come on top
 
     def begin(self, log: Log) -> None:
@@ -50,7 +51,7 @@ class Recorder:
 
     def take_over(self, turns: Sequence[Turn]) -> None:
         """What earlier sessions of the run have finished, which is in the folder."""
-        self.pieces = read_pieces(self.folder)
+        self.token_texts = read_token_texts(self.folder)
         self.save()
         self.turns += turns
         self._spell(turns)  # a kill may have come between a question's records and their spelling
@@ -76,9 +77,9 @@ class Recorder:
     def _spell(self, turns: Sequence[Turn]) -> None:
         ids = {token for turn in turns for token in turn.token_ids}
         ids |= {token for turn in turns for step in turn.per_step_rejected for token in step}
-        if new := {str(token) for token in ids} - self.pieces.keys():
-            self.pieces |= {token: self.chat.piece(int(token)) for token in sorted(new, key=int)}
-            write_json(self.folder / PIECES_FILE, self.pieces)
+        if new := {str(token) for token in ids} - self.token_texts.keys():
+            self.token_texts |= {token: self.chat.token_text(int(token)) for token in sorted(new, key=int)}
+            write_json(self.folder / TOKEN_TEXTS_FILE, self.token_texts)
 
 
 def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None]) -> Run:
@@ -106,24 +107,19 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "chat_template_sha256": template_digest(loaded.chat.tokenizer),
             "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
-        dataset={
-            "name": asked.name,
-            "sha256": asked.sha256,
-            "questions": len(asked.questions),
-            "tasks": asked.tasks,
-        },
+        dataset={"name": asked.name, "sha256": asked.sha256, "questions": len(asked.questions), "tasks": asked.tasks},
         machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
         dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),
         methods={
             c.label: MethodInfo(
                 kinds[c.label],
-                c.runner.lossless,
-                c.runner.extra_parameters,
-                c.runner.knobs(),
-                c.runner.notes | ({"probe_windows": c.windows} if c.windows else {}),
+                c.method.lossless,
+                c.method.extra_parameters,
+                c.method.knobs(),
+                c.method.notes | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
-                c.runner.measured,
+                c.method.measured,
             )
             for c in examiner.contestants
         },

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench.config import RunConfig, frozen
+from bench.config import RunConfig, flag_of, frozen
 from bench.errors import UserError, program
 from bench.figures.records import TURNS_FILE, Run, Turn, prompt_digest, read_records, read_run, read_turns, write_turns
 from bench.models.chat import ChatFormat
@@ -87,7 +87,7 @@ def recorded_settings(run: Run) -> RunConfig:
 def changed_flags(config: RunConfig, given: Mapping[str, Any]) -> Changes:
     """Flags that differ from the settings."""
     return {
-        f"--{key.replace('_', '-')}": (getattr(config, key), value)
+        flag_of(key): (getattr(config, key), value)
         for key, value in frozen(given).items()
         if getattr(config, key) != value
     }

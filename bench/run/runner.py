@@ -17,22 +17,19 @@ from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.chat import template_digest, tokenizer_digest
-from bench.models.loading import Compute, Loaded, Log, Model, choose_device, memory_errors
-from bench.progress import progress
+from bench.models.loading import Compute, Loaded, Model, choose_device, memory_errors
+from bench.progress import Log, progress
 from bench.run import environment, resume
 from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
-from bench.run.examiner import Examiner, auditor_of
+from bench.run.examiner import Examiner, Warnings, auditor_of
 from bench.run.memory import PeakMeter
 from bench.run.plan import Adapt, Plan, make_plan
-from bench.run.recorder import Recorder, Warnings, continued, describe
+from bench.run.recorder import Recorder, continued, describe
 from bench.run.scheduler import ask_all
 
 
 def run(
-    config: RunConfig,
-    log: Log = print,
-    resumed: tuple[Path, Run] | None = None,
-    adapt: Adapt | None = None,
+    config: RunConfig, log: Log = print, resumed: tuple[Path, Run] | None = None, adapt: Adapt | None = None
 ) -> Recorder:
     """Plan a run and carry it out. Arguments: see `make_plan`.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bench.models.loading import Log
-from bench.progress import progress
+from bench.progress import Log, progress
 from bench.questions import Question
 from bench.run import environment
 from bench.run.examiner import Examiner

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, compare, metrics, verdicts
+from bench.figures import breakdown, metrics, verdicts
 from bench.figures.compare import FAILED
 from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.metrics import OVERALL
@@ -49,7 +49,7 @@ def compare_answers(base_path: Path, new_path: Path, rules: Rules) -> Comparison
         new=_identity(new_path, new),
         interleaved=False,
         same_machine=False,
-        rules=compare.used_rules(rules, rules.tolerance),
+        rules=rules,
         questions=len(asked),
         warnings=warnings,
         methods={new_path.stem: ComparedMethod("method", cells)},

@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 
 from bench.errors import UserError
 from bench.figures import metrics
-from bench.figures.records import PIECES_FILE, Run, Turn, atomic_writer, read_pieces, read_records
+from bench.figures.records import TOKEN_TEXTS_FILE, Run, Turn, atomic_writer, read_records, read_token_texts
 from bench.questions import task_of
 from bench.typed_json import Count, FileName, Json, MismatchError, Seconds, decode_lines
 from bench.typed_json import decode as decode_json
@@ -45,7 +45,7 @@ class Exported:
     """What `export` wrote."""
 
     paths: list[Path]
-    inexact: int  # answers whose text was joined from pieces that hold only parts of characters
+    inexact: int  # answers whose text was joined from token texts that hold only parts of characters
 
 
 def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] | None = None) -> Exported:
@@ -154,12 +154,12 @@ def _row(run: Run, turns: Sequence[Turn], texts: _Texts) -> dict[str, Any]:
 
 
 class _Texts:
-    """The text of a run's answers: decoded, as recorded, or, in records from before that, joined from pieces."""
+    """The text of a run's answers: decoded, as recorded, or, in records from before that, joined from token texts."""
 
     def __init__(self, run_dir: Path, decode: Callable[[Sequence[int]], str] | None):
         self.inexact = 0
         self.run_dir, self.decode = run_dir, decode
-        self.pieces = {} if decode else read_pieces(run_dir)
+        self.token_texts = {} if decode else read_token_texts(run_dir)
 
     def of(self, turn: Turn) -> str:
         """The answer without special tokens, stripped."""
@@ -169,10 +169,11 @@ class _Texts:
         if turn.text or not ids:
             return turn.text
         try:
-            text = "".join(self.pieces[str(token)] for token in ids)
+            text = "".join(self.token_texts[str(token)] for token in ids)
         except KeyError as error:
             raise UserError(
-                f"{self.run_dir} holds no texts (token {error} is not in {PIECES_FILE}): name its model with --model"
+                f"{self.run_dir} holds no texts (token {error} is not in {TOKEN_TEXTS_FILE}): name its model with "
+                "--model"
             ) from error
         self.inexact += REPLACEMENT in text
         return text.strip()

@@ -16,9 +16,10 @@ from typing import Any, get_type_hints
 import methods
 from bench.config import RunConfig, TrainConfig
 from bench.errors import UserError, did_you_mean
+from bench.figures.records import RUNS
 from bench.files import user_path
 from bench.report.sweep_page import Axis
-from bench.run.plan import check
+from bench.run.plan import check, slug
 from bench.train import settings_of
 
 TRAIN = "train."  # begins the name of an axis of training
@@ -167,5 +168,4 @@ def _convert(name: str, value: str, kind: type) -> Any:
 
 def _new_folder(method: str) -> Path:
     started = datetime.datetime.now(datetime.UTC)
-    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in method)[:60]
-    return Path("results/runs") / f"{started:%Y%m%d-%H%M%S}-sweep-{slug}"
+    return RUNS / f"{started:%Y%m%d-%H%M%S}-sweep-{slug(method)}"

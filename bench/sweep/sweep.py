@@ -17,9 +17,11 @@ import torch
 
 from bench.config import RunConfig, TrainConfig
 from bench.errors import UserError
-from bench.figures.records import RUN_FILE, Run, alone_in, check_writable, read_run, write_json
+from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
+from bench.files import check_writable
 from bench.models import loading
-from bench.models.loading import Compute, Loaded, Log
+from bench.models.loading import Compute, Loaded
+from bench.progress import Log
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
@@ -48,7 +50,9 @@ def run(config: RunConfig, grid: Grid, log: Log = print) -> tuple[Recorder, list
 
     """
     folder, planned = grid.folder, grid.variants
-    sweep = Sweep(grid.method, grid.axes, [Variant(p.label, p.values, _told(p.training)) for p in planned], {})
+    trainings = [dataclasses.asdict(p.training) if p.training else None for p in planned]
+    variants = [Variant(p.label, p.values, training) for p, training in zip(planned, trainings, strict=True)]
+    sweep = Sweep(grid.method, grid.axes, variants)
     earlier = _earlier(folder, sweep)
     log(
         f"{len(planned)} variants, in {folder}; interrupted, the sweep goes on with the same command and --out {folder}"
@@ -62,16 +66,12 @@ def run(config: RunConfig, grid: Grid, log: Log = print) -> tuple[Recorder, list
     with alone_in(folder):
         record = runner.prepare(asked, examiner, log, fails)
         _warn_of_many(asked, examiner, log)
-        _keep(folder, sweep)  # now, so that what a killed run leaves can be drawn
+        write_json(folder / SWEEP_FILE, sweep)  # now, so that what a killed run leaves can be drawn
         left = runner.ask(asked, examiner, record, log)
-        _keep(folder, sweep)
+        write_json(folder / SWEEP_FILE, sweep)
     if not left.turns:
         return left, []
     return left, [*write_sweep(folder), *write_report(folder, left.plan.plots)]
-
-
-def _told(training: TrainConfig | None) -> dict[str, Any] | None:
-    return dataclasses.asdict(training) if training else None
 
 
 def _earlier(folder: Path, sweep: Sweep) -> Sweep | None:
@@ -89,10 +89,6 @@ def _earlier(folder: Path, sweep: Sweep) -> Sweep | None:
         axes = " ".join(f"--grid {axis.name}={','.join(axis.values)}" for axis in there.axes)
         raise UserError(f"{folder} holds another sweep ({there.method} {axes}): choose another folder with --out")
     return there
-
-
-def _keep(folder: Path, sweep: Sweep) -> None:
-    write_json(folder / SWEEP_FILE, sweep)
 
 
 def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log: Log) -> Loaded | None:

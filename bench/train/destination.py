@@ -10,8 +10,7 @@ import methods
 from bench.config import TrainConfig
 from bench.drafting.knobs import default_folder
 from bench.errors import UserError
-from bench.figures.records import check_writable
-from bench.files import user_path
+from bench.files import check_writable, existing, user_path
 from bench.train.scores import SCORES_FILE
 
 TRIED = "TRIED.md"  # what else was tried, written by hand; appended to the card
@@ -40,7 +39,7 @@ def check(method: str, out: Path, *, replace: bool) -> None:
         raise UserError(f"{out} has files that no training wrote ({there[0]}): give a new folder (--out NEWFOLDER)")
     if there and not replace:
         raise UserError(f"{out} has weights already: keep them (--out NEWFOLDER) or replace them (--replace)")
-    free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.exists())).free
+    free = shutil.disk_usage(existing(out)).free
     if free < _NEEDED_BYTES:
         raise UserError(f"cannot write {out}: only {free / 1e6:.0f} MB are free there; choose another with --out")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
-from bench.train.pieces import keep, load_or_make
+from bench.train.tensor_cache import keep, load_or_make
 
 _FEATURE_BATCH = 16  # conversations in a forward pass of the target
 
@@ -90,10 +90,10 @@ def features(
     progress: Callable[[int], None] = lambda count: None,
     others: Mapping[int, Path] | None = None,
 ) -> Features:
-    """Return the states over all conversations, computed in pieces that are cached in `folder`.
+    """Return the states over all conversations, computed in chunks that are cached in `folder`.
 
-    `progress` is called with the number of tokens of each piece. `others`: further exit layers with their folders,
-    whose missing pieces are computed in the same forward passes, for later trainings.
+    `progress` is called with the number of tokens of each chunk. `others`: further exit layers with their folders,
+    whose missing chunks are computed in the same forward passes, for later trainings.
     """
     d = target.config.hidden
     rows = conversations.tokens.long().split(conversations.lengths.tolist())
@@ -186,7 +186,7 @@ def fit(
         module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
     )
     generator = torch.Generator().manual_seed(schedule.seed)
-    total = schedule.epochs * math.ceil(len(indices) / schedule.batch)
+    total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
         for batch in _batches(indices, schedule.batch, generator):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.errors import UserError
-from bench.files import writing
+from bench.files import replacing, writing
 from bench.models.checkpoints import Checkpoint
 from bench.train.conversations import NONE, Conversations
 
@@ -40,18 +40,11 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
     columns = {name: column.numpy() for name, column in vars(made).items()}
     if made.tokens.max() < 2**16:
         columns["tokens"] = columns["tokens"].astype(np.uint16)
-    temporary = path.with_suffix(".partial")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # An .npz, but with LZMA, which finds the repetitions between prompts of one grammar.
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
-                for name, array in {"weights": np.array(checkpoint.sha256), **columns}.items():
-                    with file.open(f"{name}.npy", "w") as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    # An .npz, but with LZMA, which finds the repetitions between prompts of one grammar.
+    with writing(path.parent), replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as file:
+        for name, array in {"weights": np.array(checkpoint.sha256), **columns}.items():
+            with file.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
     return path
 
 

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,11 +21,11 @@ from bench import questions
 from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.figures.records import check_writable
-from bench.files import cache_root, user_path
+from bench.files import cache_root, check_writable, user_path
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
+from bench.progress import Log
 from bench.questions import QuestionSet
 from bench.train import conversations, destination, loop, packed, prompts, weights
 from bench.train.conversations import Conversations
@@ -135,7 +135,7 @@ def trainer_of(method: str) -> type[Trainer]:
 def train(
     method: str,
     config: TrainConfig,
-    log: Callable[[str], None] = print,
+    log: Log = print,
     exit_layers: Sequence[int] = (),
     loaded: Loaded | None = None,
     *,
@@ -185,7 +185,7 @@ def train(
 
 
 @memory_errors("writing conversations")
-def write_conversations(config: Writing, log: Callable[[str], None] = print) -> list[Path]:
+def write_conversations(config: Writing, log: Log = print) -> list[Path]:
     """Have the model write conversations into the cache; returns their folder."""
     model = find(config.model, config.revision, log)
     checkpoint = model.checkpoint
@@ -195,7 +195,7 @@ def write_conversations(config: Writing, log: Callable[[str], None] = print) -> 
     return [conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)]
 
 
-def collect_conversations(config: Collecting, log: Callable[[str], None] = print) -> list[Path]:
+def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
     """Pack the conversations in the cache that are not packed yet, decontaminated; returns the files written.
 
     Raises:
@@ -236,7 +236,7 @@ def compute(config: Writing) -> Compute:
     return Compute(config.device, "float32", config.threads)
 
 
-def _found(config: TrainConfig, model: Loaded, log: Callable[[str], None]) -> Conversations:
+def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     """Return the conversations that come with the project for this model, and new ones if more are needed.
 
     About as many as asked for are drawn from them.
@@ -265,9 +265,7 @@ def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
     return counts.argsort(descending=True, stable=True)[:most]
 
 
-def _question_sets(
-    sources: Sequence[str], log: Callable[[str], None] | None = None
-) -> tuple[list[QuestionSet], list[str]]:
+def _question_sets(sources: Sequence[str], log: Log | None = None) -> tuple[list[QuestionSet], list[str]]:
     """Return the bundled question set and those asked for, and the names of those that are missing.
 
     `log`: only Spec-Bench's questions may be missing, with a warning, where they cannot be downloaded.

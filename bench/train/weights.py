@@ -23,6 +23,8 @@ from bench.engine.decoder import Decoder
 from bench.errors import UserError, program
 from bench.figures.records import write_json
 from bench.models.loading import memory_errors
+from bench.report.markdown import table_text
+from bench.report.model import table
 from bench.run import environment
 from bench.run.processor import describe_processor
 from bench.train import destination
@@ -71,11 +73,7 @@ def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: floa
     """Return how the weights were trained and what they score, as Markdown."""
     settings = {k: v for k, v in dataclasses.asdict(trainer.config).items() if k not in ("out", "device", "threads")}
     rows, data = scores.table(), scores.data
-    table = [
-        "| " + " | ".join(rows[0]) + " |",
-        "|" + "---|" * len(rows[0]),
-        *("| " + " | ".join(map(_cell, row.values())) + " |" for row in rows),
-    ]
+    shown = table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], 0)
     missing = f"; not checked, as not available: {', '.join(checked['missing'])}" if checked["missing"] else ""
     return "\n".join(
         [
@@ -99,7 +97,7 @@ def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: floa
             "",
             f"Scores on {data.held_out} conversations whose templates were held out: {trainer.scores_text}",
             "",
-            *table,
+            table_text(shown),
             "",
         ]
     )

@@ -71,7 +71,7 @@ class PromptQueue:
     def __init__(self, kind: str, chat: ChatFormat, recipe: Recipe, answered: set[bytes]):
         """`answered`: `prompt_key` of each prompt to skip."""
         self.kind, self.chat, self.recipe, self.answered = kind, chat, recipe, answered
-        _, self.to_reply, self.to_user = chat.pieces()
+        _, self.to_reply, self.to_user = chat.separators()
         self.groups = 0  # groups of prompts that were looked at
         self.batches: list[list[Row]] = []
 

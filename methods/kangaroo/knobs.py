@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bench.config import TrainConfig, setting
-from bench.drafting.knobs import check_folder, check_knobs
+from bench.drafting.knobs import DRAFT_WEIGHTS, check_folder, check_knobs
 from bench.engine import MAX_DRAFTS
 
 STOPS = ("gain", "threshold")
@@ -16,56 +16,34 @@ STOPS = ("gain", "threshold")
 class KangarooConfig:
     """Kangaroo's knobs. Defaults are stored with the weights, else the paper's."""
 
-    exit_layer: int = field(default=0, metadata={"help": "layers of the draft model; 0: those of the adapter"})
-    gamma: int = field(default=0, metadata={"help": "most drafts in a row; 0: as stored with the adapter, else 6"})
-    beam: int = field(
-        default=0,
-        metadata={"help": "most drafts per level: 1 is a chain, more a tree; 0: as stored with the adapter, else 1"},
+    exit_layer: int = setting(0, "layers of the draft model; 0: those of the adapter")
+    gamma: int = setting(0, "most drafts in a row; 0: as stored with the adapter, else 6")
+    beam: int = setting(0, "most drafts per level: 1 is a chain, more a tree; 0: as stored with the adapter, else 1")
+    nodes: int = setting(24, "most drafts in a step")
+    drafts: str = setting(
+        "",
+        "when sampling: sampled, drafts are drawn (chains only); top, the most probable; default: sampled for a chain",
     )
-    nodes: int = field(default=24, metadata={"help": "most drafts in a step"})
-    drafts: str = field(
-        default="",
-        metadata={
-            "help": "when sampling: sampled, drafts are drawn (chains only); top, the most probable; default: sampled "
-            "for a chain"
-        },
+    stop: str = setting(
+        "",
+        "when to stop drafting: threshold, once a draft's probability is below it (the paper's rule); "
+        "gain, once one more draft is expected to cost more than it gains on this device; default: threshold if "
+        "one is given, else as stored with the adapter",
     )
-    stop: str = field(
-        default="",
-        metadata={
-            "help": "when to stop drafting: threshold, once a draft's probability is below it (the paper's rule); "
-            "gain, once one more draft is expected to cost more than it gains on this device; default: threshold if "
-            "one is given, else as stored with the adapter"
-        },
+    threshold: float = setting(-1.0, "that probability; 0: never stop; -1: as stored with the adapter, else 0.6")
+    draft_vocab: int = setting(
+        -1,
+        "draft from the n most frequent tokens only (FR-Spec, arXiv 2502.14856); 0: from all; -1: as "
+        "stored with the adapter",
     )
-    threshold: float = field(
-        default=-1.0,
-        metadata={"help": "that probability; 0: never stop; -1: as stored with the adapter, else 0.6"},
+    draft_weights: str = setting("q8", DRAFT_WEIGHTS)
+    weights: str = setting(
+        "",
+        "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "
+        "packaged one that is built and trained as published",
     )
-    draft_vocab: int = field(
-        default=-1,
-        metadata={
-            "help": "draft from the n most frequent tokens only (FR-Spec, arXiv 2502.14856); 0: from all; -1: as "
-            "stored with the adapter"
-        },
-    )
-    draft_weights: str = field(
-        default="q8",
-        metadata={
-            "help": "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need "
-            "not be exact); plain, as the target's"
-        },
-    )
-    weights: str = field(
-        default="",
-        metadata={
-            "help": "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "
-            "packaged one that is built and trained as published"
-        },
-    )
-    costs: str = field(
-        default="",
-        metadata={"help": "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"},
+    costs: str = setting(
+        "", "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"
     )
 
     def __post_init__(self) -> None:

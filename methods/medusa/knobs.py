@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bench.config import TrainConfig, setting
-from bench.drafting.knobs import check_folder, check_knobs
+from bench.drafting.knobs import DRAFT_WEIGHTS, check_folder, check_knobs
 from methods.medusa.tree_files import PUBLISHED, read_tree
 
 
@@ -14,54 +14,36 @@ from methods.medusa.tree_files import PUBLISHED, read_tree
 class MedusaConfig:
     """Medusa's knobs. Defaults are stored with the weights, else the paper's."""
 
-    heads: int = field(default=0, metadata={"help": "use the first n heads; 0: all there are"})
-    tree: str = field(
-        default="",
-        metadata={
-            "help": "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected "
-            "to be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths "
-            "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
-            "often each rank is right, else the paper's"
-        },
+    heads: int = setting(0, "use the first n heads; 0: all there are")
+    tree: str = setting(
+        "",
+        "auto: the tree expected to be fastest with these heads on this device; chain: the chain expected "
+        "to be fastest, or of all heads where heads= is given; mc_sim_7b_63: the paper's, 63 drafts; rank paths "
+        "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
+        "often each rank is right, else the paper's",
     )
-    draft_vocab: int = field(
-        default=-1,
-        metadata={"help": "draft from the n most frequent tokens only; 0: from all; -1: as stored with the heads"},
+    draft_vocab: int = setting(
+        -1, "draft from the n most frequent tokens only; 0: from all; -1: as stored with the heads"
     )
-    accept: str = field(
-        default="exact",
-        metadata={"help": "exact; or typical: the paper's typical acceptance when sampling, which is NOT lossless"},
+    accept: str = setting(
+        "exact", "exact; or typical: the paper's typical acceptance when sampling, which is NOT lossless"
     )
-    first: str = field(
-        default="",
-        metadata={
-            "help": "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, "
-            "as in the authors' code; sample, drawn from the target's distribution; default: argmax"
-        },
+    first: str = setting(
+        "",
+        "for accept=typical, the target's own token after the accepted drafts: argmax, the most probable, "
+        "as in the authors' code; sample, drawn from the target's distribution; default: argmax",
     )
-    drafts: str = field(
-        default="",
-        metadata={
-            "help": "when sampling: sampled, drafts are drawn; top, the most probable; default: sampled for a chain"
-        },
+    drafts: str = setting(
+        "", "when sampling: sampled, drafts are drawn; top, the most probable; default: sampled for a chain"
     )
-    draft_weights: str = field(
-        default="q8",
-        metadata={
-            "help": "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need "
-            "not be exact); plain, as the target's"
-        },
+    draft_weights: str = setting("q8", DRAFT_WEIGHTS)
+    weights: str = setting(
+        "",
+        "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
+        "as published, if you trained them",
     )
-    weights: str = field(
-        default="",
-        metadata={
-            "help": "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
-            "as published, if you trained them"
-        },
-    )
-    costs: str = field(
-        default="",
-        metadata={"help": "for tree=auto: forward-pass costs as run.json records them; default: measured at the start"},
+    costs: str = setting(
+        "", "for tree=auto: forward-pass costs as run.json records them; default: measured at the start"
     )
 
     def __post_init__(self) -> None:

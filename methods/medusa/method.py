@@ -32,7 +32,7 @@ from bench.drafting.verify import Verify, exact, typical
 from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
-from bench.errors import UserError
+from bench.errors import UserError, program
 from methods.medusa import knobs
 from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
 from methods.medusa.knobs import MedusaConfig
@@ -132,7 +132,7 @@ class Medusa(SpeculativeMethod):
         if record is None:
             raise UserError(
                 f"tree=auto needs to know how often each rank is right, and {folder} has no record of it: name a tree "
-                f"(tree={PUBLISHED}) or train heads (python run_bench.py train medusa)"
+                f"(tree={PUBLISHED}) or train heads ({program()} train medusa)"
             )
         costs = self.costs
         if len(costs.draft) < count:

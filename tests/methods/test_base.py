@@ -102,18 +102,18 @@ def test_a_small_limit_leaves_room_for_few_drafts(limit, scene):
 
 
 @pytest.mark.parametrize(("after", "pauses"), [(1, 9), (3, 3), (4, 3), (100, 1)])
-def test_an_answer_in_pieces_is_the_same_and_its_pauses_take_no_time(after, pauses, scene, monkeypatch):
+def test_an_answer_with_pauses_is_the_same_and_its_pauses_take_no_time(after, pauses, scene, monkeypatch):
     """A clock that only goes on in pauses: nothing else takes time."""
     _, target, prompt, _ = scene
     now = [0.0]
     monkeypatch.setattr(loop, "now_s", lambda device: now[0])
     method = Vanilla(target, NoKnobs())
     whole = decode(method, prompt, 9, frozenset())
-    pieces, paused = decoding(method, prompt, 9, frozenset(), None, after), 0
+    going, paused = decoding(method, prompt, 9, frozenset(), None, after), 0
     answer = None
     while answer is None:
         try:
-            so_far = next(pieces).token_ids
+            so_far = next(going).token_ids
             assert so_far == whole.token_ids[: len(so_far)]
             paused += 1
             now[0] += 1000

@@ -8,7 +8,7 @@ import pytest
 
 from bench.cli import main
 from bench.errors import UserError
-from bench.figures.records import read_pieces, read_records, write_json, write_turns
+from bench.figures.records import read_records, read_token_texts, write_json, write_turns
 from tests.bench.figures.test_compare import a_run, some_turns
 
 
@@ -89,7 +89,7 @@ def test_what_is_no_record_at_all_is_refused(damaged, content):
         read_records(folder)
     (folder / "pieces.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"pieces\.json"):
-        read_pieces(folder)
+        read_token_texts(folder)
 
 
 @pytest.mark.parametrize("command", [["report"], ["compare"], ["export"], ["history"]])

@@ -10,7 +10,7 @@ import statistics
 import pytest
 
 from bench.errors import UserError
-from bench.figures import metrics
+from bench.figures import breakdown, metrics
 from bench.figures.machine import Machine
 from bench.figures.records import Audit, MethodInfo, Run, Turn
 
@@ -729,5 +729,5 @@ def test_window_ctar_is_undefined_beyond_what_a_method_can_be_made_to_draft(turn
 
 def test_where_every_answer_was_its_first_token_there_is_no_speed():
     turns = [Turn("m", i, "qa", "qa", 0, 0, token_ids=[2], prefill_s=0.1, decode_s=1e-6, finish="eos") for i in (1, 2)]
-    assert metrics.decode_tok_per_s(turns) is None
-    assert metrics.speedup(turns, turns) is None
+    assert breakdown.decode_tok_per_s(turns) is None
+    assert breakdown.speedup(turns, turns) is None

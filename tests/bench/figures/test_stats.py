@@ -67,7 +67,7 @@ def coverage(questions: int, runs: int, seed: int, resamples: int = 2000) -> tup
 
 
 def held(found: dict[str, stats.Estimate], truth: list[float]) -> list[bool]:
-    bounds = [(one["low"] or math.inf, one["high"] or 0.0) for one in found.values()]  # none: not held
+    bounds = [(one.low or math.inf, one.high or 0.0) for one in found.values()]  # none: not held
     return [low <= value <= high for (low, high), value in zip(bounds, truth, strict=True)]
 
 
@@ -90,13 +90,13 @@ def test_estimates_follow_their_definitions():
     first = np.array([[20.0, 2.0, 20.0, 4.0], [6.0, 6.0, 6.0, 3.0], [8.0, 2.0, 4.0, 4.0]])
     second = np.array([[9.0, 1.0, 9.0, 3.0], [2.0, 1.0, 2.0, 1.0]])  # rates 9, 2 against 3, 2
     found = stats.estimates([first])
-    assert found[RATIO]["value"] == pytest.approx((34 / 10) / (30 / 11))
-    assert found[MEAN_RATES]["value"] == pytest.approx(15 / 8)
-    assert found[GEOMETRIC]["value"] == pytest.approx(4 ** (1 / 3))
+    assert found[RATIO].value == pytest.approx((34 / 10) / (30 / 11))
+    assert found[MEAN_RATES].value == pytest.approx(15 / 8)
+    assert found[GEOMETRIC].value == pytest.approx(4 ** (1 / 3))
     both = stats.estimates([first, second])
-    assert both[RATIO]["value"] == pytest.approx(((34 / 10) / (30 / 11) + 4 / 2) / 2)
-    assert both[MEAN_RATES]["value"] == pytest.approx((15 + 11) / (8 + 5))  # pooled, not a mean of means
-    assert both[GEOMETRIC]["value"] == pytest.approx((4 ** (1 / 3) + 3**0.5) / 2)
+    assert both[RATIO].value == pytest.approx(((34 / 10) / (30 / 11) + 4 / 2) / 2)
+    assert both[MEAN_RATES].value == pytest.approx((15 + 11) / (8 + 5))  # pooled, not a mean of means
+    assert both[GEOMETRIC].value == pytest.approx((4 ** (1 / 3) + 3**0.5) / 2)
 
 
 def log_draws(sums: np.ndarray, figure: int, seed: int) -> np.ndarray:
@@ -124,8 +124,8 @@ def test_a_tasks_interval_is_scipys_percentile_interval_stretched_for_few_questi
     stretch = math.sqrt(questions / (questions - 1)) * student.ppf(0.975, questions - 1) / norm.ppf(0.975)
     low, high = np.quantile(log_draws(sums, figure, 5), [0.025, 0.975])
     width = stretch * (high - low)
-    assert math.log(estimate["low"]) == pytest.approx(centre + stretch * (low - centre), abs=0.03 * width)
-    assert math.log(estimate["high"]) == pytest.approx(centre + stretch * (high - centre), abs=0.03 * width)
+    assert math.log(estimate.low) == pytest.approx(centre + stretch * (low - centre), abs=0.03 * width)
+    assert math.log(estimate.high) == pytest.approx(centre + stretch * (high - centre), abs=0.03 * width)
 
 
 @pytest.mark.parametrize(("figure", "name"), [(0, RATIO), (2, GEOMETRIC)])
@@ -135,16 +135,16 @@ def test_the_overall_interval_is_that_of_the_mean_of_tasks_drawn_apart(figure, n
     low, high = np.quantile(np.mean(np.exp(draws), axis=0), [0.025, 0.975])
     estimate = stats.estimates(tasks, 20_000)[name]
     # Stretched by 1 to 3%: about sqrt(50 / 49) t(100) / z.
-    assert estimate["high"] - estimate["low"] == pytest.approx(1.02 * (high - low), rel=0.04)
-    assert estimate["low"] == pytest.approx(low, abs=0.04 * (high - low))
-    assert estimate["high"] == pytest.approx(high, abs=0.04 * (high - low))
+    assert estimate.high - estimate.low == pytest.approx(1.02 * (high - low), rel=0.04)
+    assert estimate.low == pytest.approx(low, abs=0.04 * (high - low))
+    assert estimate.high == pytest.approx(high, abs=0.04 * (high - low))
 
 
 @pytest.mark.parametrize("name", stats.ESTIMATORS)
 def test_tasks_are_drawn_independently_of_each_other(name):
     task = draw_questions(np.random.default_rng(5), 2, 60)
     one, four = stats.estimates([task])[name], stats.estimates([task] * 4)[name]
-    width = {id(found): math.log(found["high"] / found["low"]) for found in (one, four)}
+    width = {id(found): math.log(found.high / found.low) for found in (one, four)}
     # Were all tasks to draw the same questions, four would be as uncertain as one.
     assert width[id(four)] == pytest.approx(width[id(one)] / 2, rel=0.08)
 
@@ -152,9 +152,9 @@ def test_tasks_are_drawn_independently_of_each_other(name):
 def test_equal_questions_leave_nothing_uncertain():
     found = stats.estimates([np.array([[3.0, 0.7, 3.0, 1.1]] * 7)] * 2)
     for estimate in found.values():
-        assert estimate["low"] == pytest.approx(1.1 / 0.7)
-        assert estimate["high"] == pytest.approx(1.1 / 0.7)
-        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+        assert estimate.low == pytest.approx(1.1 / 0.7)
+        assert estimate.high == pytest.approx(1.1 / 0.7)
+        assert estimate.low <= estimate.value <= estimate.high
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_equal_questions_leave_nothing_uncertain():
 )
 def test_what_took_no_time_or_said_nothing_has_no_estimate(sums):
     for found in (stats.estimates([np.array(sums)]), stats.estimates([])):
-        assert found == {name: {"value": None, "low": None, "high": None} for name in stats.ESTIMATORS}
+        assert found == {name: stats.Estimate() for name in stats.ESTIMATORS}
 
 
 def test_one_question_has_no_interval_and_neither_has_a_mean_that_it_counts_in():
@@ -177,8 +177,8 @@ def test_one_question_has_no_interval_and_neither_has_a_mean_that_it_counts_in()
     task = draw_questions(np.random.default_rng(6), 0, 9)
     for found in (stats.estimates([lone]), stats.estimates([task, lone])):
         for estimate in found.values():
-            assert estimate["value"] > 0
-            assert (estimate["low"], estimate["high"]) == (None, None)
+            assert estimate.value > 0
+            assert (estimate.low, estimate.high) == (None, None)
 
 
 def test_a_question_that_ended_at_once_is_left_out_of_both_sides_rates():
@@ -186,10 +186,10 @@ def test_a_question_that_ended_at_once_is_left_out_of_both_sides_rates():
     ended = np.array([[0.0, 0.0, 7.0, 0.1]])  # when sampling, the method's first token was EOS
     kept, found = stats.estimates([task]), stats.estimates([np.concatenate([task, ended])])
     for name in (MEAN_RATES, GEOMETRIC):
-        assert found[name]["value"] == pytest.approx(kept[name]["value"])
-        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+        assert found[name].value == pytest.approx(kept[name].value)
+        assert found[name].low < found[name].value < found[name].high
     # Beside it one question has a rate: no interval, and none of zero width.
-    assert stats.estimates([np.concatenate([task[:1], ended])])[MEAN_RATES]["low"] is None
+    assert stats.estimates([np.concatenate([task[:1], ended])])[MEAN_RATES].low is None
 
 
 def test_an_undefined_task_is_left_out_of_the_overall_estimate():
@@ -208,25 +208,25 @@ def test_the_same_questions_have_the_same_interval_every_time():
 def test_a_method_and_its_inverse_have_the_same_interval_turned_over():
     task = draw_questions(np.random.default_rng(10), 4, 25)
     faster, slower = stats.estimates([task])[RATIO], stats.estimates([task[:, [2, 3, 0, 1]]])[RATIO]
-    assert slower["value"] == pytest.approx(1 / faster["value"])
-    assert (slower["low"], slower["high"]) == pytest.approx((1 / faster["high"], 1 / faster["low"]))
+    assert slower.value == pytest.approx(1 / faster.value)
+    assert (slower.low, slower.high) == pytest.approx((1 / faster.high, 1 / faster.low))
 
 
 def test_a_task_needs_four_questions_for_an_interval():
     task = draw_questions(np.random.default_rng(11), 1, 4)
     for name in stats.ESTIMATORS:
-        assert stats.estimates([task])[name]["low"] is not None
-        assert stats.estimates([task[:3]])[name]["low"] is None
-        assert stats.estimates([task[:3]])[name]["value"] > 0
+        assert stats.estimates([task])[name].low is not None
+        assert stats.estimates([task[:3]])[name].low is None
+        assert stats.estimates([task[:3]])[name].value > 0
 
 
 def test_several_tasks_of_two_questions_have_one_unless_a_single_task_causes_all_the_variance():
     tasks = [np.array([[9.0, 6.0, 9.0, 9.0], [9.0, 6.0, 9.0, 9.0 + 1.0]]) for _ in range(TASKS)]
-    assert stats.estimates(tasks)[RATIO]["low"] is not None
+    assert stats.estimates(tasks)[RATIO].low is not None
     tasks[2][0, 3] *= 28  # a vanilla turn stalled
     found = stats.estimates(tasks)[RATIO]
-    assert (found["low"], found["high"]) == (None, None)
-    assert found["value"] > 2  # and the median does not see it
+    assert (found.low, found.high) == (None, None)
+    assert found.value > 2  # and the median does not see it
     assert stats.median_ratio(tasks) == pytest.approx(9.5 / 6, rel=0.06)
 
 
@@ -237,10 +237,10 @@ def test_bounds_never_span_more_than_says_something():
         for _ in range(20):
             tasks = [np.exp(rng.normal(0, 4, size=(questions, 4))) for _ in range(3)]
             for estimate in stats.estimates(tasks, 300).values():
-                low, high = estimate["low"], estimate["high"]
-                assert math.isfinite(estimate["value"])
+                low, high = estimate.low, estimate.high
+                assert math.isfinite(estimate.value)
                 assert (low is None) == (high is None)
-                assert low is None or (0 < low <= estimate["value"] <= high <= 1.001 * stats.WIDEST * low)
+                assert low is None or (0 < low <= estimate.value <= high <= 1.001 * stats.WIDEST * low)
 
 
 @pytest.mark.parametrize(("questions", "least"), [(2, 90), (4, 91)])
@@ -253,9 +253,9 @@ def test_intervals_that_are_shown_for_few_questions_hold_the_truth(questions, le
     for _ in range(400):
         found = stats.estimates([draw_questions(rng, task, questions) for task in range(TASKS)], 1000)
         for place, (name, value) in enumerate(zip(stats.ESTIMATORS, truth, strict=True)):
-            if found[name]["low"] is not None:
+            if found[name].low is not None:
                 shown[place] += 1
-                right[place] += found[name]["low"] <= value <= found[name]["high"]
+                right[place] += found[name].low <= value <= found[name].high
     assert np.all(shown > 100)
     assert np.all(100 * right / shown > least), 100 * right / shown
 

@@ -17,7 +17,7 @@ from bench.gate import slow_down, worker
 from bench.gate.checkout import Checkout, here
 from bench.gate.measured import measured_by
 from bench.gate.protocol import PROTOCOL
-from bench.gate.side import Side, first_line
+from bench.gate.side import Side, first_request
 from tests.tiny import records, run_bench
 
 
@@ -82,7 +82,7 @@ def test_what_the_other_side_measured_is_used(config, setting):
 
 
 def test_only_what_differs_from_the_defaults_is_told(config):
-    told = first_line(config, {}, {})["config"]
+    told = first_request(config, {}, {})["config"]
     assert set(told) == {"model", "questions", "method", "peer", "max_new_tokens", "out", "dtype", "temperature"}
     assert RunConfig(**told) == config
 
@@ -91,7 +91,7 @@ def test_only_what_differs_from_the_defaults_is_told(config):
 def test_a_slowed_method_does_a_share_more_and_answers_the_same(config, monkeypatch, share, passes):
     """With a clock that ticks once a look: a step takes one tick, and so does a pass."""
     made = worker.Worker(config, {}, {})
-    method = made.contestants["vanilla"].runner
+    method = made.contestants["vanilla"].method
     ticks = iter(range(10**6))
     monkeypatch.setattr(slow_down, "now_s", lambda device: next(ticks))
     done = []
@@ -116,7 +116,7 @@ def test_only_our_own_methods_can_be_slowed_down(config):
 
 
 def test_a_process_answers_and_ends(config, setting, tmp_path):
-    side = Side("new", here(None), first_line(config, {}, {}), tmp_path / "new.log")
+    side = Side("new", here(None), first_request(config, {}, {}), tmp_path / "new.log")
     where = {"question": 12, "turn": 0, "round": 0}
     for label in side.run.methods:
         going = side.begin(label, where)
@@ -137,14 +137,14 @@ def test_a_process_answers_and_ends(config, setting, tmp_path):
 def test_a_side_that_cannot_start_tells_why(config, tmp_path):
     wrong = dataclasses.replace(config, method=("kangaro",))
     with pytest.raises(UserError, match=r"base ended before the gate did \(unknown method 'kangaro'"):
-        Side("base", here(None), first_line(wrong, {}, {}), tmp_path / "base.log")
+        Side("base", here(None), first_request(wrong, {}, {}), tmp_path / "base.log")
 
 
 def test_other_code_than_the_checkouts_is_refused(config, tmp_path):
     """An empty folder: the bench that runs is found elsewhere."""
     elsewhere = Checkout(str(tmp_path), here(None).python, paths=(here(None).folder,))
     with pytest.raises(UserError, match=r"base takes the bench from .*, not from .*pip install -e"):
-        Side("base", elsewhere, first_line(config, {}, {}), tmp_path / "base.log")
+        Side("base", elsewhere, first_request(config, {}, {}), tmp_path / "base.log")
 
 
 def test_a_side_that_says_nothing_is_given_up(config, tmp_path, monkeypatch):
@@ -153,11 +153,11 @@ def test_a_side_that_says_nothing_is_given_up(config, tmp_path, monkeypatch):
     (tmp_path / "bench" / "__init__.py").touch()
     (tmp_path / "bench" / "__main__.py").write_text("import time\ntime.sleep(60)\n")
     with pytest.raises(UserError, match="no answer within"):
-        Side("base", Checkout(str(tmp_path), here(None).python), first_line(config, {}, {}), tmp_path / "base.log")
+        Side("base", Checkout(str(tmp_path), here(None).python), first_request(config, {}, {}), tmp_path / "base.log")
 
 
 def test_code_from_before_the_gate_is_told(config, tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "__init__.py").touch()
     with pytest.raises(UserError, match=r"base ended before the gate did .*base\.log"):
-        Side("base", Checkout(str(tmp_path), here(None).python), first_line(config, {}, {}), tmp_path / "base.log")
+        Side("base", Checkout(str(tmp_path), here(None).python), first_request(config, {}, {}), tmp_path / "base.log")

@@ -1,4 +1,4 @@
-"""Projections: acceptance times costs, by hand; bounds where a paper is silent; and never called a measurement."""
+"""Projections: acceptance over timings, by hand; bounds where a paper is silent; and never called a measurement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.cli import main
-from bench.lab.projection import Costs, Shape, project
+from bench.lab.projection import Shape, Timings, project
 from tests.tiny import run_bench
 
 ENGINE = {
@@ -42,10 +42,10 @@ def paper(tmp_path):
 
 
 def test_a_step_costs_what_its_parts_do():
-    costs = Costs.of(ENGINE)
+    timings = Timings.of(ENGINE)
     # Two drafts: three passes below the exit, two calls, and the layers above it over three positions (11 ms in all).
-    assert costs.step_ms("kangaroo", Shape(2, 2, 2), 2) == pytest.approx(3 * 1.0 + 2 * 0.4 + 11 * 0.9)
-    assert costs.step_ms("medusa", Shape(3, 3, 1), 0) == pytest.approx(1.5 + 12)
+    assert timings.step_ms("kangaroo", Shape(2, 2, 2), 2) == pytest.approx(3 * 1.0 + 2 * 0.4 + 11 * 0.9)
+    assert timings.step_ms("medusa", Shape(3, 3, 1), 0) == pytest.approx(1.5 + 12)
 
 
 def test_a_papers_kangaroo_lies_between_no_draft_in_vain_and_gamma_drafts(paper):

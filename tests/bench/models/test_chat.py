@@ -63,15 +63,15 @@ def test_answer_text_leaves_out_special_tokens_and_outer_space(tiny_tokenizer):
     assert chat.answer_text([*chat.encode(" two words\n"), tiny_tokenizer.eos_token_id]) == "two words"
 
 
-def test_pieces_of_the_template_join_to_its_prompts(tiny_tokenizer, vicuna):
-    assert ChatFormat(tiny_tokenizer).pieces() == (
+def test_separators_of_the_template_join_to_its_prompts(tiny_tokenizer, vicuna):
+    assert ChatFormat(tiny_tokenizer).separators() == (
         "<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n",
         "<|im_end|>\n<|im_start|>user\n",
     )
-    assert vicuna.pieces() == (f"<s>{SYSTEM} USER: ", " ASSISTANT:", "</s>USER: ")
+    assert vicuna.separators() == (f"<s>{SYSTEM} USER: ", " ASSISTANT:", "</s>USER: ")
     for chat in (ChatFormat(tiny_tokenizer), vicuna):
-        before, to_reply, _ = chat.pieces()
+        before, to_reply, _ = chat.separators()
         assert chat.encode(before + "Hi" + to_reply) == chat.prompt([], "Hi")
 
 
@@ -82,11 +82,11 @@ def test_a_token_beyond_the_models_vocabulary_is_refused_by_name(tiny_tokenizer)
     assert chat.encode("what") == ChatFormat(tiny_tokenizer).encode("what")
 
 
-def test_a_template_that_does_not_write_every_turn_has_no_pieces(tiny_tokenizer):
+def test_a_template_that_does_not_write_every_turn_has_no_separators(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ messages[-1].content }}"
     with pytest.raises(UserError, match="does not write every turn once"):
-        ChatFormat(tokenizer).pieces()
+        ChatFormat(tokenizer).separators()
 
 
 # --- digests ---------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def report(tmp_path_factory) -> Path:
     result = Result("kangaroo", "Kangaroo", "Vicuna-7B", "A100", "", {"qa": 1.4}, {"qa": 1.9}, {})
     published = [Source("A Paper", "X: A Paper", "https://example.org", "Spec-Bench", {}, [result], [], [])]
     summary = html_runs.summary(run, turns)
-    found = sections(run, summary, plots, turns=turns, pieces=html_runs.PIECES, sources=published)
+    found = sections(run, summary, plots, turns=turns, token_texts=html_runs.TOKEN_TEXTS, sources=published)
     found.append(Section("More", ["- **Few questions**: see [Divergences](#divergences).\n- " + "x" * 300]))
     path = folder / "report.html"
     path.write_text(html.page(summary, found), encoding="utf-8")

@@ -24,7 +24,7 @@ from bench.report.formats import shown_name
 from bench.report.model import Image, Section
 from bench.report.sections import sections
 from tests import html_runs
-from tests.html_runs import HOSTILE, KANGAROO, LOSSY, PIECES
+from tests.html_runs import HOSTILE, KANGAROO, LOSSY, TOKEN_TEXTS
 from tests.html_tree import Element, Tree
 
 ROOT = Path(__file__).parents[3]
@@ -37,11 +37,11 @@ HEADLINE = "Decode speedup by task"
 OVERALL = "Over all tasks"
 
 
-def page_text(run=None, turns=None, summary=None, pieces=PIECES, figures=(), published=(), more=()):
+def page_text(run=None, turns=None, summary=None, token_texts=TOKEN_TEXTS, figures=(), published=(), more=()):
     run = run or html_runs.run()
     turns = html_runs.turns() if turns is None else turns
     summary = summary or html_runs.summary(run, turns)
-    found = sections(run, summary, figures, turns=turns, pieces=pieces, sources=list(published))
+    found = sections(run, summary, figures, turns=turns, token_texts=token_texts, sources=list(published))
     return html.page(summary, [*found, *more])
 
 
@@ -264,7 +264,7 @@ def test_a_token_that_beat_drafts_names_them_with_their_confidence():
     assert [token.attributes["tabindex"] for token in beat] == ["0"] + ["-1"] * (len(beat) - 1)
 
 
-def test_the_text_of_an_answer_is_its_pieces_and_line_breaks_are_marked():
+def test_the_text_of_an_answer_is_its_tokens_and_line_breaks_are_marked():
     text = answers(page())["Multi-turn conversation: question 81, turn 1"][KANGAROO].all("p", "tokens")[0].text
     assert text == html_runs.SENTENCES.replace("\n", "↵\n")
 
@@ -289,7 +289,7 @@ def test_an_answer_has_its_cr_steps_and_both_rates():
 
 
 def test_unknown_tokens_show_their_ids():
-    panel = answers(page(pieces={}))["Multi-turn conversation: question 81, turn 1"][KANGAROO]
+    panel = answers(page(token_texts={}))["Multi-turn conversation: question 81, turn 1"][KANGAROO]
     assert panel.all("p", "tokens")[0].text.startswith("⟨0⟩⟨1⟩⟨2⟩")
 
 
@@ -342,11 +342,11 @@ def test_nothing_from_the_records_becomes_markup():
     run.model["name"] = HOSTILE
     run.machine = Machine(name=HOSTILE)
     turns.append(Turn(LOSSY, 99, "qa", "qa", 0, 0, error=HOSTILE))
-    pieces = dict.fromkeys(PIECES, f"{HOSTILE}\n<img src=x onerror=alert(1)>")
+    token_texts = dict.fromkeys(TOKEN_TEXTS, f"{HOSTILE}\n<img src=x onerror=alert(1)>")
     text = page_text(
         run=run,
         turns=turns,
-        pieces=pieces,
+        token_texts=token_texts,
         more=[
             Section(HOSTILE, [f"- {HOSTILE}", f"[x](javascript:{HOSTILE})", "![x](https://evil.example/x.png)\x1b[0m"])
         ],
@@ -418,7 +418,7 @@ def test_provenance_sessions_and_knobs_are_complete():
 def test_the_reference_runs_render(path):
     run, turns = read_run(path.parent), read_turns(path.parent)
     summary = summarize(run, turns)
-    root = page(run=run, turns=turns, summary=summary, pieces={})
+    root = page(run=run, turns=turns, summary=summary, token_texts={})
     header, *_, overall = table(root, HEADLINE)
     for name, entry in summary.of_kind("method").items():
         place = header.index(shown_name(name, entry))

@@ -89,9 +89,9 @@ def test_killed_twice_and_resumed_nothing_is_lost_or_doubled(setting, whole, tmp
     assert sorted(keys(turns)) == sorted(keys(expected))
     assert tokens(turns) == tokens(expected)
     assert len(run.provenance["sessions"]) == 3
-    pieces = json.loads((out / "pieces.json").read_text())
+    token_texts = json.loads((out / "pieces.json").read_text())
     lists = [ids for t in turns for ids in (t.token_ids, *t.per_step_rejected)]
-    assert pieces.keys() == {str(token) for ids in lists for token in ids}
+    assert token_texts.keys() == {str(token) for ids in lists for token in ids}
     assert run.wall_s == pytest.approx(sum(session["wall_s"] for session in run.provenance["sessions"]))
 
 

@@ -117,7 +117,7 @@ def test_labels_with_one_spelling_as_file_names_get_files_of_their_own(tmp_path)
     assert [lines(path)[0]["model_id"] for path in paths[1:]] == ["tiny-m:a=1", "tiny-m:a/1"]
 
 
-def test_recorded_text_is_preferred_to_pieces_and_pieces_to_nothing(tmp_path):
+def test_recorded_text_is_preferred_to_token_texts_and_these_to_nothing(tmp_path):
     turn = Turn("vanilla", 241, "qa", "qa", 0, 0, 5, [1, 2, EOS], 0.5, 2.0, "eos", [0, 0], [0, 0], [1, 1])
     folder = saved(tmp_path, a_run({"vanilla": "vanilla"}), [turn])
 

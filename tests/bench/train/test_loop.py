@@ -14,7 +14,7 @@ from bench.train.conversations import Conversations
 from bench.train.loop import Features, Schedule, features, fit, split, steps_of, taught_positions
 
 EXIT = 2
-COUNT, LENGTH = 19, 24  # two pieces of the cache, the last one shorter
+COUNT, LENGTH = 19, 24  # two chunks of the cache, the last one shorter
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_one_pass_serves_several_exit_layers(target, made, tmp_path, passes):
     assert not torch.equal(together[1].exit_states, together[3].exit_states)
 
 
-def test_pieces_that_other_exit_layers_have_stay(target, made, tmp_path, passes):
+def test_chunks_that_other_exit_layers_have_stay(target, made, tmp_path, passes):
     folders = {layer: tmp_path / str(layer) for layer in (1, 2)}
     features(target, first(made, 16), 1, folders[1])
     (kept,) = folders[1].iterdir()
@@ -127,7 +127,7 @@ def test_pieces_that_other_exit_layers_have_stay(target, made, tmp_path, passes)
     assert passes == [16, 16, 3]
 
 
-def test_more_conversations_reuse_the_whole_pieces(target, made, tmp_path, passes):
+def test_more_conversations_reuse_the_whole_chunks(target, made, tmp_path, passes):
     features(target, first(made, 17), EXIT, tmp_path)
     features(target, made, EXIT, tmp_path)
     assert passes == [16, 1, 3]

@@ -131,7 +131,7 @@ def test_conversation_worked_out_by_hand(target, chat, monkeypatch, choice, eos,
     monkeypatch.setattr(target, "logits", lambda x: F.one_hot(torch.full(x.shape[:1], choice), vocab).float())
     recipe = replace(SMALL, answer_tokens=limit)
     found = run(target, frozenset({eos}), recipe, queue(chat, recipe).take(1))
-    _, to_reply, to_user = chat.pieces()
+    _, to_reply, to_user = chat.separators()
     asked, between = chat.prompt([], "fig"), chat.encode(f"{to_user}plum{to_reply}")
     if choice == between[0]:  # it stands there already
         between = between[1:]

@@ -30,8 +30,8 @@ def rows_of(found: Conversations) -> list[tuple[list[int], list[bool]]]:
 
 
 def turns_of(row: list[int], chat: ChatFormat) -> list[tuple[str, int, int]]:
-    """(who, begin, end) of each turn of a conversation, cut where the template's pieces stand."""
-    before, to_reply, to_user = (chat.encode(piece) for piece in chat.pieces())
+    """(who, begin, end) of each turn of a conversation, cut where the template's separators stand."""
+    before, to_reply, to_user = (chat.encode(piece) for piece in chat.separators())
     assert row[: len(before)] == before
     cuts = [("user", 0, len(before))]
     for i in range(len(row)):

@@ -1,4 +1,4 @@
-"""Long computations are cached piece by piece: an interrupted training continues where it stopped."""
+"""Long computations are cached chunk by chunk: an interrupted training continues where it stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.files import writing
+from bench.files import replacing, writing
 
 
 def load_or_make(
@@ -44,11 +44,5 @@ def keep(path: Path, tensors: dict[str, Tensor]) -> None:
     """
     from safetensors.torch import save_file
 
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        try:
-            save_file(tensors, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path.parent), replacing(path) as temporary:
+        save_file(tensors, temporary)
