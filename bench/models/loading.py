@@ -209,7 +209,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}: give cpu, cuda, cuda:N or auto") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    number = int(name.partition(":")[2] or 0)  # torch keeps eight bits of it: cuda:256 would be cuda:0
+    if device.type == "cuda" and number >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device {name!r} is not there: this torch ({torch.__version__}) sees {found} CUDA devices")
     return device
