@@ -12,7 +12,7 @@ from typing import Any
 
 import bench
 from bench.errors import UserError
-from bench.text import visible
+from bench.text import shortened, visible
 
 # Name -> module of `bench.commands`, imported when it is used.
 COMMANDS = {
@@ -87,7 +87,7 @@ def _end(status: int, message: str = "") -> int:
     """Print what is left to say, where that is still possible."""
     with contextlib.suppress(OSError):
         if message:
-            print(visible(message), file=sys.stderr)
+            print(visible(shortened(message)), file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # else it would be tried once more at the very end, and end in a traceback

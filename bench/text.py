@@ -11,10 +11,17 @@ MOST_COLUMNS = 110
 # takes; line breaks and tabs are text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_LONG = re.compile(r"\S{4097,}")
+
 
 def visible(text: str) -> str:
     """`text` with control characters spelled out, so that no page and no terminal obeys them."""
     return _CONTROL.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def shortened(text: str) -> str:
+    """`text` with the longest words cut, such as a number of thousands of digits; no path is as long."""
+    return _LONG.sub(lambda found: f"{found[0][:60]}..", text)
 
 
 def columns() -> int:

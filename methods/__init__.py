@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
 ALL = "all"  # in place of a method's name: every built-in method that is no peer
+_MOST = 2**53  # whole numbers up to here are the same in every reader of JSON
 _PLUS = re.compile(r"\+(?=[a-z][\w-]*(?:[:+]|$))")  # between methods, but not in a knob's value
 
 
@@ -238,6 +239,7 @@ def _parse_one(text: str) -> Variant:
     method = declared(name)
     types = get_type_hints(method.Config)
     values: dict[str, Any] = {}
+    given: set[str] = set()
     for item in filter(None, knobs.split(",")):
         key, equals, value = item.partition("=")
         if item in method.presets:
@@ -247,6 +249,9 @@ def _parse_one(text: str) -> Variant:
             known = [*method.presets, *types]
             hint = did_you_mean(key, known) + (f"; its knobs: {', '.join(known)}" if known else "; it has none")
             raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
+        if key in given:
+            raise UserError(f"method {name!r}: knob {key} is given twice: leave one of them out")
+        given.add(key)
         values[key] = _convert(name, key, value, types[key])
     try:
         return Variant(text, (name,), method.Config(**values))
@@ -266,7 +271,10 @@ def _convert(name: str, key: str, value: str, kind: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         for candidate in (int, float, str):
             if kind in (candidate, candidate | None):
-                return candidate(value)
+                found = candidate(value)
+                if isinstance(found, int) and abs(found) > _MOST:
+                    raise UserError(f"method {name!r}: knob {key}={value} is out of range: at most {_MOST} either way")
+                return found
     except (ValueError, KeyError):
         pass
     wanted = getattr(kind, "__name__", str(kind))

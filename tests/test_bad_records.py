@@ -202,6 +202,15 @@ def test_a_file_that_is_no_record(recorded, name, commands, content, capsys, tmp
     refused(recorded, commands, str(recorded / name), capsys, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(("kept", "said"), [(0, "has no turns"), (-40, "line 8: not a turn's record")])
+def test_turns_that_a_complete_run_must_have(recorded, kept, said, capsys, tmp_path, monkeypatch):
+    (recorded / "turns.jsonl").write_bytes((recorded / "turns.jsonl").read_bytes()[:kept])
+    assert main(["report", str(recorded)]) == 0, "an interrupted run may lack them"
+    capsys.readouterr()
+    write_json(recorded / "run.json", a_run(complete=True))
+    refused(recorded, ALL[:4], said, capsys, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("name", ["run.json", "turns.jsonl"])
 @pytest.mark.parametrize("instead", ["folder", "nothing"])
 def test_a_file_that_is_not_there(recorded, name, instead, capsys, tmp_path, monkeypatch):

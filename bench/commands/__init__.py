@@ -7,17 +7,20 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench import config
 from bench.errors import UserError, program
-from bench.text import visible
+from bench.text import shortened, visible
 
 COMPUTE_FLAGS = ("--dtype", "--quantize", "--device", "--threads")  # of a run, for commands that load a model
 _WRITTEN = "python run_bench.py"  # in help texts, for `program()`
 
 
 class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(shortened(message)))
+
     def print_help(self, file: Any = None) -> None:
         (file or sys.stdout).write(self.format_help())  # argparse would say nothing of a full disk
 

@@ -17,6 +17,7 @@ from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
 from bench.files import sha256
+from bench.models.weight_files import unpickled
 from bench.typed_json import decode
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Ten
 
             stored = load_file(path)
         else:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored = unpickled(path)
     except Exception as error:  # safetensors, pickle and torch each have their own; none of their advice is passed on
         reason = (isinstance(error, OSError) and error.strerror) or "it is damaged, or holds more than tensors"
         raise UserError(

@@ -314,10 +314,15 @@ def read_turns(folder: Path, run: Run | None = None) -> list[Turn]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; restore the file") from error
     whole, _, torn = content.rpartition(b"\n")
+    is_complete = run is not None and run.complete
     with contextlib.suppress(MismatchError):  # only the line's end may be missing
-        decode(dict[str, Any], torn)
+        if not is_complete:
+            decode(dict[str, Any], torn)
         whole = content
-    return decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
+    turns = decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
+    if is_complete and not turns:
+        raise UserError(f"{path} has no turns, but {RUN_FILE} says that the run is complete; restore the file")
+    return turns
 
 
 def read_token_texts(folder: Path) -> dict[str, str]:

@@ -199,7 +199,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    number = int(name.partition(":")[2] or 0)  # torch keeps eight bits of it: cuda:256 would be cuda:0
+    if device.type == "cuda" and number >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(f"device {name!r} is not there: this torch ({torch.__version__}) sees {found} CUDA devices")
     return device

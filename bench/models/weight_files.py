@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,14 +76,22 @@ def _safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, file.get_tensor(name)
 
 
+def unpickled(path: Path, *, mmap: bool = False) -> Any:
+    """What torch saved in a file; it runs no code. torch's errors pass, its advice does not."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def _pickled(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     def is_plain(value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
-    mmap = zipfile.is_zipfile(path)  # torch's older format cannot be mapped
-    stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    stored = unpickled(path, mmap=zipfile.is_zipfile(path))  # torch's older format cannot be mapped
     if not isinstance(stored, dict):
         found = f"an object of type {type(stored).__name__}"
         raise UserError(f"{path} holds {found} instead of a state dict: save the model's state_dict() there")

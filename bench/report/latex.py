@@ -82,7 +82,7 @@ def escape(text: str) -> str:
     for letter in unicodedata.normalize("NFC", " ".join(text.split())):
         if letter in _SPECIAL:
             found.append(_SPECIAL[letter])
-        elif letter.isascii() or "À" <= letter <= "ÿ":
+        elif " " <= letter <= "~" or "À" <= letter <= "ÿ":
             found.append(letter)
         else:
             found.append(f"U+{ord(letter):04X}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -331,3 +333,10 @@ def test_what_the_messages_advise_on_templates_works(folder):
         loading.find(str(folder), None, print)
     (folder / "chat_template.jinja").unlink()
     assert loading.find(str(folder), None, print).chat.template == "vicuna"
+
+
+def test_what_torch_advises_on_a_pickle_is_not_passed_on(tmp_path, recwarn):
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps([1], protocol=4))
+    with contextlib.suppress(Exception):
+        weight_files.unpickled(tmp_path / "pytorch_model.bin")
+    assert not recwarn.list

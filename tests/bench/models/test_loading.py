@@ -72,3 +72,11 @@ def test_lack_of_memory_is_the_users_to_mend(error):
 def test_other_errors_are_left_as_they_are():
     with pytest.raises(RuntimeError, match="shapes"), loading.memory_errors("the attic"):
         raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda:256", "cuda:999"])
+def test_a_device_that_is_not_there_is_told_by_its_name(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert loading.choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(UserError, match=f"device '{name}' is not there"):
+        loading.choose_device(name)

@@ -74,6 +74,7 @@ def test_a_value_without_an_interval_stands_alone():
         ("x^2 ~ $3 #1", r"x\textasciicircum{}2 \textasciitilde{} \$3 \#1"),
         ("a…b 模 é", r"a\ldots{}b U+6A21 é"),
         ("two\nlines", "two lines"),
+        ("\x1b[31mred", "U+001B[31mred"),
     ],
 )
 def test_special_letters_are_escaped(text, wanted):
