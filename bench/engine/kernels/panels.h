@@ -15,6 +15,7 @@ constexpr int TOGETHER = 2;  // panels at a time: so many sums fit into the regi
 constexpr int MOST = 6;
 constexpr int TOGETHER = 1;
 #endif
+constexpr int FEW = 8;       // positions up to which memory is the limit rather than arithmetic
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
@@ -143,7 +144,8 @@ inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first
     float sums[TOGETHER][MOST][PANEL];
     int64_t together = 1;
     for (int64_t panel = first; panel < end; panel += together) {
-        together = m.kind == FLOAT32 ? std::min<int64_t>(TOGETHER, end - panel) : 1;
+        // Of few positions memory is the limit, and one stream of it is faster than two.
+        together = m.kind == FLOAT32 && n > FEW ? std::min<int64_t>(TOGETHER, end - panel) : 1;
         for (int64_t b = 0; b < blocks.count; ++b) {
             const int64_t j = blocks.first(b);
             const int some = static_cast<int>(blocks.first(b + 1) - j);
