@@ -9,10 +9,13 @@
 #include "vectors.h"
 
 #ifdef __AVX512F__
-constexpr int MOST = 12;     // positions of a block: so many sums fit into the registers
+constexpr int MOST = 12;     // positions of a block, and
+constexpr int TOGETHER = 2;  // panels at a time: so many sums fit into the registers
 #else
 constexpr int MOST = 6;
+constexpr int TOGETHER = 1;
 #endif
+constexpr int FEW = 8;       // positions up to which memory is the limit rather than arithmetic
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
@@ -49,29 +52,33 @@ struct Blocks {
     int64_t first(int64_t block) const { return n * block / count; }
 };
 
-// sums[j][r] = the product of the panel's row r and position j.
-template <int N, class T>
-inline void panel_product(const T* weight, const float* x, int64_t k, float (*sums)[PANEL]) {
+// sums[p][j][r] = the product of row r of panel p and position j, for P panels one after the other. Two at a time share
+// the reading of an input.
+template <int N, int P, class T>
+inline void panel_product(const T* weight, const float* x, int64_t k, float (*sums)[MOST][PANEL]) {
     constexpr int V = PANEL / LANES;
-    Vector total[N][V] = {};
+    Vector total[P][N][V] = {};
     for (int64_t i = 0; i < k; ++i, weight += PANEL) {
-        Vector row[V];
-        for (int v = 0; v < V; ++v) row[v] = load(weight + v * LANES);
-        __builtin_prefetch(reinterpret_cast<const char*>(weight) + AHEAD);
+        Vector row[P][V];
+        for (int p = 0; p < P; ++p)
+            for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * k * PANEL + v * LANES);
+        for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * k * PANEL) + AHEAD);
         for (int j = 0; j < N; ++j) {
             const Vector value = Vector{} + x[j * k + i];
-            for (int v = 0; v < V; ++v) total[j][v] = fused(row[v], value, total[j][v]);
+            for (int p = 0; p < P; ++p)
+                for (int v = 0; v < V; ++v) total[p][j][v] = fused(row[p][v], value, total[p][j][v]);
         }
     }
-    for (int j = 0; j < N; ++j)
-        for (int v = 0; v < V; ++v) store(sums[j] + v * LANES, total[j][v]);
+    for (int p = 0; p < P; ++p)
+        for (int j = 0; j < N; ++j)
+            for (int v = 0; v < V; ++v) store(sums[p][j] + v * LANES, total[p][j][v]);
 }
 
 #ifdef __AVX512BF16__
 
 // bfloat16 weights and activations, two products at a time; sums in float32.
-template <int N>
-inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float (*sums)[PANEL]) {
+template <int N, int>
+inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float (*sums)[MOST][PANEL]) {
     alignas(64) uint16_t order[2 * PANEL];  // of two inputs' weights, row by row -> pairs of a row's two
     for (int i = 0; i < 2 * PANEL; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * PANEL);
     const __m512i in_pairs = _mm512_load_si512(order);
@@ -91,7 +98,7 @@ inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float 
         add(_mm512_loadu_si512(weight), i, 4);
     }
     if (i < k) add(_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight))), i, 2);
-    for (int j = 0; j < N; ++j) store(sums[j], (Vector)total[j]);
+    for (int j = 0; j < N; ++j) store(sums[0][j], (Vector)total[j]);
 }
 typedef Brain Narrow;  // what bfloat16 weights are multiplied with
 
@@ -99,10 +106,10 @@ typedef Brain Narrow;  // what bfloat16 weights are multiplied with
 typedef float Narrow;
 #endif
 
-template <int N = MOST, class T, class X>
-inline void panel_product(int n, const T* weight, const X* x, int64_t k, float (*sums)[PANEL]) {
-    if (n == N) return panel_product<N>(weight, x, k, sums);
-    if constexpr (N > 1) panel_product<N - 1>(n, weight, x, k, sums);
+template <int P, int N = MOST, class T, class X>
+inline void panel_product(int n, const T* weight, const X* x, int64_t k, float (*sums)[MOST][PANEL]) {
+    if (n == N) return panel_product<N, P>(weight, x, k, sums);
+    if constexpr (N > 1) panel_product<P, N - 1>(n, weight, x, k, sums);
 }
 
 // The inputs of a product at n positions, in the form that its matrix asks for. `memory`: of floats(n, k), this thread's
@@ -134,27 +141,40 @@ template <class Emit>
 inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first, int64_t end, Emit emit) {
     const int64_t k = m.inputs;
     const Blocks blocks(n, m.kind == Q4 || m.kind == Q8 ? MOST_INTEGERS : MOST);
-    float sums[MOST][PANEL];
-    for (int64_t panel = first; panel < end; ++panel) {
-        const Rows rows = outputs_of(m, panel);
+    float sums[TOGETHER][MOST][PANEL];
+    int64_t together = 1;
+    for (int64_t panel = first; panel < end; panel += together) {
+        // Of few positions memory is the limit, and one stream of it is faster than two.
+        together = m.kind == FLOAT32 && n > FEW ? std::min<int64_t>(TOGETHER, end - panel) : 1;
         for (int64_t b = 0; b < blocks.count; ++b) {
             const int64_t j = blocks.first(b);
             const int some = static_cast<int>(blocks.first(b + 1) - j);
             switch (m.kind) {
-                case FLOAT32:
-                    panel_product(some, static_cast<const float*>(m.panels) + panel * k * PANEL, in.x + j * k, k, sums);
+                case FLOAT32: {
+                    const float* weight = static_cast<const float*>(m.panels) + panel * k * PANEL;
+                    if (together == 1) {
+                        panel_product<1>(some, weight, in.x + j * k, k, sums);
+                    } else {
+                        panel_product<TOGETHER>(some, weight, in.x + j * k, k, sums);
+                    }
                     break;
-                case BFLOAT16:
-                    panel_product(some, static_cast<const Brain*>(m.panels) + panel * k * PANEL, in.narrow + j * k, k, sums);
+                }
+                case BFLOAT16: {
+                    const Brain* weight = static_cast<const Brain*>(m.panels) + panel * k * PANEL;
+                    panel_product<1>(some, weight, in.narrow + j * k, k, sums);
                     break;
+                }
                 default:
                     integer_product(
                         some, m.kind == Q4, static_cast<const uint8_t*>(m.panels), m.scales, panel,
-                        in.quantised.from(j, k), k, sums);
+                        in.quantised.from(j, k), k, sums[0]);
             }
-            for (int t = 0; t < some; ++t) {
-                for (int r = 0; m.bias && r < rows.count; ++r) sums[t][r] += m.bias[rows.first + r];
-                emit(j + t, rows.first, rows.count, sums[t]);
+            for (int64_t p = 0; p < together; ++p) {
+                const Rows rows = outputs_of(m, panel + p);
+                for (int t = 0; t < some; ++t) {
+                    for (int r = 0; m.bias && r < rows.count; ++r) sums[p][t][r] += m.bias[rows.first + r];
+                    emit(j + t, rows.first, rows.count, sums[p][t]);
+                }
             }
         }
     }
