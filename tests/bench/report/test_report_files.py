@@ -105,7 +105,7 @@ def test_an_interrupted_run_is_reported_over_what_was_finished(tmp_path):
 
 @pytest.mark.parametrize("turns", [make_turns({}), []])
 def test_vanilla_alone_is_reported_without_a_comparison(tmp_path, turns):
-    folder = save(tmp_path, make_run({}), turns)
+    folder = save(tmp_path, make_run({}, complete=bool(turns)), turns)
     write_report(folder, tmp_path / "plots")
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Only vanilla was run: there is nothing to compare." in page

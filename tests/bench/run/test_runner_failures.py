@@ -284,7 +284,7 @@ def test_full_disk_before_the_first_question_leaves_no_half_file(setting, monkey
     def no_name(*args):
         raise FULL
 
-    monkeypatch.setattr("bench.figures.records.secrets.token_hex", no_name)  # of the file that is then renamed
+    monkeypatch.setattr("bench.files.secrets.token_hex", no_name)  # of the file that is then renamed
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in last
