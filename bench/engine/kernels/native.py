@@ -1,7 +1,7 @@
 """The kernels of layers.cpp: built once for this machine, loaded, and called with tensors. CPU only.
 
 Needs a C++ compiler (c++, g++, clang++ or $CXX) when it is first used; where there is none, `kernels` is None and
-passes are run operation by operation.
+passes are run operation by operation. $ROOBENCH_KERNEL_FLAGS chooses the processor that they are built for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bench.engine.kernels.panels import Panels
 from bench.engine.quantize import Q4, Q8
+from bench.errors import UserError
 from bench.files import cache_root
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
+PROCESSOR = "ROOBENCH_KERNEL_FLAGS"  # compiler flags, instead of -march=native
+_MACHINE_FLAG = re.compile(r"-m[\w.+=-]+|-O[0-3]")  # no others: they could change what is computed
+_FEATURES = "(?:AVX|SSE|SSSE|FMA|F16C|BMI|LZCNT|MOVBE|POPCNT|ARM_FEATURE_)"  # what ordinary code may be compiled to
 # No contraction: where two operations are to be one, the source says so.
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
+_FLAGS = ("-std=c++20", "-ffp-contract=off", "-fPIC", "-O3")
 _FOLDER = "kernels"  # in the cache
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
@@ -84,7 +88,11 @@ class Pass(Structure):
 
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """The library, built if need be; None where it cannot be, for a reason that `why_not` tells."""
+    """The library, built if need be; None where it cannot be, for a reason that `why_not` tells.
+
+    Raises UserError where it cannot be built with the flags of $ROOBENCH_KERNEL_FLAGS.
+    """
+    processor_flags()
     reasons = []
     for compiler in _compilers():
         try:
@@ -95,8 +103,23 @@ def kernels() -> ctypes.CDLL | None:
         library.scratch_floats.restype = library.product_floats.restype = c_int64
         library.run_layers.restype = library.multiply_add.restype = None
         return library
+    if reasons and PROCESSOR in os.environ:
+        raise _unusable("; ".join(reasons))
     _reason[:] = ["; ".join(reasons) or "there is no C++ compiler here (g++ or clang++)"]
     return None
+
+
+def processor_flags() -> list[str]:
+    """The compiler flags that say what processor to build for. Raises UserError for flags that do anything else."""
+    flags = os.environ.get(PROCESSOR, "-march=native").split()
+    for flag in flags:
+        if not _MACHINE_FLAG.fullmatch(flag):
+            raise _unusable(f"{flag} is neither -m... nor -O0 to -O3")
+    return flags
+
+
+def _unusable(reason: str) -> UserError:
+    return UserError(f"{PROCESSOR}={os.environ[PROCESSOR]!r}: {reason}; unset it to build for this processor")
 
 
 def is_built() -> bool:
@@ -130,7 +153,7 @@ def _path(compiler: str) -> Path:
     """What a compiler makes of the source for this machine: a file in the cache."""
     machine = [_cpu(), *platform.libc_ver(), *_openmp(compiler)]
     sources = [file.read_text(encoding="utf-8") for file in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
-    told = "\n".join([*sources, *_FLAGS, compiler, *machine])
+    told = "\n".join([*sources, *_FLAGS, *processor_flags(), compiler, *machine])
     return cache_root() / _FOLDER / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
 
 
@@ -155,6 +178,9 @@ def _is_private(path: Path) -> bool:
 
 def _build(compiler: str, path: Path) -> None:
     """Compile to a temporary name, then rename: two processes may do it at once."""
+    flags = processor_flags()
+    if lacking := _lacking(compiler, flags):
+        raise _CannotBuildError(f"this processor lacks {', '.join(lacking)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.stat().st_uid == os.geteuid():
@@ -165,7 +191,7 @@ def _build(compiler: str, path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
             made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
             steps = (
-                [compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)],
+                [compiler, *_FLAGS, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)],
                 [compiler, "-shared", str(compiled), "-o", str(made), *_openmp(compiler)],
             )
             for step in steps:
@@ -177,6 +203,21 @@ def _build(compiler: str, path: Path) -> None:
             made.replace(path)
     except OSError as error:
         raise _CannotBuildError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
+
+
+def _lacking(compiler: str, flags: list[str]) -> list[str]:
+    """What code built with these flags may use and this processor, by the compiler's word, does not have."""
+    native, asked = ["-march=native"], [flag for flag in flags if flag.startswith("-m")]
+    if asked == native or not (found := _features(compiler, native)):
+        return []
+    return sorted(name.strip("_") for name in _features(compiler, asked) - found)
+
+
+def _features(compiler: str, flags: list[str]) -> set[str]:
+    """The macros by which a compiler tells the instructions that it may use; none where it does not know a flag."""
+    command = [compiler, *flags, "-x", "c++", "-dM", "-E", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(re.findall(rf"^#define __({_FEATURES}\w*) ", done.stdout, re.MULTILINE))
 
 
 def _forbid_others(path: Path) -> None:
