@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from bench.drafting.tree import tree_of
 from bench.engine.kernels import native
 from bench.engine.kernels.panels import PANEL
 from bench.engine.products import Linear
 from bench.engine.quantize import GRIDS, GROUP
 from bench.errors import UserError
-from bench.files import cache_root
 
 DRIVER = Path(__file__).with_name("kernels_for_others.cpp")
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -46,7 +47,7 @@ def arrays_of(m: native.Matrix) -> bytes:
 
 
 class Emulated:
-    """The kernels' library as `native` calls it, run by an emulator. Raises EOFError where the emulated program ends."""
+    """The kernels' library as `native` calls it, run by an emulator. Raises EOFError where the program has ended."""
 
     def __init__(self, program: Path):
         self.process = subprocess.Popen([EMULATOR, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -77,9 +78,10 @@ class Emulated:
         size, rows = {0: 4, 1: 2}[p.kind], p.texts * p.width
         parts = [bytes(p)]
         for layer in p.layers[: p.count]:
-            norms = {name: p.head_dim if name[1] == "_" else p.hidden for name, kind in layer._fields_[:4]}
-            parts += [bytes(layer), *(array(getattr(layer, name), count) for name, count in norms.items())]
-            parts += [arrays_of(getattr(layer, name)) for name, kind in layer._fields_[4:]]
+            parts += [bytes(layer), array(layer.input_norm, p.hidden)]
+            parts += [array(norm, p.head_dim) for norm in (layer.q_norm, layer.k_norm)]
+            parts += [array(layer.post_norm, p.hidden)]
+            parts += [arrays_of(m) for m in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         for text in p.text[: p.texts]:
             parts += [bytes(text), array(text.mask, p.width * (text.start + p.width))]
         parts += [array(p.x, rows * p.hidden)]
@@ -117,33 +119,144 @@ def emulated(tmp_path_factory):
 
 @pytest.fixture(params=["native", *X86, *ARM])
 def processor(request, monkeypatch, emulated):
-    """Each processor in turn, with the kernels for it in use."""
+    """Each processor in turn, with the kernels for it in use. Built once, then found in the cache like all kernels."""
     if request.param in ARM:
         library = emulated(request.param)
-        monkeypatch.setattr(native, "kernels", lambda: library)
-        return request.param
-    if request.param != "native":
-        monkeypatch.setenv(native.PROCESSOR, f"-march={request.param} -O1")
-    if not native._compilers():
-        pytest.skip("no C++ compiler here")
-    for compiler in native._compilers()[:1]:
-        if not native._features(compiler, flags := native.processor_flags()[:-1] or ["-march=native"]):
-            pytest.skip(f"{compiler} has no {request.param}")
-        if lacking := native._lacking(compiler, flags):
-            pytest.skip(f"this processor lacks {', '.join(lacking)}")
-    found = native.kernels.__wrapped__()  # past its cache
-    assert found is not None
-    monkeypatch.setattr(native, "kernels", lambda: found)
-    return request.param
+    else:
+        if not (compilers := native._compilers()):
+            pytest.skip("no C++ compiler here")
+        if request.param != "native":
+            monkeypatch.setenv(native.PROCESSOR, f"-march={request.param} -O1")
+            flags = native.processor_flags()
+            if not native._features(compilers[0], flags):
+                pytest.skip(f"{Path(compilers[0]).name} does not know -march={request.param}")
+            if lacking := native._lacking(compilers[0], flags):
+                pytest.skip(f"this processor lacks {', '.join(lacking)}")
+        library = native.kernels.__wrapped__()  # past what this process remembers
+        assert library is not None
+    monkeypatch.setattr(native, "kernels", lambda: library)
 
 
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
 @pytest.mark.parametrize(("outputs", "inputs"), [(37, 24), (1, 1), (19, 31)])
-def test_products_are_float64s_at_every_width(processor, dtype, outputs, inputs):
+def test_products_are_float64s_at_every_width(dtype, outputs, inputs):
     weight, bias = drawn(outputs, inputs).to(dtype), drawn(outputs, seed=1)
     linear, x = Linear(weight, bias, layout="native"), drawn(WIDTHS[-1], inputs, seed=2).to(dtype).float()
     exact = x.double() @ weight.double().T + bias.double()
+    assert_equal_at_every_width(linear, x, exact, 1e-5)
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("quantize", ["q4", "q8"])
+@pytest.mark.parametrize("size", [1.0, 1e-5])  # the scales of small weights are subnormal
+def test_integer_products_are_float64s_at_every_width(quantize, size):
+    weight, x = drawn(37, 5 * GROUP) * size, drawn(WIDTHS[-1], 5 * GROUP, seed=2) / size
+    linear = Linear(weight, layout="native", quantize=quantize)
+    groups = x.unflatten(1, (-1, GROUP))
+    scales = groups.abs().amax(2, keepdim=True) / 127
+    seen = ((groups * (1 / scales)).round().double() * scales).flatten(1)
+    assert_equal_at_every_width(linear, x, seen @ GRIDS[quantize].of(weight).plain().double().T, 1e-5)
+
+
+def assert_equal_at_every_width(linear: Linear, x: torch.Tensor, exact: torch.Tensor, error: float) -> None:
+    """That products are `exact`, but for `error` of the largest, and a row's the same bit for bit at every width."""
     alone = torch.cat([linear(row[None]) for row in x])
-    torch.testing.assert_close(alone.double(), exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone.double(), exact, rtol=0, atol=error * float(exact.abs().max()))
     for width in WIDTHS:
         assert torch.equal(linear(x[:width]), alone[:width])
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("quantize", ["q4", "q8"])
+def test_the_largest_codes_of_one_sign_do_not_overflow(quantize):
+    weight = torch.ones(16, GROUP)
+    weight[:8, 0] = 0.0  # of Q4: its code is 0, and 15 all others'
+    linear, x = Linear(weight, layout="native", quantize=quantize), torch.full((5, GROUP), -127.0)
+    torch.testing.assert_close(linear(x), x @ linear.weight.T, rtol=1e-4, atol=0)
+
+
+@pytest.fixture
+def model(request, tiny_config, tiny_model, tiny_decoder):
+    """(a decoder, transformers' model of its weights in float64, the mean error of logits allowed, of their spread)"""
+    kind, precision = request.param
+    if precision != "q4":
+        dtype = getattr(torch, precision)
+        config, model = tiny_model(kind)
+        exact = copy.deepcopy(model).to(dtype).double()
+        return tiny_decoder(config, model, dtype=dtype), exact, {"float32": 1e-5, "bfloat16": 0.05}[precision]
+    config = tiny_config(kind, hidden_size=96, intermediate_size=160)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    decoder = tiny_decoder(config, copy.deepcopy(model), quantize="q4")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.copy_(GRIDS["q8" if "embed" in name else "q4"].of(weight).plain())
+    return decoder, model.double(), 0.1
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize(
+    "model",
+    [("tied", "float32"), ("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "q4")],
+    ids=" ".join,
+    indirect=True,
+)
+def test_whole_passes_are_float64s_at_every_width(model, random_ids):
+    decoder, exact, error = model
+    ids, drafts, parents = random_ids(13), random_ids(3, seed=5), [-1, -1, 0]
+    single = decoder.new_cache()
+    states = torch.cat([decoder.run_layers(decoder.embed([token]), i, single) for i, token in enumerate(ids)], dim=1)
+    for width in (2, 5, 8, 13):
+        cache = decoder.new_cache()
+        parts = [decoder.run_layers(decoder.embed(ids[i : i + width]), i, cache) for i in range(0, len(ids), width)]
+        assert torch.equal(torch.cat(parts, dim=1), states)
+        assert torch.equal(cache.data[..., : len(ids), :], single.data[..., : len(ids), :])
+    branches = tree_of(parents).places(len(ids) - 1, torch.device("cpu"), row=1)
+    tree = decoder.run_layers(decoder.embed(drafts), branches, single)
+    found = decoder.logits(torch.cat((states[0], tree[0, 2:]))).double()
+    with torch.inference_mode():
+        expected = exact(torch.tensor([[*ids, drafts[0], drafts[2]]])).logits[0]
+    expected = torch.cat((expected[: len(ids)], expected[-1:]))
+    assert (found - expected).abs().mean() < error * expected.std()
+
+
+@pytest.mark.usefixtures("processor")
+def test_threads_wait_for_each_other(tiny_model, tiny_decoder, random_ids):
+    decoder, ids, found = tiny_decoder(*tiny_model("llama3")), random_ids(6), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found += [decoder.run_layers(decoder.embed(ids), 0, decoder.new_cache()) for _ in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(states, found[0]) for states in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("-march=x86-64-v3 -ffast-math", "-ffast-math is neither -m... nor -O0 to -O3"),
+        ("-Ofast", "-Ofast is neither"),
+        ("-march=none-such", "it cannot build layers.cpp"),
+    ],
+)
+def test_flags_that_do_not_serve_are_refused(flags, reason, monkeypatch, tmp_path):
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv(native.PROCESSOR, flags)
+    if not native._compilers():
+        pytest.skip("no C++ compiler here")
+    with pytest.raises(UserError, match=rf"{native.PROCESSOR}='{flags}': .*{reason}.*; unset it"):
+        native.kernels.__wrapped__()
+
+
+def test_a_processor_is_not_asked_for_what_it_lacks(monkeypatch, tmp_path):
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv(native.PROCESSOR, "-march=another -O1")
+    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/c++"])
+    has = {("-march=native",): {"AVX2__", "FMA__"}, ("-march=another",): {"AVX2__", "AVX512F__"}}
+    monkeypatch.setattr(native, "_features", lambda compiler, flags: has[tuple(flags)])
+    with pytest.raises(UserError, match=r"c\+\+: this processor lacks AVX512F; unset it"):
+        native.kernels.__wrapped__()
