@@ -33,7 +33,6 @@ from bench.engine.weights import DecoderConfig, Taker, agreed, sizes
 from bench.errors import UserError
 from bench.progress import progress
 
-_PRODUCTS = ("qkv", "out", "gate_up", "down")  # of a layer
 _ALIGNED = 8  # attention's masks are copied in every layer where their rows are no multiple of it long
 
 
@@ -47,6 +46,11 @@ class _Layer:
     post_norm: Tensor
     gate_up: Linear
     down: Linear
+
+    def with_products(self, change: Callable[[Linear], Linear]) -> _Layer:
+        """The same with every product changed."""
+        qkv, out, gate_up, down = map(change, (self.qkv, self.out, self.gate_up, self.down))
+        return replace(self, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
 class Decoder:
@@ -191,7 +195,7 @@ class Decoder:
         """The same weights, run operation by operation by torch: what our own kernels are held against."""
         other = copy.copy(self)
         other.narrow, other.graphs, other.head = None, None, self.head.by_torch()
-        other.layers = [replace(ly, **{name: getattr(ly, name).by_torch() for name in _PRODUCTS}) for ly in self.layers]
+        other.layers = [layer.with_products(Linear.by_torch) for layer in self.layers]
         return other
 
     def _for_kernels(self, layers: Sequence[_Layer]) -> native.Layers:
@@ -204,9 +208,7 @@ class Decoder:
         def copied(linear: Linear) -> Linear:
             return Linear(linear.weight, linear.bias, layout=self.layout, quantize=quantize, paired=linear.paired)
 
-        return self._for_kernels(
-            [replace(ly, **{name: copied(getattr(ly, name)) for name in _PRODUCTS}) for ly in self.layers[:count]]
-        )
+        return self._for_kernels([layer.with_products(copied) for layer in self.layers[:count]])
 
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Token ids [n] or [B, n] -> [B, n, d]."""

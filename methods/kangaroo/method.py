@@ -4,9 +4,9 @@ The draft model is the target's first `exit_layer` layers, a small adapter and t
 remaining layers verify, starting from the exit states that drafting already computed. The exit layer is the first early
 exit. The second: drafting stops once a draft's probability is below `threshold` (section 3.2). Needs a trained adapter.
 
-Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), stopping by expected
-gain (see `bench.drafting.stopping`), and drafts from a copy of the exit layers in eight bits, which the whole target
-verifies. `kangaroo:paper` has none of them.
+Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), stopping by
+expected gain (see `bench.drafting.stopping`), and drafts from a copy of the exit layers in eight bits, which the whole
+target verifies. `kangaroo:paper` has none of them.
 """
 
 from __future__ import annotations

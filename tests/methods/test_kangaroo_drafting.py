@@ -1,4 +1,4 @@
-"""Kangaroo's draft model in one call of the kernels, against torch's operations; and exit layers copied in eight bits."""
+"""Kangaroo's draft model in one call of the kernels, against torch's operations, and with exit layers in eight bits."""
 
 from __future__ import annotations
 
