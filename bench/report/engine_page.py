@@ -32,8 +32,8 @@ def neighbour(found: EngineRecord) -> str:
         Column("median, ms", lambda row: number(row["median_ms"])),
         Column("mean, ms", lambda row: number(row["mean_ms"])),
         Column("p90, ms", lambda row: number(row["p90_ms"])),
-        Column("of the quiet step", lambda row: times(row["of_quiet"])),
-        Column("of the quiet step with all threads", lambda row: times(row["of_quiet_all_threads"])),
+        Column("of quiet", lambda row: times(row["of_quiet"])),
+        Column("of quiet, all threads", lambda row: times(row["of_quiet_all_threads"])),
     ]
     rows = found["neighbour"]["rows"]
     shown = Table(columns, [[column.show(row) for column in columns] for row in rows])

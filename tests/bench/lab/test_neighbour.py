@@ -92,7 +92,7 @@ def test_every_engine_is_timed_with_every_neighbour(quick, setting, tmp_path, ca
         assert name != "quiet" or row["of_quiet"] == 1
         assert of != threads or row["of_quiet_all_threads"] == row["of_quiet"]
     told = capsys.readouterr().out
-    for words in ("of the quiet step", *engines, *beside):
+    for words in ("of quiet, all threads", *engines, *beside):
         assert words in told
 
 
