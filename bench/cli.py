@@ -34,12 +34,14 @@ COMMANDS = {
 INTERRUPTED = 130  # as shells report SIGINT
 NO_READER = 141  # and SIGPIPE
 _STREAMS = ("stdin", "stdout", "stderr")
+_OMP_SPINS = "20000"  # pauses of the processor, 25 to 50 ns each
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
+        _bound_spinning()
         _open_closed_streams()
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -74,6 +76,16 @@ def _run(given: list[str]) -> int:
         raise
     status: int = chosen.run(options)
     return status
+
+
+def _bound_spinning() -> None:
+    """Let waiting OpenMP threads sleep after half a millisecond. libgomp reads this when torch is imported.
+
+    By default they spin for several: longer than a slice of the scheduler's, on a core that the thread they wait for
+    may need. Between forward passes less than this goes by, so that an undisturbed run never waits for one to wake.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _OMP_SPINS)
 
 
 def _open_closed_streams() -> None:

@@ -121,7 +121,13 @@ class RunConfig(Settings):
         choices=QUANTIZE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
+    threads: int = setting(
+        0,
+        "CPU threads; 0: torch's choice, and where other programs hold cores, one for each free core (on Linux; not in "
+        "sweep and gate)",
+        metavar="N",
+        bounds=_THREADS,
+    )
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )

@@ -152,6 +152,7 @@ TURN_CHANGES = [
     ({"decode_s": "@nan@"}, "expected value"),
     ({"audit": {"verdict": "maybe"}}, "audit.verdict: String should match"),
     ({"per_step_emitted": [9, 1]}, "per_step_drafted: has 4 steps, but per_step_emitted has 2"),
+    ({"per_step_s": [0.1]}, "per_step_s: has 1 steps, but per_step_emitted has 4"),
     ({"per_step_accepted": []}, "per_step_accepted: has 0 steps, but per_step_emitted has 4"),
     ({"per_step_emitted": [2**50, 1, 1, 1]}, "per_step_emitted: a step has more tokens than the answer's 9"),
     ({"per_step_part": [0, 1, 2, 0]}, "per_step_part: 2 is beyond the 2 members"),

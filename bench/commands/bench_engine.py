@@ -15,6 +15,7 @@ acceptance. What is compared was timed in turns; medians are shown.
 examples:
   python run_bench.py bench-engine
   python run_bench.py bench-engine --method kangaroo --method medusa --json engine.json
+  python run_bench.py bench-engine --neighbour --json neighbour.json
   python run_bench.py bench-engine --shape vicuna-7b --device cuda --dtype bfloat16"""
 _RUN_FLAGS = ("--method", "--peer", "--model", "--revision", *COMPUTE_FLAGS)
 _NUMBERS = (
@@ -36,6 +37,11 @@ def parser() -> ArgumentParser:
         flag = f"--{name}"
         read, text = config.number(int, flag, least, most), f"{what} (default: %(default)s)"
         made.add_argument(flag, type=read, default=default, metavar="N", help=text)
+    made.add_argument(
+        "--neighbour",
+        action="store_true",
+        help="instead of all this, time vanilla steps alone and beside a process that keeps a core busy",
+    )
     made.add_argument("--json", type=user_path, metavar="FILE", help="also write all figures for programs")
     add_run_flags(made, _RUN_FLAGS)
     return made
@@ -52,14 +58,17 @@ def run(options: Namespace) -> int:
         refuse_given(given.keys() & {"model", "revision"}, "--shape takes the place of a model: give one of them")
         check_shape(options.shape)
         given.setdefault("method", ("vanilla",))  # random weights have no drafts worth a name
+    if options.neighbour:
+        refuse_given(given.keys() & {"method", "peer"}, "--neighbour times vanilla alone: leave it out")
+        given |= {"method": ("vanilla",), "peer": (config.NO_PEER,)}
     settings = config.from_flags(given, "laptop")
     plan.check(settings, options.shape)
     check_output(options.json, "--json")
     from bench.lab import engine_bench
     from bench.report import engine_page
 
-    found = engine_bench.run(settings, options.shape, options.context, options.repeats, say)
-    print(engine_page.terminal(found))
+    found = engine_bench.run(settings, options.shape, options.context, options.repeats, say, beside=options.neighbour)
+    print(engine_page.neighbour(found) if options.neighbour else engine_page.terminal(found))
     if options.json:
         write_json(options.json, found)
         print(f"written: {options.json}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -93,7 +94,11 @@ def _carry_out(planned: Plan) -> int:
     from bench.report import write_report
     from bench.report.conclusion import conclusion
     from bench.run import runner
+    from bench.run.cores import on_free_cores
 
+    if planned.resumed is None:
+        settings, warnings = on_free_cores(planned.config)
+        planned = dataclasses.replace(planned, config=settings, warnings=tuple(warnings))
     left = runner.carry_out(planned, say)
     record, folder = left.record, left.folder
     if not left.turns:

@@ -35,6 +35,7 @@ class Linear:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.layout = layout
+        self.paired = paired
         self.product: native.Product | None = None
         self._stored: Tensor | Panels = weight
         if layout == "native":

@@ -36,6 +36,27 @@ class TimedAnswer(TypedDict, total=False):
     outside_passes: Real | None  # share of a step; None: unknown
 
 
+class BesideNeighbour(TypedDict):
+    """A vanilla step with one engine and so many threads, alone or beside a busy process."""
+
+    engine: str
+    threads: Count
+    neighbour: str  # quiet: none
+    median_ms: Positive
+    mean_ms: Positive
+    p90_ms: Positive
+    of_quiet: Positive  # mean time over that of the quiet step, median of the rounds
+    of_quiet_all_threads: Positive
+
+
+class Neighbour(TypedDict):
+    """What `bench-engine --neighbour` measures instead of all else."""
+
+    rounds: Count
+    steps_a_round: Count
+    rows: list[BesideNeighbour]
+
+
 class EngineRecord(Software, total=False):
     """What `bench-engine --json` writes; required: what a projection needs."""
 
@@ -58,6 +79,7 @@ class EngineRecord(Software, total=False):
     answers: dict[str, TimedAnswer]
     published: Required[dict[str, Form]]
     vanilla: dict[str, Amount]
+    neighbour: Neighbour
 
 
 def read_engine(path: Path) -> EngineRecord:

@@ -25,6 +25,7 @@ from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
 from bench.engine.timing import interleaved, least_s
 from bench.figures.engine_record import EngineRecord
+from bench.lab import neighbour
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
@@ -32,6 +33,7 @@ from bench.models.shapes import check_shape, checkpoint_of, config_of, random_we
 from bench.progress import Log
 from bench.run import environment
 from bench.run.contestants import Contestant
+from bench.run.cores import on_free_cores
 from bench.run.memory import peak_bytes
 from bench.run.plan import variants
 from methods import BASELINE
@@ -53,13 +55,20 @@ class Effort:
     new_tokens: int = 64
 
 
-def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: Log) -> EngineRecord:
+def run(
+    config: RunConfig, shape: str | None, context: int, repeats: int, log: Log, *, beside: bool = False
+) -> EngineRecord:
     """Measure the model of `config`, or a shape's random weights, with its methods and peers; with provenance.
 
+    `beside`: measure what a busy process beside it costs instead, see `neighbour.measure`.
+
     Raises:
-        UserError: no such model or shape, or not enough memory for it.
+        UserError: no such model or shape, or not enough memory for it; or `beside` on a GPU.
 
     """
+    config, warnings = (config, []) if beside else on_free_cores(config)
+    for warning in warnings:
+        log(f"WARNING: {warning}")
     chosen = variants(config)
     if shape is None:
         checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
@@ -84,9 +93,9 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
         "command": environment.command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment.describe_software(),
-        "warnings": [warning for warning in [environment.busy_warning()] if warning],
+        "warnings": [*warnings, *filter(None, [environment.busy_warning()])],
     }
-    found = measure(target, contestants, Effort(repeats=repeats))
+    found = neighbour.measure(target, repeats) if beside else measure(target, contestants, Effort(repeats=repeats))
     return cast(EngineRecord, {**facts, "engine": engine_facts(target), **found})
 
 

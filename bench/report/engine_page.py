@@ -23,6 +23,23 @@ def terminal(found: EngineRecord) -> str:
     return plain.page([_section(found, [_limit(found), _answers(found), *_timings(found)])])
 
 
+def neighbour(found: EngineRecord) -> str:
+    """What a busy process beside it costs a vanilla step."""
+    columns = [
+        Column("engine", lambda row: row["engine"], left=True),
+        Column("threads", lambda row: str(row["threads"])),
+        Column("neighbour", lambda row: row["neighbour"], left=True),
+        Column("median, ms", lambda row: number(row["median_ms"])),
+        Column("mean, ms", lambda row: number(row["mean_ms"])),
+        Column("p90, ms", lambda row: number(row["p90_ms"])),
+        Column("of quiet", lambda row: times(row["of_quiet"])),
+        Column("of quiet, all threads", lambda row: times(row["of_quiet_all_threads"])),
+    ]
+    rows = found["neighbour"]["rows"]
+    shown = Table(columns, [[column.show(row) for column in columns] for row in rows])
+    return plain.page([_section(found, [shown])])
+
+
 def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
     """The speedup that recorded or published acceptance would give at these costs."""
     columns = [

@@ -49,8 +49,10 @@ TIMES = (
 THREE_WAYS = (
     "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean of "
     "the tasks. *Spec-Bench's mean of rates*: overall pools all questions, as its script does. That script also "
-    "tokenises the baseline's text again to count it; here both sides are counted by their token ids. The *median of "
-    "questions* (overall: of all questions) is robust: a stalled turn does not move it."
+    "tokenises the baseline's text again to count it; here both sides are counted by their token ids. Two are robust. "
+    "*By step medians*, every step takes the median time of its turn's steps of the same shape (drafts, depth, draft "
+    "calls): a burst of another program does not move it. The *median of questions* (overall: of all questions) is not "
+    "moved by a stalled turn."
 )
 AGAINST = (
     "On the questions that both answered (ratio of sums, overall the tasks' unweighted mean). The intervals of two "

@@ -192,6 +192,7 @@ def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     turn.per_step_emitted = [len(step.emitted) for step in answer.steps]
     turn.per_step_depth = [step.depth for step in answer.steps]
     turn.per_step_calls = [step.calls for step in answer.steps]
+    turn.per_step_s = [round(step.draft_s + step.verify_s, 6) for step in answer.steps]
     parts = [step.part for step in answer.steps]
     turn.per_step_part = parts if any(parts) else []
     turn.per_step_rejected = [step.rejected for step in answer.steps]

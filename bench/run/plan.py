@@ -55,6 +55,7 @@ class Plan:
     folder: Path
     resumed: Run | None  # the record of the run that goes on
     of_sweep: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def plots(self) -> Path:

@@ -73,8 +73,8 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
 def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Examiner:
     """Construct all methods on the model; `fails` is called for those that cannot be."""
     config, target, warnings = plan.config, loaded.target, Warnings(log)
-    for expected in plan.expected_failures(loaded):
-        warnings(expected)
+    for text in (*plan.warnings, *plan.expected_failures(loaded)):
+        warnings(text)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))

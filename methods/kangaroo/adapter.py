@@ -153,7 +153,7 @@ class Adapter(nn.Module):
             self.down = nn.Linear(config.ffn, d, bias=False)
         self.output_norm = nn.Parameter(torch.ones(d))
         self.head = nn.Linear(d, config.own_head, bias=False) if config.own_head else None
-        self._packed: dict[str, Linear] = {}
+        self.packed: dict[str, Linear] = {}  # see `pack`
         self.graphs: Graphs | None = None  # the target's
         self.cos: Tensor  # [positions, D]
         self.sin: Tensor
@@ -180,7 +180,7 @@ class Adapter(nn.Module):
             groups["input"] = [self.input]
         if c.ffn:
             groups |= {"up": [self.gate, self.up] if c.gated else [self.up], "down": [self.down]}
-        self._packed = {
+        self.packed = {
             name: Linear(
                 torch.cat([part.weight for part in parts]).detach(),
                 layout=layout,
@@ -237,14 +237,14 @@ class Adapter(nn.Module):
             return h
         assert before is not None
         x = torch.cat((h, before), dim=-1)
-        return self._packed["input"](x) if self._packed else self.input(x)
+        return self.packed["input"](x) if self.packed else self.input(x)
 
     def qkv(self, x: Tensor, places: Tensor | slice) -> Tensor:
         """Rotated queries and keys, and values of x [B, n, d] at positions `places`: [B, n, 3 * H, D]."""
         c, (batch, n, _) = self.config, x.shape
         normed = rms_norm(x, self.input_norm, c.rms_norm_eps)
-        if self._packed:
-            qkv = self._packed["qkv"](normed)
+        if self.packed:
+            qkv = self.packed["qkv"](normed)
         else:
             qkv = torch.cat((self.q(normed), self.k(normed), self.v(normed)), dim=-1)
         heads = c.num_attention_heads
@@ -255,18 +255,18 @@ class Adapter(nn.Module):
         """The rest of the adapter after attention (None: it has none), [B, n, d] -> [B, n, d]."""
         c = self.config
         if attended is not None:
-            x = self._packed["o"].plus(x, attended) if self._packed else x + self.o(attended)
+            x = self.packed["o"].plus(x, attended) if self.packed else x + self.o(attended)
         if c.ffn:
             inner = self._inner(rms_norm(x, self.ffn_norm, c.rms_norm_eps))
-            x = self._packed["down"].plus(x, inner) if self._packed else x + self.down(inner)
+            x = self.packed["down"].plus(x, inner) if self.packed else x + self.down(inner)
         return rms_norm(x, self.output_norm, c.rms_norm_eps)
 
     def _inner(self, normed: Tensor) -> Tensor:
         """The feed-forward block's inner states, [B, n, d] -> [B, n, ffn]."""
         if not self.config.gated:
-            return F.silu(self._packed["up"](normed) if self._packed else self.up(normed))
-        if self._packed:
-            gate, up = self._packed["up"](normed).chunk(2, dim=-1)
+            return F.silu(self.packed["up"](normed) if self.packed else self.up(normed))
+        if self.packed:
+            gate, up = self.packed["up"](normed).chunk(2, dim=-1)
         else:
             gate, up = self.gate(normed), self.up(normed)
         return F.silu(gate) * up

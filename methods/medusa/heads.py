@@ -77,14 +77,17 @@ class FastHeads:
 
         self.count, self.hidden = count, heads.config.hidden_size
         self.input = None if heads.input is None else joined(heads.input)
-        self.weight = heads.weight[:count].detach().contiguous()  # [H, d, d]
+        # All heads' matrices are multiplied with all heads' inputs, and only each with its own is kept: what takes time
+        # is to read them.
+        self.weight = joined(heads.weight)  # [H d, d]
         self.bias = heads.bias[:count].detach()
         self.lm_head = lm_head
 
     def __call__(self, state: Tensor) -> Tensor:
         """Input [1, d or 2 d] -> float32 logits [H, V]."""
         x = state.expand(self.count, -1) if self.input is None else self.input(state).view(self.count, self.hidden)
-        x = x + F.silu(torch.baddbmm(self.bias[:, :, None], self.weight, x[:, :, None])[:, :, 0])
+        each = self.weight(x).view(self.count, self.count, self.hidden)  # [input's head, matrix's head, d]
+        x = x + F.silu(each.diagonal().T + self.bias)
         if isinstance(self.lm_head, Linear):
             return self.lm_head(x).float()
         return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()

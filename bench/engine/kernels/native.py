@@ -19,12 +19,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bench.engine.attention import additive
 from bench.engine.kernels.panels import Panels
 from bench.engine.quantize import Q4, Q8
 from bench.errors import UserError
@@ -33,7 +36,6 @@ from bench.files import cache_root
 if TYPE_CHECKING:
     from bench.engine.cache import KVCache
     from bench.engine.places import Places
-    from bench.engine.weights import DecoderConfig
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
@@ -100,8 +102,8 @@ def kernels() -> ctypes.CDLL | None:
         except (_CannotBuildError, OSError) as error:
             reasons.append(f"{Path(compiler).name}: {error}")
             continue
-        library.scratch_floats.restype = library.product_floats.restype = c_int64
-        library.run_layers.restype = library.multiply_add.restype = None
+        library.scratch_floats.restype = library.product_floats.restype = library.draft_floats.restype = c_int64
+        library.run_layers.restype = library.multiply_add.restype = library.run_draft.restype = None
         return library
     if reasons and PROCESSOR in os.environ:
         raise _unusable("; ".join(reasons))
@@ -282,12 +284,46 @@ class Product:
         return out.to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Dimensions:
+    """What a pass has to know of a decoder."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a pass: where they are, and all that depends on it."""
+
+    places: Places
+    rope: tuple[Tensor, Tensor]  # cosines and sines [B * w, D] of the positions
+    masks: Sequence[Tensor | None]  # of each sequence [w, its rows up to the last], added to the scores; None: causal
+
+    @classmethod
+    def of(cls, places: Places, cos: Tensor, sin: Tensor) -> Rows:
+        """`cos`, `sin`: tables [positions, D] as for `apply_rope`."""
+        span = places.together
+        if span is not None and span.depths is None and places.batch == 1:
+            at: slice | Tensor = slice(span.first, span.first + places.width)
+            return cls(places, (cos[at], sin[at]), [None])
+        at = places.positions(cos.device).flatten()
+        masks = [
+            None if one.seen is None else F.pad(additive(one.seen, torch.float32), (one.base, 0))
+            for one in places.spans
+        ]
+        return cls(places, (cos[at], sin[at]), masks)
+
+
 class Layers:
     """A decoder's layers for the kernels."""
 
-    def __init__(self, config: DecoderConfig, layers: Sequence[Any]):
-        """`layers`: as the decoder has them, their products `native`."""
-        self.config = config
+    def __init__(self, dimensions: Dimensions, layers: Sequence[Any]):
+        """`layers`: as the decoder has them, their products `native`; `gate_up` None: attention alone."""
+        self.dimensions = dimensions
         self.kept: list[Any] = []  # what the pointers point to
         self.pointers = (LayerPointers * len(layers))(*(self._pointers(layer) for layer in layers))
         self.scratch = torch.empty(0)
@@ -298,53 +334,61 @@ class Layers:
             weight = getattr(layer, name)
             self.kept.append(None if weight is None else weight.float().contiguous())
             norms[name] = _address(self.kept[-1])
-        products = {name: getattr(layer, name).product for name in ("qkv", "out", "gate_up", "down")}
+        products = {
+            name: linear.product
+            for name in ("qkv", "out", "gate_up", "down")
+            if (linear := getattr(layer, name)) is not None
+        }
         self.kept += products.values()
         return LayerPointers(**norms, **{name: product.matrix for name, product in products.items()})
 
-    def run(
-        self,
-        x: Tensor,
-        places: Places,
-        cache: KVCache,
-        layers: tuple[int, int],
-        rope: tuple[Tensor, Tensor],
-        masks: Sequence[Tensor | None],
-    ) -> Tensor:
-        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
+    def run(self, x: Tensor, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Tensor:
+        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`."""
+        library = kernels()
+        assert library is not None
+        asked = self.asked(x, rows, cache, layers)
+        library.run_layers(byref(asked.call))
+        return asked.out.to(x.dtype)
 
-        `rope`: cosines and sines [B * w, D] of the positions; `masks`: of each sequence [w, its rows up to the last],
-        added to the scores; None: causal.
-        """
-        library, c, (first, last) = kernels(), self.config, layers
+    def asked(self, x: Tensor | None, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Asked:
+        """What the kernels are given for a pass; x None: `out` is filled in before it begins."""
+        library, c, places, (first, last) = kernels(), self.dimensions, rows.places, layers
         assert library is not None
         assert places.end <= cache.max_len, f"cache of {cache.max_len} positions written up to {places.end}"
-        rows, width = places.batch * places.width, places.width
-        assert all(table.shape == (rows, c.head_dim) for table in rope), (
-            f"rotations {tuple(rope[0].shape)} for {rows} positions"
+        count, width = places.batch * places.width, places.width
+        assert all(table.shape == (count, c.head_dim) for table in rows.rope), (
+            f"rotations {tuple(rows.rope[0].shape)} for {count} positions"
         )
-        given, cos, sin = (tensor.float().contiguous() for tensor in (x, *rope))
-        masks = [None if mask is None else mask.float().contiguous() for mask in masks]
-        out = torch.empty_like(given)
+        cos, sin = (table.float().contiguous() for table in rows.rope)
+        given = None if x is None else x.float().contiguous()
+        out = torch.empty(places.batch, width, c.hidden)
         data = cache.data
         texts = (Text * places.batch)()
-        for text, span, mask in zip(texts, places.spans, masks, strict=True):
+        for text, span, mask in zip(texts, places.spans, rows.masks, strict=True):
             assert mask is None or mask.shape == (width, span.first + width), f"a mask {tuple(mask.shape)} at {span}"
             text.slot, text.start, text.mask = span.slot * data.stride(2), span.first, _address(mask)
-        asked = Pass(
+        call = Pass(
             text=texts, count=last - first, texts=places.batch, width=width, hidden=c.hidden, heads=c.heads,
             kv_heads=c.kv_heads, head_dim=c.head_dim, eps=c.norm_eps, threads=torch.get_num_threads(),
-            x=given.data_ptr(), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
+            x=_address(given), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
             cache=data[first].data_ptr() if first < last else 0, layer_stride=data.stride(0), values=data.stride(1),
             room=cache.max_len, kind=_KINDS[data.dtype],
         )  # fmt: skip
-        asked.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
-        needed = library.scratch_floats(byref(asked))
+        call.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
+        needed = library.scratch_floats(byref(call))
         if self.scratch.numel() < needed:
             self.scratch = torch.empty(2 * needed)
-        asked.scratch = self.scratch.data_ptr()
-        library.run_layers(byref(asked))
-        return out.to(x.dtype)
+        call.scratch = self.scratch.data_ptr()
+        return Asked(call, out, (given, cos, sin, texts, rows.masks))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pass to be run."""
+
+    call: Pass
+    out: Tensor  # [B, w, d] float32
+    kept: Any  # what the call points to
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -22,6 +22,7 @@ CELL_KEYS = {
     "steps",
     *SPEEDUPS,
     "speedup_decode_median",
+    "speedup_decode_steps",
     "worth_decode",
     "worth_total",
     "tok_per_s",

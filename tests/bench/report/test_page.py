@@ -301,6 +301,10 @@ def test_three_ways_to_average_stand_beside_each_other():
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ("", "_mean_rates", "_geometric")]
     assert [value.split("x")[0] for value in first[1:]] == [f"{getattr(cell, key).value:.2f}" for key in keys]
     assert all("[" in value for value in first[1:])
+    cell.speedup_decode_steps = Estimate(1.41, 1.40, 1.43)
+    header, first, *_ = rows(section(rich_page(summary), "### kangaroo: three ways"))
+    assert header[1:3] == ["decode: ratio of sums", "decode: ratio of sums by step medians"]
+    assert first[2] == "1.41x [1.40, 1.43]"
     told = section(rich_page(summary), "## Three ways to average")
     assert "overall pools all questions" in " ".join(told.split())
     assert "tokenises the baseline's text again" in " ".join(told.split())
