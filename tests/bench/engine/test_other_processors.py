@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bench.drafting.tree import tree_of
-from bench.engine.kernels import native
+from bench.engine.kernels import build, native
 from bench.engine.kernels.panels import PANEL
 from bench.engine.products import Linear
 from bench.engine.quantize import GRIDS, GROUP
@@ -103,8 +103,8 @@ def emulated(tmp_path_factory):
                 pytest.skip(f"no {program} here")
         if march not in started:
             program = tmp_path_factory.mktemp("emulated") / "kernels"
-            step = [CROSS_COMPILER, *native._FLAGS, "-O1", f"-march={march}", "-fopenmp", "-static"]
-            step += ["-I", str(native.SOURCE.parent), str(DRIVER), "-o", str(program)]
+            step = [CROSS_COMPILER, *build._FLAGS, "-O1", f"-march={march}", "-fopenmp", "-static"]
+            step += ["-I", str(build.SOURCE.parent), str(DRIVER), "-o", str(program)]
             done = subprocess.run(step, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             started[march] = Emulated(program)
@@ -123,14 +123,14 @@ def processor(request, monkeypatch, emulated):
     if request.param in ARM:
         library = emulated(request.param)
     else:
-        if not (compilers := native._compilers()):
+        if not (compilers := build.compilers()):
             pytest.skip("no C++ compiler here")
         if request.param != "native":
-            monkeypatch.setenv(native.PROCESSOR, f"-march={request.param} -O1")
-            flags = native.processor_flags()
-            if not native._features(compilers[0], flags):
+            monkeypatch.setenv(build.PROCESSOR, f"-march={request.param} -O1")
+            flags = build.processor_flags()
+            if not build.features(compilers[0], flags):
                 pytest.skip(f"{Path(compilers[0]).name} does not know -march={request.param}")
-            if lacking := native._lacking(compilers[0], flags):
+            if lacking := build.lacking(compilers[0], flags):
                 pytest.skip(f"this processor lacks {', '.join(lacking)}")
         library = native.kernels.__wrapped__()  # past what this process remembers
         assert library is not None
@@ -245,18 +245,18 @@ def test_threads_wait_for_each_other(tiny_model, tiny_decoder, random_ids):
 )
 def test_flags_that_do_not_serve_are_refused(flags, reason, monkeypatch, tmp_path):
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path))
-    monkeypatch.setenv(native.PROCESSOR, flags)
-    if not native._compilers():
+    monkeypatch.setenv(build.PROCESSOR, flags)
+    if not build.compilers():
         pytest.skip("no C++ compiler here")
-    with pytest.raises(UserError, match=rf"{native.PROCESSOR}='{flags}': .*{reason}.*; unset it"):
+    with pytest.raises(UserError, match=rf"{build.PROCESSOR}='{flags}': .*{reason}.*; unset it"):
         native.kernels.__wrapped__()
 
 
 def test_a_processor_is_not_asked_for_what_it_lacks(monkeypatch, tmp_path):
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path))
-    monkeypatch.setenv(native.PROCESSOR, "-march=another -O1")
-    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/c++"])
+    monkeypatch.setenv(build.PROCESSOR, "-march=another -O1")
+    monkeypatch.setattr(build, "compilers", lambda: ["/bin/c++"])
     has = {("-march=native",): {"AVX2__", "FMA__"}, ("-march=another",): {"AVX2__", "AVX512F__"}}
-    monkeypatch.setattr(native, "_features", lambda compiler, flags: has[tuple(flags)])
+    monkeypatch.setattr(build, "features", lambda compiler, flags: has[tuple(flags)])
     with pytest.raises(UserError, match=r"c\+\+: this processor lacks AVX512F; unset it"):
         native.kernels.__wrapped__()
