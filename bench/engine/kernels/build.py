@@ -32,7 +32,7 @@ _OTHERS_WRITE = 0o022  # bits of a mode
 
 def processor_flags() -> list[str]:
     """The compiler flags that say what processor to build for. Raises UserError for flags that do anything else."""
-    flags = os.environ.get(PROCESSOR, "-march=native").split()
+    flags = (os.environ.get(PROCESSOR) or "-march=native").split()
     for flag in flags:
         if not _MACHINE_FLAG.fullmatch(flag):
             raise unusable(f"{flag} is neither -m... nor -O0 to -O3")

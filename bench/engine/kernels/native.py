@@ -90,7 +90,7 @@ def kernels() -> ctypes.CDLL | None:
         library.scratch_floats.restype = library.product_floats.restype = library.draft_floats.restype = c_int64
         library.run_layers.restype = library.multiply_add.restype = library.run_draft.restype = None
         return library
-    if reasons and build.PROCESSOR in os.environ:
+    if reasons and os.environ.get(build.PROCESSOR):
         raise build.unusable("; ".join(reasons))
     _reason[:] = ["; ".join(reasons) or "there is no C++ compiler here (g++ or clang++)"]
     return None
