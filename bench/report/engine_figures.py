@@ -64,7 +64,7 @@ def draw(found: EngineRecord) -> Figure:
 
 def _name_axes(axes: Axes, per_byte: float, step: float) -> None:
     """The widths of passes above, tokens per second to the right."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     widths = axes.secondary_xaxis("top", functions=(lambda x: x / per_byte, lambda n: n * per_byte))
     rates = axes.secondary_yaxis("right", functions=(lambda y: y / step, lambda rate: rate * step))
@@ -72,10 +72,8 @@ def _name_axes(axes: Axes, per_byte: float, step: float) -> None:
     rates.set_ylabel("tokens/s through the model")
     axes.set_xlabel("operations per byte of weights")
     axes.set_ylabel("G operations/s")
-    for axis in (axes.xaxis, axes.yaxis, rates.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    widths.set_xticks(_NAMED, [str(n) for n in _NAMED])
     for axis in (axes.xaxis, axes.yaxis, widths.xaxis, rates.yaxis):
+        axis.set_major_locator(FixedLocator(_NAMED) if axis is widths.xaxis else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_locator(NullLocator())
     axes.grid(axis="x", color=canvas.LIGHT, linewidth=0.8)

@@ -83,7 +83,7 @@ def _peers(found: EngineRecord) -> list[str]:
         ratio = Estimate(1 / one["over_vanilla"], 1 / high if high else None, 1 / low if low else None)
         notes = one.get("notes", {})
         rates = [f"{n}: {rate:,.1f}" for n, rate in notes.get("tok_per_s_by_threads", {}).items()]
-        threads = f"{notes['threads']} threads, its best (tokens/s by threads: {', '.join(rates)})" if rates else ""
+        threads = f"threads: {notes['threads']}, its best (tokens/s by threads: {', '.join(rates)})" if rates else ""
         facts = [f"vanilla is {times_between(ratio)} as fast as {name}", notes.get("arithmetic", ""), threads]
         lines.append("; ".join(filter(None, facts)))
     return listed(lines)
