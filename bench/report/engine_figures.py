@@ -13,10 +13,9 @@ from bench.report import canvas
 from bench.report.formats import device_name
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = (1, 2, 4, 8, 16, 32, 64)  # widths of passes that the upper axis names
+_NAMED = (1, 2, 4, 8, 16, 32, 64, 128)  # widths of passes that the upper axis names
 _NOTE = "Operations: those of the products. Attention, norms and the choice of tokens take time, but are not counted."
 
 
@@ -44,25 +43,24 @@ def draw(found: EngineRecord) -> Figure:
     figure, (axes,) = canvas.canvas(told, "Forward passes under the roofline", height=5.2, note=_NOTE)
     step, per_byte = found["operations"] / 1e9, found["operations"] / found["vanilla"]["weight_bytes"]
     kinds = {"whole passes": found["passes"], "their products alone": found["products"]}
-    lowest = most = 0.0
+    rates: list[float] = []
     for place, (label, times) in enumerate(kinds.items()):
-        points = [(int(n) * per_byte, int(n) * step / (ms / 1e3)) for n, ms in times.items()]
+        own = [int(n) * step / (ms / 1e3) for n, ms in times.items()]
         style: dict[str, Any] = {"color": canvas.PALETTE[place], "marker": canvas.MARKERS[place], "markersize": 5.5}
-        axes.plot([x for x, _ in points], [y for _, y in points], label=label, linewidth=1.6, **style)
-        lowest = min([y for _, y in points] + [lowest or points[0][1]])
-        most = max([y for _, y in points] + [most])
+        axes.plot([int(n) * per_byte for n in times], own, label=label, linewidth=1.6, **style)
+        rates += own
     (by, top), read = peak(found), found["memory"]["read_gb_s"]
     low, high = per_byte / 1.3, max(top / read, max(map(int, found["passes"])) * per_byte) * 1.3
     look: dict[str, Any] = {"color": "black", "linewidth": 1.3, "zorder": 1.5}
     axes.plot([low, high], [low * read, high * read], label=f"memory: reads {read:,.0f} GB/s", **look)
     axes.plot([low, high], [top, top], linestyle="--", label=f"arithmetic: {top:,.0f} G operations/s ({by})", **look)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(lowest, low * read) / 1.3, max(most, top) * 1.5))
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(*rates, low * read) / 1.3, max(*rates, top) * 1.5))
     _name_axes(axes, per_byte, step)
     canvas.legend(figure, *axes.get_legend_handles_labels(), columns=2)
     return figure
 
 
-def _name_axes(axes: Axes, per_byte: float, step: float) -> None:
+def _name_axes(axes: Any, per_byte: float, step: float) -> None:
     """The widths of passes above, tokens per second to the right."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 

@@ -96,12 +96,10 @@ def _shares(found: EngineRecord) -> list[str | Table]:
     rows = [
         ["products alone, ms", *(f"{ms:.2f}" for ms in products.values())],
         ["products, of the pass", *(share(products[n] / ms) for n, ms in passes.items())],
-        *(
-            [f"{kind}, of {limit}", *(share(one[key]) for one in shares[kind].values())]
-            for kind in shares
-            for key, limit in (("bandwidth", "the bandwidth"), ("arithmetic", "the arithmetic"))
-        ),
     ]
+    for kind, reached in shares.items():
+        rows.append([f"{kind}, of the bandwidth", *(share(one["bandwidth"]) for one in reached.values())])
+        rows.append([f"{kind}, of the arithmetic", *(share(one["arithmetic"]) for one in reached.values())])
     others = [f"{name} {rate:,.0f}" for name, rate in found["arithmetic"].items() if name != by]
     peak = f"arithmetic peak {most:,.0f} G operations/s ({by}{'; ' if others else ''}{', '.join(others)})"
     return [peak, table(["share of the limits, n tokens", *passes], rows)]
