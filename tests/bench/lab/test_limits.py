@@ -8,12 +8,15 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.products import Linear
 from bench.figures.engine_record import read_engine
 from bench.figures.machine import Machine
 from bench.lab import limits
+from bench.models import shapes
 from bench.report import engine_figures, engine_page
+from tests.bench.lab.test_engine_bench import TINY
 from tests.pages import ROOT
 
 NATIVE = pytest.mark.skipif(native.kernels() is None, reason="no C++ compiler")
@@ -94,6 +97,16 @@ def test_the_arithmetic_limit_names_what_multiplied(tiny_model, tiny_decoder, dt
     assert f"torch, {kind}" in found
     assert (f"our kernels, {kind}" in found) == (native.kernels() is not None)
     assert all(rate > 0 for rate in found.values())
+
+
+@NATIVE
+def test_quantised_weights_are_measured_against_products_of_whole_numbers(monkeypatch):
+    monkeypatch.setattr(limits, "_SIZE", {"cpu": 64})
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    config = shapes.config_of("tiny")
+    weights = shapes.random_weights(config, torch.float32, torch.device("cpu"))
+    found = limits.arithmetic(Decoder.from_weights(config, weights, max_len=64, quantize="q4"), 1)
+    assert list(found) == ["torch, int8", "our kernels, q4", "our kernels, q8"]
 
 
 def test_the_limit_is_operations_over_seconds(tiny_model, tiny_decoder, monkeypatch):
