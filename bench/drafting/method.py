@@ -157,6 +157,9 @@ class Peer(Method):
         super().__init__(target, config)  # the target: for its dtype and device
         self.checkpoint = checkpoint
 
+    def tune(self, prompt: Many[int]) -> None:
+        """Choose what makes it fastest on this machine, such as its threads, and add it to `notes`."""
+
     @abstractmethod
     def generate(self, prompt: Many[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None) -> Answer:
         """Decode at most `limit` tokens; the peer takes its times as `decode` does."""

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +127,10 @@ class Product:
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [.., n_in], `added` [.., n_out] -> [.., n_out], in x's dtype."""
+        return self.prepared(x, added)().to(x.dtype)
+
+    def prepared(self, x: Tensor, added: Tensor | None = None) -> Callable[[], Tensor]:
+        """The kernels' call alone, which may be repeated; it returns the same float32 tensor each time."""
         library = kernels()
         assert library is not None
         assert x.shape[-1] == self.inputs, f"{self.inputs} inputs, but given {tuple(x.shape)}"
@@ -138,11 +142,16 @@ class Product:
         scratch = None
         if self.stored.weights.dtype != torch.float32:
             scratch = torch.empty(library.product_floats(byref(self.matrix), rows, threads))
-        library.multiply_add(
+        arguments = (
             byref(self.matrix), c_void_p(given.data_ptr()), c_void_p(_address(added)), c_void_p(out.data_ptr()),
             rows, threads, c_void_p(_address(scratch)),
         )  # fmt: skip
-        return out.to(x.dtype)
+
+        def call(*_kept: object) -> Tensor:
+            library.multiply_add(*arguments)
+            return out
+
+        return functools.partial(call, self, given, added, scratch)  # the arguments point into them
 
 
 @dataclass(frozen=True)
