@@ -55,7 +55,9 @@ def read(decoder, ids, cache, split, start=0):
     return torch.cat(passes)
 
 
-@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17, 3], [1] * 20, [64, 5, 70, 2], [128, 100, 3], [130, 2]], ids=str)
+@pytest.mark.parametrize(
+    "split", [[40], [9, 1, 1, 4, 8, 17, 3], [1] * 20, [64, 5, 70, 2], [128, 100, 3], [130, 2]], ids=str
+)
 def test_every_split_gives_transformers_logits(kind, split, recorded, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
