@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 
+MOST_BYTES = 256_000_000  # of a file of the user's that is read whole
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
@@ -58,6 +59,20 @@ def user_file(text: str | Path) -> Path:
         reason = "it is a folder" if path.is_dir() else "no such file"
         raise UserError(f"cannot read {path}: {reason}; give the path of a file")
     return path
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file or pipe of the user's, of MOST_BYTES at most: devices such as /dev/zero never end.
+
+    Raises:
+        OSError: it cannot be read, or has more.
+
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES / 1e6:g} MB")
+    return content
 
 
 def existing(folder: Path) -> Path:
