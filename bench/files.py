@@ -12,8 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_BYTES = 256_000_000  # of a file of the user's that is read whole
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -143,6 +147,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, which appears once it is whole, with the permissions that the user's umask leaves."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata)  # for its owner alone
+        temporary.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
+from bench.files import save_tensors
 from bench.typed_json import Share
 
 ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
@@ -331,12 +332,10 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
-    from safetensors.torch import save_file
-
     tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
     if stored.ranking is not None:
         tensors[trained.RANKING] = stored.ranking.to(torch.int32)
-    save_file(tensors, folder / ADAPTER_FILE)
+    save_tensors(tensors, folder / ADAPTER_FILE)
     value = asdict(adapter.config)
     if stored.calibration is not None:
         value["calibration"] = asdict(stored.calibration)

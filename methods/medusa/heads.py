@@ -19,6 +19,7 @@ from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
+from bench.files import save_tensors
 
 HEADS_FILE = "heads.safetensors"
 AUTHORS_FILE = "medusa_lm_head.pt"
@@ -147,13 +148,11 @@ def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
     """Write heads and what belongs to them in our format: two files in an existing folder, in half precision."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
     tensors["token_ranking"] = ranking.to(torch.int32)
     for name, array in (("ranks", record.ranks), ("rank_lengths", record.lengths), ("rank_kinds", record.kinds)):
         tensors[name] = torch.from_numpy(array)
-    save_file(tensors, folder / HEADS_FILE)
+    save_tensors(tensors, folder / HEADS_FILE)
     (folder / trained.CONFIG_FILE).write_text(
         json.dumps({"heads": asdict(heads.config)}, indent=1) + "\n", encoding="utf-8"
     )
