@@ -61,6 +61,11 @@ class Model:
     config: DecoderConfig
 
     @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.checkpoint.name
+
+    @property
     def context(self) -> int:
         """Positions that it was made for."""
         return self.config.context

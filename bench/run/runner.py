@@ -65,6 +65,9 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     model = loading.find(config.model, config.revision, log)
     if model.context < len(model.chat.prompt([], WARM_UP)) + LEAST_ANSWER:
         raise UserError(f"a context of {model.context} tokens is too short to warm up in: take another model")
+    if not plan.of_sweep:  # which goes on without a variant that fails
+        for variant in plan.variants:
+            variant.method.check_weights(variant.config, model)
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
         resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)

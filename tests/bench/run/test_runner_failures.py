@@ -183,6 +183,33 @@ def test_a_context_too_short_to_warm_up_in_is_reported_before_the_weights_are_re
     assert not setting.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "change", "told"),
+    [
+        ("kangaroo", {"hidden_size": "wide"}, "config.json: hidden_size: Input should be a valid integer, not 'wide'"),
+        ("kangaroo", {"hidden_size": 96}, "is for another model: its hidden size is 96, but short's is 48"),
+        ("kangaroo", {"exit_layer": 4}, "exit_layer=4 leaves no layers to verify: short has 4 layers"),
+        ("medusa", {"heads": {}}, "config.json: heads.hidden_size: missing"),
+        ("medusa", None, "config.json: No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_faults_of_a_methods_config_are_reported_before_the_model_is_loaded(
+    method, change, told, composed, setting, tiny_adapter, tiny_heads, monkeypatch, tmp_path, capsys
+):
+    folder = shutil.copytree({"kangaroo": tiny_adapter, "medusa": tiny_heads}[method](setting.hf), tmp_path / "weights")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | (change or {})))
+    if change is None:
+        (folder / "config.json").unlink()
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
+    model = shutil.copytree(setting.model, tmp_path / "short")
+    label = f"{'pld+' if composed else ''}{method}:weights={folder}"
+    assert run_bench(model, setting.questions, setting.out, "--method", label) == 2
+    assert told in capsys.readouterr().err
+    assert not setting.out.exists()
+
+
 def test_run_interrupted_in_the_warm_up_leaves_no_folder(setting, watched):
     watched.seen = raising(KeyboardInterrupt(), setting, "summer")
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "watched") == 130
