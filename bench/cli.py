@@ -6,8 +6,10 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bench
@@ -74,7 +76,8 @@ def _run(given: list[str]) -> int:
     except SystemExit:
         sys.stdout.flush()  # --help, into a pipe perhaps
         raise
-    status: int = chosen.run(options)
+    with _terminated_as_interrupted():
+        status: int = chosen.run(options)
     return status
 
 
@@ -86,6 +89,19 @@ def _bound_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _OMP_SPINS)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: records are kept, temporary files are not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:

@@ -82,11 +82,12 @@ def run(options: Namespace) -> int:
     planned = plan.make_plan(settings, resumed)
     if not any(variant.is_peer for variant in planned.variants):
         refuse_given(given.keys() & {"peer_limit"}, "no peer takes part: leave it out, or name one with --peer")
-    try:
-        return _carry_out(planned)
-    except KeyboardInterrupt:
-        say(f"interrupted: {_how_to_go_on(planned)}")
-        return 130
+    with plan.in_own_folder(planned) as own:
+        try:
+            return _carry_out(own)
+        except KeyboardInterrupt:
+            say(f"interrupted: {_how_to_go_on(own)}")
+            return 130
 
 
 def _carry_out(planned: Plan) -> int:

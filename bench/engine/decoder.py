@@ -191,11 +191,17 @@ class Decoder:
         """Rows of a cache for `max_len` positions: drafts beyond them are written, too."""
         return max_len + BLOCK + -(max_len + BLOCK) % _ALIGNED
 
-    def by_operations(self) -> Decoder:
-        """The same weights, run operation by operation by torch: what our own kernels are held against."""
+    def by_operations(self, *, own_products: bool = False) -> Decoder:
+        """The same weights, run operation by operation by torch: what our own kernels are held against.
+
+        `own_products`: only what is between products is torch's, as in passes that are too wide for the kernels. The
+        arithmetic of products (eight-bit activations of quantised weights) is then the same.
+        """
         other = copy.copy(self)
-        other.narrow, other.graphs, other.head = None, None, self.head.by_torch()
-        other.layers = [layer.with_products(Linear.by_torch) for layer in self.layers]
+        other.narrow, other.graphs = None, None
+        if not own_products:
+            other.head = self.head.by_torch()
+            other.layers = [layer.with_products(Linear.by_torch) for layer in self.layers]
         return other
 
     def _for_kernels(self, layers: Sequence[_Layer]) -> native.Layers:
@@ -345,6 +351,14 @@ class Decoder:
     def precision(self) -> str:
         """The weights' kind: a dtype, or how they are quantised."""
         return str(self.dtype).removeprefix("torch.") if self.quantize == "none" else self.quantize
+
+    @property
+    def activations(self) -> str:
+        """The number format to which products round their inputs; int8: with a scale per token and GROUP inputs."""
+        if self.quantize != "none":
+            return "int8"
+        rounded = self.layout == "plain" or native.rounds_inputs()
+        return str(self.dtype if rounded else torch.float32).removeprefix("torch.")
 
 
 def _check_quantize(dtype: torch.dtype, device: torch.device) -> None:

@@ -75,6 +75,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         ),
         device=run.machine,
         dtype=run.dtype,
+        activations=run.engine.get("activations", ""),
         sampling=sampling(run),
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),

@@ -267,6 +267,7 @@ class Summary:
     dataset: Dataset
     device: Machine
     dtype: str
+    activations: str = ""  # the number format to which products round their inputs; empty: not recorded
     sampling: Sampling | None = None  # None: greedy decoding
     complete: bool = True
     rounds: Count = 1

@@ -141,7 +141,7 @@ def _divergences(summary: Summary) -> Iterable[str]:
 
 
 def _numerical(summary: Summary) -> Iterable[str]:
-    """In float32 ties are rare, and many of them often mean a mistake."""
+    """Ties are rare where states are float32, and many of them often mean a mistake."""
     if summary.dtype not in FLOAT32_STATES:
         return
     high = [
@@ -151,8 +151,8 @@ def _numerical(summary: Summary) -> Iterable[str]:
     ]
     if high:
         yield (
-            f"**Many numerical divergences for float32** ({', '.join(high)} of the audited turns): more than one in "
-            f"{1 / NUMERICAL_FLOAT32:.0f} needs an explanation."
+            f"**Many numerical divergences for {summary.dtype}** ({', '.join(high)} of the audited turns): more than "
+            f"one in {1 / NUMERICAL_FLOAT32:.0f} needs an explanation."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures.engine_record import EngineRecord
 from bench.figures.summary import Estimate
 from bench.report import engine_figures, plain
-from bench.report.formats import device_name, gibibytes, number, share, times, times_between
+from bench.report.formats import device_name, gibibytes, number, precision_text, share, times, times_between
 from bench.report.model import Column, Section, Table, listed, table
 from bench.report.tables import by_row
 
@@ -60,7 +60,7 @@ def _section(found: EngineRecord, parts: Sequence[str | Table]) -> Section:
     what = f"{found['model']} with random weights" if found["random_weights"] else found["model"]
     facts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
-        found["dtype"],
+        precision_text(found["dtype"], found["engine"].get("activations", "")),
         f"{device_name(found['device'])}, {found['device'].threads} threads",
         f"weights {found['engine']['weights']}",
         f"peak memory {gibibytes(found['peak_bytes'])}",

@@ -144,7 +144,9 @@ class Examiner:
                 continue
             try:
                 with memory_errors("the audit's reference"):
-                    turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
+                    turn.audit = self.auditor.compare(
+                        prompt, turn.token_ids, vanilla.token_ids, by_peer=contestant.is_peer
+                    )
             except UserError as error:  # what was measured is worth more than this one verdict
                 self.warnings(f"some answers of {turn.method} are not audited: {error}")
 

@@ -238,6 +238,7 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     (label,) = config.method
     variant = methods.parse_drafting(label, "generate")
     model = find(config.model, config.revision, log)
+    variant.method.check_weights(variant.config, model)
     prompt, context = model.chat.prompt([], text), model.context
     limit = min(config.max_new_tokens, context - len(prompt))
     if limit < 1:

@@ -28,6 +28,7 @@ from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
+from bench.files import save_tensors
 from bench.typed_json import Share
 
 ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
@@ -300,17 +301,20 @@ def one_before(states: Tensor) -> Tensor:
     return F.pad(states, (0, 0, 1, 0))[:, :-1]
 
 
-def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
-    """Read an adapter for `target`, in our format or the authors', and what was stored with it.
+def _is_authors(folder: Path) -> bool:
+    return (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file()
+
+
+def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[AdapterConfig, Calibration | None, Knobs]:
+    """Read all that an adapter's config.json says.
 
     Raises:
-        UserError: no adapter's folder, an unreadable or malformed file, or an adapter for another target.
+        UserError: a missing or malformed file, or an adapter for another target.
 
     """
-    calibration, knobs, others = None, Knobs(), {trained.RANKING}
-    if (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file():
+    calibration, knobs = None, Knobs()
+    if _is_authors(folder):
         config = trained.read_config(folder, _WHAT, _AuthorsFile, lenient=True).dimensions()
-        others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
     else:
         ours = trained.read_config(folder, _WHAT, _OurFile)
         config = AdapterConfig(**{f.name: getattr(ours, f.name) for f in fields(AdapterConfig)})
@@ -321,6 +325,20 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
         raise UserError(
             f"the {_WHAT} in {folder} has an LM head of {config.own_head} tokens, but is for {tokens} of {target.name}"
         )
+    return config, calibration, knobs
+
+
+def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
+    """Read an adapter for `target`, in our format or the authors', and what was stored with it.
+
+    Raises:
+        UserError: no adapter's folder, an unreadable or malformed file, or an adapter for another target.
+
+    """
+    config, calibration, knobs = read_dimensions(folder, target)
+    others = {trained.RANKING}
+    if _is_authors(folder):
+        others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
     weights = trained.read_tensors(folder, _WHAT, FILES)
     with torch.device("meta"):
         adapter = Adapter(config)
@@ -331,12 +349,10 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
-    from safetensors.torch import save_file
-
     tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
     if stored.ranking is not None:
         tensors[trained.RANKING] = stored.ranking.to(torch.int32)
-    save_file(tensors, folder / ADAPTER_FILE)
+    save_tensors(tensors, folder / ADAPTER_FILE)
     value = asdict(adapter.config)
     if stored.calibration is not None:
         value["calibration"] = asdict(stored.calibration)

@@ -35,7 +35,15 @@ from bench.engine.kernels.draft import Drafted
 from bench.engine.places import Places
 from bench.errors import UserError
 from methods.kangaroo import knobs
-from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head, published_call
+from methods.kangaroo.adapter import (
+    FILES,
+    AdapterConfig,
+    load_adapter,
+    one_before,
+    own_head,
+    published_call,
+    read_dimensions,
+)
 from methods.kangaroo.drafting import can_copy, draft_model
 from methods.kangaroo.knobs import KangarooConfig
 
@@ -60,6 +68,13 @@ class Kangaroo(SpeculativeMethod):
     Config = KangarooConfig
     presets = knobs.presets
     published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)
+
+    @classmethod
+    def check_weights(cls, config: KangarooConfig, model: trained.Dimensioned) -> None:
+        """Check the adapter's config.json."""
+        folder = trained.find_folder("kangaroo", config.weights, model.name, FILES)
+        made, *_ = read_dimensions(folder, model)
+        _choose_exit_layer(config.exit_layer, made.exit_layer, model, folder)
 
     def __init__(self, target: Decoder, config: KangarooConfig):
         super().__init__(target, config)
@@ -298,12 +313,12 @@ def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, An
     )
 
 
-def _choose_exit_layer(asked: int, trained: int, target: Decoder, folder: Path) -> int:
-    layer = asked or trained
+def _choose_exit_layer(asked: int, made: int, target: trained.Dimensioned, folder: Path) -> int:
+    layer = asked or made
     if not layer:
         raise UserError(f"the adapter in {folder} has no exit layer stored: give it (kangaroo:exit_layer=2,...)")
-    if trained and asked and asked != trained:
-        raise UserError(f"the adapter in {folder} was trained for exit layer {trained}, not {asked}")
+    if made and asked and asked != made:
+        raise UserError(f"the adapter in {folder} was trained for exit layer {made}, not {asked}")
     if layer >= target.config.layers:
         raise UserError(
             f"exit_layer={layer} leaves no layers to verify: {target.name} has {target.config.layers} layers"

@@ -45,6 +45,9 @@ constexpr int64_t MANY = 64;  // positions from which on a product is shared out
 
 extern "C" {
 
+// 1 if products with bfloat16 weights round their inputs to bfloat16.
+int32_t rounds_inputs() { return sizeof(Narrow) < sizeof(float); }
+
 // Floats of scratch memory that a pass needs.
 int64_t scratch_floats(const Pass* p) { return Scratch::floats(*p); }
 

@@ -96,6 +96,12 @@ def kernels() -> ctypes.CDLL | None:
     return None
 
 
+def rounds_inputs() -> bool:
+    """Return whether products with bfloat16 weights round their inputs to bfloat16, as this processor's do."""
+    library = kernels()
+    return library is not None and bool(library.rounds_inputs())
+
+
 def is_built() -> bool:
     """Whether `kernels` need not compile anything, which takes some seconds."""
     compilers = build.compilers()

@@ -360,6 +360,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "dataset",
         "device",
         "dtype",
+        "activations",
         "sampling",
         "complete",
         "rounds",
