@@ -184,7 +184,7 @@ def make_plan(
 def in_own_folder(plan: Plan) -> Iterator[Plan]:
     """Make the folder of a new run that nobody named, with a number behind its id where another run took the second.
 
-    It is removed in the end if nothing was written.
+    It is removed in the end if nothing was written, and so are the folders around it in which nothing is.
     """
     if plan.resumed is not None or plan.config.out is not None:
         yield plan
@@ -201,7 +201,8 @@ def in_own_folder(plan: Plan) -> Iterator[Plan]:
         yield own
     finally:
         with contextlib.suppress(OSError):
-            own.folder.rmdir()
+            for empty in (own.folder, *own.folder.parents[:-1]):
+                empty.rmdir()
 
 
 def slug(text: str) -> str:
