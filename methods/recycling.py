@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TOP = 8  # successors of a token
 # The tree that the authors call 2.2.2: at each depth, the number of children of each node of the depth before.
 TREE = ("8", "84321111", "832111112100100101100", "5211100010010000001001100", "311001000010100", "20010000")
-PRIOR = (0.3, 0.1, 0.05, 0.03, 0.02, 0.02, 0.01, 0.01)  # chances of a token's successors
+PRIOR = (0.33, 0.1, 0.05, 0.04, 0.03, 0.02, 0.02, 0.01)  # chances by rank, measured on answers of SmolLM2-135M-Instruct
 _CHUNK = 128  # rows of the prompt that are ranked at a time
 
 Matrix = dict[int, list[int]]  # token -> its successors, most probable first

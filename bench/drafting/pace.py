@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
 
 _PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
-_PRIOR_TRIES = 8.0  # drafts that a prior counts as
+_PRIOR_TRIES = 16.0  # drafts that a prior counts as
 LEAST = 0.005  # the chance below which a draft is never worth its cost
 _CALL = 0  # in place of a rank: any call of the draft model, whatever its confidence
 _FIFTHS = 5  # ranks 1 to 5: a confidence in the first fifth, the second, ..
@@ -101,7 +101,7 @@ class Pace:
     So useless drafts cost a question of n tokens at most `lost + share * n` vanilla steps, whatever they promise.
     """
 
-    def __init__(self, costs: Costs, lost: float = 0.5, share: float = 0.01):
+    def __init__(self, costs: Costs, lost: float = 0.5, share: float = 0.02):
         self.costs, self.share = costs, share
         self.tokens = self.time = float(_PRIOR_STEPS)
         self.allowance = lost
@@ -145,7 +145,7 @@ class ConfidenceRule:
     """
 
     def __init__(self, costs: Costs):
-        self.pace = Pace(costs, lost=1.0)
+        self.pace = Pace(costs, lost=1.0, share=0.01)
         self.chances = Chances(_BY_CONFIDENCE)
         self.idle = _RETRY  # steps since the last call
         self.begin()
