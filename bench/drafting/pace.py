@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
 
 _PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
-_PRIOR_TRIES = 16.0  # drafts that a prior counts as
 LEAST = 0.005  # the chance below which a draft is never worth its cost
 _CALL = 0  # in place of a rank: any call of the draft model, whatever its confidence
 _FIFTHS = 5  # ranks 1 to 5: a confidence in the first fifth, the second, ..
@@ -36,9 +35,10 @@ Following = Callable[[Place], Iterable[tuple[int, int, Place]]]
 class Chances:
     """How often drafts of each rank are right: counted in a question, starting from a prior."""
 
-    def __init__(self, prior: Many[float]):
-        self.right = [chance * _PRIOR_TRIES for chance in prior]
-        self.offered = [_PRIOR_TRIES] * len(prior)
+    def __init__(self, prior: Many[float], tries: float = 16.0):
+        """`tries`: the drafts of each rank that the prior counts as."""
+        self.right = [chance * tries for chance in prior]
+        self.offered = [tries] * len(prior)
 
     def __getitem__(self, rank: int) -> float:
         return self.right[rank] / self.offered[rank]
@@ -146,7 +146,7 @@ class ConfidenceRule:
 
     def __init__(self, costs: Costs):
         self.pace = Pace(costs, lost=1.0, share=0.01)
-        self.chances = Chances(_BY_CONFIDENCE)
+        self.chances = Chances(_BY_CONFIDENCE, tries=4.0)
         self.idle = _RETRY  # steps since the last call
         self.begin()
 
