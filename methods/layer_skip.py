@@ -4,8 +4,8 @@ The draft model is the first `exit_layer` layers, the final norm and the LM head
 from the exit states that drafting already computed. Needs a target that was trained for early exits: of others, hardly
 a draft is right. Kangaroo adds an adapter to the same loop, so the difference between the two is what that is worth.
 
-Beyond the paper: drafting stops where one more draft is expected to cost more than it gains (`stop=gain`), judged by
-what the question has shown so far. `layer-skip:paper` always drafts six tokens.
+Beyond the paper: drafting stops where one more draft is expected to cost more than it gains, by what the question has
+shown so far. `layer-skip:paper` always drafts six tokens.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class LayerSkipConfig(PacedConfig):
     stops: ClassVar[tuple[str, ...]] = ("gain", "threshold")
     stop: str = setting(
         "gain",
-        "when to stop drafting: gain, once one more draft is expected to cost more than it gains on this device; "
-        "threshold, once a draft's probability is below it",
+        "gain: once one more draft is expected to cost more than it gains on this device; threshold: once a draft's "
+        "probability is below it",
     )
-    exit_layer: int = setting(0, "layers of the draft model; 0: a quarter (the paper's are 8 of Llama 2 7B's 32)")
+    exit_layer: int = setting(0, "layers of the draft model; 0: a quarter (paper: 8 of Llama 2 7B's 32)")
     gamma: int = setting(6, "most drafts in a row")
     threshold: float = setting(0.0, "for stop=threshold: that probability; 0: never stop, as published")
 
@@ -95,37 +95,36 @@ class LayerSkip(PacedMethod):
         """Start a question's rule."""
         from bench.drafting.stopping import ThresholdRule
 
-        by_gain, threshold = self.config.stop == "gain", self.config.threshold
-        sequence.notes = Notes(ConfidenceRule(self.costs) if by_gain else ThresholdRule(threshold))
+        by_gain = self.config.stop == "gain"
+        sequence.notes = Notes(ConfidenceRule(self.costs) if by_gain else ThresholdRule(self.config.threshold))
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
         """Return a chain for each sequence."""
         return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
 
     def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """Draft a chain until the rule stops it."""
+        """Draft until the rule stops it."""
         import torch
 
-        notes: Notes = sequence.notes
+        rule, calls = sequence.notes.rule, 0
         kept: list[Candidate] = []
         states: list[Tensor] = []
-        calls = 0
-        notes.rule.begin()
-        while calls < min(self.config.gamma, budget) and notes.rule.goes_on():
+        rule.begin()
+        while calls < min(self.config.gamma, budget) and rule.goes_on():
             if not states:
                 states.append(self._exit_state(sequence, sequence.context[-1], 0))
             calls += 1
-            found = notes.rule.keep([self._candidate(states[-1], len(kept) - 1, sequence.sampler)], 1)
+            found = rule.keep([self._candidate(states[-1], len(kept) - 1, sequence.sampler)], 1)
             if not found:
                 break
             kept += found
             states.append(self._exit_state(sequence, found[0].token, len(kept)))
-        notes.drafted = tokens = [candidate.token for candidate in kept]
+        sequence.notes.drafted = tokens = [candidate.token for candidate in kept]
         if not states:
             return Draft(tokens)
-        drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None]
-        said = None if drawn else [candidate.confidence for candidate in kept]
-        return Draft(tokens, None, drawn or None, torch.cat(states, dim=1), self.resume_layer, said, calls)
+        drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
+        said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
+        return Draft(tokens, None, drawn, torch.cat(states, dim=1), self.resume_layer, said, calls)
 
     def _exit_state(self, sequence: Sequence, token: int, row: int) -> Tensor:
         """Return the state [1, 1, d] of a token, the newest one or a draft, after the first layers."""
@@ -136,8 +135,7 @@ class LayerSkip(PacedMethod):
         """Return what may follow an exit state: the most probable token, or when sampling a drawn one."""
         from bench.drafting.stopping import Candidate
 
-        logits = self.target.logits(state[0])
-        best = logits.softmax(-1).max(-1)
+        best = (logits := self.target.logits(state[0])).softmax(-1).max(-1)
         if sampler is None:
             return Candidate(parent, int(best.indices), float(best.values))
         q = sampler.probabilities(logits)[0]
@@ -145,7 +143,8 @@ class LayerSkip(PacedMethod):
         return Candidate(parent, sampler.draw(q), float(best.values), q)
 
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
-        """Report to the rule how many of its own drafts were accepted."""
+        """Report the outcome of its own drafts to the rule."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
-            if outcome.draft.tokens is sequence.notes.drafted:
-                sequence.notes.rule.end(len(outcome.accepted))
+            rule = sequence.notes.rule
+            if isinstance(rule, ConfidenceRule) and outcome.draft.tokens is sequence.notes.drafted:
+                rule.end(outcome.emitted)

@@ -152,22 +152,23 @@ class ConfidenceRule:
 
     def begin(self) -> None:
         """Begin a step."""
-        self.called: list[int] = []  # the confidence of each call, as a rank
+        self.called: list[tuple[int, int]] = []  # the token of each call, and its confidence as a rank
         self.kept = 0  # drafts
         self.spent = 0.0
         self.reached = 1.0  # the chance that all drafts are accepted
 
     def goes_on(self) -> bool:
         """Return whether to call the draft model."""
-        pace, call = self.pace, self.pace.costs.draft[0] + self._verification()
+        call = self.pace.costs.draft[0] + self._verification()
         due = self.idle >= _RETRY and not self.called
-        worth = self.reached * self.chances[_CALL] > pace.rate * call
-        return self.spent + call <= pace.allowance and (worth or due)
+        worth = self.reached * self.chances[_CALL] > self.pace.rate * call
+        return self.spent + call <= self.pace.allowance and (worth or due)
 
     def keep(self, candidates: Many[Candidate], most: int) -> list[Candidate]:
         """Return the candidate if it is worth verifying; of a chain there is one."""
         (candidate,) = candidates
-        self.called.append(rank := 1 + min(int(candidate.confidence * _FIFTHS), _FIFTHS - 1))
+        rank = 1 + min(int(candidate.confidence * _FIFTHS), _FIFTHS - 1)
+        self.called.append((candidate.token, rank))
         self.idle = 0
         self.spent += self.pace.costs.draft[0]
         self.reached *= self.chances[rank]
@@ -177,19 +178,19 @@ class ConfidenceRule:
         self.spent += cost
         return [candidate]
 
-    def end(self, accepted: int) -> None:
-        """End a step, with the number of accepted drafts."""
-        for i, rank in enumerate(self.called[: accepted + 1]):
-            self.chances.learn([_CALL], _CALL if i < accepted else None)
-            if i < self.kept:
-                self.chances.learn([rank], rank if i < accepted else None)
+    def end(self, emitted: Many[int]) -> None:
+        """End a step, with the tokens that it emitted. They also tell whether what was dropped was right."""
+        for (token, rank), wanted in zip(self.called, emitted, strict=False):
+            for one in (_CALL, rank):
+                self.chances.learn([one], one if token == wanted else None)
+            if token != wanted:
+                break
         self.idle += not self.called
-        self.pace.end(self.spent, accepted + 1)
+        self.pace.end(self.spent, len(emitted))
 
     def _verification(self) -> float:
         """Return what one more draft adds to the first layers and the verification."""
-        costs = self.pace.costs
-        return costs.shallow + costs.verifying(2 + self.kept) - costs.verifying(1 + self.kept)
+        return self.pace.costs.shallow + self.pace.verifying(1, self.kept)
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,14 @@ class LookaheadConfig(PacedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least, left_out in (("window", 0, -1), ("ngram", 3, 0), ("guesses", 1, 0)):
-            if left_out != (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}={value} must be at least {least} ({left_out}: by the costs)")
+        for name, least, by_costs in (("window", 0, -1), ("ngram", 3, 0), ("guesses", 1, 0)):
+            if by_costs != (value := getattr(self, name)) < least:
+                raise ValueError(f"{name}={value} must be at least {least} ({by_costs}: by the costs)")
         if self.window == 0 and not self.text:
             raise ValueError("window=0 and text=false leave nothing to draft from: give one of them another value")
-        if (most := most_drafts(*self.sizes)) > MAX_DRAFTS:
-            w, n, g = self.sizes
-            raise ValueError(f"window={w}, ngram={n} and guesses={g} take {most} drafts, but a step has {MAX_DRAFTS}")
+        w, n, g = self.sizes
+        if (most := most_drafts(w, n, g)) > MAX_DRAFTS:
+            raise ValueError(f"window={w}, ngram={n}, guesses={g} take {most} drafts, of at most {MAX_DRAFTS}")
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -90,14 +90,12 @@ class Lookahead(PacedMethod):
     """Drafts n-grams from a pool and carries a window along."""
 
     Config = LookaheadConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"window": 7, "ngram": 5, "guesses": 7, "text": False, "stop": "never"}
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"text": False, "stop": "never"}}  # sizes: PUBLISHED
 
     def __init__(self, target: Decoder, config: LookaheadConfig):
         super().__init__(target, config)
-        by_cost = config.stop == "gain" and (config.window, config.ngram, config.guesses) == (-1, 0, 0)
-        w, n, g = choose_sizes(self.costs) if by_cost else config.sizes
+        left_out = (config.window, config.ngram, config.guesses) == (-1, 0, 0)
+        w, n, g = choose_sizes(self.costs) if left_out and config.stop == "gain" else config.sizes
         self.config = replace(config, window=w, ngram=n, guesses=g)
 
     @property
@@ -108,19 +106,19 @@ class Lookahead(PacedMethod):
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Start a window with tokens of the prompt, and a pool with its n-grams."""
         c, text = self.config, sequence.context
-        paces = [self.new_pace(lost=_LOST, share=_SHARE) for _ in range(2)]
-        window = Window(c.window, c.ngram, text[:-1])
-        notes = sequence.notes = Notes(Pool(c.ngram, c.guesses), window, Chances(PRIOR), *paces)
+        pool, window = Pool(c.ngram, c.guesses), Window(c.window, c.ngram, text[:-1])
+        pace, window_pace = (self.new_pace(lost=_LOST, share=_SHARE) for _ in range(2))
+        sequence.notes = Notes(pool, window, Chances(PRIOR), pace, window_pace)
         if c.text:
-            notes.pool.read(text, len(text))
+            pool.read(text, len(text))
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
         """Return n-grams and the window for each sequence."""
         return [self._draft(one.notes, one.context[-1], n) for one, n in zip(sequences, budgets, strict=True)]
 
     def _draft(self, notes: Notes, newest: int, budget: int) -> Draft:
-        scouts, pace, own = notes.window.size if budget else 0, notes.pace, notes.window_pace
-        if own is not None and own.verifying(scouts) > own.allowance:
+        scouts, pace, carrying = notes.window.size if budget else 0, notes.pace, notes.window_pace
+        if carrying is not None and carrying.verifying(scouts) > carrying.allowance:
             scouts = 0
         most, least = MAX_DRAFTS - scouts, LEAST if pace else 0.0
         grown = grow(notes.pool.after(newest), following, notes.chances, most, budget, least)
@@ -138,8 +136,7 @@ class Lookahead(PacedMethod):
                 sequence.notes.pool.read(sequence.context, len(outcome.emitted))
 
     def _observe(self, notes: Notes, newest: int, outcome: Outcome) -> None:
-        emitted = outcome.emitted
-        notes.chances.follow(notes.pool.after(newest), following, emitted)
+        notes.chances.follow(notes.pool.after(newest), following, emitted := outcome.emitted)
         if outcome.draft.tokens is not notes.drafted:  # another member's of a composition
             return
         if notes.pace is not None and notes.window_pace is not None:

@@ -97,18 +97,17 @@ def steps_of(rule, answers):
     found = []
     for _ in range(200):
         rule.begin()
-        calls = kept = accepted = 0
-        right = True
-        while calls < 6 and rule.goes_on():
-            calls += 1
+        called, kept = [], 0
+        while len(called) < 6 and rule.goes_on():
             confidence, is_right = next(answers)
+            called.append(is_right)
             if not rule.keep([Candidate(kept - 1, 5, confidence)], 1):
                 break
             kept += 1
-            right = right and is_right
-            accepted += right
-        rule.end(accepted)
-        found.append((calls, kept, accepted))
+        accepted = [*called[:kept], False].index(False)
+        is_bonus = len(called) > kept == accepted and called[-1]  # what was dropped was right
+        rule.end([*[5] * accepted, 5 if is_bonus else 4])
+        found.append((len(called), kept, accepted))
     return found
 
 
