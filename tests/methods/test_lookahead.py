@@ -40,7 +40,8 @@ def formula(context) -> int:
 class Authors:
     """`jacobi_greedy_search_multilevel` of the authors' lade/decoding.py, list by list, with ALWAYS_FWD_ONE.
 
-    Unlike theirs it accepts whole guesses (they lose the last token) and pools all of several accepted tokens.
+    Unlike theirs it keeps the target's own token after a guess that is right as a whole, and pools each of several
+    accepted tokens (they pool the last one in place of each).
     """
 
     def __init__(self, w, n, g, text, first_level, prompt):
