@@ -145,7 +145,7 @@ class ConfidenceRule:
     """
 
     def __init__(self, costs: Costs):
-        self.pace = Pace(costs, lost=1.0, share=0.01)
+        self.pace = Pace(costs, lost=0.75, share=0.01)
         self.chances = Chances(_BY_CONFIDENCE, tries=4.0)
         self.idle = _RETRY  # steps since the last call
         self.begin()
