@@ -119,6 +119,20 @@ def test_every_answer_is_transformers_own_with_consistent_step_lists(setting, hf
     assert 0 < sum(sum(t.per_step_accepted) for t in kangaroo) < sum(sum(t.per_step_drafted) for t in kangaroo)
 
 
+def test_every_step_is_timed_and_peers_have_none(setting):
+    run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo, "--peer", "hf-generate")
+    _, turns = records(setting.out)
+    assert any(turn.per_step_s for turn in turns)
+    for turn in turns:
+        assert len(turn.per_step_s) == len(turn.per_step_emitted)
+        assert all(seconds > 0 for seconds in turn.per_step_s)
+        assert sum(turn.per_step_s) == pytest.approx(
+            turn.draft_s + turn.verify_s, abs=1e-6 * (1 + len(turn.per_step_s))
+        )
+    report = (setting.out / "report.md").read_text()
+    assert "decode: ratio of sums by step medians" in report
+
+
 def test_no_file_of_a_run_holds_a_questions_text(setting, monkeypatch):
     monkeypatch.undo()  # with plots
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo) == 0
