@@ -4,9 +4,9 @@ A window of W columns and N - 1 levels guesses the coming tokens; each verificat
 n-grams along its columns go to a pool, from which up to G that start with the newest token are drafted (section 3,
 algorithm 2). Needs no training. `lookahead:paper` takes Spec-Bench's (W, N, G) of (7, 5, 7).
 
-Beyond the paper: sizes by the costs on this device; the pool also has the n-grams of the text, as an option of the
-authors' code; n-grams are drafted only where they are expected to gain more than they cost, and the window is carried
-along only as long as its n-grams save what it costs.
+Beyond the paper: sizes by the costs on this device; the pool also has n-grams of the text (an option of their code);
+n-grams are drafted only where they are expected to gain more than they cost, and the window is carried along only as
+long as its n-grams save what it costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.config import setting
 from bench.drafting.pace import LEAST, Chances, Pace, PacedConfig, PacedMethod, grow
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.engine import MAX_DRAFTS
-from methods.lookahead.window import Nodes, Pool, Window, following, most_drafts
+from methods.lookahead.window import PRIOR, Nodes, Pool, Window, following, most_drafts
 
 if TYPE_CHECKING:
     from bench.drafting.knobs import Costs
@@ -30,8 +30,7 @@ PUBLISHED = (7, 5, 7)
 SIZES = ((2, 3, 2), (3, 3, 3), (4, 4, 4), (5, 4, 5), PUBLISHED, (10, 5, 10), (15, 5, 15))  # to choose from
 # Steps fall with the logarithm of a pass's rows (section 4): to 1 / 1.64 with the 56 of PUBLISHED (Spec-Bench, 7B).
 _FALL = (1 - 1 / 1.64) / math.log(56)
-PRIOR = (0.3, 0.1, 0.05, 0.05, 0.6, 0.1, 0.05, 0.05)  # chances by the ranks of `following`
-_LOST, _SHARE = 0.25, 0.01  # see `Pace`: for drafts and for the window each
+_LOST, _SHARE = 0.5, 0.02  # see `Pace`; drafts and the window get half each
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ class Lookahead(PacedMethod):
         """Start a window with tokens of the prompt, and a pool with its n-grams."""
         c, text = self.config, sequence.context
         pool, window = Pool(c.ngram, c.guesses), Window(c.window, c.ngram, text[:-1])
-        pace, window_pace = (self.new_pace(lost=_LOST, share=_SHARE) for _ in range(2))
+        parts = 2 if c.window else 1
+        pace, window_pace = (self.new_pace(lost=_LOST / parts, share=_SHARE / parts) for _ in range(2))
         sequence.notes = Notes(pool, window, Chances(PRIOR), pace, window_pace)
         if c.text:
             pool.read(text, len(text))
