@@ -100,6 +100,7 @@ class Turn:
     per_step_calls: list[Count] = field(default_factory=list)  # runs of the draft model; empty: not recorded
     per_step_s: list[Seconds] = field(default_factory=list)  # drafting and verification; empty: not recorded
     per_step_part: list[Count] = field(default_factory=list)  # which member of a composition drafted; empty: no such
+    per_step_scouts: list[Count] = field(default_factory=list)  # tokens verified besides the drafts; empty: none
     per_step_rejected: list[list[TokenId]] = field(default_factory=list)  # drafts that lost to a step's last token
     accepted_confidence: list[Share] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
     rejected_confidence: list[Share] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown

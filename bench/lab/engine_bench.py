@@ -262,7 +262,8 @@ def _passes_of(method: Method, steps: Sequence[Step]) -> float | None:
     costs = method.costs
     draft = method.draft_cost(costs)
     found = statistics.fmean(
-        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + 1) for step in steps
+        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + step.scouts + 1)
+        for step in steps
     )
     return found if math.isfinite(found) else None
 

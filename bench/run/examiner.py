@@ -197,6 +197,8 @@ def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     turn.per_step_s = [round(step.draft_s + step.verify_s, 6) for step in answer.steps]
     parts = [step.part for step in answer.steps]
     turn.per_step_part = parts if any(parts) else []
+    scouts = [step.scouts for step in answer.steps]
+    turn.per_step_scouts = scouts if any(scouts) else []
     turn.per_step_rejected = [step.rejected for step in answer.steps]
     turn.accepted_confidence = _rounded(x for step in answer.steps for x in step.accepted_confidence)
     turn.rejected_confidence = _rounded(x for step in answer.steps for x in step.rejected_confidence)

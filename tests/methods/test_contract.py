@@ -1,7 +1,7 @@
 """What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
 
 Weights of a method that is trained, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
-`write(folder, hf_model, **options)` and `variants(write)`.
+`write(folder, hf_model, **options)` and `variants(write)`. A method without weights is tested with each of its presets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 import methods
 from bench.drafting.loop import decode
-from bench.drafting.method import Answer, Method, Peer
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.engine.cache import KVCache
 from bench.models.checkpoints import Checkpoint
 
@@ -38,7 +38,7 @@ def build(setting, tiny_weights):
 
     def make(name: str) -> list[Method]:
         method = methods.load(name)
-        asked = [{}]
+        asked = [{}, *method.presets.values()]
         if name in methods.trained():
             tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
             asked = tiny.variants(functools.partial(tiny_weights, name, model))
@@ -101,6 +101,10 @@ def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy,
     for method, fresh in zip(build(name), build(name), strict=True):
         decode(method, first, 20, frozenset())
         decode(method, first, 3, frozenset())  # ends in the middle of its drafting
+        if isinstance(method, SpeculativeMethod):
+            assert method.memory in ("question", "run") or method.memory.startswith("corpus:")
+            if method.memory == "run":  # what it may keep until the round is over
+                method.forget()
         again, alone = decode(method, second, 20, frozenset()), decode(fresh, second, 20, frozenset())
         assert again.token_ids == alone.token_ids == hf_greedy(setting[0], second, 20)
         steps = [[(s.emitted, s.drafted, s.accepted) for s in answer.steps] for answer in (again, alone)]

@@ -550,6 +550,20 @@ def test_a_predicted_speedup_is_cr_over_the_predicted_cost_of_the_recorded_steps
     assert overall["prediction_error"] == pytest.approx(speedup / 1.25 - 1)
 
 
+def test_scouts_are_verified_as_well(turns):
+    without, scouts = predicted(with_shapes(turns))["predicted"]["step_cost"], 0
+    for turn in turns:
+        if turn.task == "qa" and turn.method == "kangaroo":
+            turn.per_step_scouts = [4] * len(turn.per_step_drafted)
+            scouts += len(turn.per_step_scouts)
+    assert scouts == 5
+    # Of 9, 7, 8, 6, 9 tokens in place of 5, 3, 4, 2, 5: 0.1 a token beyond 4.
+    verify = (1.5 + 1.3 + 1.4 + 1.2 + 1.5) / 5
+    assert predicted(turns)["predicted"]["step_cost"] == pytest.approx(
+        without - (1.1 + 0.95 + 1.0 + 0.9 + 1.1) / 5 + verify
+    )
+
+
 def test_vanilla_is_predicted_to_be_itself(turns):
     run = make_run()
     costs = {"draft": 0, "shallow": 0, "verify": {"1": 0.9}, "rest": 0.1}
