@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 
 import methods
 from bench.commands import new_parser, say
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.files import check_output, user_path
 
 _EPILOG = """\
@@ -55,16 +54,18 @@ def run(options: Namespace) -> int:
 
     answers, model = replay.prepare(record, turns, options.model, options.questions, say)
     found = []
-    for label, variant in variants.items():
+    for variant in variants.values():
         try:
             found.append(replay.replay(record, model, answers, variant))
-        except UserError as error:
+        except replay.NotReplayableError as error:
             if not everything:
                 raise
             say(f"left out: {error}")
+    if not found:
+        raise UserError(f"no method to replay: name one that drafts from text with --method ({program()} list)")
     from bench.report import replay_page
 
-    print(replay_page.page(record, turns, found))
+    print(replay_page.page(record, found))
     if options.json:
         write_json(options.json, replay.as_json(record, found))
         print(f"written: {options.json}")

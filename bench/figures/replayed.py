@@ -10,6 +10,8 @@ from bench.figures.facts import PassCosts
 from bench.figures.records import Run, Turn
 from bench.figures.summary import OVERALL
 
+_NO_LAYERS = 0.005  # vanilla steps: what timing no layers at all may seem to take
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -44,10 +46,11 @@ def costs_of(run: Run) -> tuple[PassCosts | None, str]:
     known = {name: info.costs for name, info in run.methods.items() if info.kind == "method" and info.costs is not None}
     if base is None or not known:
         return None, ""
-    name = max(known, key=lambda one: (not known[one]["shallow"], max(map(int, known[one]["verify"]))))
+    above = {name: costs["shallow"] >= _NO_LAYERS for name, costs in known.items()}
+    name = max(known, key=lambda one: (not above[one], max(map(int, known[one]["verify"]))))
     found = known[name]
     scale = base["verify"]["1"] / found["verify"]["1"]
-    about = f"{name}'s" + (", whose layers above the exit are scaled to all layers" if found["shallow"] else "")
+    about = f"{name}'s" + (", whose layers above the exit are scaled to all layers" if above[name] else "")
     verify = {n: cost * scale for n, cost in found["verify"].items()}
     return PassCosts(shallow=0.0, draft=0.0, verify=verify, rest=base["rest"]), about
 

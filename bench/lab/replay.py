@@ -24,18 +24,25 @@ from bench.drafting.sequence import Draft, Outcome, States
 from bench.drafting.sequence import Sequence as Text
 from bench.drafting.verify import accept_greedy
 from bench.errors import UserError
-from bench.figures.metrics import vanilla_name
+from bench.figures.metrics import sampling, vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
-from bench.models.loading import Model
+from bench.models.loading import Model, find
+from bench.progress import Log
 from bench.questions import QuestionSet
+from bench.questions import load as load_questions
+from bench.run import resume
 from bench.run.examiner import fill
 
 
 _REMEDY = "give those of the run with --questions FILE and --model NAME"
 
 
-class NotRecordedError(Exception):
+class NotReplayableError(UserError):
+    """A method needs more than the text."""
+
+
+class _NotRecordedError(Exception):
     """A method asked for something that no record holds. The message says for what."""
 
 
@@ -46,13 +53,13 @@ class _NotRecorded:
         self._what = what
 
     def __getattr__(self, name: str) -> Any:
-        raise NotRecordedError(self._what)
+        raise _NotRecordedError(self._what)
 
     def __getitem__(self, place: Any) -> Any:
-        raise NotRecordedError(self._what)
+        raise _NotRecordedError(self._what)
 
     def __len__(self) -> int:
-        raise NotRecordedError(self._what)
+        raise _NotRecordedError(self._what)
 
 
 class _Target(_NotRecorded):
@@ -61,7 +68,7 @@ class _Target(_NotRecorded):
     device = torch.device("cpu")
 
     def __init__(self, run: Run, model: Model):
-        super().__init__("the target's own weights")
+        super().__init__("the target's weights, or costs of forward passes that the run did not measure")
         self.name, self.config, self.max_len = model.checkpoint.name, model.config, _context(run, model)
 
 
@@ -89,6 +96,28 @@ def _context(run: Run, model: Model) -> int:
     return min(run.engine.get("cache_positions", model.context), model.context)
 
 
+def prepare(
+    run: Run, turns: Iterable[Turn], model: str | None, questions: str | None, log: Log
+) -> tuple[list[Recorded], Model]:
+    """Return a run's answers, and its model without weights. `model`, `questions`: where they are now (None: as then).
+
+    Raises:
+        UserError: the run sampled, or its model or questions are not here.
+
+    """
+    if sampling(run) is not None:
+        raise UserError(
+            f"run {run.run_id} sampled (temperature {run.config['temperature']}), and another method would have sampled "
+            "other answers: replay a greedy run"
+        )
+    config = resume.recorded_settings(run)
+    found = find(model or config.model, config.revision if model is None else None, log)
+    answers = list(recorded(run, turns, found, load_questions(questions or config.questions)))
+    if not answers:
+        raise UserError(f"run {run.run_id} has no answer of vanilla to replay on: complete it with --resume")
+    return answers, found
+
+
 def recorded(run: Run, turns: Iterable[Turn], model: Model, asked: QuestionSet) -> Iterator[Recorded]:
     """Yield vanilla's answers in the run's first round, in the order in which they were given.
 
@@ -112,9 +141,7 @@ def recorded(run: Run, turns: Iterable[Turn], model: Model, asked: QuestionSet) 
             missing = f"no {place}" if question is None or turn.turn >= len(question.turns) else f"all before {place}"
             raise UserError(f"{asked.name} questions have {missing}, which run {run.run_id} recorded: {_REMEDY}")
         texts[turn.question_id, turn.turn] = model.chat.answer_text(turn.token_ids)
-        prompt = model.chat.prompt(
-            zip(question.turns, map(str, earlier), strict=False), question.turns[turn.turn]
-        )
+        prompt = model.chat.prompt(zip(question.turns, map(str, earlier), strict=False), question.turns[turn.turn])
         if len(prompt) != turn.prompt_tokens or (turn.prompt_digest and prompt_digest(prompt) != turn.prompt_digest):
             raise UserError(
                 f"the prompt of {place} is not the one that run {run.run_id} recorded ({len(prompt)} tokens now, "
@@ -130,9 +157,11 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
     """Return a method's steps on recorded answers.
 
     Raises:
-        UserError: the method needs more than text, or its output is not vanilla's.
+        NotReplayableError: the method needs more than text, or its output is not vanilla's.
 
     """
+    if needs := _needs(variant):
+        raise _refusal(variant.label, needs)
     known = run.methods.get(variant.label)
     costs, _ = costs_of(run)
     target = cast(Any, _Target(run, model))
@@ -147,30 +176,29 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
         method = variant.method(target, config)
         assert isinstance(method, SpeculativeMethod)
         if not method.lossless:
-            raise NotRecordedError("its own answers, as it is not lossless,")
+            raise _NotRecordedError("answers of its own, because it is not lossless")
         method.forget()
         turns = [_answer(method, variant.label, answer) for answer in answers]
-    except NotRecordedError as error:
-        raise UserError(refusal(variant.label, str(error))) from error
+    except _NotRecordedError as error:
+        raise _refusal(variant.label, str(error)) from error
     except ValueError as error:
         raise UserError(f"{variant.label} does not take the knobs that run {run.run_id} recorded: {error}") from error
     return weighed(variant.label, method.memory, turns, run, [answer.turn for answer in answers])
 
 
-def refusal(label: str, needs: str) -> str:
-    """Return why a method cannot be replayed."""
-    return (
-        f"{label} cannot be replayed: it needs {needs} which no record holds. Replay takes lossless methods that draft "
-        f"from the text alone; measure {label} in a run"
+def _refusal(label: str, needs: str) -> NotReplayableError:
+    return NotReplayableError(
+        f"{label} cannot be replayed: it needs {needs}, which no record holds; replay takes lossless methods that "
+        "draft from the text alone: measure this one in a run"
     )
 
 
-def needs(variant: methods.Variant) -> str:
+def _needs(variant: methods.Variant) -> str:
     """Return what a method is known to need before it is made; "" if nothing."""
     if variant.is_peer:
-        return "its own loop, of"
+        return "its own loop"
     trained = [name for name in variant.names if methods.training_module(name)]
-    return f"the target's hidden states for the draft model of {trained[0]}," if trained else ""
+    return f"the target's hidden states for its draft model ({', '.join(trained)})" if trained else ""
 
 
 def _answer(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
