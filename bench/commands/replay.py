@@ -22,7 +22,7 @@ read. Sampled runs cannot be replayed: another method would have sampled other a
 examples:
   python run_bench.py replay results/runs/RUN_ID
   python run_bench.py replay results/runs/RUN_ID --method pld --method pld:ngram=2,tokens=4
-  python run_bench.py replay results/runs/RUN_ID --method pld:length=cost --json replay.json"""
+  python run_bench.py replay results/runs/RUN_ID --method pld --json replay.json"""
 
 
 def parser() -> ArgumentParser:

@@ -37,8 +37,8 @@ class Replayed:
     tasks: dict[str, Figures]  # `overall` last
 
 
-def costs_of(run: Run) -> tuple[PassCosts | None, str]:
-    """Return the costs of a vanilla step over n tokens by a run's record, and whose costs these are.
+def costs_of(run: Run, label: str = "") -> tuple[PassCosts | None, str]:
+    """Return the costs of a vanilla step over n tokens by a run's record, and whose: those of `label` if it took part.
 
     Of a method that verifies from an exit layer on, only the layers above it were measured: they are scaled to all.
     """
@@ -47,9 +47,9 @@ def costs_of(run: Run) -> tuple[PassCosts | None, str]:
     if base is None or not known:
         return None, ""
     above = {name: costs["shallow"] >= _NO_LAYERS for name, costs in known.items()}
-    name = max(known, key=lambda one: (not above[one], max(map(int, known[one]["verify"]))))
+    name = max(known, key=lambda one: (not above[one], one == label, max(map(int, known[one]["verify"]))))
     found = known[name]
-    scale = base["verify"]["1"] / found["verify"]["1"]
+    scale = base["verify"]["1"] / found["verify"]["1"] if above[name] else 1.0
     about = f"{name}'s" + (", whose layers above the exit are scaled to all layers" if above[name] else "")
     verify = {n: cost * scale for n, cost in found["verify"].items()}
     return PassCosts(shallow=0.0, draft=0.0, verify=verify, rest=base["rest"]), about
@@ -57,7 +57,7 @@ def costs_of(run: Run) -> tuple[PassCosts | None, str]:
 
 def weighed(label: str, memory: str, turns: list[Turn], run: Run, recorded: Sequence[Turn]) -> Replayed:
     """Return a method's replayed turns with their predictions; `recorded`: vanilla's."""
-    costs, _ = costs_of(run)
+    costs, _ = costs_of(run, label)
     step_s = _per_step_s(recorded)
     if costs is not None and step_s:
         costs["rest"] += (_per_step_s(turns) or 0.0) / step_s

@@ -34,7 +34,6 @@ from bench.questions import load as load_questions
 from bench.run import resume
 from bench.run.examiner import fill
 
-
 _REMEDY = "give those of the run with --questions FILE and --model NAME"
 
 
@@ -107,8 +106,8 @@ def prepare(
     """
     if sampling(run) is not None:
         raise UserError(
-            f"run {run.run_id} sampled (temperature {run.config['temperature']}), and another method would have sampled "
-            "other answers: replay a greedy run"
+            f"run {run.run_id} sampled (temperature {run.config['temperature']}), and another method would have "
+            "sampled other answers: replay a greedy run"
         )
     config = resume.recorded_settings(run)
     found = find(model or config.model, config.revision if model is None else None, log)
@@ -163,10 +162,10 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
     if needs := _needs(variant):
         raise _refusal(variant.label, needs)
     known = run.methods.get(variant.label)
-    costs, _ = costs_of(run)
+    costs, _ = costs_of(run, variant.label)
     target = cast(Any, _Target(run, model))
     if costs is not None:
-        unit = costs["verify"]["1"]
+        unit = 1 - costs["rest"]  # in vanilla steps with bookkeeping, see `bench.run.contestants`
         verify = tuple(sorted((int(n), cost / unit) for n, cost in costs["verify"].items()))
         pass_costs.give(target, Costs.parse(str(Costs(0.0, (0.0,), verify))))  # rounded as a run's own
     config = variant.config
@@ -178,7 +177,7 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
         if not method.lossless:
             raise _NotRecordedError("answers of its own, because it is not lossless")
         method.forget()
-        turns = [_answer(method, variant.label, answer) for answer in answers]
+        turns = [along(method, variant.label, answer) for answer in answers]
     except _NotRecordedError as error:
         raise _refusal(variant.label, str(error)) from error
     except ValueError as error:
@@ -201,7 +200,7 @@ def _needs(variant: methods.Variant) -> str:
     return f"the target's hidden states for its draft model ({', '.join(trained)})" if trained else ""
 
 
-def _answer(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
+def along(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
     """Return the turn with the method's steps; `decode_s` is the time that they took here."""
     old, ids = answer.turn, answer.turn.token_ids
     sequence = Text([*answer.prompt, ids[0]], len(answer.prompt), cast(Any, _Cache()))
@@ -209,7 +208,9 @@ def _answer(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
     eos = frozenset(ids[-1:]) if old.finish == "eos" else frozenset()
     found = Answer(ids[:1], 0.0, 0.0)
     start_s = time.perf_counter()
-    found.steps.extend(stepping(method, sequence, found.token_ids, answer.limit, eos, _along(ids, len(answer.prompt))))
+    found.steps.extend(
+        stepping(method, sequence, found.token_ids, answer.limit, eos, _recorded_choices(ids, len(answer.prompt)))
+    )
     found.decode_s = time.perf_counter() - start_s
     turn = Turn(label, old.question_id, old.task, old.category, old.turn, old.round, old.prompt_tokens)
     fill(turn, found, eos)
@@ -217,7 +218,7 @@ def _answer(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
     return turn
 
 
-def _along(ids: Sequence[int], prompt: int) -> Pass:
+def _recorded_choices(ids: Sequence[int], prompt: int) -> Pass:
     """Return a verification whose choices are the recorded answer; beyond its end, which is cut off, the last token."""
 
     def verify(method: SpeculativeMethod, sequence: Text, draft: Draft) -> Outcome:

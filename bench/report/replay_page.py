@@ -1,0 +1,73 @@
+"""What a replay found, as tables for a terminal. Predictions are labelled so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bench.figures.breakdown import ratio
+from bench.figures.records import Run
+from bench.figures.replayed import Figures, Replayed, costs_of
+from bench.figures.summary import OVERALL
+from bench.report.formats import number, share, times
+from bench.report.model import Column, Table
+from bench.report.plain import paragraphs
+from bench.report.terminal import text_of
+from bench.text import visible
+
+
+def page(run: Run, found: Sequence[Replayed]) -> str:
+    """Return the tables, the method with the most tokens per time first."""
+    ranked = sorted(found, key=lambda one: -(one.tasks[OVERALL].speedup or one.tasks[OVERALL].compression_rate or 0))
+    questions = len({turn.question_id for turn in found[0].turns})
+    title = (
+        f"Replayed on run {run.run_id}: {questions} questions, {len(found[0].turns)} turns, greedy. No model was run."
+    )
+    _, whose = costs_of(run)
+    about = (
+        f"Predicted, not measured: forward-pass costs are {whose}, as the run recorded them, and the time of "
+        "drafting is this machine's. Overall is the tasks' mean."
+        if whose
+        else "The run recorded no forward-pass costs of a method, so no speedup can be predicted."
+    )
+    blocks = [
+        paragraphs(title),
+        text_of(_steps(ranked)),
+        _by_task("CR", ranked, lambda one: number(one.compression_rate)),
+        _by_task("predicted speedup", ranked, lambda one: times(one.speedup)) if whose else "",
+        paragraphs(about),
+    ]
+    return visible("\n\n".join(filter(None, blocks)))
+
+
+def _steps(found: Sequence[Replayed]) -> Table:
+    columns = [
+        Column("method", left=True),
+        *map(Column, ("steps", "drafts", "accepted", "CR")),
+        Column("drafting, ms/step", short="ms/step", group="drafting"),
+        Column("replay, ms/question", short="ms/question", group="replay"),
+        Column("predicted step cost", short="step cost", group="predicted"),
+        Column("predicted speedup", short="speedup", group="predicted"),
+    ]
+    return Table(columns, [_row(one) for one in found])
+
+
+def _row(one: Replayed) -> list[str]:
+    overall, ms = one.tasks[OVERALL], 1000 * sum(turn.decode_s for turn in one.turns)
+    questions = len({turn.question_id for turn in one.turns})
+    return [
+        one.label + ("" if one.memory == "question" else f" (memory: {one.memory})"),
+        f"{overall.steps:,}",
+        f"{overall.drafted:,}",
+        share(ratio(overall.accepted, overall.drafted)),
+        number(overall.compression_rate),
+        number(ratio(ms, overall.steps), 3),
+        number(ratio(ms, questions), 1),
+        number(overall.step_cost),
+        times(overall.speedup),
+    ]
+
+
+def _by_task(what: str, found: Sequence[Replayed], show: Callable[[Figures], str]) -> str:
+    """One row a method; tasks are called as --tasks spells them, which is short."""
+    columns = [Column(f"{what}, by task", left=True), *map(Column, found[0].tasks)]
+    return text_of(Table(columns, [[one.label, *map(show, one.tasks.values())] for one in found]))
