@@ -73,12 +73,12 @@ def _by_task(turns: Sequence[Turn], costs: PassCosts | None) -> Iterator[tuple[s
     found = {task: _figures([turn for turn in turns if turn.task == task], costs) for task in tasks}
     yield from found.items()
     every = found.values()
-    counts = (sum(getattr(one, name) for one in every) for name in ("turns", "steps", "drafted", "accepted"))
+    sums = {key: sum(getattr(one, key) for one in every) for key in ("turns", "steps", "drafted", "accepted")}
     keys = ("compression_rate", "step_cost", "speedup")
-    rate, cost, speedup = (breakdown.mean(getattr(one, key) for one in every) for key in keys)
+    means = {key: breakdown.mean(getattr(one, key) for one in every) for key in keys}
     if any(one.speedup is None for one in every if one.steps):  # a mean of some tasks is none of all
-        cost = speedup = None
-    yield OVERALL, Figures(*counts, rate, cost, speedup)
+        means |= {"step_cost": None, "speedup": None}
+    yield OVERALL, Figures(**sums, **means)
 
 
 def _figures(turns: Sequence[Turn], costs: PassCosts | None) -> Figures:

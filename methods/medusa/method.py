@@ -58,6 +58,7 @@ def _published_call(target: Decoder) -> Callable[[], object]:
 class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state."""
 
+    family = "heads"
     Config = MedusaConfig
     presets = knobs.presets
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
