@@ -63,10 +63,12 @@ def run(options: Namespace) -> int:
             say(f"left out: {error}")
     if not found:
         raise UserError(f"no method to replay: name one that drafts from text with --method ({program()} list)")
+    from bench.figures.replayed import best_choice
     from bench.report import replay_page
 
-    print(replay_page.page(record, found))
+    best = best_choice(record, turns, found)
+    print(replay_page.page(record, found, best))
     if options.json:
-        write_json(options.json, replay.as_json(record, found))
+        write_json(options.json, replay.as_json(record, found, best))
         print(f"written: {options.json}")
     return 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.figures import breakdown, metrics
+from bench.figures import breakdown, hindsight, metrics
 from bench.figures.facts import PassCosts
 from bench.figures.records import Run, Turn
-from bench.figures.summary import OVERALL
+from bench.figures.summary import OVERALL, Hindsight
 
 _NO_LAYERS = 0.005  # vanilla steps: what timing no layers at all may seem to take
 
@@ -62,6 +62,19 @@ def weighed(label: str, memory: str, turns: list[Turn], run: Run, recorded: Sequ
     if costs is not None and step_s:
         costs["rest"] += (_per_step_s(turns) or 0.0) / step_s
     return Replayed(label, memory, turns, costs, dict(_by_task(turns, costs)))
+
+
+def best_choice(run: Run, turns: Sequence[Turn], found: Sequence[Replayed]) -> dict[str, Hindsight]:
+    """Return the bounds of choosing among all steps, the replayed ones and those of the run's other methods."""
+    baseline = metrics.vanilla_name(run)
+    labels = {one.label for one in found}
+    costs = {name: info.costs for name, info in run.methods.items() if name not in labels}
+    every = [turn for turn in turns if turn.error is None and turn.method not in labels]
+    every += [turn for one in found for turn in one.turns]
+    costs |= {one.label: one.costs for one in found}
+    first = {(turn.question_id, turn.turn, turn.round) for turn in found[0].turns}
+    every = [turn for turn in every if (turn.question_id, turn.turn, turn.round) in first]
+    return hindsight.bounds(costs, {name: metrics.pairs(every, name, baseline) for name in costs})
 
 
 def _per_step_s(turns: Sequence[Turn]) -> float | None:

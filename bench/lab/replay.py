@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from bench.errors import UserError
 from bench.figures.metrics import sampling, vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
+from bench.figures.summary import Hindsight
 from bench.models.loading import Model, find
 from bench.progress import Log
 from bench.questions import QuestionSet
@@ -231,7 +232,7 @@ def _recorded_choices(ids: Sequence[int], prompt: int) -> Pass:
     return verify
 
 
-def as_json(run: Run, found: Sequence[Replayed]) -> dict[str, Any]:
+def as_json(run: Run, found: Sequence[Replayed], best: Mapping[str, Hindsight]) -> dict[str, Any]:
     """Return everything, for programs. Times are this machine's."""
     methods_ = {one.label: dataclasses.asdict(one) for one in found}
-    return {"run_id": run.run_id, "costs": costs_of(run)[0], "methods": methods_}
+    return {"run_id": run.run_id, "costs": costs_of(run)[0], "methods": methods_, "hindsight": dict(best)}

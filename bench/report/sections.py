@@ -177,10 +177,9 @@ def _about_intervals(summary: Summary) -> str:
 
 def _three_ways(summary: Summary) -> Section:
     shown = {shown_name(name, entry): entry for name, entry in tables.in_order(summary, "method").items()}
-    folded = len(shown) > tables.MANY
-    parts = [Section(f"{name}: three ways", [tables.three_ways(name, e)], folded=folded) for name, e in shown.items()]
+    parts = [Section(f"{name}: three ways", [tables.three_ways(name, entry)]) for name, entry in shown.items()]
     about = f"{THREE_WAYS} {_about_intervals(summary)}"
-    return Section("Three ways to average", [about, *parts] if parts else [])
+    return Section("Three ways to average", [about, *parts] if parts else [], folded=len(parts) > tables.MANY)
 
 
 def _times(summary: Summary) -> Section:
