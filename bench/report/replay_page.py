@@ -26,9 +26,9 @@ def page(run: Run, found: Sequence[Replayed], best: Mapping[str, Hindsight]) -> 
     _, whose = costs_of(run)
     about = (
         f"Predicted, not measured: forward-pass costs are {whose}, as the run recorded them, and the time of "
-        "drafting is this machine's. Overall is the tasks' mean. The last two rows are upper bounds known only afterwards: "
-        "the cheapest way through each answer by steps of these methods and of the run's own, as they were drafted and "
-        "without rejected drafts."
+        "drafting is this machine's. Overall is the tasks' mean. The last two rows are upper bounds known only "
+        "afterwards: the cheapest way through each answer by steps of these methods and of the run's own, as they were "
+        "drafted and without rejected drafts."
         if whose
         else "The run recorded no forward-pass costs of a method, so no speedup can be predicted."
     )

@@ -17,7 +17,7 @@ from bench.drafting.loop import decode
 from bench.drafting.method import SpeculativeMethod, TextMethod
 from bench.drafting.sequence import Draft
 from bench.figures.records import read_records, write_json, write_turns
-from bench.figures.replayed import costs_of
+from bench.figures.replayed import best_choice, costs_of
 from bench.lab import replay
 from bench.run.examiner import fill
 from tests.tiny import QUESTIONS, run_bench, write_questions
@@ -201,6 +201,9 @@ def test_the_command_prints_tables_and_writes_every_step(a_run, prepared, tmp_pa
     steps = sum(len(turn.per_step_emitted) for turn in measured)
     assert written["methods"]["pld"]["tasks"]["overall"]["steps"] == steps
     assert f" {steps:,} " in shown
+    best = written["hindsight"]["overall"]
+    assert written["methods"]["pld"]["tasks"]["overall"]["speedup"] <= best["choice"] <= best["both"]
+    assert f"{best['choice']:.2f}x" in shown.split("best step everywhere")[1]
     assert [turn["per_step_accepted"] for turn in written["methods"]["pld"]["turns"]] == [
         turn.per_step_accepted for turn in measured
     ]
@@ -292,3 +295,16 @@ def test_a_moved_model_and_questions_are_named_and_checked(a_run, tmp_path, caps
 def test_no_weights_are_read(a_run, monkeypatch):
     monkeypatch.setattr("bench.models.checkpoints.iter_weights", lambda *given: pytest.fail("weights were read"))
     assert main(["replay", str(a_run), *label_of("pld")]) == 0
+
+
+def test_the_best_choice_is_among_replayed_and_recorded_steps(prepared):
+    """The more there is to choose from, the better."""
+    run, turns, answers, model = prepared
+    both = [replay.replay(run, model, answers, methods.parse(label)) for label in METHODS[:2]]
+    alone = dataclasses.replace(run, methods={name: run.methods[name] for name in ("vanilla", METHODS[0])})
+    few = [turn for turn in turns if turn.method in alone.methods]
+    one, two = best_choice(alone, few, both[:1]), best_choice(alone, few, both)
+    assert one["overall"].choice <= two["overall"].choice
+    more = best_choice(run, turns, both[:1])  # which measured the others
+    assert more["overall"].choice >= one["overall"].choice > 0
+    assert set(more) == {"mt_bench", "qa", "rag", "overall"}
