@@ -88,10 +88,10 @@ def _by_task(turns: Sequence[Turn], costs: PassCosts | None) -> Iterator[tuple[s
     every = found.values()
     sums = {key: sum(getattr(one, key) for one in every) for key in ("turns", "steps", "drafted", "accepted")}
     keys = ("compression_rate", "step_cost", "speedup")
-    means = {key: breakdown.mean(getattr(one, key) for one in every) for key in keys}
+    rate, cost, speedup = (breakdown.mean(getattr(one, key) for one in every) for key in keys)
     if any(one.speedup is None for one in every if one.steps):  # a mean of some tasks is none of all
-        means |= {"step_cost": None, "speedup": None}
-    yield OVERALL, Figures(**sums, **means)
+        cost = speedup = None
+    yield OVERALL, Figures(**sums, compression_rate=rate, step_cost=cost, speedup=speedup)
 
 
 def _figures(turns: Sequence[Turn], costs: PassCosts | None) -> Figures:

@@ -43,7 +43,12 @@ def by_task(summary: Summary, title: str, entries: Mapping[str, Entry], show: Ca
             if estimate.value is not None:
                 style: dict[str, Any] = {"color": family_colour(entry), "markersize": 5, "elinewidth": 1.4, "zorder": 3}
                 axes.errorbar([estimate.value], [row], xerr=canvas.error_bars([estimate]), fmt="o", **style)
-                place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
+                place: dict[str, Any] = {
+                    "xytext": (0, 4),
+                    "textcoords": "offset points",
+                    "ha": "center",
+                    "fontsize": 6.5,
+                }
                 axes.annotate(f"{estimate.value:.2f}", (estimate.value, row), color="#222222", **place)
         canvas.method_axis(axes, [shown_name(name, entry) for name, entry in entries.items()])
         axes.tick_params(axis="y", labelleft=axes is panels[0], labelsize=8.5)
