@@ -28,7 +28,7 @@ from bench.figures.metrics import sampling, vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
 from bench.figures.summary import Hindsight
-from bench.models.loading import Model, find
+from bench.models.loading import Model, find, stands_for
 from bench.progress import Log
 from bench.questions import QuestionSet
 from bench.questions import load as load_questions
@@ -165,6 +165,7 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
     known = run.methods.get(variant.label)
     costs, _ = costs_of(run, variant.label)
     target = cast(Any, _Target(run, model))
+    stands_for(target, model.checkpoint)
     if costs is not None:
         unit = 1 - costs["rest"]  # in vanilla steps with bookkeeping, see `bench.run.contestants`
         verify = tuple(sorted((int(n), cost / unit) for n, cost in costs["verify"].items()))
