@@ -57,7 +57,7 @@ def run(options: Namespace) -> int:
     for variant in variants.values():
         try:
             found.append(replay.replay(record, model, answers, variant))
-        except replay.NotReplayableError as error:
+        except UserError as error:  # it needs more than text, or a file that is not here
             if not everything:
                 raise
             say(f"left out: {error}")

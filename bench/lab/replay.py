@@ -53,7 +53,7 @@ class _NotRecorded:
         self._what = what
 
     def __getattr__(self, name: str) -> Any:
-        raise _NotRecordedError(self._what)
+        raise _NotRecordedError(f"{self._what} ({name})")
 
     def __getitem__(self, place: Any) -> Any:
         raise _NotRecordedError(self._what)
@@ -68,8 +68,12 @@ class _Target(_NotRecorded):
     device = torch.device("cpu")
 
     def __init__(self, run: Run, model: Model):
-        super().__init__("the target's weights, or costs of forward passes that the run did not measure")
+        super().__init__("the target itself")
         self.name, self.config, self.max_len = model.checkpoint.name, model.config, _context(run, model)
+
+    def new_cache(self, *given: Any) -> None:
+        """Refuse what measuring costs begins with."""
+        raise _NotRecordedError("costs of forward passes, and this run measured none")
 
 
 class _Cache:
@@ -189,7 +193,7 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
 
 def _refusal(label: str, needs: str) -> NotReplayableError:
     return NotReplayableError(
-        f"{label} cannot be replayed: it needs {needs}, which no record holds; replay takes lossless methods that "
+        f"{label} cannot be replayed: it needs {needs}, not text alone; replay takes lossless methods that "
         "draft from the text alone: measure this one in a run"
     )
 

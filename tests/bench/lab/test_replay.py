@@ -152,7 +152,7 @@ def test_methods_get_the_costs_that_the_run_measured(prepared, dear, most):
     found = replay.replay(known, model, answers, as_variant(Weighing))
     assert max(max(turn.per_step_drafted) for turn in found.turns) == most - 1
     unknown = dataclasses.replace(run, methods={"vanilla": base})
-    with pytest.raises(replay.NotReplayableError, match="costs of forward passes that the run did not measure"):
+    with pytest.raises(replay.NotReplayableError, match="it needs costs of forward passes, and this run measured none"):
         replay.replay(unknown, model, answers, as_variant(Weighing))
 
 
@@ -237,7 +237,7 @@ class Reading(SpeculativeMethod):
         (lambda method, outcome: outcome.logits.argmax(-1), "the target's logits"),
         (lambda method, outcome: outcome.kept, "the target's hidden states"),
         (lambda method, outcome: outcome.verified.final, "the target's hidden states"),
-        (lambda method, outcome: method.target.embed([1]), "the target's weights"),
+        (lambda method, outcome: method.target.embed([1]), r"the target itself \(embed\)"),
     ],
 )
 def test_what_reads_more_than_text_is_refused_by_name(prepared, wanted, said):
