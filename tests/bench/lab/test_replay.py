@@ -16,6 +16,7 @@ from bench.cli import main
 from bench.drafting.loop import decode
 from bench.drafting.method import SpeculativeMethod, TextMethod
 from bench.drafting.sequence import Draft
+from bench.errors import UserError
 from bench.figures.records import read_records, write_json, write_turns
 from bench.figures.replayed import best_choice, costs_of
 from bench.lab import replay
@@ -24,6 +25,19 @@ from tests.tiny import QUESTIONS, run_bench, write_questions
 
 COUNTERS = ("per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "per_step_rejected")
 METHODS = ("pld", "pld:ngram=1,tokens=2", "pld:ngram=2+pld:ngram=1,tokens=3")
+
+
+def drafts_from_text(name):
+    """A built-in method that draws on the text alone, and on no file that a tiny model has not."""
+    variant = methods.parse(name)
+    try:
+        variant.check_files("tiny")
+    except UserError:
+        return False
+    return issubclass(variant.method, TextMethod)
+
+
+OTHERS = tuple(name for name in methods.built_in() if drafts_from_text(name) and name not in METHODS)
 
 
 def counters(turn):
@@ -40,7 +54,7 @@ def a_run(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("replayed")
     model = shutil.copytree(tiny_checkpoint("tied").folder, folder / "model")
     questions = write_questions(folder / "questions.jsonl", *QUESTIONS)
-    flags = [word for method in METHODS for word in label_of(method)]
+    flags = [word for method in METHODS + OTHERS for word in label_of(method)]
     assert run_bench(model, questions, folder / "first", *flags, "--max-new-tokens", "60") == 0
     # The token that the first answer repeats most is made one that ends answers.
     _, turns = read_records(folder / "first")
@@ -59,7 +73,7 @@ def prepared(a_run):
     return run, turns, answers, model
 
 
-@pytest.mark.parametrize("label", METHODS)
+@pytest.mark.parametrize("label", METHODS + OTHERS)
 def test_steps_are_those_of_the_run(prepared, label):
     run, turns, answers, model = prepared
     found = replay.replay(run, model, answers, methods.parse(label))
