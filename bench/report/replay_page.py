@@ -58,9 +58,9 @@ def _steps(found: Sequence[Replayed]) -> Table:
 
 def _row(one: Replayed) -> list[str]:
     overall, ms = one.tasks[OVERALL], 1000 * sum(turn.decode_s for turn in one.turns)
-    questions = len({turn.question_id for turn in one.turns})
+    questions, memory = len({turn.question_id for turn in one.turns}), one.memory.partition(":")[0]
     return [
-        one.label + ("" if one.memory == "question" else f" (memory: {one.memory})"),
+        one.label + (f" (memory: {memory})" if memory != "question" else ""),
         f"{overall.steps:,}",
         f"{overall.drafted:,}",
         share(ratio(overall.accepted, overall.drafted)),
