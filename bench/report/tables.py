@@ -336,19 +336,26 @@ def _marked(row: list[str]) -> list[str]:
     return [Strong(text) for text in row] if row[0] == task_name(OVERALL) else row
 
 
-def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
-    """One figure of several methods: one column each, one row a task; the other way round for many methods."""
+def by_method(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
+    """One figure of several methods: one row each, one column a task, overall in bold."""
     tasks = [*ordered_tasks(task for entry in entries.values() for task in entry.by_task), OVERALL]
-    names = list(_shown(entries))
     rows = []
-    for task in tasks:
-        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been given fewer tasks
-        rows.append(_marked([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)]))
+    for name, entry in _shown(entries).items():
+        cells = [entry.tasks.get(task) for task in tasks]  # a peer may have been given fewer tasks
+        *found, overall = [show(cell) if cell else UNDEFINED for cell in cells]
+        rows.append([name, *found, Strong(overall)])
     caption = f"{figure[:1].upper()}{figure[1:]} by task"
+    return Table([Column(figure, left=True), *map(Column, map(task_name, tasks))], rows, caption)
+
+
+def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
+    """The same with one column a method and one row a task, unless there are many methods."""
+    table = by_method(figure, entries, show)
     if len(entries) > MANY:
-        first, *others = zip(*rows, strict=True)
-        names, rows = list(first), [[name, *row] for name, row in zip(names, others, strict=True)]
-    return Table([Column(figure, left=True), *map(Column, names)], rows, caption)
+        return table
+    names, *tasks = zip(table.header, *table.rows, strict=True)
+    columns = [table.columns[0], *map(Column, names[1:])]
+    return dataclasses.replace(table, columns=columns, rows=[_marked(list(row)) for row in tasks])
 
 
 def _steps_of(place: int) -> Callable[[Cell], str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bench.figures.summary import OVERALL, Drafts, Predicted, StepTime
-from bench.report import markdown, tables
+from bench.report import markdown, tables, write_report
 from bench.report.diagnosis import diagnosis
 from bench.report.figures import draw
+from bench.report.latex import report_tex
 from bench.report.sections import sections
 from tests.bench.report.fifteen import FAMILY, fifteen
 from tests.bench.report.full_summary import rich_summary
-from tests.bench.report.helpers import make_run, rows, section
+from tests.bench.report.helpers import make_run, make_turns, rows, save, section
 
 ORDER = ["text", "heads", "self", "composition", ""]
 
@@ -80,6 +81,20 @@ def test_few_methods_keep_their_order_and_their_columns():
     summary = rich_summary(("b", "a"))
     assert tables.headline(summary).header == ["decode speedup", "b", "a", "hf-generate"]
     assert tables.against(summary).header == ["decode speed of", "over b", "over a"]
+
+
+def test_the_table_for_a_paper_has_them_all(many):
+    text = report_tex(many[1])
+    table = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert table.count(r"\raggedright") == 16
+    assert all(line.count(" & ") == 8 for line in table.strip().splitlines())
+
+
+def test_a_run_of_many_methods_writes_all_its_files(tmp_path):
+    """From records to pages, with figures."""
+    names = {f"pld:ngram={number}": "method" for number in range(1, 10)}
+    folder = save(tmp_path / "run", make_run(names), make_turns(names))
+    assert len(write_report(folder, tmp_path / "plots")) > 10
 
 
 def test_the_page_shows_the_fastest_of_each_kind_first(many):
