@@ -23,7 +23,7 @@ from bench.drafting.method import Answer, SpeculativeMethod
 from bench.drafting.sequence import Draft, Outcome, States
 from bench.drafting.sequence import Sequence as Text
 from bench.drafting.verify import accept_greedy
-from bench.errors import UserError
+from bench.errors import UserError, told
 from bench.figures.metrics import sampling, vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
@@ -161,7 +161,8 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
     """Return a method's steps on recorded answers.
 
     Raises:
-        NotReplayableError: the method needs more than text, or its output is not vanilla's.
+        NotReplayableError: the method needs more than text, or its output is not vanilla's, or it fails.
+        UserError: a file of the method is not here, or it does not take the knobs that the run recorded.
 
     """
     if needs := _needs(variant):
@@ -174,10 +175,11 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
         unit = 1 - costs["rest"]  # in vanilla steps with bookkeeping, see `bench.run.contestants`
         verify = tuple(sorted((int(n), cost / unit) for n, cost in costs["verify"].items()))
         pass_costs.give(target, Costs.parse(str(Costs(0.0, (0.0,), verify))))  # rounded as a run's own
-    config = variant.config
     try:
-        if known is not None:
-            config = variant.method.repeated(config, known.ran, lenient=True)
+        config = variant.config if known is None else variant.method.repeated(variant.config, known.ran, lenient=True)
+    except ValueError as error:
+        raise UserError(f"{variant.label} does not take the knobs that run {run.run_id} recorded: {error}") from error
+    try:
         method = variant.method(target, config)
         assert isinstance(method, SpeculativeMethod)
         if not method.lossless:
@@ -186,8 +188,13 @@ def replay(run: Run, model: Model, answers: Sequence[Recorded], variant: methods
         turns = [along(method, variant.label, answer) for answer in answers]
     except _NotRecordedError as error:
         raise _refusal(variant.label, str(error)) from error
-    except ValueError as error:
-        raise UserError(f"{variant.label} does not take the knobs that run {run.run_id} recorded: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of somebody's method; or of a library that was given the stand-in for a tensor
+        raise NotReplayableError(
+            f"{variant.label} fails on recorded answers: {told(error)}; what reads hidden states or logits cannot be "
+            "replayed: measure it in a run"
+        ) from error
     return weighed(variant.label, method.memory, turns, run, [answer.turn for answer in answers])
 
 
@@ -239,5 +246,5 @@ def _recorded_choices(ids: Sequence[int], prompt: int) -> Pass:
 
 def as_json(run: Run, found: Sequence[Replayed], best: Mapping[str, Hindsight]) -> dict[str, Any]:
     """Return everything, for programs. Times are this machine's."""
-    methods_ = {one.label: dataclasses.asdict(one) for one in found}
-    return {"run_id": run.run_id, "costs": costs_of(run)[0], "methods": methods_, "hindsight": dict(best)}
+    by_label = {one.label: dataclasses.asdict(one) for one in found}
+    return {"run_id": run.run_id, "costs": costs_of(run)[0], "methods": by_label, "hindsight": dict(best)}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 
 import methods
 from bench.cli import main
@@ -34,7 +35,7 @@ def drafts_from_text(name):
         variant.check_files("tiny")
     except UserError:
         return False
-    return issubclass(variant.method, TextMethod)
+    return issubclass(variant.method, TextMethod) and name != methods.BASELINE
 
 
 OTHERS = tuple(name for name in methods.built_in() if drafts_from_text(name) and name not in METHODS)
@@ -251,6 +252,7 @@ class Reading(SpeculativeMethod):
         (lambda method, outcome: outcome.logits.argmax(-1), "the target's logits"),
         (lambda method, outcome: outcome.kept, "the target's hidden states"),
         (lambda method, outcome: outcome.verified.final, "the target's hidden states"),
+        (lambda method, outcome: len(outcome.logits), "the target's logits"),
         (lambda method, outcome: method.target.embed([1]), r"the target itself \(embed\)"),
     ],
 )
@@ -274,6 +276,17 @@ def test_what_reads_more_than_text_is_refused_by_name(prepared, wanted, said):
 def test_what_cannot_be_replayed_is_refused_by_name(a_run, capsys, method, said):
     assert main(["replay", str(a_run), *label_of(method)]) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_failing_method_is_named_without_a_traceback(prepared):
+    """Such as one that gives a library what stands in for a tensor."""
+    run, _, answers, model = prepared
+    made = type("Wanting", (Reading,), {"wanted": staticmethod(lambda method, outcome: outcome.accepted.nothing)})
+    with pytest.raises(replay.NotReplayableError, match="mine fails on recorded answers: AttributeError: .*nothing"):
+        replay.replay(run, model, answers, as_variant(made))
+    made = type("Wanting", (Reading,), {"wanted": staticmethod(lambda method, outcome: torch.topk(outcome.logits, 1))})
+    with pytest.raises(replay.NotReplayableError, match="mine (fails on|cannot be replayed)"):
+        replay.replay(run, model, answers, as_variant(made))
 
 
 def altered(folder, a_run, **settings):
