@@ -48,6 +48,8 @@ def run(options: Namespace) -> int:
     everything = options.method in (None, [methods.ALL])
     variants = {one: methods.parse(one) for one in methods.expanded(options.method or [methods.ALL])}
     variants.pop(methods.BASELINE, None)
+    if not variants:
+        raise UserError(f"{methods.BASELINE} drafts nothing: name a method that drafts from text with --method")
     check_output(options.json, "--json")
     record, turns = read_records(options.run_dir)
     from bench.lab import replay  # imports torch
@@ -62,7 +64,7 @@ def run(options: Namespace) -> int:
                 raise
             say(f"left out: {error}")
     if not found:
-        raise UserError(f"no method to replay: name one that drafts from text with --method ({program()} list)")
+        raise UserError(f"none of the built-in methods can be replayed on this run: name one ({program()} list)")
     from bench.figures.replayed import best_choice
     from bench.report import replay_page
 

@@ -269,7 +269,7 @@ def test_what_reads_more_than_text_is_refused_by_name(prepared, wanted, said):
         ("medusa", r"medusa cannot be replayed: it needs the target's hidden states .*\(medusa\)"),
         ("pld+kangaroo", r"pld.kangaroo cannot be replayed: it needs the target's hidden states"),
         ("hf-generate", "hf-generate cannot be replayed: it needs its own loop"),
-        ("vanilla", "no method to replay"),
+        ("vanilla", "vanilla drafts nothing: name a method that drafts from text"),
         ("pld:ngram=x", "is not of type int"),
     ],
 )
@@ -282,10 +282,10 @@ def test_a_failing_method_is_named_without_a_traceback(prepared):
     """Such as one that gives a library what stands in for a tensor."""
     run, _, answers, model = prepared
     made = type("Wanting", (Reading,), {"wanted": staticmethod(lambda method, outcome: outcome.accepted.nothing)})
-    with pytest.raises(replay.NotReplayableError, match="mine fails on recorded answers: AttributeError: .*nothing"):
+    with pytest.raises(replay.NotReplayableError, match=r"mine fails on recorded answers: AttributeError: .*nothing"):
         replay.replay(run, model, answers, as_variant(made))
     made = type("Wanting", (Reading,), {"wanted": staticmethod(lambda method, outcome: torch.topk(outcome.logits, 1))})
-    with pytest.raises(replay.NotReplayableError, match="mine (fails on|cannot be replayed)"):
+    with pytest.raises(replay.NotReplayableError, match=r"mine (fails on|cannot be replayed)"):
         replay.replay(run, model, answers, as_variant(made))
 
 
