@@ -67,4 +67,5 @@ def _edges(sides: Iterable[tuple[Turn, PassCosts]], hindsight: bool) -> Iterable
         found = step_costs([turn], costs, hindsight=hindsight)
         ends = list(itertools.accumulate(turn.per_step_emitted, initial=0))
         if found is not None and ends[-1] == turn.decode_tokens:
-            yield from zip(ends, ends[1:], found.tolist(), strict=False)
+            steps = zip(itertools.pairwise(ends), found.tolist(), strict=True)
+            yield from ((start, end, cost) for (start, end), cost in steps if start < end)

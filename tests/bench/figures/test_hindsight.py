@@ -119,6 +119,7 @@ def test_no_method_beats_the_best_choice():
         ([(20, 20, 1, 3, 4), *WIDE[1:]], range(9), COSTS),  # wider than was measured
         (WIDE, [*range(8), 99], COSTS),  # the answer is another
         (WIDE[:-1], range(9), COSTS),  # a step is missing
+        ([(0, 0, 0, 0, 8), (0, 0, 0, 0, 0)], [*range(8), 99], COSTS),  # a step without tokens
     ],
 )
 def test_what_cannot_be_weighed_takes_no_part(steps, ids, costs):
