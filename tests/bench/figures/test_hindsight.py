@@ -119,9 +119,14 @@ def test_no_method_beats_the_best_choice():
         ([(20, 20, 1, 3, 4), *WIDE[1:]], range(9), COSTS),  # wider than was measured
         (WIDE, [*range(8), 99], COSTS),  # the answer is another
         (WIDE[:-1], range(9), COSTS),  # a step is missing
-        ([(0, 0, 0, 0, 8), (0, 0, 0, 0, 0)], [*range(8), 99], COSTS),  # a step without tokens
     ],
 )
 def test_what_cannot_be_weighed_takes_no_part(steps, ids, costs):
     found = a_summary(turn_of("wide", 1, steps, ids), turn_of("vanilla", 1, VANILLA), costs=costs)
     assert {bound.choice for bound in found.hindsight.values()} <= {1.0}
+
+
+def test_a_step_without_tokens_leads_nowhere():
+    """No method of ours takes one, but a record may hold it."""
+    found = a_summary(turn_of("odd", 1, [(0, 0, 0, 0, 8), (0, 0, 0, 0, 0)]), turn_of("vanilla", 1, VANILLA))
+    assert found.hindsight["qa"].choice == pytest.approx(8 / (0.1 + 0.9 + 0.02))
