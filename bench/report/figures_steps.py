@@ -223,7 +223,7 @@ def _curves(summary: Summary, plot: str, key: str, note: str, labels: tuple[str,
 
 def _draft_confidence(summary: Summary) -> Figure | None:
     """A panel a method: the shares of its accepted and of its rejected drafts by confidence."""
-    shown = summary.of_kind("method").items()
+    shown = in_order(summary, "method").items()
     entries = {shown_name(n, e): c for n, e in shown if (c := e.overall.confidence) and any(c.accepted + c.rejected)}
     if not entries:
         return None
