@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from bench.figures import breakdown, hindsight, metrics
 from bench.figures.facts import PassCosts
@@ -43,8 +44,8 @@ def costs_of(run: Run, label: str = "") -> tuple[PassCosts | None, str]:
     Of a method that verifies from an exit layer on, only the layers above it were measured: they are scaled to all.
     """
     base = run.methods[metrics.vanilla_name(run)].costs
-    known = {name: info.costs for name, info in run.methods.items() if info.kind == "method" and info.costs is not None}
-    if base is None or not known:
+    known = {name: costs for name, info in run.methods.items() if info.kind == "method" and _whole(costs := info.costs)}
+    if not _whole(base) or not known:
         return None, ""
     above = {name: costs["shallow"] >= _NO_LAYERS for name, costs in known.items()}
     name = max(known, key=lambda one: (not above[one], one == label, max(map(int, known[one]["verify"]))))
@@ -53,6 +54,11 @@ def costs_of(run: Run, label: str = "") -> tuple[PassCosts | None, str]:
     about = f"{name}'s" + (", whose layers above the exit are scaled to all layers" if above[name] else "")
     verify = {n: cost * scale for n, cost in found["verify"].items()}
     return PassCosts(shallow=0.0, draft=0.0, verify=verify, rest=base["rest"]), about
+
+
+def _whole(costs: PassCosts | None) -> TypeGuard[PassCosts]:
+    """Return whether costs can be scaled: not those of a damaged record."""
+    return costs is not None and costs["rest"] < 1 and costs["verify"].get("1", 0) > 0
 
 
 def weighed(label: str, memory: str, turns: list[Turn], run: Run, recorded: Sequence[Turn]) -> Replayed:
