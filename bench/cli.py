@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "train",
     "bench-engine": "bench_engine",
     "project": "project",
+    "replay": "replay",
     "list": "listing",
     "cache": "cache",
 }

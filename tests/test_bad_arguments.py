@@ -182,6 +182,11 @@ OTHERS = [
     (["export", "absent"], "absent is no run"),
     (["export", BYTE], "it is not UTF-8 text"),
     (["history", "absent"], "absent is no run"),
+    (["replay", "absent"], "absent is no run"),
+    (["replay", NOBODY], NO_USER),
+    (["replay", "empty", "--method", "kangaroo:gama=4"], "no knob 'gama=4', did you mean 'gamma'"),
+    (["replay", "empty", "--method", "vanilla"], "vanilla drafts nothing: name a method that drafts from text"),
+    (["replay", "empty", "--method", "pld", "--json", "empty"], "--json empty is a folder"),
     (["cache", "list", "x"], "cache list takes no names, got 'x'"),
     (["cache", "clean", "x"], "nothing called 'x' is in the cache"),
 ]

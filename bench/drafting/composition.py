@@ -42,6 +42,7 @@ class Composition(SpeculativeMethod):
     """Asks its members in order and takes the first draft. A sequence's notes are a list with one entry per member."""
 
     Config = CompositionConfig
+    family = "composition"
 
     def __init__(self, target: Decoder, config: CompositionConfig):
         super().__init__(target, config)

@@ -5,7 +5,7 @@ Runs, `generate`, the window probe and the gate use it. EOS and the token limit 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from bench.engine.places import Places
 from bench.engine.timing import Mark, between_s, mark, now_s
 
 T = TypeVar("T")
+Pass = Callable[[SpeculativeMethod, Sequence, Draft], Outcome]  # verifies a draft, which is merged
 
 # The target's caches for a method's sequences, by slot: reused between questions, as allocating them takes time.
 _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
@@ -44,8 +45,23 @@ def open_sequence(
     return sequence
 
 
+def forward(method: SpeculativeMethod, sequence: Sequence, draft: Draft) -> Outcome:
+    """Verify a draft in one forward pass over the newest token and all drafts."""
+    target, proposed = method.target, draft.proposed
+    rows = draft.states
+    if rows is None:
+        rows = target.embed([sequence.context[-1], *draft.tokens])
+    places = draft.tree.places(sequence.length, target.device)
+    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
+    logits = target.project(states.final[0])
+    accepted, bonus = method.verification(sequence.sampler)(proposed, logits[: len(proposed.tokens) + 1])
+    return Outcome(draft, accepted, bonus, states, logits)
+
+
 @torch.inference_mode()
-def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Many[int]) -> list[Step]:
+def speculate(
+    method: SpeculativeMethod, sequences: Many[Sequence], budgets: Many[int], verify: Pass = forward
+) -> list[Step]:
     """Run one step of each sequence: draft, verify, keep the accepted drafts and the bonus.
 
     `budgets`: tokens that each may still emit, at least 1.
@@ -56,7 +72,10 @@ def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Man
     steps, outcomes = [], []
     for sequence, draft, budget in zip(sequences, drafts, budgets, strict=True):
         verifying = mark(device)
-        outcome = _verify(method, sequence, draft.merged(), budget)
+        merged = draft.merged()
+        depth = merged.proposed.tree.depth
+        assert depth < budget, f"{depth} drafts in a row proposed with a budget of {budget - 1}"
+        outcome = verify(method, sequence, merged)
         verified = mark(device)
         sequence.cache.keep_path(sequence.length, outcome.accepted)
         sequence.context += outcome.emitted
@@ -66,20 +85,6 @@ def speculate(method: SpeculativeMethod, sequences: Many[Sequence], budgets: Man
         drafting = verified
     method.observe(sequences, outcomes)
     return steps
-
-
-def _verify(method: SpeculativeMethod, sequence: Sequence, draft: Draft, budget: int) -> Outcome:
-    """Run one forward pass over the newest token and all drafts."""
-    target, proposed = method.target, draft.proposed
-    assert proposed.tree.depth < budget, f"{proposed.tree.depth} drafts in a row proposed with a budget of {budget - 1}"
-    rows = draft.states
-    if rows is None:
-        rows = target.embed([sequence.context[-1], *draft.tokens])
-    places = draft.tree.places(sequence.length, target.device)
-    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
-    logits = target.project(states.final[0])
-    accepted, bonus = method.verification(sequence.sampler)(proposed, logits[: len(proposed.tokens) + 1])
-    return Outcome(draft, accepted, bonus, states, logits)
 
 
 def _run_through(
@@ -114,6 +119,22 @@ def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
         scouts=len(outcome.draft.tokens) - len(draft.tokens),
         marks=marks,
     )
+
+
+def stepping(
+    method: SpeculativeMethod,
+    sequence: Sequence,
+    tokens: list[int],
+    limit: int,
+    eos: frozenset[int],
+    verify: Pass = forward,
+) -> Iterator[Step]:
+    """Yield the steps from `tokens`, the answer so far, to its end; each one's tokens are appended to `tokens`."""
+    while len(tokens) < limit and tokens[-1] not in eos:
+        (step,) = speculate(method, [sequence], [limit - len(tokens)], verify)
+        kept = step.cut_at(eos)
+        tokens += kept.emitted
+        yield kept
 
 
 def decode(
@@ -158,10 +179,8 @@ def decoding(
     if pause_after:
         yield answer
     tokens, start_s = answer.token_ids, now_s(device)
-    while len(tokens) < limit and tokens[-1] not in eos:
-        (step,) = speculate(method, [sequence], [limit - len(tokens)])
-        answer.steps.append(step.cut_at(eos))
-        tokens += answer.steps[-1].emitted
+    for step in stepping(method, sequence, tokens, limit, eos):
+        answer.steps.append(step)
         if pause_after and len(answer.steps) % pause_after == 0:
             answer.decode_s += now_s(device) - start_s
             yield answer

@@ -34,6 +34,7 @@ class Method(ABC):  # noqa: B024 - its two kinds have the abstract methods
 
     Config: type = NoKnobs  # a frozen dataclass of this method's knobs; raises ValueError on bad values
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # names for sets of knobs: `name:preset`
+    family: ClassVar[str] = ""  # reports sort by it: text, heads, self (the target's layers or output), or your own
 
     def __init__(self, target: Decoder, config: Any):
         self.target = target
@@ -139,6 +140,8 @@ class SpeculativeMethod(Method):
 
 class TextMethod(SpeculativeMethod):
     """A method that drafts from the text alone, as most training-free methods do."""
+
+    family = "text"
 
     @abstractmethod
     def propose_text(self, context: list[int], budget: int) -> Draft:

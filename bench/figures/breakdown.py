@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.figures.facts import PassCosts
 from bench.figures.records import MethodInfo, Turn
-from bench.figures.summary import Confidence, ContextBin, Member, StepTime
+from bench.figures.summary import Confidence, ContextBin, Drafts, Member, StepTime
 
 CONFIDENCE_EDGES = [step / 20 for step in range(21)]
 CONTEXT_BINS = 6  # at most
@@ -70,23 +70,46 @@ def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> StepTime:
     return StepTime(*(ratio(ratio(part, _count_steps(turns)), vanilla_step_s) for part in parts))
 
 
-def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None) -> float | None:
-    """The mean step in vanilla steps, from costs measured before the run and from what each step verified.
+def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None, *, hindsight: bool = False) -> float | None:
+    """The mean step in vanilla steps, from costs measured before the run, see `step_costs`.
+
+    Costs of the same run would predict what they were taken from.
+    """
+    found = step_costs(turns, costs, hindsight=hindsight)
+    return None if found is None or not len(found) else finite(float(found.mean()))
+
+
+def step_costs(
+    turns: Iterable[Turn], costs: PassCosts | None, *, hindsight: bool = False
+) -> NDArray[np.float64] | None:
+    """Each step in vanilla steps, from costs measured before the run and from what it drafted.
 
     draft · calls + shallow · (depth + 1) + verify(drafts + scouts + 1) + rest; verify is linear between the measured
-    widths and undefined beyond them, and with it the mean. Costs of the same run would predict what they come from.
+    widths and undefined beyond them, and with it the whole. `hindsight`: as if each step had drafted no more than what
+    was accepted, with at most a call of the draft model for each.
     """
     shapes = [shape for turn in turns for shape in _shapes(turn)]
-    if costs is None or not shapes or None in shapes:
+    if costs is None or None in shapes:
         return None
-    verified, depth, calls = np.array(shapes, dtype=np.float64).T
+    drafted, scouts, depth, calls, accepted = np.array(shapes, dtype=np.float64).reshape(-1, 5).T
+    if hindsight:
+        drafted, depth, calls = accepted, accepted, np.minimum(calls, accepted)
+    verified = drafted + scouts
     widths = sorted(costs["verify"], key=int)
     measured = [int(width) for width in widths]
-    if verified.min() + 1 < measured[0] or verified.max() + 1 > measured[-1]:
+    if verified.min(initial=0) + 1 < measured[0] or verified.max(initial=0) + 1 > measured[-1]:
         return None
     verify = np.interp(verified + 1, measured, [costs["verify"][width] for width in widths])
-    steps = costs["draft"] * calls + costs["shallow"] * (depth + 1) + verify + costs["rest"]
-    return finite(float(steps.mean()))
+    found: NDArray[np.float64] = costs["draft"] * calls + costs["shallow"] * (depth + 1) + verify + costs["rest"]
+    return found
+
+
+def drafts(turns: Iterable[Turn]) -> Drafts | None:
+    """How often the steps drafted, how much then, and how much of it was accepted; None without steps."""
+    steps = [step for turn in turns for step in zip(turn.per_step_drafted, turn.per_step_accepted, strict=True)]
+    drafted, accepted = sum(step[0] for step in steps), sum(step[1] for step in steps)
+    drafting = sum(bool(step[0]) for step in steps)
+    return Drafts(drafting / len(steps), ratio(drafted, drafting), ratio(accepted, drafted)) if steps else None
 
 
 def emitted_histogram(turns: Iterable[Turn], longest: int) -> list[int]:
@@ -158,17 +181,14 @@ def _by_confidence(values: Sequence[float]) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _shapes(turn: Turn) -> Iterator[tuple[int, int, int] | None]:
-    """(verified, depth, calls) of each step; None once where an older record has no more than its drafts.
-
-    Verified: drafts and scouts.
-    """
+def _shapes(turn: Turn) -> Iterator[tuple[int, int, int, int, int] | None]:
+    """(drafted, scouts, depth, calls, accepted) of each step; None once where an older record has not all of them."""
     if not len(turn.per_step_drafted) == len(turn.per_step_depth) == len(turn.per_step_calls):
         yield None
         return
     scouts = turn.per_step_scouts or [0] * len(turn.per_step_drafted)
-    verified = map(operator.add, turn.per_step_drafted, scouts)
-    yield from zip(verified, turn.per_step_depth, turn.per_step_calls, strict=True)
+    columns = (turn.per_step_drafted, scouts, turn.per_step_depth, turn.per_step_calls, turn.per_step_accepted)
+    yield from zip(*columns, strict=True)
 
 
 def _count_steps(turns: Iterable[Turn]) -> int:

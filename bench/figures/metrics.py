@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, disturbed, stats
+from bench.figures import breakdown, disturbed, hindsight, stats
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
@@ -95,10 +95,12 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
                 Answered(len({turn.question_id for turn, _ in paired[name]}), len(asked)),
                 _by_task(paired[name], info, run.config.get("probe_windows") or 0),
                 breakdown.members([turn for turn, _ in paired[name]], info),
+                family=info.family,
             )
             for name, info in run.methods.items()
         },
         against=_against(run, paired),
+        hindsight=hindsight.bounds({name: info.costs for name, info in run.methods.items()}, paired),
     )
 
 
@@ -278,6 +280,9 @@ def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int
     cell.step_time = breakdown.step_time(turns, baseline)
     step_cost = breakdown.predicted_step_cost(turns, info.costs)
     _predict(cell, step_cost, ratio(cell.compression_rate, step_cost))
+    if cell.predicted and info.kind == "method":
+        least = breakdown.predicted_step_cost(turns, info.costs, hindsight=True)
+        cell.perfect_stopping = ratio(cell.compression_rate, least)
     return cell
 
 
@@ -305,6 +310,7 @@ def _overall(cells: list[Cell], tasks: list[list[Pair]], info: MethodInfo) -> Ce
     if all(cell.predicted for cell in cells if cell.speedup_decode.value is not None):
         found = [cell.predicted for cell in cells if cell.predicted]
         _predict(overall, mean(each.step_cost for each in found), mean(each.speedup for each in found))
+        overall.perfect_stopping = mean(cell.perfect_stopping for cell in cells)
     return overall
 
 
@@ -319,6 +325,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "generated_tokens": _generated(turns),
         "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
         "confidence": None if peer else breakdown.confidence(turns),
+        "drafts": breakdown.drafts(turns) if info.kind == "method" else None,
         "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),
         "speedup_decode_steps": _by_steady_steps(tasks),
         "context": breakdown.context(paired),

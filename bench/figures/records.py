@@ -138,6 +138,7 @@ class MethodInfo:
     notes: dict[str, Json] = field(default_factory=dict)  # what the method reports about itself
     costs: PassCosts | None = None  # None: not known
     measured: dict[str, Json] = field(default_factory=dict)  # knobs left open, as they were measured or chosen
+    family: str = ""  # how it drafts, in a word; "": not recorded
 
     @property
     def ran(self) -> dict[str, Any]:

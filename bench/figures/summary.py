@@ -21,6 +21,7 @@ from bench.typed_json import Count, Finite, Json, MismatchError, Share, read
 SCHEMA = 1
 SUMMARY_FILE = "summary.json"
 OVERALL = "overall"  # an entry among the tasks
+FAMILIES = ("text", "heads", "self", "composition", "")  # in the order of tables; other words come before the last
 _NAME_CHARS = 30  # of a method that pages show as it is spelled
 
 
@@ -55,6 +56,26 @@ class Predicted:
 
     step_cost: Finite  # in vanilla steps
     speedup: Finite
+
+
+@dataclass(slots=True)
+class Drafts:
+    """How often steps drafted, how much then, and how much of that was accepted."""
+
+    steps: Share  # that drafted at all
+    tokens: Finite | None = None  # per step that did
+    accepted: Finite | None = None  # share
+
+
+@dataclass(slots=True)
+class Hindsight:
+    """Predicted decode speedups of steps that are known only afterwards: bounds, never measured.
+
+    See `bench.figures.hindsight`.
+    """
+
+    choice: Finite | None = None  # the cheapest of the recorded steps of all methods
+    both: Finite | None = None  # likewise, each without its rejected drafts
 
 
 @dataclass(slots=True)
@@ -108,6 +129,8 @@ class Cell:
     step_time: StepTime | None = None
     predicted: Predicted | None = None
     prediction_error: Finite | None = None
+    perfect_stopping: Finite | None = None  # predicted speedup of the recorded steps without their rejected drafts
+    drafts: Drafts | None = None
     context: list[ContextBin] = field(default_factory=list)
     ttft_s: Finite | None = None
     eos_share: Finite | None = None
@@ -145,6 +168,7 @@ class Entry:
     tasks: dict[str, Cell]  # `overall` last
     members: list[Member] = field(default_factory=list)  # of a composition, in the order in which they are asked
     label: str = ""  # what pages call it: its name, or a short one where that is a list of knobs
+    family: str = ""  # how it drafts, in a word
 
     @property
     def overall(self) -> Cell:
@@ -280,6 +304,7 @@ class Summary:
     outliers: list[Outlier] = field(default_factory=list)
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
+    hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()
@@ -297,6 +322,16 @@ class Summary:
     def of_kind(self, *kinds: str) -> dict[str, Entry]:
         """The methods of some kinds ("vanilla", "method", "peer"), by name, kind after kind."""
         return {name: e for kind in kinds for name, e in self.methods.items() if e.kind == kind}
+
+    def ranked(self, *kinds: str) -> dict[str, Entry]:
+        """The same, the methods of a kind by family, and in each the fastest first."""
+
+        def place(item: tuple[str, Entry]) -> tuple[int, int, str, float]:
+            family = item[1].family
+            known = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES) - 2
+            return kinds.index(item[1].kind), known, family, -(item[1].overall.speedup_decode.value or 0)
+
+        return dict(sorted(self.of_kind(*kinds).items(), key=place))
 
 
 def read_summary(folder: Path) -> Summary:

@@ -155,9 +155,14 @@ def wrapped(task: str) -> str:
 
 def curve(axes: Axes, values: Sequence[float | None], label: str, index: int, **style: Any) -> None:
     """The rates at w = 1, 2, ... that are defined, in the colour and with the marker of a place in the palette."""
-    points = [(w, value) for w, value in enumerate(values, 1) if value is not None]
     style |= {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-    axes.plot([w for w, _ in points], [value for _, value in points], label=label, clip_on=False, **style)
+    axes.plot(*points(values), label=label, clip_on=False, **style)
+
+
+def points(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The places w = 1, 2, ... and the rates of those that are defined."""
+    known = [(float(w), value) for w, value in enumerate(values, 1) if value is not None]
+    return [w for w, _ in known], [value for _, value in known]
 
 
 def _reserve(figure: Figure, lines: int) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bench.errors import program
 from bench.figures.records import read_run
-from bench.figures.summary import Entry, Summary, read_summary
+from bench.figures.summary import Entry, StepTime, Summary, read_summary
 from bench.report import HTML_FILE
 from bench.report.cautions import cautions
-from bench.report.formats import number
+from bench.report.diagnosis import diagnosis
+from bench.report.formats import UNDEFINED, number
 from bench.report.model import listed
 from bench.report.plain import paragraphs
 from bench.report.terminal import terminal_table
@@ -39,8 +40,9 @@ def answer(summary: Summary) -> list[str]:
     found = summary.of_kind("method") or summary.of_kind("peer")
     fastest = sorted(found.items(), key=lambda item: -(item[1].overall.speedup_decode.value or 0))
     lines = []
+    vanilla = next((e.overall.step_time for e in summary.of_kind("vanilla").values()), None)
     for name, entry in fastest[:_SHOWN]:
-        lines += [paragraphs(headline(name, entry, sampled=summary.sampling is not None)), *_reason(entry)]
+        lines += [paragraphs(headline(name, entry, sampled=summary.sampling is not None)), *_reason(entry, vanilla)]
     if len(found) > _SHOWN:
         lines.append(f"{len(found) - _SHOWN} more methods are slower: see the overview.")
     for name, entry in summary.of_kind("vanilla").items():
@@ -49,8 +51,8 @@ def answer(summary: Summary) -> list[str]:
     return lines
 
 
-def _reason(entry: Entry) -> list[str]:
-    """Tokens per step and the cost of a step, whose ratio is the speedup."""
+def _reason(entry: Entry, vanilla: StepTime | None) -> list[str]:
+    """Tokens per step and the cost of a step, whose ratio is the speedup; then what bounds it."""
     rate, step = entry.overall.compression_rate, entry.overall.step_time
     if rate is None:
         return []
@@ -60,4 +62,5 @@ def _reason(entry: Entry) -> list[str]:
         parts = {name: getattr(step, name) for name in ("draft", "verify", "rest")}
         if None not in parts.values():
             text += f" ({', '.join(f'{name} {number(value)}' for name, value in parts.items())})"
-    return [paragraphs(f"{text}.")]
+    said = diagnosis(entry, vanilla)
+    return [paragraphs(f"{text}." + ("" if said == UNDEFINED else f" What bounds it: {said}."))]

@@ -32,6 +32,10 @@ DEFINITIONS = """\
   cost of a draft and of a forward pass over n tokens is measured alone; the rest (and drafts that cannot be produced
   alone) in the warm-up. Predicted speedup: CR over that cost. *Error*: predicted over measured, minus 1. Predictions do
   not include sampling.
+- **Perfect stopping**: the predicted speedup of the steps that were taken, each without its rejected drafts and with at
+  most one call of the draft model per accepted draft. **Best method at every step**: that of the cheapest way through
+  each answer by recorded steps of any method, where a plain step is possible everywhere. Both are bounds known only
+  afterwards, computed from records; steps that no method took are unknown.
 - **Confidence**: the draft model's own probability of a token, for *accepted* drafts and for drafts *rejected* where
   verification ended.
 - **Time by context**: turns in bins of prompt length plus half the answer, with the decode time per token in each bin.

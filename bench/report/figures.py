@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.figures.published import Source, read_published
 from bench.figures.summary import OVERALL, Cell, Estimate, Summary
-from bench.report import canvas, figures_averages, figures_steps
-from bench.report.canvas import GREY, Plot
+from bench.report import canvas, figures_averages, figures_many, figures_steps
+from bench.report.canvas import GREY, Plot, points
 from bench.report.formats import shown_name, task_name
+from bench.report.tables import MANY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,11 +84,14 @@ def _bars(
 ) -> Figure | None:
     """One group of bars a task and one for overall, one colour a method, vanilla as the line at 1."""
     tasks = canvas.tasks_of(summary, names)
-    entries = {name: summary.methods[name].tasks for name in names}
-    values = {name: {task: estimate(cells[task]) for task in tasks if task in cells} for name, cells in entries.items()}
+    entries = {name: summary.methods[name] for name in names}
+    values = {name: {task: estimate(e.tasks[task]) for task in tasks if task in e.tasks} for name, e in entries.items()}
     drawn = [canvas.top(item) for row in values.values() for item in row.values() if item.value is not None]
     if not drawn:
         return None
+    if len(names) > MANY:
+        note = note.replace("bars:", "dots:")
+        return figures_many.by_task(summary, PLOTS[plot].title, entries, estimate, label, note)
     figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
     # Overall is set a little apart: it is a mean of the others.
     centres = {task: i + (0.25 if task == OVERALL else 0) for i, task in enumerate(tasks)}
@@ -133,8 +137,12 @@ def _ctar_by_window(summary: Summary) -> Figure | None:
     curves = {name: (e, ctar) for name, e in summary.of_kind("method").items() if (ctar := e.overall.ctar)}
     if not curves:
         return None
-    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"].title)
     longest = max(len(values) for _, values in curves.values())
+    if len(curves) > MANY:
+        found = {name: points(_to_window(longest, values)) for name, (_, values) in curves.items()}
+        labels = ("window w (tokens)", "CTAR(w)")
+        return figures_many.panels_of(summary, PLOTS["ctar_by_window"].title, found, labels)[0]
+    figure, (axes,) = canvas.canvas(summary, PLOTS["ctar_by_window"].title)
     for name, (entry, values) in curves.items():
         tasks, place = entry.by_task, canvas.rank(summary, name)
         suffix = ""

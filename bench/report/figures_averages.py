@@ -11,7 +11,7 @@ from bench.figures.summary import Estimate, Summary
 from bench.report import canvas
 from bench.report.canvas import GREY, Plot
 from bench.report.formats import shown_name
-from bench.report.tables import ESTIMATORS
+from bench.report.tables import ESTIMATORS, in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def draw(summary: Summary, sources: Sequence[Source]) -> dict[str, Figure | None
 def _three_estimators(summary: Summary) -> Figure | None:
     """A row a method, a dot with its interval an estimator; decode left, end-to-end right."""
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ESTIMATORS]
-    entries = summary.of_kind("method", "peer")
+    entries = in_order(summary, "method", "peer")
     entries = {name: e for name, e in entries.items() if all(getattr(e.overall, key).value for key in keys)}
     if not entries:
         return None

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from bench.figures.summary import Cell, Confidence, ContextBin, Entry, StepTime, Summary
-from bench.report import canvas
+from bench.report import canvas, figures_many
 from bench.report.canvas import GREY, PALETTE, Plot
 from bench.report.formats import shown_name, times
+from bench.report.tables import MANY, in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def _with(summary: Summary, key: str, *kinds: str) -> dict[str, Entry]:
 
 def _time_per_step(summary: Summary) -> Figure | None:
     """A bar a method; a task's CR over its total is its speedup, and of the tasks' means nearly so."""
-    entries = {name: e for name, e in summary.of_kind("vanilla", "method").items() if e.timed}
+    entries = {name: e for name, e in in_order(summary, "vanilla", "method").items() if e.timed}
     if all(entry.kind == "vanilla" for entry in entries.values()):
         return None
     note = "overall; a method beats vanilla where its CR is beyond the end of its bar (exact by task)"
@@ -139,10 +140,12 @@ def _emitted_per_step(summary: Summary) -> Figure | None:
     counts = {name: row for name, row in counts.items() if sum(row)}
     if not counts:
         return None
-    figure, (axes,) = canvas.canvas(
-        summary, PLOTS["emitted_per_step"].title, note="all tasks; share of the method's steps"
-    )
     longest = max(map(len, counts.values()))
+    cut = any(len(entry.overall.emitted_histogram or []) > MOST_EMITTED for entry in entries.values())
+    title, note = PLOTS["emitted_per_step"].title, "all tasks; share of the method's steps"
+    if len(counts) > MANY:
+        return figures_many.shares(summary, title, counts, f"{longest}{'+' if cut else ''}", note)
+    figure, (axes,) = canvas.canvas(summary, title, note=note)
     width = 0.84 / len(counts)
     for index, (name, row) in enumerate(counts.items()):
         offset = (index - (len(counts) - 1) / 2) * width
@@ -152,7 +155,6 @@ def _emitted_per_step(summary: Summary) -> Figure | None:
         bars = axes.bar(places, shares, width * 0.92, label=shown_name(name, entries[name]), **style)
         if len(counts) <= 2:
             axes.bar_label(bars, labels=[_share(share) for share in shares], padding=2, fontsize=9)
-    cut = any(len(entry.overall.emitted_histogram or []) > MOST_EMITTED for entry in entries.values())
     labels = [str(tokens) for tokens in range(1, longest + 1)]
     axes.set_xticks(range(1, longest + 1), [*labels[:-1], f"{labels[-1]}+" if cut else labels[-1]])
     axes.set_xlim(0.4, max(longest, 3) + 0.6)
@@ -202,6 +204,9 @@ def _curves(summary: Summary, plot: str, key: str, note: str, labels: tuple[str,
     }
     if not entries:
         return None
+    if len(entries) > MANY:
+        curves = {name: canvas.points(getattr(entry.overall, key)) for name, entry in entries.items()}
+        return figures_many.panels_of(summary, PLOTS[plot].title, curves, labels, note)[0]
     figure, (axes,) = canvas.canvas(summary, PLOTS[plot].title, note=note)
     for name, entry in entries.items():
         label = shown_name(name, entry)
@@ -218,7 +223,7 @@ def _curves(summary: Summary, plot: str, key: str, note: str, labels: tuple[str,
 
 def _draft_confidence(summary: Summary) -> Figure | None:
     """A panel a method: the shares of its accepted and of its rejected drafts by confidence."""
-    shown = summary.of_kind("method").items()
+    shown = in_order(summary, "method").items()
     entries = {shown_name(n, e): c for n, e in shown if (c := e.overall.confidence) and any(c.accepted + c.rejected)}
     if not entries:
         return None
@@ -260,7 +265,17 @@ def _time_by_context(summary: Summary) -> Figure | None:
     if not entries:
         return None
     note = "turns in bins of context (prompt plus half the answer); the method's and vanilla's mean in each"
-    figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_token_by_context"].title, note=note)
+    title, labels = PLOTS["time_per_token_by_context"].title, ("context (tokens)", "ms per token")
+    if len(entries) > MANY:
+        ours, base = (
+            {name: _points(entry.overall.context, key) for name, entry in entries.items()}
+            for key in ("ms_per_token", "vanilla_ms_per_token")
+        )
+        note = f"{note.rpartition(';')[0]}; dashed: vanilla on the same turns"
+        figure, panels = figures_many.panels_of(summary, title, ours, labels, note, base)
+        panels[0].set_ylim(bottom=0)
+        return figure
+    figure, (axes,) = canvas.canvas(summary, title, note=note)
     bins = max((entry.overall.context for entry in entries.values()), key=len)
     _line(axes, bins, "vanilla_ms_per_token", label="vanilla", color=GREY, linestyle="--", marker=".")
     for name, entry in entries.items():
@@ -268,15 +283,19 @@ def _time_by_context(summary: Summary) -> Figure | None:
         style = {"color": canvas.colour(summary, name), "marker": canvas.MARKERS[place % len(canvas.MARKERS)]}
         _line(axes, entry.overall.context, "ms_per_token", label=shown_name(name, entry), linewidth=2.0, **style)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("context (tokens)")
-    axes.set_ylabel("ms per token")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def _line(axes: Axes, bins: list[ContextBin], key: str, **style: Any) -> None:
-    points = [(item.context or 0.0, y) for item in bins if (y := getattr(item, key)) is not None]
-    axes.plot([x for x, _ in points], [y for _, y in points], **style)
+    axes.plot(*_points(bins, key), **style)
+
+
+def _points(bins: list[ContextBin], key: str) -> tuple[list[float], list[float]]:
+    known = [(item.context or 0.0, y) for item in bins if (y := getattr(item, key)) is not None]
+    return [x for x, _ in known], [y for _, y in known]
 
 
 def _percent() -> Any:

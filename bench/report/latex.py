@@ -6,8 +6,8 @@ import re
 import unicodedata
 
 from bench.figures.summary import Summary
-from bench.report.formats import UNDEFINED, number, setting_text, shortened, shown_is
-from bench.report.tables import headline
+from bench.report.formats import UNDEFINED, number, setting_text, shortened, shown_is, times_between
+from bench.report.tables import by_method, in_order
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -56,13 +56,13 @@ def report_tex(summary: Summary) -> str:
 
     The part between the marked lines is the table alone, for a paper that loads `booktabs`.
     """
-    entries = summary.of_kind("method", "peer")
-    table = headline(summary)
-    tasks = table.rows if len(table.rows) != 2 else table.rows[:1]  # overall of one task is that task
-    header = ["Method", *(_heading(row[0]) for row in tasks), "CR"]
+    entries = in_order(summary, "method", "peer")
+    table = by_method("decode speedup", entries, lambda cell: times_between(cell.speedup_decode))
+    tasks = table.header[1:] if len(table.header) != 3 else table.header[1:2]  # overall of one task is that task
+    header = ["Method", *map(_heading, tasks), "CR"]
     rows = [
-        " & ".join([_label(name), *(_value(row[place]) for row in tasks), _rate(entry.overall.compression_rate)])
-        for place, (name, entry) in enumerate(zip(table.header[1:], entries.values(), strict=True), 1)
+        " & ".join([_label(name), *map(_value, values[: len(tasks)]), _rate(entry.overall.compression_rate)])
+        for (name, *values), entry in zip(table.rows, entries.values(), strict=True)
     ] or [r"\multicolumn{" + str(len(header)) + r"}{l}{no method but vanilla was run}"]
     what = (
         f"Decode speedup over vanilla decoding and compression rate (CR, overall): {', '.join(setting_text(summary))}."

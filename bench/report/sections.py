@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import tables
+from bench.report import diagnosis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -90,7 +90,7 @@ def sections(
         *([sampling_text(summary.sampling)] if summary.sampling else []),
     ]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
-    methods, others = summary.of_kind("method"), summary.of_kind("method", "peer")
+    methods, others = tables.in_order(summary, "method"), summary.of_kind("method", "peer")
     names = {int(token): text for token, text in (token_texts or {}).items()}
     found = [
         Section(title, list(_top(summary, plots)), "Results"),
@@ -98,6 +98,7 @@ def sections(
         Section("Overview", [*tables.overview(summary), shown_is(summary)] if len(summary.methods) > 2 else []),
         _three_ways(summary),
         _times(summary),
+        diagnosis.section(summary),
         published_section(summary, read_published() if sources is None else sources),
         *(_method(run, summary, name) for name in methods),
         _against(summary),
@@ -150,7 +151,10 @@ def _top(summary: Summary, plots: Sequence[Image]) -> Iterator[str | Cards | Tab
     """The sentences, the headline tables with what they show, the first plot."""
     shown = summary.of_kind("method", "peer")
     if shown:
-        yield Cards([_card(name, entry, summary.sampling is not None) for name, entry in shown.items()])
+        cards = tables.fastest(summary, "method", "peer")
+        yield Cards([_card(name, entry, summary.sampling is not None) for name, entry in cards.items()])
+        if len(cards) < len(shown):
+            yield f"The fastest of each kind, of {len(shown)} methods and peers; all are in the tables."
         yield tables.headline(summary)
         yield tables.overall(summary)
         yield shown_is(summary)
@@ -183,14 +187,14 @@ def _about_intervals(summary: Summary) -> str:
 
 
 def _three_ways(summary: Summary) -> Section:
-    shown = {shown_name(name, entry): entry for name, entry in summary.of_kind("method").items()}
+    shown = {shown_name(name, entry): entry for name, entry in tables.in_order(summary, "method").items()}
     parts = [Section(f"{name}: three ways", [tables.three_ways(name, entry)]) for name, entry in shown.items()]
     about = f"{THREE_WAYS} {_about_intervals(summary)}"
-    return Section("Three ways to average", [about, *parts] if parts else [])
+    return Section("Three ways to average", [about, *parts] if parts else [], folded=len(parts) > tables.MANY)
 
 
 def _times(summary: Summary) -> Section:
-    timed = {name: entry for name, entry in summary.of_kind("vanilla", "method").items() if entry.timed}
+    timed = {name: entry for name, entry in tables.in_order(summary, "vanilla", "method").items() if entry.timed}
     known = any(entry.kind == "method" for entry in timed.values())
     found = tables.time({shown_name(name, entry): entry for name, entry in timed.items()})
     return Section("Where the time goes", [TIMES, found] if known else [], "Time")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.figures.breakdown import ratio
 from bench.figures.metrics import VERDICTS, ordered_tasks
-from bench.figures.summary import OVERALL, Cell, Entry, Estimate, Predicted, StepTime, Summary
+from bench.figures.summary import OVERALL, Cell, Drafts, Entry, Estimate, Predicted, StepTime, Summary
 from bench.report.formats import (
     UNDEFINED,
     count,
@@ -35,6 +35,7 @@ ESTIMATORS = {  # by the ending of their fields in a cell
     "_mean_rates": "Spec-Bench's mean of rates",
     "_geometric": "geometric mean",
 }
+MANY = 7  # methods: more have a row each in tables by task, and no colour of their own in plots
 _TASK_CHARS = 24  # of a task's name in the terminal's overview; all of Spec-Bench's fit
 _BY_WINDOW = {  # rates by window: heading of a column, caption
     "ctar": ("w = {}", "CTAR(w): share of steps that added more than w tokens"),
@@ -44,6 +45,7 @@ _BY_WINDOW = {  # rates by window: heading of a column, caption
 _NESTED: dict[str, Sequence[str]] = {
     "lossless": VERDICTS,
     "step_time": [field.name for field in dataclasses.fields(StepTime)],
+    "drafts": [field.name for field in dataclasses.fields(Drafts)],
     "predicted": [field.name for field in dataclasses.fields(Predicted)],
 }
 _LISTS = ("ctar", "conditional_acceptance", "window_ctar", "emitted_histogram")
@@ -54,14 +56,17 @@ Verdict = Callable[[dict[str, int] | None], str]
 
 
 def headline(summary: Summary) -> Table:
-    """Decode speedup with intervals: one row a task, one column a method or peer."""
-    shown = summary.of_kind("method", "peer")
+    """Decode speedup with intervals: one row a task, one column a method or peer; the other way round for many."""
+    shown = in_order(summary, "method", "peer")
     return _side_by_side("decode speedup", shown, lambda cell: times_between(cell.speedup_decode))
 
 
 def overall(summary: Summary) -> Table:
-    """One row a method or peer: what it adds to the model, and what it gains over all tasks."""
+    """One row a method or peer: what it adds to the model, and what it gains over all tasks. By family, if recorded."""
+    shown = summary.ranked("method", "peer")
+    families = any(entry.family for entry in shown.values())
     columns = [
+        *([Column("kind", kind_of, left=True)] if families else []),
         Column("extra parameters", lambda entry: count(entry.extra_parameters)),
         Column("speedup decode", lambda entry: times_between(entry.overall.speedup_decode)),
         Column("speedup end-to-end", lambda entry: times_between(entry.overall.speedup_total)),
@@ -70,12 +75,34 @@ def overall(summary: Summary) -> Table:
         Column("time drafting", lambda entry: number(entry.overall.draft_time_share)),
         Column("output identical", lambda entry: identical_text(entry.overall.lossless)),
     ]
-    return by_row("method, overall", _shown(summary.of_kind("method", "peer")), columns, "Over all tasks")
+    return by_row("method, overall", _shown(shown), columns, "Over all tasks")
+
+
+def kind_of(entry: Entry) -> str:
+    """How a method drafts, in a word."""
+    return entry.family or (entry.kind if entry.kind == "peer" else UNDEFINED)
+
+
+def in_order(summary: Summary, *kinds: str) -> dict[str, Entry]:
+    """Methods as tables show them: many are sorted, few are in the order in which they were asked for."""
+    found = summary.of_kind(*kinds)
+    return summary.ranked(*kinds) if len(found) > MANY else found
+
+
+def fastest(summary: Summary, *kinds: str) -> dict[str, Entry]:
+    """Of many methods, the fastest of each family; else all."""
+    found = summary.of_kind(*kinds)
+    if len(found) <= MANY:
+        return found
+    first: dict[tuple[str, str], str] = {}
+    for name, entry in summary.ranked(*kinds).items():
+        first.setdefault((entry.kind, entry.family), name)
+    return {name: found[name] for name in first.values()}
 
 
 def overview(summary: Summary) -> list[Table]:
     """All methods by task: end-to-end speedup (peers too), then CR."""
-    methods, shown = summary.of_kind("method"), summary.of_kind("method", "peer")
+    methods, shown = in_order(summary, "method"), in_order(summary, "method", "peer")
     found = [_side_by_side("end-to-end speedup", shown, lambda cell: times_between(cell.speedup_total))]
     if methods:  # a peer brings its own loop: no steps, no CR
         found.append(_side_by_side("CR", methods, lambda cell: number(cell.compression_rate)))
@@ -96,15 +123,18 @@ def short_overview(entries: Mapping[str, Entry]) -> Table:
 
 
 def against(summary: Summary) -> Table | None:
-    """Decode speed of each method (rows) over each other one's (columns); None for fewer than two."""
+    """Decode speed of each method (rows) over each other one's (columns); None for fewer than two.
+
+    Of many methods, the columns are the fastest of each family.
+    """
     if not summary.against:
         return None
-    names = {name: shown_name(name, summary.methods[name]) for name in summary.against}
+    names = {name: shown_name(name, e) for name, e in in_order(summary, "method").items() if name in summary.against}
+    others = [name for name in fastest(summary, "method") if name in names]
     rows = [
-        [names[name], *(times_between(row[other]) if other in row else UNDEFINED for other in names)]
-        for name, row in summary.against.items()
+        [shown, *(times_between(summary.against[name].get(other)) for other in others)] for name, shown in names.items()
     ]
-    columns = [Column("decode speed of", left=True), *(Column(f"over {name}") for name in names.values())]
+    columns = [Column("decode speed of", left=True), *(Column(f"over {names[name]}") for name in others)]
     return Table(columns, rows, "Method against method: decode speed")
 
 
@@ -308,15 +338,26 @@ def _marked(row: list[str]) -> list[str]:
     return [Strong(text) for text in row] if row[0] == task_name(OVERALL) else row
 
 
-def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
-    """One figure of several methods: one column each, one row a task."""
+def by_method(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
+    """One figure of several methods: one row each, one column a task, overall in bold."""
     tasks = [*ordered_tasks(task for entry in entries.values() for task in entry.by_task), OVERALL]
     rows = []
-    for task in tasks:
-        cells = [entry.tasks.get(task) for entry in entries.values()]  # a peer may have been given fewer tasks
-        rows.append(_marked([task_name(task), *(show(cell) if cell else UNDEFINED for cell in cells)]))
+    for name, entry in _shown(entries).items():
+        cells = [entry.tasks.get(task) for task in tasks]  # a peer may have been given fewer tasks
+        *found, overall = [show(cell) if cell else UNDEFINED for cell in cells]
+        rows.append([name, *found, Strong(overall)])
     caption = f"{figure[:1].upper()}{figure[1:]} by task"
-    return Table([Column(figure, left=True), *(Column(name) for name in _shown(entries))], rows, caption)
+    return Table([Column(figure, left=True), *map(Column, map(task_name, tasks))], rows, caption)
+
+
+def _side_by_side(figure: str, entries: Mapping[str, Entry], show: Callable[[Cell], str]) -> Table:
+    """The same with one column a method and one row a task, unless there are many methods."""
+    table = by_method(figure, entries, show)
+    if len(entries) > MANY:
+        return table
+    names, *tasks = zip(table.header, *table.rows, strict=True)
+    columns = [table.columns[0], *map(Column, names[1:])]
+    return dataclasses.replace(table, columns=columns, rows=[_marked(list(row)) for row in tasks])
 
 
 def _steps_of(place: int) -> Callable[[Cell], str]:

@@ -34,11 +34,11 @@ _TIMES = (
 
 def terminal_table(summary: Summary) -> str:
     """Return all of a summary's tables as text."""
-    methods, peers = summary.of_kind("method"), summary.of_kind("peer")
+    methods, peers = tables.in_order(summary, "method"), summary.of_kind("peer")
     blocks = [_heading(summary), *(_method(name, entry) for name, entry in methods.items())]
     if len(methods) > 1:
         blocks.append("\n".join(["overview", *_by_method(methods, tables.short_overview)]))
-    steps = {name: entry for name, entry in summary.of_kind("vanilla", "method").items() if entry.timed}
+    steps = {name: entry for name, entry in tables.in_order(summary, "vanilla", "method").items() if entry.timed}
     if any(name in methods for name in steps):
         blocks.append("\n".join(["where the time goes", *_by_method(steps, tables.time), *_wrapped(_TIMES)]))
     for name, entry in peers.items():

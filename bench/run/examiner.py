@@ -131,7 +131,7 @@ class Examiner:
             turn.error = f"{type(error).__name__}: {error}"
             return turn
         turn.others_share = others.turn_share() if others else None
-        _fill(turn, answer, self.loaded.eos)
+        fill(turn, answer, self.loaded.eos)
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
 
@@ -185,7 +185,8 @@ def _new_turn(contestant: Contestant, question: Question, index: int, number: in
     return Turn(contestant.label, question.question_id, question.task, question.category, index, number, error=error)
 
 
-def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
+def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
+    """Record an answer and its steps."""
     turn.token_ids = list(answer.token_ids)
     turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
     turn.finish = answer.finish(eos)

@@ -120,6 +120,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
                 c.method.notes | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
                 c.method.measured,
+                c.method.family,
             )
             for c in examiner.contestants
         },

@@ -65,6 +65,7 @@ class Progress:
 class Kangaroo(SpeculativeMethod):
     """Drafts with the target's own first layers and an adapter."""
 
+    family = "self"
     Config = KangarooConfig
     presets = knobs.presets
     published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)

@@ -63,6 +63,7 @@ def _check_count(config: MedusaConfig, made: HeadsConfig, folder: Path) -> None:
 class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state."""
 
+    family = "heads"
     Config = MedusaConfig
     presets = knobs.presets
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)

@@ -29,6 +29,8 @@ CELL_KEYS = {
     "tok_per_s_vanilla",
     "compression_rate",
     "draft_token_share",
+    "perfect_stopping",
+    "drafts",
     "draft_time_share",
     "repetition",
     "ctar",
@@ -368,6 +370,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "excluded_questions",
         "failed_methods",
         "against",
+        "hindsight",
         "failed",
         "divergences",
         "busy_turns",
@@ -383,7 +386,17 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
     assert (summary["statistics"]["interval"], summary["statistics"]["resamples"] >= 2000) == (0.95, True)
     assert (summary["statistics"]["cluster"], summary["statistics"]["strata"]) == ("question", "task")
     entry = summary["methods"]["kangaroo"]
-    assert set(entry) == {"kind", "label", "lossless", "extra_parameters", "notes", "answered", "tasks", "members"}
+    assert set(entry) == {
+        "kind",
+        "label",
+        "lossless",
+        "extra_parameters",
+        "notes",
+        "answered",
+        "tasks",
+        "members",
+        "family",
+    }
     assert entry["answered"] == {"questions": 3, "of": 3}
     assert (entry["kind"], entry["lossless"], entry["extra_parameters"]) == ("method", True, 7)
     assert list(entry["tasks"]) == ["translation", "qa", "overall"]

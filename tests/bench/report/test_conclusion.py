@@ -9,6 +9,7 @@ import pytest
 
 from bench import text
 from bench.figures.metrics import summarize
+from bench.figures.summary import Drafts
 from bench.report import write_report
 from bench.report.conclusion import answer, conclusion
 from tests.bench.report.full_summary import rich_summary
@@ -51,6 +52,15 @@ def test_the_interval_is_with_the_speedup_and_the_parts_with_the_cost():
     assert reason == (
         f"Reason: {cell.compression_rate:.2f} tokens per step (CR), and a step costs {step.total:.2f} vanilla steps "
         f"(draft {step.draft:.2f}, verify {step.verify:.2f}, rest {step.rest:.2f})."
+    )
+
+
+def test_the_reason_ends_with_what_bounds_the_method():
+    summary = rich_summary(("kangaroo",))
+    summary.methods["kangaroo"].overall.drafts = Drafts(0.25, 4.0, 0.5)
+    *_, reason = answer(summary)
+    assert words(reason).endswith(
+        "What bounds it: coverage: it drafts in 25% of its steps, which then add 3.00 tokens."
     )
 
 
