@@ -17,7 +17,7 @@ FLOORS = (
     ("bench.report",),
     ("bench.figures",),
     ("methods",),
-    ("bench.drafting", "bench.models", "bench.questions"),
+    ("bench.decontaminate", "bench.drafting", "bench.models", "bench.questions"),
     ("bench.engine",),
     ("bench.config", "bench.errors", "bench.files", "bench.progress", "bench.text", "bench.typed_json"),
 )

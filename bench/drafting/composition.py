@@ -45,6 +45,8 @@ class Composition(SpeculativeMethod):
     def __init__(self, target: Decoder, config: CompositionConfig):
         super().__init__(target, config)
         self.members = [member.method(target, member.config) for member in config.members]
+        for member in self.members[:-1]:
+            member.followed = True
         self.taps = tuple(sorted({layer for member in self.members for layer in member.taps}))
         for label, member in self._named():
             if not member.lossless:

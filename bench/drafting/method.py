@@ -84,6 +84,7 @@ class SpeculativeMethod(Method):
     resume_layer: int = 0  # layers of the target that drafting has already run when a draft is verified
     published: ClassVar[Published | None] = None  # the cost of its published form, for the lab
     memory: str = "question"  # how long it remembers: "question", "run", or "corpus:<sha256>"
+    followed: bool = False  # in a composition: whether another member may draft where it does not
 
     @abstractmethod
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:

@@ -1,0 +1,154 @@
+"""What methods share that look up in earlier text what followed the newest tokens: knobs, the decision, bookkeeping.
+
+A method subclasses `Lookup` and says what its index of a text is and what it finds there. What is found is drafted
+whole, as published (`stop=never`), or as far as it is worth its verification (`stop=gain`, see `bench.drafting.worth`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.config import setting
+from bench.drafting.knobs import Costs
+from bench.drafting.method import TextMethod
+from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
+from bench.drafting.tree import ROOT
+from bench.drafting.worth import NOTHING, PRIOR, Found, WorthRule
+from bench.engine import MAX_DRAFTS
+
+if TYPE_CHECKING:
+    from bench.engine.decoder import Decoder
+
+STOPS = ("gain", "never")
+FOLLOWED = 5  # tokens that must match where another member drafts otherwise (SAM-Decoding, arXiv 2411.10666)
+
+
+@dataclass(frozen=True)
+class LookupConfig:
+    """The knobs that these methods share."""
+
+    tokens: int = setting(24, "most drafts in a step")
+    stop: str = setting(
+        "gain",
+        "gain: only drafts that are expected to gain more than they cost on this device, judged by the length of the "
+        "match and by what was right so far; never: all that is found, as published",
+    )
+    least: int = setting(
+        0,
+        "tokens that must match; 0: 1, but in a composition 5 if a member after this one drafts where this one does "
+        "not",
+    )
+    costs: str = setting(
+        "", "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tokens <= MAX_DRAFTS:
+            raise ValueError(f"tokens={self.tokens} must be in 1..{MAX_DRAFTS}")
+        if self.stop not in STOPS:
+            raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
+        if self.least < 0:
+            raise ValueError(f"least={self.least} must be at least 1 (0: by where it is used)")
+        if self.costs:
+            Costs.parse(self.costs)
+
+
+@dataclass
+class Notes:
+    """The state of a sequence."""
+
+    index: Any  # of its text
+    rule: WorthRule | None
+    found: Found = NOTHING
+    drafted: Many[int] | None = None  # in the step that is going on; None: it was not asked
+
+
+class Lookup(TextMethod):
+    """Drafts what followed the newest tokens where they occurred before."""
+
+    Config = LookupConfig
+    prior: ClassVar[Many[float]] = PRIOR
+
+    def __init__(self, target: Decoder, config: Any):
+        super().__init__(target, config)
+        if config.costs:
+            self.costs = Costs.parse(config.costs)
+        if config.stop == "gain":
+            _ = self.costs  # measured before anything is timed
+
+    @abstractmethod
+    def index(self, context: list[int]) -> Any:
+        """Return an index of a text, prompt and first token."""
+
+    @abstractmethod
+    def extend(self, index: Any, tokens: list[int]) -> None:
+        """Append tokens to the text."""
+
+    @abstractmethod
+    def find(self, index: Any, most: int, depth: int) -> Found:
+        """Return what followed the newest tokens before: at most `most` tokens, at most `depth` in a row."""
+
+    @property
+    def least(self) -> int:
+        """Tokens that must match."""
+        return self.config.least or (FOLLOWED if self.followed else 1)
+
+    @property
+    def widest(self) -> int:
+        """As many as are found, if none are left out."""
+        return 1 + self.config.tokens if self.config.stop == "never" else 1
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The costs that stop=gain uses."""
+        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
+
+    def _notes(self, context: list[int]) -> Notes:
+        rule = WorthRule(self.costs, self.prior) if self.config.stop == "gain" else None
+        return Notes(self.index(context), rule)
+
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Index the prompt."""
+        sequence.notes = self._notes(sequence.context)
+
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """Return a draft for each sequence."""
+        return [self._draft(sequence.notes, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+
+    def propose_text(self, context: list[int], budget: int) -> Draft:
+        """Return a draft as for the first step of a question."""
+        return self._draft(self._notes(context), budget)
+
+    def _draft(self, notes: Notes, budget: int) -> Draft:
+        notes.found = found = self.find(notes.index, self.config.tokens, budget) if budget else NOTHING
+        draft = NO_DRAFT
+        if found.tokens and found.length >= self.least:
+            if notes.rule is None:
+                draft = Draft(list(found.tokens), found.parents)
+            elif chosen := notes.rule.choose(found, self.config.tokens):
+                draft = _some(found, chosen)
+        notes.drafted = draft.tokens
+        return draft
+
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Learn from what was right, and index the new tokens."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            notes: Notes = sequence.notes
+            if notes.rule is not None:
+                notes.rule.learn(notes.found, outcome.emitted)
+                if outcome.draft.tokens is notes.drafted:  # nobody's or its own; not another member's
+                    notes.rule.end(len(notes.drafted), len(outcome.emitted))
+            self.extend(notes.index, outcome.emitted)
+            notes.found, notes.drafted = NOTHING, None
+
+
+def _some(found: Found, chosen: list[int]) -> Draft:
+    """Return a draft of some of the tokens, by number; with a token comes its parent, before it."""
+    tokens = [found.tokens[i] for i in chosen]
+    if found.parents is None:
+        return Draft(tokens)
+    numbers = {ROOT: ROOT} | {node: number for number, node in enumerate(chosen)}
+    return Draft(tokens, [numbers[found.parents[node]] for node in chosen])
