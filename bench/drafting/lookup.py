@@ -16,7 +16,7 @@ from bench.drafting.knobs import Costs
 from bench.drafting.method import TextMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import ROOT
-from bench.drafting.worth import NOTHING, PRIOR, Found, WorthRule
+from bench.drafting.worth import LENGTHS, PRIOR, Found, WorthRule
 from bench.engine import MAX_DRAFTS
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Notes:
 
     index: Any  # of its text
     rule: WorthRule | None
-    found: Found = NOTHING
+    found: Many[Found] = ()
     drafted: Many[int] | None = None  # in the step that is going on; None: it was not asked
 
 
@@ -70,7 +70,7 @@ class Lookup(TextMethod):
     """Drafts what followed the newest tokens where they occurred before."""
 
     Config = LookupConfig
-    prior: ClassVar[Many[float]] = PRIOR
+    priors: ClassVar[Many[Many[float]]] = (PRIOR,)  # by kind of text
 
     def __init__(self, target: Decoder, config: Any):
         super().__init__(target, config)
@@ -83,13 +83,16 @@ class Lookup(TextMethod):
     def index(self, context: list[int]) -> Any:
         """Return an index of a text, prompt and first token."""
 
-    @abstractmethod
     def extend(self, index: Any, tokens: list[int]) -> None:
         """Append tokens to the text."""
+        index.extend(tokens)
 
     @abstractmethod
-    def find(self, index: Any, most: int, depth: int) -> Found:
-        """Return what followed the newest tokens before: at most `most` tokens, at most `depth` in a row."""
+    def find(self, index: Any, most: int, depth: int) -> Many[Found]:
+        """Return what followed the newest tokens before: at most `most` tokens, at most `depth` in a row.
+
+        With stop=never, the first is drafted; else the one that is worth most.
+        """
 
     @property
     def least(self) -> int:
@@ -107,7 +110,7 @@ class Lookup(TextMethod):
         return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
 
     def _notes(self, context: list[int]) -> Notes:
-        rule = WorthRule(self.costs, self.prior) if self.config.stop == "gain" else None
+        rule = WorthRule(self.costs, self.priors) if self.config.stop == "gain" else None
         return Notes(self.index(context), rule)
 
     def open(self, sequence: Sequence, prompt: States) -> None:
@@ -123,13 +126,17 @@ class Lookup(TextMethod):
         return self._draft(self._notes(context), budget)
 
     def _draft(self, notes: Notes, budget: int) -> Draft:
-        notes.found = found = self.find(notes.index, self.config.tokens, budget) if budget else NOTHING
+        most = self.config.tokens
+        notes.found = self.find(notes.index, most, budget) if budget else ()
+        long = [found for found in notes.found if found.tokens and found.length >= self.least]
         draft = NO_DRAFT
-        if found.tokens and found.length >= self.least:
-            if notes.rule is None:
-                draft = Draft(list(found.tokens), found.parents)
-            elif chosen := notes.rule.choose(found, self.config.tokens):
+        if notes.rule is not None:
+            weighed = [(found, *notes.rule.choose(found, most)) for found in long]
+            found, chosen, gain = max(weighed, key=lambda option: option[-1], default=(None, [], 0.0))
+            if found is not None and gain > 0:
                 draft = _some(found, chosen)
+        elif long:
+            draft = Draft(list(long[0].tokens), long[0].parents)
         notes.drafted = draft.tokens
         return draft
 
@@ -138,11 +145,32 @@ class Lookup(TextMethod):
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             notes: Notes = sequence.notes
             if notes.rule is not None:
-                notes.rule.learn(notes.found, outcome.emitted)
+                for found in notes.found:
+                    notes.rule.learn(found, outcome.emitted)
                 if outcome.draft.tokens is notes.drafted:  # nobody's or its own; not another member's
                     notes.rule.end(len(notes.drafted), len(outcome.emitted))
             self.extend(notes.index, outcome.emitted)
-            notes.found, notes.drafted = NOTHING, None
+            notes.found, notes.drafted = (), None
+
+
+@dataclass
+class Text:
+    """The newest tokens of a text."""
+
+    most: int
+    tokens: list[int]
+
+    def extend(self, tokens: Many[int]) -> None:
+        """Append tokens."""
+        self.tokens = [*self.tokens, *tokens][-self.most :]
+
+
+def matching(text: Many[int], end: int) -> int:
+    """Return how many tokens before `end` equal the newest ones of the text, counted as far as it matters."""
+    length = 0
+    while length < min(end, LENGTHS[-1]) and text[end - 1 - length] == text[-1 - length]:
+        length += 1
+    return length
 
 
 def _some(found: Found, chosen: list[int]) -> Draft:

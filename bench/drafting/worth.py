@@ -13,15 +13,20 @@ from dataclasses import dataclass, field
 from bench.drafting.knobs import Costs
 from bench.drafting.tree import ROOT, chain_of, tree_of
 
-# Match lengths that share a chance, each up to the next; and the chances, as they are in the conversations that methods
-# are trained on (prompt lookup over 240 answers of each of the two models, which differ by 0.05 at most).
-LENGTHS = (1, 2, 3, 4, 6, 9, 16)
-PRIOR = (0.23, 0.53, 0.63, 0.7, 0.8, 0.87, 0.95)
+LENGTHS = (1, 2, 3, 4, 6, 9, 16)  # match lengths that share a chance, each up to the next
+# The prior: on the conversations that methods are trained on, replayed with a laptop's costs, half the odds of what was
+# measured there (0.23 to 0.95) gave the best speedup, as text without repetitions has more to lose.
+PRIOR = (0.15, 0.38, 0.48, 0.56, 0.69, 0.79, 0.91)
+CORPUS_PRIOR = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # of a corpus
 _PRIOR_TOKENS = 12.0  # found tokens that the prior counts as
 _PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
 _LOST = 0.5  # vanilla steps that drafts may lose to begin with
 _LOST_SHARE = 0.02  # and per token of the answer
 _BUCKETS = [max(i for i, least in enumerate(LENGTHS) if least <= max(1, n)) for n in range(LENGTHS[-1] + 1)]
+
+
+def _bucket(length: int, kind: int) -> int:
+    return kind * len(LENGTHS) + _BUCKETS[min(length, LENGTHS[-1])]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Found:
     tokens: Many[int] = ()
     parents: Many[int] | None = None  # as in a draft; None: a chain
     shares: Many[float] | None = None  # of each token, among what followed its parent; None: nothing else did
+    kind: int = 0  # of the text that it was found in: each kind has chances of its own
 
     @property
     def children(self) -> dict[int, list[int]]:
@@ -52,24 +58,27 @@ class WorthRule:
     """
 
     costs: Costs
-    prior: Many[float] = PRIOR
-    hits: list[float] = field(init=False)  # by bucket of match lengths
+    priors: Many[Many[float]] = (PRIOR,)  # by kind of text
+    hits: list[float] = field(init=False)  # by kind and bucket of match lengths
     tries: list[float] = field(init=False)
     tokens: float = _PRIOR_STEPS  # of steps that this rule decided, and their time in vanilla steps
     time: float = _PRIOR_STEPS
     allowance: float = _LOST
 
     def __post_init__(self) -> None:
-        self.hits = [chance * _PRIOR_TOKENS for chance in self.prior]
-        self.tries = [_PRIOR_TOKENS] * len(self.prior)
+        self.hits = [chance * _PRIOR_TOKENS for prior in self.priors for chance in prior]
+        self.tries = [_PRIOR_TOKENS] * len(self.hits)
 
-    def chance(self, length: int) -> float:
+    def chance(self, length: int, kind: int = 0) -> float:
         """Return the chance that the token after a match of `length` tokens is right."""
-        bucket = _BUCKETS[min(length, LENGTHS[-1])]
+        bucket = _bucket(length, kind)
         return min(1.0, self.hits[bucket] / self.tries[bucket])
 
-    def choose(self, found: Found, most: int) -> list[int]:
-        """Return which of the found tokens are worth verifying, by number, parents first; at most `most`."""
+    def choose(self, found: Found, most: int) -> tuple[list[int], float]:
+        """Return which of the found tokens are worth verifying, by number, parents first; at most `most`.
+
+        And what they are worth: the tokens that they are expected to gain over a step without drafts.
+        """
         reached = self._reached(found)
         order = range(len(reached)) if found.parents is None else sorted(range(len(reached)), key=lambda i: -reached[i])
         rate, single = max(1.0, self.tokens / self.time), self.costs.verifying(1)
@@ -82,7 +91,7 @@ class WorthRule:
             gain += reached[node]
             if gain - rate * more > best:
                 best, count = gain - rate * more, n
-        return list(order[:count])
+        return list(order[:count]), best
 
     def _reached(self, found: Found) -> list[float]:
         """Return for each token the chance that it and all before it are right."""
@@ -92,7 +101,7 @@ class WorthRule:
             parent = i - 1 if found.parents is None else found.parents[i]
             before, depth = (1.0, 0) if parent == ROOT else (reached[parent], depths[parent] + 1)
             share = 1.0 if found.shares is None else found.shares[i]
-            reached.append(before * share * self.chance(found.length + depth))
+            reached.append(before * share * self.chance(found.length + depth, found.kind))
             depths.append(depth)
         return reached
 
@@ -102,7 +111,7 @@ class WorthRule:
         for depth, token in enumerate(emitted):
             if not (offered := children.get(node)):
                 return
-            bucket = _BUCKETS[min(found.length + depth, LENGTHS[-1])]
+            bucket = _bucket(found.length + depth, found.kind)
             self.tries[bucket] += 1.0 if found.shares is None else sum(found.shares[i] for i in offered)
             following = next((i for i in offered if found.tokens[i] == token), None)
             if following is None:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,6 +27,7 @@ from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.progress import Log, weighed
 
+_loaded_from: WeakKeyDictionary[Decoder, Checkpoint] = WeakKeyDictionary()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -129,7 +131,7 @@ def load_decoder(
 
     """
     with memory_errors(f"model {checkpoint.name} in {dtype}"), closing(_watched(checkpoint)) as weights:
-        return Decoder.from_weights(
+        target = Decoder.from_weights(
             checkpoints.load_config(checkpoint),
             weights,
             name=checkpoint.name,
@@ -138,6 +140,20 @@ def load_decoder(
             max_len=max_len,
             quantize=quantize,
         )
+    _loaded_from[target] = checkpoint
+    return target
+
+
+def checkpoint_of(target: Decoder) -> Checkpoint:
+    """Return the checkpoint that a decoder was loaded from.
+
+    Raises:
+        UserError: it has random weights, and so no tokenizer.
+
+    """
+    if target not in _loaded_from:
+        raise UserError(f"{target.name} was not loaded from files: take a model that has a tokenizer")
+    return _loaded_from[target]
 
 
 def _watched(checkpoint: Checkpoint) -> Generator[tuple[str, torch.Tensor], None, None]:

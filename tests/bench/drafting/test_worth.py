@@ -62,21 +62,22 @@ def test_the_choice_is_the_best_of_all_subtrees(costs):
             for nodes in itertools.combinations(range(size), n)
             if all(follows[node] in (-1, *nodes) for node in nodes)
         ]
-        chosen = rule.choose(found, size)
+        chosen, worth = rule.choose(found, size)
         assert all(follows[node] in (-1, *chosen[:place]) for place, node in enumerate(chosen))
-        assert gain(tuple(chosen)) == pytest.approx(max(map(gain, subtrees)))
+        assert worth == pytest.approx(gain(tuple(chosen)))
+        assert worth == pytest.approx(max(map(gain, subtrees)))
 
 
 def test_at_most_as_many_as_asked_for_and_none_where_one_more_row_costs_a_step():
-    assert WorthRule(CHEAP).choose(chain(16, 20), 7) == list(range(7))
-    assert WorthRule(CHEAP).choose(NOTHING, 7) == []
-    assert WorthRule(DEAR).choose(chain(16, 20), 7) == []
+    assert WorthRule(CHEAP).choose(chain(16, 20), 7)[0] == list(range(7))
+    assert WorthRule(CHEAP).choose(NOTHING, 7) == ([], 0.0)
+    assert WorthRule(DEAR).choose(chain(16, 20), 7) == ([], 0.0)
 
 
 def test_what_is_found_counts_whether_or_not_it_is_drafted():
     rule, before = WorthRule(DEAR), WorthRule(DEAR)
     found = Found(1, [5, 6, 7, 8])
-    assert rule.choose(found, 4) == []
+    assert rule.choose(found, 4)[0] == []
     rule.learn(found, [5, 6, 9])
     assert [now > then for now, then in zip(rule.hits, before.hits, strict=True)][:3] == [True, True, False]
     assert rule.chance(1) > before.chance(1)
@@ -85,7 +86,7 @@ def test_what_is_found_counts_whether_or_not_it_is_drafted():
 
 
 def test_of_several_that_may_follow_one_is_right():
-    rule = WorthRule(LAPTOP, prior=[0.5] * len(PRIOR))
+    rule = WorthRule(LAPTOP, [[0.5] * len(PRIOR)])
     found = Found(1, [5, 6, 7], [-1, -1, 1], [0.6, 0.4, 1.0])
     for _ in range(400):
         rule.learn(found, [6, 7])
@@ -102,7 +103,7 @@ def test_a_useless_drafter_costs_at_most_three_percent(length, costs):
     rule, spent, rows = WorthRule(costs), 0.0, []
     for step in range(1, 401):
         found = chain(length, 24)
-        rows.append(len(rule.choose(found, 24)))
+        rows.append(len(rule.choose(found, 24)[0]))
         spent += costs.verifying(1 + rows[-1])
         rule.learn(found, [-7])
         rule.end(rows[-1], 1)
@@ -115,7 +116,7 @@ def test_a_drafter_that_turns_useless_has_to_earn_no_more_than_it_gained():
     rule, spent, emitted = WorthRule(LAPTOP), 0.0, 0
     for step in range(300):
         found = chain(16, 12)
-        drafted = len(rule.choose(found, 12))
+        drafted = len(rule.choose(found, 12)[0])
         kept = [*range(drafted), -7] if step < 20 else [-7]
         spent, emitted = spent + LAPTOP.verifying(1 + drafted), emitted + len(kept)
         rule.learn(found, kept)
@@ -126,8 +127,16 @@ def test_a_drafter_that_turns_useless_has_to_earn_no_more_than_it_gained():
 def test_a_drafter_that_is_always_right_soon_drafts_as_much_as_pays():
     rule = WorthRule(LAPTOP)
     for _ in range(30):
-        drafted = len(rule.choose(chain(16, 24), 24))
+        drafted = len(rule.choose(chain(16, 24), 24)[0])
         rule.learn(chain(16, 24), list(range(drafted + 1)))
         rule.end(drafted, drafted + 1)
     best = max(range(25), key=lambda n: (1 + n) / LAPTOP.verifying(1 + n))
     assert abs(drafted - best) <= 1
+
+
+def test_kinds_of_text_have_chances_of_their_own():
+    rule = WorthRule(LAPTOP, (PRIOR, [0.1] * len(PRIOR)))
+    assert (rule.chance(4, 0), rule.chance(4, 1)) == pytest.approx((PRIOR[3], 0.1))
+    rule.learn(Found(4, [5], kind=1), [5])
+    assert rule.chance(4, 0) == pytest.approx(PRIOR[3])
+    assert rule.chance(4, 1) > 0.1

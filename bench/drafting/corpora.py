@@ -1,0 +1,180 @@
+"""Corpora of retrieval methods: a model's own answers or a folder of text, without the test questions.
+
+A corpus is built when it is first used, with progress, and cached by what it is made of: the files, the tokenizer, and
+the questions that it must not contain. What is left out is decided by the rule of training data (`bench.decontaminate`):
+a conversation or file that shares 13 words in a row, or a whole shorter question, with a question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.decontaminate import Filter, question_sets
+from bench.drafting.indexes.counted_tree import tree_of_continuations
+from bench.drafting.indexes.suffix_array import SuffixArray
+from bench.drafting.tree import ROOT
+from bench.drafting.worth import Found
+from bench.errors import UserError, program
+from bench.files import cache_root, replacing, sha256, user_path, writing
+from bench.models import checkpoints, conversation_files
+from bench.models.chat import ChatFormat, tokenizer_digest
+from bench.progress import Progress, progress
+
+if TYPE_CHECKING:
+    from bench.engine.decoder import Decoder
+    from bench.models.checkpoints import Checkpoint
+
+OWN = "own"  # in place of a folder
+HELP = "where to look: own, the model's own answers that come with the project; or a folder of text files"
+DECONTAMINATE = "official, or a question file: what shares text with its questions, or the mini set's, is left out"
+_FORMAT = 1
+_FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts to look in."""
+
+    array: SuffixArray
+    facts: dict[str, Any]  # what it is made of, for the record
+
+    @property
+    def memory(self) -> str:
+        """What a method that looks here remembers."""
+        return f"corpus:{self.array.digest}"
+
+    def find(self, text: Many[int], matching: tuple[int, int], most: int, depth: int, hits: int) -> Found | None:
+        """Return what followed the longest suffix of `text` of `matching` (least, most) tokens, most frequent first.
+
+        At most `most` tokens, at most `depth` in a row, judged by at most `hits` occurrences. None: nothing did.
+        """
+        found = self.array.find(text, *matching)
+        if found is None:
+            return None
+        followed = self.array.continuations(found, depth, hits)
+        tree, total = tree_of_continuations(followed.items(), most), sum(followed.values())
+        above = [total if parent == ROOT else tree.counts[parent] for parent in tree.parents]
+        shares = [count / whole for count, whole in zip(tree.counts, above, strict=True)]
+        return Found(found.length, tree.tokens, tree.parents, shares, kind=1)
+
+
+def check(method: str, asked: str, model: str) -> None:
+    """Refuse a corpus that is not there.
+
+    Raises:
+        UserError: no conversations come with the project for the model, or there is no such folder.
+
+    """
+    if asked != OWN:
+        _files(method, asked)
+    elif not conversation_files.files_of(model):
+        raise UserError(
+            f"no conversations come with the project for model {model!r}, and {method} looks in them: write them "
+            f"(`{program()} train conversations`, then `train collect`, each with --model), or name a folder of text "
+            f"files ({method}:corpus=FOLDER)"
+        )
+
+
+def load(method: str, asked: str, target: Decoder, decontaminate: str) -> Corpus:
+    """Return a corpus as token ids of the target, built if it is not in the cache.
+
+    Raises:
+        UserError: it is not there, nothing of it is left, or it cannot be cached.
+
+    """
+    from bench.models.loading import checkpoint_of
+
+    checkpoint = checkpoint_of(target)
+    check(method, asked, checkpoint.name)
+    chat = ChatFormat(checkpoints.load_tokenizer(checkpoint))
+    sets, missing = question_sets([decontaminate], partial(print, file=sys.stderr))
+    files = conversation_files.files_of(checkpoint.name) if asked == OWN else _files(method, asked)
+    made_of = [_FORMAT, checkpoint.sha256, tokenizer_digest(chat.tokenizer)]
+    made_of += [[sha256(path) for path in files], [found.sha256 for found in sets]]
+    folder = cache_root() / "corpora" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    try:
+        return Corpus(SuffixArray.load(folder), json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+    except (UserError, OSError, ValueError):
+        pass  # not there, or cut short by a crash
+    left_out: list[str] = []
+    filters = Filter(sets)
+
+    def clean(documents: Iterator[tuple[str, str, list[list[int]]]]) -> Iterator[list[int]]:
+        for name, text, pieces in documents:
+            if filters.overlaps(text):
+                left_out.append(name)
+            else:
+                yield from pieces
+
+    with progress(len(files), "reading the corpus (files)") as bar:
+        read = _conversations(files, checkpoint, chat, bar) if asked == OWN else _texts(files, chat, bar)
+        documents = list(clean(read))
+    if not documents:
+        raise UserError(
+            f"{method}:corpus={asked}: nothing is left to look in: all of it shares text with the questions, or is of "
+            "other weights of this model; name a folder of other text files"
+        )
+    array = SuffixArray.build(documents)
+    facts = {
+        "source": asked,
+        "documents": len(documents),
+        "tokens": sum(map(len, documents)),
+        "left_out": len(left_out),
+        "decontaminated": [found.name for found in sets],
+        "missing": missing,
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        array.save(folder)
+        with replacing(folder / _FACTS) as temporary:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+    return Corpus(array, facts)
+
+
+def _files(method: str, asked: str) -> list[Path]:
+    folder = user_path(asked)
+    hidden = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    found = [path for path in hidden if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not found:
+        reason = "has no files" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{method}:corpus={asked}: {folder} {reason}: name a folder of text files, or {OWN}")
+    return found
+
+
+def _texts(files: Many[Path], chat: ChatFormat, bar: Progress) -> Iterator[tuple[str, str, list[list[int]]]]:
+    """Yield the name, text and token ids of each file."""
+    for path in files:
+        bar.at(path.name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"{path} cannot be read as text ({reason}): remove it from the corpus") from error
+        yield path.name, text, [chat.encode(text)]
+        bar.add(1)
+
+
+def _conversations(
+    files: Many[Path], checkpoint: Checkpoint, chat: ChatFormat, bar: Progress
+) -> Iterator[tuple[str, str, list[list[int]]]]:
+    """Yield the text of each conversation, and the token ids of each of its answers."""
+    for path in files:
+        bar.at(path.name)
+        columns = conversation_files.read(path, checkpoint)
+        ends = [] if columns is None else np.cumsum(columns["lengths"])[:-1]
+        rows = [] if columns is None else zip(*(np.split(columns[name], ends) for name in ("tokens", "chosen")), strict=True)
+        for number, (tokens, chosen) in enumerate(rows):
+            borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
+            answers = [tokens[begin:end].tolist() for begin, end in borders.reshape(-1, 2)]
+            yield f"{path.name}, {number}", chat.answer_text(tokens.tolist()), answers
+        bar.add(1)

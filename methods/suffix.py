@@ -1,0 +1,192 @@
+"""SuffixDecoding (Oliaro et al., arXiv 2411.04975): drafts the most frequent continuation of a matching suffix.
+
+Two tries count what followed every string of at most `depth` tokens: one holds the question's text, the other, with
+`memory=run`, the answers to earlier questions (section 4.1). For each length of match the most frequent continuations
+are followed, at most `factor` tokens per token that matches, while their estimated probability is at least
+`probability`; the best sum of probabilities is drafted (section 4.2). Needs no training.
+
+By default only what is worth verifying is drafted. The presets `arctic` (also `paper`) and `vllm` have the sizes of
+ArcticInference and vLLM; `tree` and `run` set `shape=tree` and `memory=run`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.config import setting
+from bench.drafting.indexes.cursor import Cursor
+from bench.drafting.indexes.trie import Place, SuffixTrie
+from bench.drafting.lookup import Lookup, LookupConfig
+from bench.drafting.sequence import Sequence, States
+from bench.drafting.tree import ROOT
+from bench.drafting.worth import NOTHING, Found
+
+if TYPE_CHECKING:
+    from bench.engine.decoder import Decoder
+
+_DEEPEST = 256
+# As `worth.PRIOR`, where the estimated probability is known. It counts the newest occurrence, which nothing follows yet,
+# so that what was seen once has 1/2 and needs a larger factor.
+_PRIOR = (0.44, 0.55, 0.55, 0.65, 0.73, 0.85, 0.94)
+Walk = tuple[list[int], list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class SuffixConfig(LookupConfig):
+    """The knobs of SuffixDecoding."""
+
+    depth: int = setting(48, "longest string that is counted: a match and its continuation")
+    factor: float = setting(0.0, "drafts for each token that matches; 0: as many as there are")
+    probability: float = setting(0.1, "least estimated probability of a draft")
+    shape: str = setting("path", "path: the most frequent continuation; tree: the most probable tokens of all")
+    memory: str = setting("question", "question; or run: what was answered earlier in the run is looked in as well")
+    answers: int = setting(10_000, "for memory=run: answers to remember; the oldest are forgotten first")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.depth <= _DEEPEST:
+            raise ValueError(f"depth={self.depth} must be in 2..{_DEEPEST}")
+        if not 0 <= self.factor <= _DEEPEST:
+            raise ValueError(f"factor={self.factor} must be in 0..{_DEEPEST}")
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability={self.probability} must be in (0, 1]")
+        if self.shape not in ("path", "tree"):
+            raise ValueError(f"shape={self.shape} must be path or tree")
+        if self.memory not in ("question", "run"):
+            raise ValueError(f"memory={self.memory} must be question or run")
+        if self.answers < 1:
+            raise ValueError(f"answers={self.answers} must be at least 1")
+
+
+_ARCTIC = {"tokens": 64, "depth": 64, "factor": 1.0, "probability": 0.1, "least": 1, "stop": "never"}
+
+
+@dataclass
+class Texts:
+    """What a question looks in."""
+
+    own: SuffixTrie
+    earlier: Cursor | None  # where its text is in the answers to earlier questions
+
+    def extend(self, tokens: Many[int]) -> None:
+        """Append tokens to the question's text."""
+        self.own.extend(tokens)
+        if self.earlier is not None:
+            self.earlier.extend(tokens)
+
+
+class Suffix(Lookup):
+    """Drafts by counts of what followed a suffix."""
+
+    Config = SuffixConfig
+    priors = (_PRIOR, _PRIOR)
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": _ARCTIC,
+        "arctic": _ARCTIC,
+        "vllm": _ARCTIC | {"tokens": 24, "depth": 24},
+        "tree": {"shape": "tree"},
+        "run": {"memory": "run"},
+    }
+
+    def __init__(self, target: Decoder, config: SuffixConfig):
+        super().__init__(target, config)
+        self.memory = config.memory
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the answers to earlier questions."""
+        self.answers = SuffixTrie(self.config.depth)
+        self.latest: dict[int, tuple[list[int], int]] = {}  # by slot: a text, and where its answer begins
+
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Index the prompt; with memory=run, remember the slot's last answer."""
+        if self.memory == "run":
+            text, begin = self.latest.get(sequence.slot, ([], 0))
+            self.answers.start()
+            self.answers.extend(text[begin:])
+            if self.answers.texts > self.config.answers:
+                self.answers.drop_oldest()
+            self.latest[sequence.slot] = sequence.context, len(sequence.context) - 1
+        super().open(sequence, prompt)
+
+    def index(self, context: list[int]) -> Texts:
+        """Return where the text's suffixes are."""
+        own = SuffixTrie(self.config.depth)
+        own.extend(context)
+        earlier = Cursor(self.answers, context[-self.config.depth :]) if self.memory == "run" else None
+        return Texts(own, earlier)
+
+    def find(self, index: Texts, most: int, depth: int) -> list[Found]:
+        """Return the best continuation in each of the texts, the one with the best sum of probabilities first."""
+        places = [(index.own, index.own.suffixes())]
+        if index.earlier is not None:
+            places.append((self.answers, index.earlier.suffixes()))
+        best = [self._best(trie, suffixes, kind, most, depth) for kind, (trie, suffixes) in enumerate(places)]
+        best.sort(key=lambda pair: -pair[0])
+        return [found for _, found in best]
+
+    def _best(self, trie: SuffixTrie, suffixes: Many[Place], kind: int, most: int, depth: int) -> tuple[float, Found]:
+        """Return the best continuation of any suffix; of equally good ones, of the longest."""
+        walk = self._path if self.config.shape == "path" else self._tree
+        best = 0.0, NOTHING
+        for length, place in self._matches(trie, suffixes):
+            limit = min(most, int(self.config.factor * length + 1e-6)) if self.config.factor else most
+            tokens, parents, chances = walk(trie, place, limit, depth)
+            if tokens and (score := sum(chances)) >= best[0]:
+                before = [1.0 if parent == ROOT else chances[parent] for parent in parents]
+                shares = [chance / above for chance, above in zip(chances, before, strict=True)]
+                best = score, Found(length, tokens, parents, shares, kind)
+        return best
+
+    def _matches(self, trie: SuffixTrie, suffixes: Many[Place]) -> list[tuple[int, Place]]:
+        """Return the suffixes to continue, by length: as published, all.
+
+        By default, of those that occur at the same places only the longest, and none that leaves no room to continue.
+        """
+        if self.config.stop == "never":
+            return list(enumerate(suffixes))[1:]
+        within = suffixes[: self.config.depth // 2 + 1]
+        counts = [*map(trie.count, within), 0]
+        return [(length, within[length]) for length in range(1, len(within)) if counts[length] != counts[length + 1]]
+
+    def _path(self, trie: SuffixTrie, place: Place, most: int, depth: int) -> Walk:
+        """Follow the most frequent token: tokens, parents and estimated probabilities, see `_tree`."""
+        tokens: list[int] = []
+        chances: list[float] = []
+        chance = 1.0
+        while len(tokens) < min(most, depth) and (following := trie.children(place)):
+            child = following[0]
+            chance *= child.count / trie.count(place)
+            if chance < self.config.probability:
+                break
+            place = child.place
+            tokens.append(child.token)
+            chances.append(chance)
+        return tokens, list(range(-1, len(tokens) - 1)), chances
+
+    def _tree(self, trie: SuffixTrie, place: Place, most: int, depth: int) -> Walk:
+        """Take the most probable tokens of all, of equally probable ones the one that was reached first."""
+        made: Walk = [], [], []
+        tokens, parents, chances = made
+        heap: list[tuple[float, int, int, int, int, Place]] = []  # -probability, order, parent, depth, token, place
+        order = itertools.count()
+
+        def grow(parent: int, level: int, place: Place, chance: float) -> None:
+            whole = trie.count(place)
+            for child in trie.children(place) if level < depth else ():
+                if (reached := chance * child.count / whole) < self.config.probability:
+                    break
+                heapq.heappush(heap, (-reached, next(order), parent, level + 1, child.token, child.place))
+
+        grow(ROOT, 0, place, 1.0)
+        while heap and len(tokens) < most:
+            negative, _, parent, level, token, place = heapq.heappop(heap)
+            tokens.append(token)
+            parents.append(parent)
+            chances.append(-negative)
+            grow(len(tokens) - 1, level, place, -negative)
+        return made
