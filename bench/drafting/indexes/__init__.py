@@ -16,4 +16,4 @@ class Match(NamedTuple):
 
     length: int  # the number of tokens that match
     end: int  # its continuation is `tokens[end:]`: at least one token
-    count: int | None = None  # the number of earlier occurrences; None: not known
+    count: int | None = None  # type: ignore[assignment]  # of earlier occurrences; None: not known

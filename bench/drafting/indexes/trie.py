@@ -20,7 +20,7 @@ class Child(NamedTuple):
     """A continuation by one token."""
 
     token: int
-    count: int  # occurrences of the string with this token
+    count: int  # type: ignore[assignment]  # occurrences of the string with this token
     place: Place
 
 
