@@ -90,7 +90,8 @@ class SAM(Lookup):
         most = int(self.config.factor * found.length) if self.config.factor else len(found.tokens)
         if found.parents is None:
             return replace(found, tokens=found.tokens[: min(most, depth)])
-        return replace(found, tokens=found.tokens[:most], parents=found.parents[:most], shares=found.shares[:most])
+        shares = found.shares and found.shares[:most]
+        return replace(found, tokens=found.tokens[:most], parents=found.parents[:most], shares=shares)
 
     def _match(self, index: SuffixAutomaton, most: int) -> list[Match]:
         """Return the longest match, or with `climb` the longest that `most` tokens follow, else the shortest."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
 
 _DEEPEST = 256
-# As `worth.PRIOR`, where the estimated probability is known. It counts the newest occurrence, which nothing follows yet,
-# so that what was seen once has 1/2 and needs a larger factor.
+# As `worth.PRIOR`, per estimated probability. That one also counts the newest occurrence, which nothing follows yet: a
+# token that was seen once has 1/2.
 _PRIOR = (0.44, 0.55, 0.55, 0.65, 0.73, 0.85, 0.94)
 Walk = tuple[list[int], list[int], list[float]]
 

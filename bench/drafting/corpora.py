@@ -1,12 +1,13 @@
 """Corpora of retrieval methods: a model's own answers or a folder of text, without the test questions.
 
 A corpus is built when it is first used, with progress, and cached by what it is made of: the files, the tokenizer, and
-the questions that it must not contain. What is left out is decided by the rule of training data (`bench.decontaminate`):
-a conversation or file that shares 13 words in a row, or a whole shorter question, with a question.
+the questions that it must not contain. The rule is that of training data (see `bench.decontaminate`): what shares 13
+words in a row with a question, or contains a whole shorter one, is left out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -39,6 +40,7 @@ HELP = "where to look: own, the model's own answers that come with the project; 
 DECONTAMINATE = "official, or a question file: what shares text with its questions, or the mini set's, is left out"
 _FORMAT = 1
 _FACTS = "facts.json"
+_Document = tuple[str, list[list[int]]]  # its whole text, and the token ids of those parts that are looked in
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ class Corpus:
     def find(self, text: Many[int], matching: tuple[int, int], most: int, depth: int, hits: int) -> Found | None:
         """Return what followed the longest suffix of `text` of `matching` (least, most) tokens, most frequent first.
 
-        At most `most` tokens, at most `depth` in a row, judged by at most `hits` occurrences. None: nothing did.
+        At most `most` tokens, at most `depth` in a row, judged by at most `hits` occurrences. None: it never occurred.
         """
         found = self.array.find(text, *matching)
         if found is None:
             return None
         followed = self.array.continuations(found, depth, hits)
         tree, total = tree_of_continuations(followed.items(), most), sum(followed.values())
-        above = [total if parent == ROOT else tree.counts[parent] for parent in tree.parents]
-        shares = [count / whole for count, whole in zip(tree.counts, above, strict=True)]
+        wholes = [total if parent == ROOT else tree.counts[parent] for parent in tree.parents]
+        shares = [count / whole for count, whole in zip(tree.counts, wholes, strict=True)]
         return Found(found.length, tree.tokens, tree.parents, shares, kind=1)
 
 
@@ -100,39 +102,26 @@ def load(method: str, asked: str, target: Decoder, decontaminate: str) -> Corpus
     sets, missing = question_sets([decontaminate], partial(print, file=sys.stderr))
     files = conversation_files.files_of(checkpoint.name) if asked == OWN else _files(method, asked)
     made_of = [_FORMAT, checkpoint.sha256, tokenizer_digest(chat.tokenizer)]
-    made_of += [[sha256(path) for path in files], [found.sha256 for found in sets]]
+    made_of += [list(map(sha256, files)), [found.sha256 for found in sets]]
     folder = cache_root() / "corpora" / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-    try:
+    with contextlib.suppress(UserError, OSError, ValueError):  # not there, or cut short by a crash
         return Corpus(SuffixArray.load(folder), json.loads((folder / _FACTS).read_text(encoding="utf-8")))
-    except (UserError, OSError, ValueError):
-        pass  # not there, or cut short by a crash
-    left_out: list[str] = []
-    filters = Filter(sets)
 
-    def clean(documents: Iterator[tuple[str, str, list[list[int]]]]) -> Iterator[list[int]]:
-        for name, text, pieces in documents:
-            if filters.overlaps(text):
-                left_out.append(name)
-            else:
-                yield from pieces
-
+    filters, kept, left_out = Filter(sets), list[list[int]](), 0
     with progress(len(files), "reading the corpus (files)") as bar:
-        read = _conversations(files, checkpoint, chat, bar) if asked == OWN else _texts(files, chat, bar)
-        documents = list(clean(read))
-    if not documents:
+        for text, parts in _conversations(files, checkpoint, chat, bar) if asked == OWN else _texts(files, chat, bar):
+            if filters.overlaps(text):
+                left_out += 1
+            else:
+                kept += parts
+    if not kept:
         raise UserError(
-            f"{method}:corpus={asked}: nothing is left to look in: all of it shares text with the questions, or is of "
-            "other weights of this model; name a folder of other text files"
+            f"{method}:corpus={asked}: nothing is left to look in: all of it shares text with the questions, or was "
+            "written by other weights of this model; name a folder of other text files"
         )
-    array = SuffixArray.build(documents)
-    facts = {
-        "source": asked,
-        "documents": len(documents),
-        "tokens": sum(map(len, documents)),
-        "left_out": len(left_out),
-        "decontaminated": [found.name for found in sets],
-        "missing": missing,
-    }
+    facts = {"source": asked, "texts": len(kept), "tokens": sum(map(len, kept)), "left_out": left_out}
+    facts |= {"decontaminated": [found.name for found in sets], "missing": missing}
+    array = SuffixArray.build(kept)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         array.save(folder)
@@ -142,17 +131,18 @@ def load(method: str, asked: str, target: Decoder, decontaminate: str) -> Corpus
 
 
 def _files(method: str, asked: str) -> list[Path]:
+    """Return all files in a folder and below, but for hidden ones."""
     folder = user_path(asked)
-    hidden = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    found = [path for path in hidden if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    found = [folder / name for name in names if not any(part.startswith(".") for part in name.parts)]
     if not found:
         reason = "has no files" if folder.is_dir() else "is not a folder"
         raise UserError(f"{method}:corpus={asked}: {folder} {reason}: name a folder of text files, or {OWN}")
     return found
 
 
-def _texts(files: Many[Path], chat: ChatFormat, bar: Progress) -> Iterator[tuple[str, str, list[list[int]]]]:
-    """Yield the name, text and token ids of each file."""
+def _texts(files: Many[Path], chat: ChatFormat, bar: Progress) -> Iterator[_Document]:
+    """Yield each file."""
     for path in files:
         bar.at(path.name)
         try:
@@ -160,21 +150,17 @@ def _texts(files: Many[Path], chat: ChatFormat, bar: Progress) -> Iterator[tuple
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(f"{path} cannot be read as text ({reason}): remove it from the corpus") from error
-        yield path.name, text, [chat.encode(text)]
+        yield text, [chat.encode(text)]
         bar.add(1)
 
 
-def _conversations(
-    files: Many[Path], checkpoint: Checkpoint, chat: ChatFormat, bar: Progress
-) -> Iterator[tuple[str, str, list[list[int]]]]:
-    """Yield the text of each conversation, and the token ids of each of its answers."""
+def _conversations(files: Many[Path], checkpoint: Checkpoint, chat: ChatFormat, bar: Progress) -> Iterator[_Document]:
+    """Yield each conversation, of which the answers are looked in."""
     for path in files:
         bar.at(path.name)
-        columns = conversation_files.read(path, checkpoint)
-        ends = [] if columns is None else np.cumsum(columns["lengths"])[:-1]
-        rows = [] if columns is None else zip(*(np.split(columns[name], ends) for name in ("tokens", "chosen")), strict=True)
-        for number, (tokens, chosen) in enumerate(rows):
-            borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False))
-            answers = [tokens[begin:end].tolist() for begin, end in borders.reshape(-1, 2)]
-            yield f"{path.name}, {number}", chat.answer_text(tokens.tolist()), answers
+        if (columns := conversation_files.read(path, checkpoint)) is not None:
+            ends = np.cumsum(columns["lengths"])[:-1]
+            for tokens, chosen in zip(*(np.split(columns[name], ends) for name in ("tokens", "chosen")), strict=True):
+                borders = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).reshape(-1, 2)
+                yield chat.answer_text(tokens.tolist()), [tokens[begin:end].tolist() for begin, end in borders]
         bar.add(1)

@@ -21,12 +21,12 @@ _COLUMNS = ("tokens", "chosen", "lengths", "kinds", "templates")  # see the fold
 Columns = dict[str, NDArray[Any]]
 
 
-def folder_of(model: str, root: Path = FOLDER) -> Path:
-    """Return the folder of a model's files."""
-    return root / model.replace("/", "--")
+def folder_of(model: str, root: Path | None = None) -> Path:
+    """Return the folder of a model's files; `root`: of all models'."""
+    return (root or FOLDER) / model.replace("/", "--")
 
 
-def files_of(model: str, root: Path = FOLDER) -> list[Path]:
+def files_of(model: str, root: Path | None = None) -> list[Path]:
     """Return a model's files, in the order in which they were added."""
     return sorted(path for path in folder_of(model, root).glob("*.npz") if path.stem.isdecimal())
 

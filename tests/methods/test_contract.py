@@ -1,7 +1,7 @@
 """What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
 
 Weights of a method that is trained, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
-`write(folder, hf_model, **options)` and `variants(write)`.
+`write(folder, hf_model, **options)` and `variants(write)`. A method without weights is tested with each of its presets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import pytest
 
 import methods
 from bench.drafting.loop import decode
-from bench.drafting.method import Answer, Method, Peer
+from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.engine.cache import KVCache
+from bench.models import conversation_files, loading
 from bench.models.checkpoints import Checkpoint
+from tests.own_answers import write_conversations
 
 LIMITS = (1, 2, 7, 40)
 KINDS = ("tied", "qwen3")
@@ -31,6 +33,18 @@ def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
     return model, tiny_decoder(config, model, max_len=64), tiny_checkpoint(request.param, faint=True)
 
 
+@pytest.fixture(autouse=True)
+def own_answers(setting, monkeypatch, tmp_path, hf_greedy, random_ids):
+    """Conversations that come with the project for the model: its answers to the prompts, and to others."""
+    model, decoder, checkpoint = setting
+    asked = [*prompts(random_ids), *(random_ids(12, seed=seed) for seed in range(50, 53))]
+    rows = [[*prompt, *hf_greedy(model, prompt, 40)] for prompt in asked]
+    write_conversations(tmp_path / "data", checkpoint, rows, [len(prompt) for prompt in asked])
+    monkeypatch.setattr(conversation_files, "FOLDER", tmp_path / "data")
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(loading._loaded_from, decoder, checkpoint)
+
+
 @pytest.fixture
 def build(setting, tiny_weights):
     """name -> the method, or its variants, on the setting's decoder."""
@@ -38,7 +52,9 @@ def build(setting, tiny_weights):
 
     def make(name: str) -> list[Method]:
         method = methods.load(name)
-        asked = [{}]
+        asked = [{}, *method.presets.values()]
+        if "decontaminate" in {knob for knob, *_ in methods.knobs(method)}:
+            asked = [knobs | {"decontaminate": "mini"} for knobs in asked]
         if name in methods.trained():
             tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
             asked = tiny.variants(functools.partial(tiny_weights, name, model))
@@ -101,6 +117,10 @@ def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy,
     for method, fresh in zip(build(name), build(name), strict=True):
         decode(method, first, 20, frozenset())
         decode(method, first, 3, frozenset())  # ends in the middle of its drafting
+        if isinstance(method, SpeculativeMethod):
+            assert method.memory in ("question", "run") or method.memory.startswith("corpus:")
+            if method.memory == "run":  # what it may keep until the round is over
+                method.forget()
         again, alone = decode(method, second, 20, frozenset()), decode(fresh, second, 20, frozenset())
         assert again.token_ids == alone.token_ids == hf_greedy(setting[0], second, 20)
         steps = [[(s.emitted, s.drafted, s.accepted) for s in answer.steps] for answer in (again, alone)]

@@ -37,8 +37,12 @@ def literal(text: list[int], most: int, factor: float, *, climb: bool) -> list[i
 
 @pytest.mark.parametrize(
     ("label", "most", "factor", "climb"),
-    [("paper", 39, 4, False), ("paper,tokens=6,factor=1.5", 6, 1.5, False), ("paper-hybrid,least=1", 39, 0, True)]
-    + [("paper-hybrid,least=1,tokens=4", 4, 0, True)],
+    [
+        ("paper", 39, 4, False),
+        ("paper,tokens=6,factor=1.5", 6, 1.5, False),
+        ("paper-hybrid,least=1", 39, 0, True),
+        ("paper-hybrid,least=1,tokens=4", 4, 0, True),
+    ],
 )
 def test_drafts_are_those_of_a_literal_reading(label, most, factor, climb):
     method = SAM(None, methods.parse(f"sam:{label}").config)

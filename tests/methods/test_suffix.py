@@ -31,7 +31,9 @@ class Strings:
     def children(self, string: tuple[int, ...]) -> list[int]:
         """What follows, most frequent first, of equally frequent ones the one seen last."""
         found = [token for token in self.alphabet if self.counts[*string, token]]
-        return sorted(found, key=lambda token: (-self.counts[*string, token], [-n for n in self.latest[*string, token]]))
+        return sorted(
+            found, key=lambda token: (-self.counts[*string, token], [-n for n in self.latest[*string, token]])
+        )
 
 
 def path(strings: Strings, string: tuple[int, ...], most: int, least: float) -> tuple[list, list, list]:
