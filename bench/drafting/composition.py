@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.drafting.method import SpeculativeMethod
+from bench.drafting.method import QUESTION, SpeculativeMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.errors import UserError
 
@@ -56,7 +56,8 @@ class Composition(SpeculativeMethod):
                     f"{label} drafts with the first {member.resume_layer} layers, and another member needs states from "
                     "within these: give both the same exit layer"
                 )
-        self.memory = ", ".join(dict.fromkeys(member.memory for member in self.members))
+        remembered = dict.fromkeys(member.memory for member in self.members)
+        self.memory = ", ".join(memory for memory in remembered if memory != QUESTION) or QUESTION
 
     def _named(self) -> list[tuple[str, SpeculativeMethod]]:
         return [(given.label, member) for given, member in zip(self.config.members, self.members, strict=True)]

@@ -326,4 +326,5 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
 
     monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
     labels = [variant.label for variant in plan.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
-    assert labels == ["vanilla", "kangaroo", "medusa", "pld", "kangaroo:gamma=2", "hf-generate"]
+    text = ["ngram", "pld", "rest", "sam", "suffix"]
+    assert labels == ["vanilla", "kangaroo", "medusa", *text, "kangaroo:gamma=2", "hf-generate"]
