@@ -17,7 +17,7 @@ LENGTHS = (1, 2, 3, 4, 6, 9, 16)  # match lengths that share a chance, each up t
 # The prior: on the conversations that methods are trained on, replayed with a laptop's costs, half the odds of what was
 # measured there (0.23 to 0.95) gave the best speedup, as text without repetitions has more to lose.
 PRIOR = (0.15, 0.38, 0.48, 0.56, 0.69, 0.79, 0.91)
-CORPUS_PRIOR = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # of a corpus
+CORPUS_PRIOR = (0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.8)  # in a model's own answers to prompts of other templates
 _PRIOR_TOKENS = 12.0  # found tokens that the prior counts as
 _PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
 _LOST = 0.5  # vanilla steps that drafts may lose to begin with

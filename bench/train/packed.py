@@ -11,7 +11,6 @@ import torch
 from bench.files import replacing, writing
 from bench.models import conversation_files
 from bench.models.checkpoints import Checkpoint
-from bench.models.conversation_files import FOLDER as FOLDER
 from bench.train.conversations import NONE, Conversations
 
 
@@ -22,7 +21,8 @@ def load(checkpoint: Checkpoint, folder: Path | None = None) -> Conversations:
         UserError: a file is damaged.
 
     """
-    return Conversations.joined([NONE, *(_read(path, checkpoint) for path in _files(checkpoint, folder))])
+    files = conversation_files.files_of(checkpoint.name, folder)
+    return Conversations.joined([NONE, *(_read(path, checkpoint) for path in files)])
 
 
 def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None) -> Path:
@@ -32,8 +32,9 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
         UserError: it cannot be written.
 
     """
-    number = 1 + max((int(path.stem) for path in _files(checkpoint, folder)), default=0)
-    path = conversation_files.folder_of(checkpoint.name, folder or FOLDER) / f"{number:04d}.npz"
+    files = conversation_files.files_of(checkpoint.name, folder)
+    number = 1 + max((int(path.stem) for path in files), default=0)
+    path = conversation_files.folder_of(checkpoint.name, folder) / f"{number:04d}.npz"
     columns = {name: column.numpy() for name, column in vars(made).items()}
     if made.tokens.max() < 2**16:
         columns["tokens"] = columns["tokens"].astype(np.uint16)
@@ -43,10 +44,6 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
             with file.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     return path
-
-
-def _files(checkpoint: Checkpoint, folder: Path | None) -> list[Path]:
-    return conversation_files.files_of(checkpoint.name, folder or FOLDER)
 
 
 def _read(path: Path, checkpoint: Checkpoint) -> Conversations:

@@ -22,6 +22,7 @@ from bench.decontaminate import Filter, question_sets
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import cache_root, check_writable, user_path
+from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
@@ -201,7 +202,7 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
         UserError: unknown model, a question set that cannot be read, or a folder that cannot be written.
 
     """
-    folder = packed.FOLDER if config.out is None else user_path(config.out)
+    folder = conversation_files.FOLDER if config.out is None else user_path(config.out)
     check_writable(folder)
     sets, _ = question_sets(config.decontaminate)
     model = find(config.model, config.revision, log)
