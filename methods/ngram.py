@@ -60,4 +60,4 @@ class Ngram(Lookup):
         if match is None:
             return []
         text, end = index.tokens, match.end
-        return [Found(matching(text, end), text[end : end + min(most, depth)])]
+        return [Found(matching(text, end, self.least), text[end : end + min(most, depth)])]

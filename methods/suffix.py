@@ -23,7 +23,7 @@ from bench.drafting.indexes.trie import Place, SuffixTrie
 from bench.drafting.lookup import Lookup, LookupConfig
 from bench.drafting.sequence import Sequence, States
 from bench.drafting.tree import ROOT
-from bench.drafting.worth import NOTHING, Found
+from bench.drafting.worth import CORPUS_PRIOR, NOTHING, Found
 
 if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
@@ -58,6 +58,8 @@ class SuffixConfig(LookupConfig):
             raise ValueError(f"shape={self.shape} must be path or tree")
         if self.memory not in ("question", "run"):
             raise ValueError(f"memory={self.memory} must be question or run")
+        if self.least >= self.depth:
+            raise ValueError(f"least={self.least} must be less than depth={self.depth}")
         if self.answers < 1:
             raise ValueError(f"answers={self.answers} must be at least 1")
 
@@ -83,7 +85,7 @@ class Suffix(Lookup):
     """Drafts by counts of what followed a suffix."""
 
     Config = SuffixConfig
-    priors = (_PRIOR, _PRIOR)
+    priors = (_PRIOR, CORPUS_PRIOR)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _ARCTIC,
         "arctic": _ARCTIC,
@@ -149,7 +151,7 @@ class Suffix(Lookup):
         """
         if self.config.stop == "never":
             return list(enumerate(suffixes))[1:]
-        within = suffixes[: self.config.depth // 2 + 1]
+        within = suffixes[: max(self.config.depth // 2, self.least) + 1]
         counts = [*map(trie.count, within), 0]
         return [(length, within[length]) for length in range(1, len(within)) if counts[length] != counts[length + 1]]
 

@@ -236,9 +236,8 @@ def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny
         patch.setattr(engine_bench, "Effort", functools.partial(engine_bench.Effort, rounds=1, new_tokens=6))
         patch.setattr("webbrowser.open", lambda address: True)
         patch.setattr(conversation_files, "FOLDER", folder / "conversations")
-        write_conversations(
-            folder / "conversations", resolve(str(model), log=print), [list(range(60, 90))] * 3, [4] * 3
-        )
+        answers = [list(range(60, 90))] * 3
+        write_conversations(folder / "conversations", resolve(str(model), log=print), answers, [4] * 3)
         assert run_bench(model, questions, folder / "run", "--method", "kangaroo") == 0
         yield folder, model, questions
 

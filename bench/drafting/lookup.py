@@ -165,10 +165,10 @@ class Text:
         self.tokens = [*self.tokens, *tokens][-self.most :]
 
 
-def matching(text: Many[int], end: int) -> int:
+def matching(text: Many[int], end: int, least: int = 1) -> int:
     """Return how many tokens before `end` equal the newest ones of the text, counted as far as it matters."""
-    length = 0
-    while length < min(end, LENGTHS[-1]) and text[end - 1 - length] == text[-1 - length]:
+    length, most = 0, min(end, max(LENGTHS[-1], least))
+    while length < most and text[end - 1 - length] == text[-1 - length]:
         length += 1
     return length
 

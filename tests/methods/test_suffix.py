@@ -175,6 +175,7 @@ def test_presets_are_the_published_sizes():
         ("probability=0", r"probability=0.0 must be in \(0, 1\]"),
         ("shape=bush", "shape=bush must be path or tree"),
         ("memory=forever", "memory=forever must be question or run"),
+        ("depth=8,least=8", "least=8 must be less than depth=8"),
         ("answers=0", "answers=0 must be at least 1"),
     ],
 )

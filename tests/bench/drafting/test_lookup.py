@@ -117,6 +117,7 @@ def test_the_length_of_a_match_is_counted_as_far_as_it_matters():
     assert matching([1, 2, 3, 9, 2, 3], 3) == 2
     assert matching([2, 3, 9, 2, 3], 2) == 2
     assert matching([*range(20), *range(20)], 20) == 16
+    assert matching([*range(20), *range(20)], 20, 18) == 18
     assert matching([1, 1, 1, 1], 3) == 3
 
 
