@@ -27,12 +27,9 @@ class NgramConfig(LookupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.most <= _LONGEST:
-            raise ValueError(f"most={self.most} must be in 1..{_LONGEST}")
+        self.check(most=(1, _LONGEST), occurrence=("first", "last"))
         if self.least > self.most:
             raise ValueError(f"least={self.least} is more than most={self.most}")
-        if self.occurrence not in ("first", "last"):
-            raise ValueError(f"occurrence={self.occurrence} must be first or last")
 
 
 # vLLM: prompt_lookup_min and prompt_lookup_max are 5 unless given, and its docs' num_speculative_tokens is 5.

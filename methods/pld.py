@@ -27,10 +27,7 @@ class PLDConfig(LookupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.ngram <= _LONGEST:
-            raise ValueError(f"ngram={self.ngram} must be in 1..{_LONGEST}")
-        if not 1 <= self.follow <= MAX_DRAFTS:
-            raise ValueError(f"follow={self.follow} must be in 1..{MAX_DRAFTS}")
+        self.check(ngram=(1, _LONGEST), follow=(1, MAX_DRAFTS))
 
 
 class PLD(Lookup):

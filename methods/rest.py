@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.config import setting
+from bench.config import MANY, setting
 from bench.drafting import corpora
 from bench.drafting.lookup import Lookup, LookupConfig, Text
 from bench.drafting.worth import CORPUS_PRIOR, PRIOR, Found
@@ -36,9 +36,7 @@ class RESTConfig(LookupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob, most in (("longest", _LONGEST), ("depth", MAX_DRAFTS), ("hits", 1_000_000)):
-            if not 1 <= (value := getattr(self, knob)) <= most:
-                raise ValueError(f"{knob}={value} must be in 1..{most}")
+        self.check(longest=(1, _LONGEST), depth=(1, MAX_DRAFTS), hits=(1, MANY))
         if self.least > self.longest:
             raise ValueError(f"least={self.least} is more than longest={self.longest}")
 

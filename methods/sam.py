@@ -40,9 +40,7 @@ class SAMConfig(LookupConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob in ("factor", "bias"):
-            if not 0 <= (value := getattr(self, knob)) <= 1000:
-                raise ValueError(f"{knob}={value} must be in 0..1000")
+        self.check(factor=(0, 1000), bias=(0, _LONGEST - 1))
 
     def check_files(self, model: str) -> None:
         """Raise UserError if there is no such corpus."""

@@ -11,16 +11,16 @@ ArcticInference and vLLM; `tree` and `run` set `shape=tree` and `memory=run`.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.config import setting
+from bench.config import MANY, setting
+from bench.drafting.indexes import walks
 from bench.drafting.indexes.cursor import Cursor
 from bench.drafting.indexes.trie import Place, SuffixTrie
 from bench.drafting.lookup import Lookup, LookupConfig
+from bench.drafting.method import QUESTION, RUN
 from bench.drafting.sequence import Sequence, States
 from bench.drafting.tree import ROOT
 from bench.drafting.worth import CORPUS_PRIOR, NOTHING, Found
@@ -32,7 +32,6 @@ _DEEPEST = 256
 # As `worth.PRIOR`, per estimated probability. That one also counts the newest occurrence, which nothing follows yet: a
 # token that was seen once has 1/2.
 _PRIOR = (0.44, 0.55, 0.55, 0.65, 0.73, 0.85, 0.94)
-Walk = tuple[list[int], list[int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -43,25 +42,15 @@ class SuffixConfig(LookupConfig):
     factor: float = setting(0.0, "drafts for each token that matches; 0: as many as there are")
     probability: float = setting(0.1, "least estimated probability of a draft")
     shape: str = setting("path", "path: the most frequent continuation; tree: the most probable tokens of all")
-    memory: str = setting("question", "question; or run: what was answered earlier in the run is looked in as well")
+    memory: str = setting(QUESTION, "question; or run: what was answered earlier in the run is looked in as well")
     answers: int = setting(10_000, "for memory=run: answers to remember; the oldest are forgotten first")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.depth <= _DEEPEST:
-            raise ValueError(f"depth={self.depth} must be in 2..{_DEEPEST}")
-        if not 0 <= self.factor <= _DEEPEST:
-            raise ValueError(f"factor={self.factor} must be in 0..{_DEEPEST}")
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability={self.probability} must be in (0, 1]")
-        if self.shape not in ("path", "tree"):
-            raise ValueError(f"shape={self.shape} must be path or tree")
-        if self.memory not in ("question", "run"):
-            raise ValueError(f"memory={self.memory} must be question or run")
+        self.check(depth=(2, _DEEPEST), factor=(0, _DEEPEST), probability=(1e-6, 1), answers=(1, MANY))
+        self.check(shape=("path", "tree"), memory=(QUESTION, RUN))
         if self.least >= self.depth:
             raise ValueError(f"least={self.least} must be less than depth={self.depth}")
-        if self.answers < 1:
-            raise ValueError(f"answers={self.answers} must be at least 1")
 
 
 _ARCTIC = {"tokens": 64, "depth": 64, "factor": 1.0, "probability": 0.1, "least": 1, "stop": "never"}
@@ -91,7 +80,7 @@ class Suffix(Lookup):
         "arctic": _ARCTIC,
         "vllm": _ARCTIC | {"tokens": 24, "depth": 24},
         "tree": {"shape": "tree"},
-        "run": {"memory": "run"},
+        "run": {"memory": RUN},
     }
 
     def __init__(self, target: Decoder, config: SuffixConfig):
@@ -106,7 +95,7 @@ class Suffix(Lookup):
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Index the prompt; with memory=run, remember the slot's last answer."""
-        if self.memory == "run":
+        if self.memory == RUN:
             text, begin = self.latest.get(sequence.slot, ([], 0))
             self.answers.start()
             self.answers.extend(text[begin:])
@@ -119,7 +108,7 @@ class Suffix(Lookup):
         """Return where the text's suffixes are."""
         own = SuffixTrie(self.config.depth)
         own.extend(context)
-        earlier = Cursor(self.answers, context[-self.config.depth :]) if self.memory == "run" else None
+        earlier = Cursor(self.answers, context[-self.config.depth :]) if self.memory == RUN else None
         return Texts(own, earlier)
 
     def find(self, index: Texts, most: int, depth: int) -> list[Found]:
@@ -133,11 +122,14 @@ class Suffix(Lookup):
 
     def _best(self, trie: SuffixTrie, suffixes: Many[Place], kind: int, most: int, depth: int) -> tuple[float, Found]:
         """Return the best continuation of any suffix; of equally good ones, of the longest."""
-        walk = self._path if self.config.shape == "path" else self._tree
+        config = self.config
         best = 0.0, NOTHING
         for length, place in self._matches(trie, suffixes):
-            limit = min(most, int(self.config.factor * length + 1e-6)) if self.config.factor else most
-            tokens, parents, chances = walk(trie, place, limit, depth)
+            limit = min(most, int(config.factor * length + 1e-6)) if config.factor else most
+            if config.shape == "path":
+                tokens, parents, chances = walks.path(trie, place, min(limit, depth), config.probability)
+            else:
+                tokens, parents, chances = walks.tree(trie, place, limit, config.probability, depth)
             if tokens and (score := sum(chances)) >= best[0]:
                 before = [1.0 if parent == ROOT else chances[parent] for parent in parents]
                 shares = [chance / above for chance, above in zip(chances, before, strict=True)]
@@ -154,41 +146,3 @@ class Suffix(Lookup):
         within = suffixes[: max(self.config.depth // 2, self.least) + 1]
         counts = [*map(trie.count, within), 0]
         return [(length, within[length]) for length in range(1, len(within)) if counts[length] != counts[length + 1]]
-
-    def _path(self, trie: SuffixTrie, place: Place, most: int, depth: int) -> Walk:
-        """Follow the most frequent token: tokens, parents and estimated probabilities, see `_tree`."""
-        tokens: list[int] = []
-        chances: list[float] = []
-        chance = 1.0
-        while len(tokens) < min(most, depth) and (following := trie.children(place)):
-            child = following[0]
-            chance *= child.count / trie.count(place)
-            if chance < self.config.probability:
-                break
-            place = child.place
-            tokens.append(child.token)
-            chances.append(chance)
-        return tokens, list(range(-1, len(tokens) - 1)), chances
-
-    def _tree(self, trie: SuffixTrie, place: Place, most: int, depth: int) -> Walk:
-        """Take the most probable tokens of all, of equally probable ones the one that was reached first."""
-        made: Walk = [], [], []
-        tokens, parents, chances = made
-        heap: list[tuple[float, int, int, int, int, Place]] = []  # -probability, order, parent, depth, token, place
-        order = itertools.count()
-
-        def grow(parent: int, level: int, place: Place, chance: float) -> None:
-            whole = trie.count(place)
-            for child in trie.children(place) if level < depth else ():
-                if (reached := chance * child.count / whole) < self.config.probability:
-                    break
-                heapq.heappush(heap, (-reached, next(order), parent, level + 1, child.token, child.place))
-
-        grow(ROOT, 0, place, 1.0)
-        while heap and len(tokens) < most:
-            negative, _, parent, level, token, place = heapq.heappop(heap)
-            tokens.append(token)
-            parents.append(parent)
-            chances.append(-negative)
-            grow(len(tokens) - 1, level, place, -negative)
-        return made

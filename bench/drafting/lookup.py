@@ -11,7 +11,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bench.config import setting
+from bench.config import MANY, setting
 from bench.drafting.knobs import Costs
 from bench.drafting.method import TextMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
@@ -22,7 +22,6 @@ from bench.engine import MAX_DRAFTS
 if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
 
-STOPS = ("gain", "never")
 FOLLOWED = 5  # tokens that must match where another member drafts otherwise (SAM-Decoding, arXiv 2411.10666)
 
 
@@ -46,14 +45,24 @@ class LookupConfig:
     )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tokens <= MAX_DRAFTS:
-            raise ValueError(f"tokens={self.tokens} must be in 1..{MAX_DRAFTS}")
-        if self.stop not in STOPS:
-            raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
-        if self.least < 0:
-            raise ValueError(f"least={self.least} must be at least 1 (0: by where it is used)")
+        self.check(tokens=(1, MAX_DRAFTS), least=(0, MANY), stop=("gain", "never"))
         if self.costs:
             Costs.parse(self.costs)
+
+    def check(self, **bounds: tuple[Any, Any]) -> None:
+        """Check knobs: numbers by their least and their most, words by the two that there are.
+
+        Raises:
+            ValueError: one is outside.
+
+        """
+        for knob, (first, second) in bounds.items():
+            value = getattr(self, knob)
+            if isinstance(first, str):
+                if value not in (first, second):
+                    raise ValueError(f"{knob}={value} must be {first} or {second}")
+            elif not first <= value <= second:
+                raise ValueError(f"{knob}={value} must be in {first}..{second}")
 
 
 @dataclass

@@ -66,7 +66,7 @@ def test_in_front_of_another_method_a_match_needs_five_tokens():
     [
         ("factor=-1", "factor=-1.0 must be in 0..1000"),
         ("factor=nan", "factor=nan must be in 0..1000"),
-        ("bias=-1", "bias=-1 must be in 0..1000"),
+        ("bias=-1", "bias=-1 must be in 0..31"),
         ("tokens=128", "tokens=128 must be in 1..127"),
     ],
 )
