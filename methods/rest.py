@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import MANY, setting
 from bench.drafting import corpora
-from bench.drafting.lookup import Lookup, LookupConfig, Text
+from bench.drafting.lookup import Lookup, LookupConfig
 from bench.drafting.worth import CORPUS_PRIOR, PRIOR, Found
 from bench.engine import MAX_DRAFTS
 
@@ -64,13 +64,11 @@ class REST(Lookup):
         """What the corpus is made of."""
         return {"corpus": self.corpus.facts}
 
-    def index(self, context: list[int]) -> Text:
-        """Return the newest tokens of the text."""
-        return Text(self.config.longest, context[-self.config.longest :])
+    def index(self, context: list[int]) -> corpora.Reader:
+        """Return where the text's newest tokens are looked for."""
+        return corpora.Reader(self.corpus.array, self.config.longest, context)
 
-    def find(self, index: Text, most: int, depth: int) -> list[Found]:
+    def find(self, index: corpora.Reader, most: int, depth: int) -> list[Found]:
         """Return what followed the longest suffix in the corpus."""
-        longest = self.config.longest
-        matching = min(max(2, self.least), longest), longest
-        found = self.corpus.find(index.tokens, matching, most, min(depth, self.config.depth), self.config.hits)
-        return [] if found is None else [found]
+        config = self.config
+        return index.find(min(max(2, self.least), config.longest), most, min(depth, config.depth), config.hits)

@@ -48,6 +48,20 @@ class SAMConfig(LookupConfig):
             corpora.check("sam", self.corpus, model)
 
 
+@dataclass
+class Texts:
+    """What a question looks in."""
+
+    own: SuffixAutomaton
+    corpus: corpora.Reader | None
+
+    def extend(self, tokens: list[int]) -> None:
+        """Append tokens to the question's text."""
+        self.own.extend(tokens)
+        if self.corpus is not None:
+            self.corpus.extend(tokens)
+
+
 class SAM(Lookup):
     """Drafts what followed the longest match."""
 
@@ -70,17 +84,18 @@ class SAM(Lookup):
         """What the corpus is made of."""
         return {"corpus": self.corpus.facts} if self.corpus is not None else {}
 
-    def index(self, context: list[int]) -> SuffixAutomaton:
-        """Return the text's automaton."""
-        return SuffixAutomaton(context)
+    def index(self, context: list[int]) -> Texts:
+        """Return the text's automaton, and where the text is looked for in the corpus."""
+        reader = None if self.corpus is None else corpora.Reader(self.corpus.array, _LONGEST, context)
+        return Texts(SuffixAutomaton(context), reader)
 
-    def find(self, index: SuffixAutomaton, most: int, depth: int) -> list[Found]:
+    def find(self, index: Texts, most: int, depth: int) -> list[Found]:
         """Return what followed in the text and in the corpus, the longer match first."""
-        found = [Found(match.length, index.tokens[match.end : match.end + most]) for match in self._match(index, most)]
-        if self.corpus is not None:
-            bias = self.config.bias
-            there = self.corpus.find(index.tokens[-_LONGEST:], (1 + bias, _LONGEST), most, depth, _HITS)
-            found += [] if there is None else [replace(there, length=there.length - bias)]
+        text, bias = index.own.tokens, self.config.bias
+        found = [Found(match.length, text[match.end : match.end + most]) for match in self._match(index.own, most)]
+        if index.corpus is not None:
+            there = index.corpus.find(1 + bias, most, min(depth, most), _HITS)
+            found += [replace(one, length=one.length - bias) for one in there]
         return [self._cut(one, depth) for one in sorted(found, key=lambda one: -one.length)]
 
     def _cut(self, found: Found, depth: int) -> Found:

@@ -55,19 +55,35 @@ class Corpus:
         """What a method that looks here remembers."""
         return f"corpus:{self.array.digest}"
 
-    def find(self, text: Many[int], matching: tuple[int, int], most: int, depth: int, hits: int) -> Found | None:
-        """Return what followed the longest suffix of `text` of `matching` (least, most) tokens, most frequent first.
 
-        At most `most` tokens, at most `depth` in a row, judged by at most `hits` occurrences. None: it never occurred.
+class Reader:
+    """Looks for the newest tokens of a growing text in a corpus."""
+
+    def __init__(self, array: SuffixArray, longest: int, tokens: Many[int]):
+        """`longest`: of the suffixes to look for, at most `suffix_array.DEPTH`."""
+        self.array, self.longest = array, longest
+        self.recent = list(tokens[-longest:])
+        self.reach = longest  # no longer suffix of the text occurs
+
+    def extend(self, tokens: Many[int]) -> None:
+        """Append tokens."""
+        self.recent = [*self.recent, *tokens][-self.longest :]
+        self.reach = min(self.longest, self.reach + len(tokens))
+
+    def find(self, least: int, most: int, depth: int, hits: int) -> list[Found]:
+        """Return what followed the longest suffix of at least `least` tokens, if it occurs, most frequent first.
+
+        At most `most` tokens, at most `depth` in a row, judged by at most `hits` occurrences.
         """
-        found = self.array.find(text, *matching)
+        found = self.array.find(self.recent, least, self.reach) if least <= self.reach else None
+        self.reach = least - 1 if found is None else found.length
         if found is None:
-            return None
+            return []
         followed = self.array.continuations(found, depth, hits)
         tree, total = tree_of_continuations(followed.items(), most), sum(followed.values())
         wholes = [total if parent == ROOT else tree.counts[parent] for parent in tree.parents]
         shares = [count / whole for count, whole in zip(tree.counts, wholes, strict=True)]
-        return Found(found.length, tree.tokens, tree.parents, shares, kind=1)
+        return [Found(found.length, tree.tokens, tree.parents, shares, kind=1)]
 
 
 def check(method: str, asked: str, model: str) -> None:

@@ -162,18 +162,6 @@ class Lookup(TextMethod):
             notes.found, notes.drafted = (), None
 
 
-@dataclass
-class Text:
-    """The newest tokens of a text."""
-
-    most: int
-    tokens: list[int]
-
-    def extend(self, tokens: Many[int]) -> None:
-        """Append tokens."""
-        self.tokens = [*self.tokens, *tokens][-self.most :]
-
-
 def matching(text: Many[int], end: int, least: int = 1) -> int:
     """Return how many tokens before `end` equal the newest ones of the text, counted as far as it matters."""
     length, most = 0, min(end, max(LENGTHS[-1], least))

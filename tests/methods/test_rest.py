@@ -96,6 +96,21 @@ def test_drafts_are_the_most_frequent_continuations_of_the_longest_match(scene, 
     assert some > 100
 
 
+def test_a_growing_text_is_found_as_a_whole_one(scene, questions):
+    rng = random.Random(2)
+    rows = [[rng.randrange(3) for _ in range(rng.randint(3, 40))] for _ in range(9)]
+    write_conversations(conversation_files.FOLDER, scene[1], rows, [0] * len(rows))
+    method = rest(scene, f"decontaminate={questions},longest=9,stop=never")
+    for _ in range(20):
+        text = [rng.randrange(3) for _ in range(3)]
+        index = method.index(text)
+        for _ in range(30):
+            assert method.find(index, 9, 9) == method.find(method.index(text), 9, 9)
+            more = [rng.randrange(4) for _ in range(rng.randint(1, 3))]
+            index.extend(more)
+            text += more
+
+
 def test_only_the_models_own_answers_are_looked_in_and_no_test_question(scene, questions):
     decoder, checkpoint = scene
     chat = loading.ChatFormat(corpora.checkpoints.load_tokenizer(checkpoint))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.drafting.composition import Composition, CompositionConfig, Member
-from bench.drafting.lookup import FOLLOWED, Lookup, LookupConfig, Text, matching
+from bench.drafting.lookup import FOLLOWED, Lookup, LookupConfig, matching
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence
 from bench.drafting.worth import Found
 
@@ -18,7 +18,7 @@ class Told(Lookup):
     found: tuple[Found, ...] = ()
 
     def index(self, context):
-        return Text(99, list(context))
+        return list(context)
 
     def find(self, index, most, depth):
         return self.found
@@ -74,7 +74,7 @@ def test_only_own_steps_and_those_without_drafts_count_but_all_teach():
     assert rule.tokens == before[0] + 3
     method.observe([sequence], [Outcome(Draft([9]), [], 4, None, None)])  # it was not even asked
     assert rule.tokens == before[0] + 3
-    assert sequence.notes.index.tokens == [*sequence.context, 4]
+    assert sequence.notes.index == [*sequence.context, 4]
 
 
 def test_in_front_of_another_member_a_match_needs_more_tokens():
