@@ -1,4 +1,4 @@
-"""Draft trees from counted continuations, with equal beginnings merged (REST, arXiv 2311.08252, section 3.2)."""
+"""Draft trees from counted continuations, with equal beginnings merged (REST, arXiv 2311.08252)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import NamedTuple
 from bench.drafting.tree import ROOT
 
 Row = tuple[Sequence[int], int]  # a continuation and its count
+# A rank (-count, depth, first row), a token, its parent, and its numbered rows.
+Branch = tuple[tuple[int, int, int], int, int, list[tuple[int, Row]]]
 
 
 class CountedTree(NamedTuple):
@@ -22,11 +24,10 @@ class CountedTree(NamedTuple):
 def tree_of_continuations(continuations: Iterable[Row], most: int) -> CountedTree:
     """Return the tree of the `most` most counted beginnings of some token sequences.
 
-    Counts of equal beginnings are added. Of equal counts the shorter beginning comes first, then the one listed first.
-    Continuations may be of different lengths, empty ones as well. Best-first: only branches that are kept are split.
+    The counts of equal beginnings add up. With equal counts, shorter beginnings come first, then those listed first.
+    Continuations may differ in length and may be empty. Best-first search: only branches that are kept are split.
     """
     tree = CountedTree([], [], [])
-    # Of each branch: its rank (its count, its depth, its first row), its token, its parent, and its rows.
     heap = _branches(list(enumerate(continuations)), 0, ROOT)
     heapq.heapify(heap)
     while heap and len(tree.tokens) < most:
@@ -37,9 +38,6 @@ def tree_of_continuations(continuations: Iterable[Row], most: int) -> CountedTre
         tree.parents.append(parent)
         tree.counts.append(-count)
     return tree
-
-
-Branch = tuple[tuple[int, int, int], int, int, list[tuple[int, Row]]]
 
 
 def _branches(rows: list[tuple[int, Row]], depth: int, parent: int) -> list[Branch]:

@@ -26,7 +26,7 @@ class Cursor:
                 self._walk(token)
 
     def suffixes(self) -> list[Place]:
-        """Return the places of the text's suffixes by length (0: the root), as far as they occur in the trie."""
+        """Return the places of the text's suffixes that occur in the trie, by length. The first is the root."""
         if self._seen != self._trie.changes:
             self._seen, self._places = self._trie.changes, [self._trie.ROOT]
             for token in self._recent:
@@ -37,7 +37,7 @@ class Cursor:
         places = [self._trie.ROOT]
         for place in self._places:
             longer = self._trie.step(place, token)
-            if longer is None:  # and so it is for all that are longer
+            if longer is None:  # so does no longer suffix
                 break
             places.append(longer)
         self._places = places

@@ -1,8 +1,7 @@
-"""A suffix array of a corpus, as REST retrieves from (arXiv 2311.08252, section 3.1): what followed a text's newest
-tokens, wherever they occur.
+"""A suffix array of a corpus, as in REST (arXiv 2311.08252): where a text's newest tokens occur and what follows them.
 
-Suffixes are sorted by their first `DEPTH` tokens, by prefix doubling (Manber and Myers, 1993). It takes 8 bytes per
-token, on a disk or mapped into memory.
+Suffixes are sorted by their first `DEPTH` tokens, by prefix doubling (Manber and Myers, 1993). A corpus takes 8 bytes
+per token on disk, from where it is mapped into memory.
 """
 
 from __future__ import annotations
@@ -153,10 +152,10 @@ class SuffixArray:
         return Hits(length, low, bisect_right(self._order, string, low, key=beginning))
 
     def continuations(self, hits: Hits, tokens: int = 10, most: int = 5000) -> dict[tuple[int, ...], int]:
-        """Return what follows some occurrences and how often: `tokens` tokens, or fewer before the end of a document.
+        """Return the continuations of some occurrences with counts: `tokens` tokens each, fewer at a document's end.
 
-        Of more than `most` occurrences, `most` are taken at even distances in sorted order. The continuations are
-        sorted as well, by as many tokens as `DEPTH` leaves. Those without a token are left out.
+        Of more than `most` occurrences, `most` evenly spaced ones in sorted order are used. Empty continuations are
+        left out. The others are sorted by their first `DEPTH - hits.length` tokens.
         """
         found = hits.high - hits.low
         picked = hits.low + np.arange(min(found, most)) * found // min(found, most)
@@ -186,7 +185,7 @@ def _order(tokens: Ints, shown: Progress) -> Ints:
         second = np.zeros_like(ranks)
         second[whole] = ranks[places[whole] + width]
         refined = _ranks(ranks * len(tokens) + second)
-        if refined.max() == ranks.max():  # no suffixes were told apart, and so it would be for longer ones
+        if refined.max() == ranks.max():  # no ranks were split, so none would be later
             break
         ranks, width = refined, 2 * width
     shown.add(1)

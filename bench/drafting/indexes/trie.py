@@ -1,8 +1,7 @@
-"""A suffix trie with counts, as in SuffixDecoding (arXiv 2411.04975, section 3): how often each string of up to `depth`
-tokens occurs in some texts, and what follows it.
+"""A suffix trie with counts, as in SuffixDecoding (arXiv 2411.04975): how often a string occurs and what follows it.
 
-Only a string that has occurred twice has nodes for its continuations. A *leaf* occurred once, and its continuation is
-read from the text. Ordinary text thus needs a few nodes per token, whatever the depth.
+Only strings that have occurred twice have nodes for their continuations. A *leaf* has occurred once; its continuation
+is read from the text. Ordinary text needs one or two nodes per token, whatever the depth.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class SuffixTrie:
         return {} if token == END or depth == self.depth else {token: self._leaf(end + 1, depth + 1)}
 
     def drop_oldest(self) -> None:
-        """Remove the oldest text. The trie then answers as if it had never been added."""
+        """Remove the oldest text. The trie then answers as if the text had never been added."""
         self.changes += 1
         if len(self._starts) == 1:
             self._reset()
@@ -134,13 +133,13 @@ class SuffixTrie:
         self._base = self._starts[0]
 
     def suffixes(self) -> list[Place]:
-        """Return the places of the newest text's suffixes by length (0: the root), as far as they occurred before."""
+        """Return the places of the newest text's suffixes that occurred before, by length. The first is the root."""
         return [self.ROOT, *((node, 0) for node in self._active[1:] if self._counts[node] > 1)]
 
     def earlier(self, length: int) -> tuple[Match, Match]:
-        """Return the first and the last earlier occurrence of the newest `length` tokens, if no text was dropped.
+        """Return the first and the last earlier occurrence of the newest `length` tokens, in a trie with one text.
 
-        `length` must be less than the number of `suffixes()`.
+        `length` must be below the number of `suffixes()`.
         """
         node = self._active[length]
         count = self._counts[node] - 1
@@ -170,11 +169,11 @@ class SuffixTrie:
         return place
 
     def count(self, place: Place) -> int:
-        """Return how often a string occurs, an occurrence at the newest token included. Of the root: all tokens."""
+        """Return how often a string occurs, including at the end of the text. For the root: the number of tokens."""
         return self._counts[place[0]]
 
     def children(self, place: Place) -> list[Child]:
-        """Return what follows a string, most counted first, of equal counts the one seen last first."""
+        """Return what follows a string, the most frequent token first; of equally frequent ones, the most recent."""
         node, past = place
         children = self._children[node]
         if children is None:

@@ -158,6 +158,25 @@ def test_a_cursor_finds_a_growing_text_in_a_trie_that_changes():
                 assert followed == wanted
 
 
+def test_a_cursor_forgets_what_was_dropped():
+    trie = SuffixTrie(4)
+    trie.extend([1, 2, 3, 4, 1, 2, 3])
+    cursor = Cursor(trie, [1, 2])
+    assert len(cursor.suffixes()) == 3
+    trie.drop_oldest()
+    trie.extend([3])
+    cursor.extend([3])
+    assert cursor.suffixes() == [trie.ROOT, trie.find([3])]
+
+
+def test_a_cursor_walks_its_text_once_after_a_change():
+    trie = SuffixTrie(4)
+    trie.extend([1, 1, 1, 1, 1])
+    cursor = Cursor(trie, [1])
+    trie.extend([1])
+    assert len(cursor.suffixes()) == 2, "the text is one token long"
+
+
 def test_eviction_gives_nodes_back():
     rng = random.Random(3)
     trie, most = SuffixTrie(8), 0
