@@ -6,8 +6,10 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bench
@@ -34,12 +36,14 @@ COMMANDS = {
 INTERRUPTED = 130  # as shells report SIGINT
 NO_READER = 141  # and SIGPIPE
 _STREAMS = ("stdin", "stdout", "stderr")
+_OMP_SPINS = "20000"  # pauses of the processor, 25 to 50 ns each
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
+        _bound_spinning()
         _open_closed_streams()
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -72,8 +76,32 @@ def _run(given: list[str]) -> int:
     except SystemExit:
         sys.stdout.flush()  # --help, into a pipe perhaps
         raise
-    status: int = chosen.run(options)
+    with _terminated_as_interrupted():
+        status: int = chosen.run(options)
     return status
+
+
+def _bound_spinning() -> None:
+    """Let waiting OpenMP threads sleep after half a millisecond. libgomp reads this when torch is imported.
+
+    By default they spin for several: longer than a slice of the scheduler's, on a core that the thread they wait for
+    may need. Between forward passes less than this goes by, so that an undisturbed run never waits for one to wake.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _OMP_SPINS)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: records are kept, temporary files are not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:

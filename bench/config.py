@@ -114,14 +114,26 @@ class RunConfig(Settings):
     )
     top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N", bounds=(0, 10 * MANY))
     seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", bounds=_SEED)
-    dtype: str = setting("auto", "number format; auto: float32 on CPU, bfloat16 on CUDA", choices=DTYPES)
+    dtype: str = setting(
+        "auto",
+        "number format; auto: float32 on CPU, bfloat16 on CUDA; products of bfloat16 weights round their inputs to "
+        "bfloat16 too where the processor can multiply it",
+        choices=DTYPES,
+    )
     quantize: str = setting(
         "none",
-        "weights of the target, for vanilla and all methods alike; q4: four-bit codes as in GGUF's Q4_1, on a CPU",
+        "weights of the target, for vanilla and all methods alike; q4, on a CPU: four-bit codes as in GGUF's Q4_1, "
+        "activations rounded to eight bits per token and group of 32, an LM head in eight bits",
         choices=QUANTIZE,
     )
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
+    threads: int = setting(
+        0,
+        "CPU threads; 0: torch's choice, and where other programs hold cores, one for each free core (on Linux; not in "
+        "sweep and gate)",
+        metavar="N",
+        bounds=_THREADS,
+    )
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )

@@ -12,9 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_BYTES = 256_000_000  # of a file of the user's that is read whole
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
@@ -58,6 +63,20 @@ def user_file(text: str | Path) -> Path:
         reason = "it is a folder" if path.is_dir() else "no such file"
         raise UserError(f"cannot read {path}: {reason}; give the path of a file")
     return path
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file or pipe of the user's, of MOST_BYTES at most: devices such as /dev/zero never end.
+
+    Raises:
+        OSError: it cannot be read, or has more.
+
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES / 1e6:g} MB")
+    return content
 
 
 def existing(folder: Path) -> Path:
@@ -128,6 +147,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, which appears once it is whole, with the permissions that the user's umask leaves."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata)  # for its owner alone
+        temporary.chmod(mode)
 
 
 @contextlib.contextmanager

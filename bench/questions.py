@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.errors import UserError, did_you_mean
-from bench.files import cache_root, replacing, user_path
+from bench.files import cache_root, read_bounded, replacing, user_path
 from bench.typed_json import Count, MismatchError, decode_lines
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -153,7 +153,7 @@ def load(source: str, flag: str = "--questions") -> QuestionSet:
         return parse("official", path.read_bytes(), str(path))
     path = user_path(source)
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"questions {source!r} cannot be read ({reason}): give mini, official or a file") from error

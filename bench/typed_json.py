@@ -20,10 +20,12 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from bench.errors import UserError
+from bench.files import read_bounded
 
 T = TypeVar("T")
 _SHOWN_CHARS = 60
 _SHOWN_BITS = 256
+_NO_NUMBER = re.compile(r"NaN|Infinity")  # perhaps within a string
 
 
 def _moment(text: str) -> str:
@@ -78,7 +80,9 @@ def decode(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         if text.startswith("\ufeff"):
             raise MismatchError("begins with a byte order mark: save it as UTF-8 without one")
-        from_json(text, allow_inf_nan=False)  # validation would take NaN where `Any` is declared
+        parsed = from_json(text)
+        if _NO_NUMBER.search(text):  # validation would take NaN where `Any` is declared
+            _refuse_no_numbers(parsed)
         adapter = _adapter(typing.cast(Hashable, kind))
         found: T = adapter.validate_json(text, strict=True, extra="ignore" if lenient else "forbid")
         return found
@@ -89,6 +93,15 @@ def decode(kind: type[T], text: str | bytes, *, lenient: bool = False) -> T:
         if "hex escape" in said:
             said = f"half a character (a lone surrogate) is written as \\u: {said}"
         raise MismatchError(said) from None
+
+
+def _refuse_no_numbers(value: Any, field: str = "") -> None:
+    """Raise MismatchError, with the field's name, if JSON's text has NaN or Infinity for a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MismatchError(f"{field.removeprefix('.') or 'the text'}: {json.dumps(value)} is not a number in JSON")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        _refuse_no_numbers(item, f"{field}{_step(key)}")
 
 
 def decode_value(kind: type[T], value: Any, *, lenient: bool = False) -> T:
@@ -109,7 +122,7 @@ def read(kind: type[T], path: Path, *, lenient: bool = False) -> T:
 
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -147,12 +160,17 @@ def decode_lines(
 def _first(error: ValidationError) -> str:
     """The first fault: its field, what was expected there, and what was found."""
     first = error.errors(include_url=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    field = "".join(map(_step, first["loc"]))
     is_scalar = isinstance(first["input"], str | int | float | None) and first["loc"] and first["type"] != "value_error"
     shown = f", not {_shown(first['input'])}" if is_scalar else ""
     message = first["msg"].removeprefix("Value error, ")
     said = "missing" if "missing" in first["type"] else f"{message}{shown}"
     return f"{field.removeprefix('.') or 'the text'}: {said}"
+
+
+def _step(key: int | str) -> str:
+    """A part of a field's name, for messages."""
+    return f"[{key}]" if isinstance(key, int) else f".{key}"
 
 
 def _shown(value: Any) -> str:

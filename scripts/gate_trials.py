@@ -88,13 +88,12 @@ TRIALS = (
     ),
     Trial(
         "lost-exit-states", "Kangaroo's verification runs the layers below the exit again",
-        "kangaroo: time per token, ms",
+        "kangaroo:draft_weights=plain: time per token, ms",
         edits=(
-            (KANGAROO, "progress.read, progress.states = read, torch.cat(states, dim=1)",
-             "progress.read, progress.states = read, None"),
-            (KANGAROO, "drawn or None, progress.states, self.exit_layer,", "drawn or None, None, 0,"),
+            (KANGAROO, "return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)",
+             "return draft"),
         ),
-        flags=("--method", "kangaroo"),
+        flags=("--method", "kangaroo:draft_weights=plain"),
     ),
     Trial(
         "lost-second-exit", "Kangaroo drafts on however unsure it is", "kangaroo: drafted per step",

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("split", [[9, 1, 1, 4, 8, 17, 40], [300, 1, 1, 5]])
+@pytest.mark.parametrize("split", [[9, 1, 1, 4, 8, 17, 40, 128, 100], [300, 1, 1, 5]])
 def test_every_split_gives_transformers_logits(kind, split, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model, device=CUDA, max_len=400)
@@ -44,6 +44,22 @@ def test_a_tree_is_what_its_paths_are(kind, tiny_model, tiny_decoder, hf_logits,
     kept = decoder.run_layers(decoder.embed([7]), len(ids) + len(path), cache)
     after = hf_logits(model, [*ids, *(drafts[i] for i in path), 7])[-1:]
     torch.testing.assert_close(decoder.logits(kept[0]).cpu(), after, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [65, 128])
+def test_a_tree_as_wide_as_a_tree_may_be_is_captured(rows, tiny_model, tiny_decoder, random_ids):
+    """A binary heap of drafts, against the same pass kernel by kernel."""
+    decoder = tiny_decoder(*tiny_model("llama3"), device=CUDA)
+    tree = tree_of([(i - 2) // 2 if i > 1 else -1 for i in range(rows - 1)])
+    ids, found = random_ids(20 + rows, seed=9), []
+    for one in (decoder, decoder.by_operations()):
+        cache = one.new_cache()
+        one.run_layers(one.embed(ids[:20]), 0, cache)
+        states = one.run_layers(one.embed(ids[20:]), tree.places(20, CUDA), cache)
+        found.append(one.logits(states[0]))
+        assert bool(cache.captured) == (one is decoder)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3)
+    assert decoder.graphs.reason == ""
 
 
 @pytest.mark.parametrize("name", ["vanilla", "kangaroo", "kangaroo-tree", "medusa"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import cli
+from bench.commands import train
 from bench.errors import UserError
 from bench.figures.comparison import (
     ComparedMethod,
@@ -27,6 +30,7 @@ from bench.figures.records import write_json
 from bench.figures.rules import Rules
 from bench.figures.summary import Estimate
 from bench.gate.gate import PAIRS_FILE
+from bench.train import settings_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,3 +153,33 @@ def test_what_shell_scripts_import_is_there():
     assert ("second_model.sh", "bench.models.packaged", "dequantize") in found
     for _, module, name in found:
         assert hasattr(importlib.import_module(module), name)
+
+
+# --- scripts/cuda_check.sh -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_the_cuda_check_asks_for_what_commands_take(dry, tmp_path):
+    """Every command line of it is parsed; a stub stands for python, which finds a GPU and the official questions."""
+    stub, told, out = tmp_path / "python", tmp_path / "told", tmp_path / "out"
+    stub.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && echo gpu || printf "%s\\0" "$@" "" >> {told}\n'
+        'while [ $# -gt 1 ]; do [ "$1" = --json ] && touch "$2"; shift; done\n'
+    )
+    stub.chmod(0o755)
+    given = ["--dry-run"] if dry else []
+    command = ["bash", str(ROOT / "scripts" / "cuda_check.sh"), *given, str(out)]
+    done = subprocess.run(command, env={**os.environ, "PYTHON": str(stub)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split("\0") for line in told.read_text().removesuffix("\0\0").split("\0\0")]
+    assert lines.pop(0) == ["-m", "pytest", "-q", "-x", "tests/test_cuda.py"]
+    commands = set()
+    for program, *arguments in lines:
+        assert program == "run_bench.py"
+        name = arguments.pop(0) if arguments[0] in cli.COMMANDS else "run"
+        options = cli.command(name).parser().parse_args(arguments)
+        if name == "train":
+            options, _ = train._settings(settings_of(options.what), options)
+        assert getattr(options, "device", None) in ("cpu" if dry else "cuda", None)
+        commands.add(name)
+    assert commands == {"bench-engine", "project", "run", "train"}

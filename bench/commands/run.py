@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -81,11 +82,12 @@ def run(options: Namespace) -> int:
     planned = plan.make_plan(settings, resumed)
     if not any(variant.is_peer for variant in planned.variants):
         refuse_given(given.keys() & {"peer_limit"}, "no peer takes part: leave it out, or name one with --peer")
-    try:
-        return _carry_out(planned)
-    except KeyboardInterrupt:
-        say(f"interrupted: {_how_to_go_on(planned)}")
-        return 130
+    with plan.in_own_folder(planned) as own:
+        try:
+            return _carry_out(own)
+        except KeyboardInterrupt:
+            say(f"interrupted: {_how_to_go_on(own)}")
+            return 130
 
 
 def _carry_out(planned: Plan) -> int:
@@ -93,7 +95,11 @@ def _carry_out(planned: Plan) -> int:
     from bench.report import write_report
     from bench.report.conclusion import conclusion
     from bench.run import runner
+    from bench.run.cores import on_free_cores
 
+    if planned.resumed is None:
+        settings, warnings = on_free_cores(planned.config)
+        planned = dataclasses.replace(planned, config=settings, warnings=tuple(warnings))
     left = runner.carry_out(planned, say)
     record, folder = left.record, left.folder
     if not left.turns:

@@ -13,6 +13,7 @@ from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.drafting.trained import Dimensioned
     from bench.engine.decoder import Decoder
 
 
@@ -58,6 +59,12 @@ class Composition(SpeculativeMethod):
                 )
         remembered = dict.fromkeys(member.memory for member in self.members)
         self.memory = ", ".join(memory for memory in remembered if memory != QUESTION) or QUESTION
+
+    @classmethod
+    def check_weights(cls, config: CompositionConfig, model: Dimensioned) -> None:
+        """Check those of all members."""
+        for member in config.members:
+            member.method.check_weights(member.config, model)
 
     def _named(self) -> list[tuple[str, SpeculativeMethod]]:
         return [(given.label, member) for given, member in zip(self.config.members, self.members, strict=True)]

@@ -111,6 +111,7 @@ def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
         accepted_confidence=[] if said is None else [said[node] for node in accepted],
         rejected_confidence=[] if said is None else [said[node] for node in rejected],
         part=outcome.draft.part,
+        scouts=len(outcome.draft.tokens) - len(draft.tokens),
         marks=marks,
     )
 

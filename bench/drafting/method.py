@@ -20,6 +20,7 @@ from bench.typed_json import decode_value
 
 if TYPE_CHECKING:  # torch is imported where it is used: a method is known by its knobs before
     from bench.drafting.sampling import Sampler
+    from bench.drafting.trained import Dimensioned
     from bench.drafting.verify import Verify
     from bench.engine.decoder import Decoder
     from bench.models.checkpoints import Checkpoint
@@ -39,6 +40,10 @@ class Method(ABC):  # noqa: B024 - its two kinds have the abstract methods
     def __init__(self, target: Decoder, config: Any):
         self.target = target
         self.config = config
+
+    @classmethod  # noqa: B027 - most have no weights
+    def check_weights(cls, config: Any, model: Dimensioned) -> None:
+        """Raise UserError if the method's weights cannot be for `model`, as far as is known before any are read."""
 
     @property
     def lossless(self) -> bool:
@@ -159,6 +164,9 @@ class Peer(Method):
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config)  # the target: for its dtype and device
         self.checkpoint = checkpoint
+
+    def tune(self, prompt: Many[int]) -> None:
+        """Choose what makes it fastest on this machine, such as its threads, and add it to `notes`."""
 
     @abstractmethod
     def generate(self, prompt: Many[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None) -> Answer:

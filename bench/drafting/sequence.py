@@ -144,6 +144,7 @@ class Step:
     accepted_confidence: list[float] = field(default_factory=list)  # of each accepted draft; empty: unknown
     rejected_confidence: list[float] = field(default_factory=list)  # of each in `rejected`; empty: unknown
     part: int = 0  # the member of a composition that drafted
+    scouts: int = 0  # tokens verified besides the drafts
     draft_s: float = 0.0  # drafting
     verify_s: float = 0.0  # the target's pass and the choice of tokens; the rest of the step is bookkeeping
     # The start of drafting, the start and the end of verification. They become the two times above once the device is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from bench.drafting.knobs import find_folder as find_folder
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
+from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import sha256
 from bench.models.weight_files import unpickled
@@ -120,7 +121,19 @@ def fill(
     module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
 
 
-def check_model(hidden: int, draft_vocab: int, target: Decoder, folder: Path, what: str) -> None:
+class Dimensioned(Protocol):
+    """A target, or the model that it is to be made of: what weights are checked against before any are read."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """Its dimensions."""
+
+
+def check_model(hidden: int, draft_vocab: int, target: Dimensioned, folder: Path, what: str) -> None:
     """Refuse weights that were trained for another model."""
     unfit, c = f"the {what} in {folder} is for another model", target.config
     if hidden != c.hidden:

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from bench.drafting.knobs import Costs
+from bench.drafting.pace import Pace
 from bench.drafting.tree import ROOT, chain_of, tree_of
 
 LENGTHS = (1, 2, 3, 4, 6, 9, 16)  # match lengths that share a chance, each up to the next
@@ -19,9 +20,6 @@ LENGTHS = (1, 2, 3, 4, 6, 9, 16)  # match lengths that share a chance, each up t
 PRIOR = (0.15, 0.38, 0.48, 0.56, 0.69, 0.79, 0.91)
 CORPUS_PRIOR = (0.2, 0.25, 0.32, 0.4, 0.5, 0.6, 0.8)  # in a model's own answers to prompts of other templates
 _PRIOR_TOKENS = 12.0  # found tokens that the prior counts as
-_PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
-_LOST = 0.5  # vanilla steps that drafts may lose to begin with
-_LOST_SHARE = 0.02  # and per token of the answer
 _BUCKETS = [max(i for i, least in enumerate(LENGTHS) if least <= max(1, n)) for n in range(LENGTHS[-1] + 1)]
 
 
@@ -52,20 +50,18 @@ NOTHING = Found()
 class WorthRule:
     """Decides how much of what was found is drafted. It belongs to one question.
 
-    The drafts' expected tokens are compared with their cost at the question's rate so far, in tokens per vanilla step,
-    as in `stopping.GainRule`; the rate is at least vanilla's. Drafts that might lose more vanilla steps than a small
-    allowance are never made, so that a useless drafter costs at most `_LOST` steps and `_LOST_SHARE` of the answer.
+    The drafts' expected tokens are compared with their cost at the question's rate so far, and what they may lose is
+    limited, see `bench.drafting.pace.Pace`.
     """
 
     costs: Costs
     priors: Many[Many[float]] = (PRIOR,)  # by kind of text
     hits: list[float] = field(init=False)  # by kind and bucket of match lengths
     tries: list[float] = field(init=False)
-    tokens: float = _PRIOR_STEPS  # of steps that this rule decided, and their time in vanilla steps
-    time: float = _PRIOR_STEPS
-    allowance: float = _LOST
+    pace: Pace = field(init=False)  # of steps that this rule decided
 
     def __post_init__(self) -> None:
+        self.pace = Pace(self.costs)
         self.hits = [chance * _PRIOR_TOKENS for prior in self.priors for chance in prior]
         self.tries = [_PRIOR_TOKENS] * len(self.hits)
 
@@ -80,18 +76,12 @@ class WorthRule:
         And what they are worth: the tokens that they are expected to gain over a step without drafts.
         """
         reached = self._reached(found)
-        order = range(len(reached)) if found.parents is None else sorted(range(len(reached)), key=lambda i: -reached[i])
-        rate, single = max(1.0, self.tokens / self.time), self.costs.verifying(1)
-        best = gain = 0.0
-        count = 0
-        for n, node in enumerate(order[:most], 1):
-            more = self.costs.verifying(1 + n) - single
-            if more > self.allowance:
-                break
-            gain += reached[node]
-            if gain - rate * more > best:
-                best, count = gain - rate * more, n
-        return list(order[:count]), best
+        order = list(range(len(reached)))
+        if found.parents is not None:
+            order.sort(key=lambda node: -reached[node])
+        chances = [reached[node] for node in order[:most]]
+        count = self.pace.worth(chances)
+        return order[:count], sum(chances[:count]) - self.pace.rate * self.pace.verifying(count)
 
     def _reached(self, found: Found) -> list[float]:
         """Return for each token the chance that it and all before it are right."""
@@ -121,7 +111,4 @@ class WorthRule:
 
     def end(self, drafted: int, emitted: int) -> None:
         """End a step of `drafted` drafts."""
-        spent = self.costs.verifying(1 + drafted)
-        self.tokens += emitted
-        self.time += spent
-        self.allowance += emitted - 1 - (spent - self.costs.verifying(1)) + _LOST_SHARE * emitted
+        self.pace.end(self.pace.verifying(drafted), emitted)

@@ -47,6 +47,11 @@ class _Layer:
     gate_up: Linear
     down: Linear
 
+    def with_products(self, change: Callable[[Linear], Linear]) -> _Layer:
+        """The same with every product changed."""
+        qkv, out, gate_up, down = map(change, (self.qkv, self.out, self.gate_up, self.down))
+        return replace(self, qkv=qkv, out=out, gate_up=gate_up, down=down)
+
 
 class Decoder:
     """Weights on a device and the passes over them. Build with `from_weights`."""
@@ -134,7 +139,7 @@ class Decoder:
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
         if self.layout == "native":
-            self.narrow = native.Layers(config, self.layers)
+            self.narrow = self._for_kernels(self.layers)
         return self
 
     def _build_layer(self, take: Taker, prefix: str) -> _Layer:
@@ -186,15 +191,30 @@ class Decoder:
         """Rows of a cache for `max_len` positions: drafts beyond them are written, too."""
         return max_len + BLOCK + -(max_len + BLOCK) % _ALIGNED
 
-    def by_operations(self) -> Decoder:
-        """The same weights, run operation by operation by torch: what our own kernels are held against."""
+    def by_operations(self, *, own_products: bool = False) -> Decoder:
+        """The same weights, run operation by operation by torch: what our own kernels are held against.
+
+        `own_products`: only what is between products is torch's, as in passes that are too wide for the kernels. The
+        arithmetic of products (eight-bit activations of quantised weights) is then the same.
+        """
         other = copy.copy(self)
-        other.narrow, other.graphs, other.head = None, None, self.head.by_torch()
-        other.layers = [
-            replace(ly, **{name: getattr(ly, name).by_torch() for name in ("qkv", "out", "gate_up", "down")})
-            for ly in self.layers
-        ]
+        other.narrow, other.graphs = None, None
+        if not own_products:
+            other.head = self.head.by_torch()
+            other.layers = [layer.with_products(Linear.by_torch) for layer in self.layers]
         return other
+
+    def _for_kernels(self, layers: Sequence[_Layer]) -> native.Layers:
+        c = self.config
+        return native.Layers(native.Dimensions(c.hidden, c.heads, c.kv_heads, c.head_dim, c.norm_eps), layers)
+
+    def quantized_layers(self, count: int, quantize: str) -> native.Layers:
+        """The first `count` layers once more, for the kernels, in fewer bits: for drafts, which need not be exact."""
+
+        def copied(linear: Linear) -> Linear:
+            return Linear(linear.weight, linear.bias, layout=self.layout, quantize=quantize, paired=linear.paired)
+
+        return self._for_kernels([layer.with_products(copied) for layer in self.layers[:count]])
 
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Token ids [n] or [B, n] -> [B, n, d]."""
@@ -214,7 +234,7 @@ class Decoder:
             places = Places.after(places, n, batch)
         assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
         if self.narrow is not None and batch * n <= native.MOST_ROWS:
-            return self._run_narrow(self.narrow, x, places, cache, (first, last))
+            return self.narrow.run(x, native.Rows.of(places, self.cos, self.sin), cache, (first, last))
         if self.graphs is not None and first < last:
             body = functools.partial(self._run_fixed, cache, first, last)
             states = self.graphs.run(cache, (first, last), body, [x], places)
@@ -253,20 +273,6 @@ class Decoder:
             write = functools.partial(cache.update_rows, i, fixed.rows, length=fixed.length)
             x = self._run_layer(self.layers[i], x, write, rope, mask)
         return x
-
-    def _run_narrow(
-        self, narrow: native.Layers, x: Tensor, places: Places, cache: KVCache, layers: tuple[int, int]
-    ) -> Tensor:
-        span = places.together
-        if span is not None and span.depths is None and places.batch == 1:
-            rows = slice(span.first, span.first + places.width)
-            return narrow.run(x, places, cache, layers, (self.cos[rows], self.sin[rows]), [None])
-        at = places.positions(self.device).flatten()
-        masks = [
-            None if span.seen is None else F.pad(additive(span.seen, self.dtype), (span.base, 0))
-            for span in places.spans
-        ]
-        return narrow.run(x, places, cache, layers, (self.cos[at], self.sin[at]), masks)
 
     def _run_layer(
         self,
@@ -345,6 +351,14 @@ class Decoder:
     def precision(self) -> str:
         """The weights' kind: a dtype, or how they are quantised."""
         return str(self.dtype).removeprefix("torch.") if self.quantize == "none" else self.quantize
+
+    @property
+    def activations(self) -> str:
+        """The number format to which products round their inputs; int8: with a scale per token and GROUP inputs."""
+        if self.quantize != "none":
+            return "int8"
+        rounded = self.layout == "plain" or native.rounds_inputs()
+        return str(self.dtype if rounded else torch.float32).removeprefix("torch.")
 
 
 def _check_quantize(dtype: torch.dtype, device: torch.device) -> None:

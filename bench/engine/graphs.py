@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.engine import BLOCK
 from bench.engine.attention import additive
 from bench.engine.cache import KVCache
 from bench.engine.places import Places, Span
 
-MOST_POSITIONS = 64  # in wider passes every launch has enough work
+MOST_POSITIONS = BLOCK  # no tree has more rows; in wider passes every launch has enough work
 _SHORTEST = 256  # cache positions that a captured pass attends to, at least; longer ones are powers of two of it
 _WARM_UPS = 2  # before a capture: libraries choose and load their kernels
 _AGREEMENT = 0.02  # relative to the norm of the states: a larger difference is an error, not rounding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -35,6 +37,7 @@ class Linear:
         self.out_features, self.in_features = weight.shape
         self.bias = bias
         self.layout = layout
+        self.paired = paired
         self.product: native.Product | None = None
         self._stored: Tensor | Panels = weight
         if layout == "native":
@@ -58,6 +61,10 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [..., n_in] -> [..., n_out]."""
         return F.linear(x, self.weight, self.bias) if self.product is None else self.product(x)
+
+    def prepared(self, x: Tensor) -> Callable[[], Tensor]:
+        """A call of the product with x that can be repeated, with as little around it as there can be."""
+        return functools.partial(self, x) if self.product is None else self.product.prepared(x)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` + apply to x."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -70,20 +71,20 @@ def step_time(turns: Sequence[Turn], baseline: Sequence[Turn]) -> StepTime:
 
 
 def predicted_step_cost(turns: Iterable[Turn], costs: PassCosts | None) -> float | None:
-    """The mean step in vanilla steps, from costs measured before the run and from what each step drafted.
+    """The mean step in vanilla steps, from costs measured before the run and from what each step verified.
 
-    draft · calls + shallow · (depth + 1) + verify(drafted + 1) + rest; verify is linear between the measured widths
-    and undefined beyond them, and with it the mean. Costs of the same run would predict what they were taken from.
+    draft · calls + shallow · (depth + 1) + verify(drafts + scouts + 1) + rest; verify is linear between the measured
+    widths and undefined beyond them, and with it the mean. Costs of the same run would predict what they come from.
     """
     shapes = [shape for turn in turns for shape in _shapes(turn)]
     if costs is None or not shapes or None in shapes:
         return None
-    drafted, depth, calls = np.array(shapes, dtype=np.float64).T
+    verified, depth, calls = np.array(shapes, dtype=np.float64).T
     widths = sorted(costs["verify"], key=int)
     measured = [int(width) for width in widths]
-    if drafted.min() + 1 < measured[0] or drafted.max() + 1 > measured[-1]:
+    if verified.min() + 1 < measured[0] or verified.max() + 1 > measured[-1]:
         return None
-    verify = np.interp(drafted + 1, measured, [costs["verify"][width] for width in widths])
+    verify = np.interp(verified + 1, measured, [costs["verify"][width] for width in widths])
     steps = costs["draft"] * calls + costs["shallow"] * (depth + 1) + verify + costs["rest"]
     return finite(float(steps.mean()))
 
@@ -158,11 +159,16 @@ def _by_confidence(values: Sequence[float]) -> list[int]:
 
 
 def _shapes(turn: Turn) -> Iterator[tuple[int, int, int] | None]:
-    """(drafted, depth, calls) of each step; None once where an older record has no more than the first."""
+    """(verified, depth, calls) of each step; None once where an older record has no more than its drafts.
+
+    Verified: drafts and scouts.
+    """
     if not len(turn.per_step_drafted) == len(turn.per_step_depth) == len(turn.per_step_calls):
         yield None
         return
-    yield from zip(turn.per_step_drafted, turn.per_step_depth, turn.per_step_calls, strict=True)
+    scouts = turn.per_step_scouts or [0] * len(turn.per_step_drafted)
+    verified = map(operator.add, turn.per_step_drafted, scouts)
+    yield from zip(verified, turn.per_step_depth, turn.per_step_calls, strict=True)
 
 
 def _count_steps(turns: Iterable[Turn]) -> int:

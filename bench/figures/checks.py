@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from bench.figures.records import Run, Turn
 
 _PER_STEP = ("per_step_drafted", "per_step_accepted")
-_PER_STEP_IF_KNOWN = ("per_step_depth", "per_step_calls", "per_step_part", "per_step_rejected")
+_PER_STEP_IF_KNOWN: tuple[str, ...] = ("per_step_depth", "per_step_calls", "per_step_s", "per_step_part")
+_PER_STEP_IF_KNOWN += ("per_step_scouts", "per_step_rejected")
 
 
 class _Notes(TypedDict, total=False):

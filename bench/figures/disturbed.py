@@ -5,9 +5,10 @@ They are reported and never dropped: a reader sees which turns they are and what
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median_low
+from dataclasses import replace
+from statistics import median, median_low
 
 from bench.figures.breakdown import speedup
 from bench.figures.records import Run, Turn
@@ -63,6 +64,23 @@ def outliers(paired: Mapping[str, Sequence[Pair]], vanilla: str) -> list[Outlier
                     new = Outlier(*where(turn), turn.decode_s, expected_s, turn.others_share, {})
                     found.setdefault(where(turn), new).speedups[name] = figures
     return list(found.values())
+
+
+def steady(turn: Turn) -> Turn | None:
+    """Return the turn with `decode_s` as if no step had been disturbed; None where steps have no recorded times.
+
+    Each step counts as the median of the turn's steps of its shape: drafts, depth and draft calls. What a turn takes
+    outside of drafting and verification stays. Where nothing was disturbed, `decode_s` is the same but for noise.
+    """
+    if not turn.per_step_s:
+        return turn if turn.decode_tokens == 0 else None
+    drafted = turn.per_step_drafted
+    shapes = zip(drafted, turn.per_step_depth or drafted, turn.per_step_calls or drafted, strict=True)
+    by_shape: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    for shape, step_s in zip(shapes, turn.per_step_s, strict=True):
+        by_shape[shape].append(step_s)
+    rest_s = max(0.0, turn.decode_s - sum(turn.per_step_s))
+    return replace(turn, decode_s=rest_s + sum(len(alike) * median(alike) for alike in by_shape.values()))
 
 
 def _usual_s(turns: Sequence[Turn]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Required
+from typing import Annotated, Literal, Required
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from bench.errors import UserError
 from bench.figures.facts import EngineFacts, Software
 from bench.figures.machine import Machine
-from bench.typed_json import Amount, Count, Key, MismatchError, Positive, Real, read
+from bench.typed_json import Amount, Count, Json, Key, MismatchError, Positive, Real, read
 
 BySize = Annotated[dict[Key, Positive], Field(min_length=1)]  # ms
 
@@ -29,11 +29,42 @@ class TimedAnswer(TypedDict, total=False):
     """Whole answers of one method, or of a peer, which has no steps."""
 
     tok_per_s: Required[list[Positive]]  # by round
-    over_vanilla: Required[Positive]  # median
+    over_vanilla: Required[Positive]  # geometric mean over the rounds; schema 1: median
     prefill_ms: Required[Amount]
     step_ms: Positive
     tokens_per_step: Positive
     outside_passes: Real | None  # share of a step; None: unknown
+    vanilla_tok_per_s: list[Positive]  # by round: of the answer timed next to this one
+    interval: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None  # 95%, of over_vanilla
+    notes: dict[str, Json]  # of a peer: its arithmetic, its version, its threads
+
+
+class Shares(TypedDict):
+    """What share of the read bandwidth and of the arithmetic peak a pass reaches; noise may take it above 1."""
+
+    bandwidth: Amount
+    arithmetic: Amount
+
+
+class BesideNeighbour(TypedDict):
+    """A vanilla step with one engine and so many threads, alone or beside a busy process."""
+
+    engine: str
+    threads: Count
+    neighbour: str  # quiet: none
+    median_ms: Positive
+    mean_ms: Positive
+    p90_ms: Positive
+    of_quiet: Positive  # mean time over that of the quiet step, median of the rounds
+    of_quiet_all_threads: Positive
+
+
+class Neighbour(TypedDict):
+    """What `bench-engine --neighbour` measures instead of all else."""
+
+    rounds: Count
+    steps_a_round: Count
+    rows: list[BesideNeighbour]
 
 
 class EngineRecord(Software, total=False):
@@ -50,7 +81,11 @@ class EngineRecord(Software, total=False):
     warnings: Required[list[str]]
     engine: Required[EngineFacts]
     memory: dict[str, Amount]
+    arithmetic: Annotated[dict[str, Positive], Field(min_length=1)]  # 1e9 operations/s by what multiplies
     passes: Required[BySize]  # by tokens
+    products: BySize  # by tokens: those of a pass, alone
+    shares: dict[Literal["passes", "products"], dict[Key, Shares]]  # by tokens
+    operations: Count  # of a token in the products
     drafts: Required[BySize]  # by exit layer
     head: BySize  # by vocabulary
     drafters: Required[dict[str, Positive]]
@@ -58,6 +93,7 @@ class EngineRecord(Software, total=False):
     answers: dict[str, TimedAnswer]
     published: Required[dict[str, Form]]
     vanilla: dict[str, Amount]
+    neighbour: Neighbour
 
 
 def read_engine(path: Path) -> EngineRecord:

@@ -49,6 +49,9 @@ class EngineFacts(TypedDict, total=False):
     """How the engine ran forward passes."""
 
     weights: str
+    activations: str  # the number format to which products round their inputs
+    activation_scales: str  # of int8 activations
+    head: str  # the LM head's number format, where it is not that of the other matrices
     cache_positions: Count
     huge_pages_mib: Count
     cuda_graphs: str

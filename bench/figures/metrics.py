@@ -75,6 +75,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         ),
         device=run.machine,
         dtype=run.dtype,
+        activations=run.engine.get("activations", ""),
         sampling=sampling(run),
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
@@ -319,6 +320,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
         "confidence": None if peer else breakdown.confidence(turns),
         "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),
+        "speedup_decode_steps": _by_steady_steps(tasks),
         "context": breakdown.context(paired),
     }
     if info.lossless and info.kind != "vanilla":  # how the audits of a method that claims to be lossless ended
@@ -332,6 +334,15 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
             found[f"worth_{key}"] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])["ratio_of_sums"]
     return found
+
+
+def _by_steady_steps(tasks: list[list[Pair]]) -> Estimate:
+    """The ratio of sums in which each step takes the median time of its like within the turn."""
+    steady = [[(disturbed.steady(turn), disturbed.steady(vanilla)) for turn, vanilla in task] for task in tasks]
+    known = [[(turn, vanilla) for turn, vanilla in task if turn and vanilla] for task in steady]
+    if list(map(len, known)) != list(map(len, tasks)):
+        return Estimate()
+    return stats.estimates([_question_sums(task, prefilled=False) for task in known])["ratio_of_sums"]
 
 
 def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:

@@ -52,7 +52,10 @@ from bench.typed_json import (
 )
 
 SCHEMA = 2
-FLOAT32_STATES = ("float32", "q4")  # a run's dtypes in which states and sums are float32: ties are rare
+QUANTIZED = ("q4",)  # a run's dtypes in which peers multiply float32 activations, and the target does not
+# A run's dtypes in which a method's answers differ from vanilla's at rare ties only: states and sums are float32, and
+# both run the same arithmetic.
+FLOAT32_STATES = ("float32", *QUANTIZED)
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
 TOKEN_TEXTS_FILE = "pieces.json"
@@ -71,8 +74,8 @@ class Audit:
     position: Count | None = None  # of the first divergence
     token: TokenId | None = None  # the method's there; None: its answer ended
     vanilla_token: TokenId | None = None
-    gap: Real | None = None  # float32 logit of vanilla's token minus the method's, over the common prefix
-    tolerance: Real | None = None  # twice the measured logit error of the run's dtype
+    gap: Real | None = None  # reference logit of vanilla's token minus the method's, over the common prefix
+    tolerance: Real | None = None  # twice the measured logit error of the run's passes
 
 
 @dataclass(slots=True)
@@ -95,7 +98,9 @@ class Turn:
     per_step_emitted: list[Count] = field(default_factory=list)  # of the kept answer
     per_step_depth: list[Count] = field(default_factory=list)  # drafts on a step's longest path; empty: not recorded
     per_step_calls: list[Count] = field(default_factory=list)  # runs of the draft model; empty: not recorded
+    per_step_s: list[Seconds] = field(default_factory=list)  # drafting and verification; empty: not recorded
     per_step_part: list[Count] = field(default_factory=list)  # which member of a composition drafted; empty: no such
+    per_step_scouts: list[Count] = field(default_factory=list)  # tokens verified besides the drafts; empty: none
     per_step_rejected: list[list[TokenId]] = field(default_factory=list)  # drafts that lost to a step's last token
     accepted_confidence: list[Share] = field(default_factory=list)  # of all accepted drafts, in order; empty: unknown
     rejected_confidence: list[Share] = field(default_factory=list)  # of all in `per_step_rejected`; empty: unknown

@@ -88,6 +88,7 @@ class Cell:
     speedup_decode_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_decode_geometric: Estimate = field(default_factory=Estimate)
     speedup_decode_median: Estimate = field(default_factory=Estimate)  # robust; without interval
+    speedup_decode_steps: Estimate = field(default_factory=Estimate)  # robust; of `disturbed.steady` turns
     speedup_total: Estimate = field(default_factory=Estimate)
     speedup_total_mean_rates: Estimate = field(default_factory=Estimate)
     speedup_total_geometric: Estimate = field(default_factory=Estimate)
@@ -266,6 +267,7 @@ class Summary:
     dataset: Dataset
     device: Machine
     dtype: str
+    activations: str = ""  # the number format to which products round their inputs; empty: not recorded
     sampling: Sampling | None = None  # None: greedy decoding
     complete: bool = True
     rounds: Count = 1

@@ -1,4 +1,5 @@
-"""What the engine's parts cost on a device: passes, drafts, LM head, cache; and whole answers beside other engines.
+"""What the engine's parts cost on a device: passes, their products, drafts, LM head, cache; and whole answers beside
+other engines.
 
 Ratios are taken within one run: what is compared was timed in turns.
 """
@@ -12,6 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,7 +26,9 @@ from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
 from bench.engine.timing import interleaved, least_s
+from bench.figures import stats
 from bench.figures.engine_record import EngineRecord
+from bench.lab import limits, neighbour
 from bench.models import checkpoints
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, engine_facts, load_decoder, memory_errors, set_up
@@ -32,11 +36,12 @@ from bench.models.shapes import check_shape, checkpoint_of, config_of, random_we
 from bench.progress import Log
 from bench.run import environment
 from bench.run.contestants import Contestant
+from bench.run.cores import on_free_cores
 from bench.run.memory import peak_bytes
 from bench.run.plan import variants
 from methods import BASELINE
 
-SCHEMA = 1
+SCHEMA = 2
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64)
 HEADS = (1024, 4096, 8192, 16384)
 _BUFFER_BYTES = 512 << 20  # read from end to end: larger than any cache
@@ -49,17 +54,24 @@ class Effort:
     """How much is measured."""
 
     repeats: int = 15  # of each pass
-    rounds: int = 5  # of each answer
+    rounds: int = 7  # of each answer
     new_tokens: int = 64
 
 
-def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: Log) -> EngineRecord:
+def run(
+    config: RunConfig, shape: str | None, context: int, repeats: int, log: Log, *, beside: bool = False
+) -> EngineRecord:
     """Measure the model of `config`, or a shape's random weights, with its methods and peers; with provenance.
 
+    `beside`: measure what a busy process beside it costs instead, see `neighbour.measure`.
+
     Raises:
-        UserError: no such model or shape, or not enough memory for it.
+        UserError: no such model or shape, or not enough memory for it; or `beside` on a GPU.
 
     """
+    config, warnings = (config, []) if beside else on_free_cores(config)
+    for warning in warnings:
+        log(f"WARNING: {warning}")
     chosen = variants(config)
     if shape is None:
         checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
@@ -84,9 +96,9 @@ def run(config: RunConfig, shape: str | None, context: int, repeats: int, log: L
         "command": environment.command_line(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **environment.describe_software(),
-        "warnings": [warning for warning in [environment.busy_warning()] if warning],
+        "warnings": [*warnings, *filter(None, [environment.busy_warning()])],
     }
-    found = measure(target, contestants, Effort(repeats=repeats))
+    found = neighbour.measure(target, repeats) if beside else measure(target, contestants, Effort(repeats=repeats))
     return cast(EngineRecord, {**facts, "engine": engine_facts(target), **found})
 
 
@@ -109,7 +121,8 @@ def measure(target: Decoder, contestants: Sequence[Contestant], effort: Effort) 
     """Everything that `bench-engine` tells. `contestants`: vanilla, methods and peers, made ready on `target`."""
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("memory", lambda: bandwidth(target.device, effort.repeats)),
-        ("passes", lambda: _passes(target, effort.repeats)),
+        ("arithmetic", lambda: limits.arithmetic(target, effort.repeats)),
+        ("passes and products", lambda: _passes(target, effort.repeats)),
         ("drafts", lambda: _drafts(target, effort.repeats)),
         ("head", lambda: _heads(target, effort.repeats)),
         ("drafters", lambda: _drafters(target, effort.repeats)),
@@ -122,6 +135,7 @@ def measure(target: Decoder, contestants: Sequence[Contestant], effort: Effort) 
             bar.set_description(name)
             with memory_errors(f"measuring {name}"):
                 found[name] = part()
+    found |= found.pop("passes and products")
     _conclude(found, target)
     return found
 
@@ -135,11 +149,14 @@ def bandwidth(device: torch.device, repeats: int) -> dict[str, float]:
     return {"read_gb_s": read, "copy_gb_s": 2 * _BUFFER_BYTES / copy_s / 1e9}
 
 
-def _passes(target: Decoder, repeats: int) -> dict[str, Any]:
-    """A pass through all layers and the LM head over so many positions, ms."""
+def _passes(target: Decoder, repeats: int) -> dict[str, dict[str, float]]:
+    """A pass through all layers and the LM head over so many positions, and its products alone, in turns; ms."""
     passes = Passes(target, 0)
     widths = [n for n in WIDTHS if n < target.max_len]
-    return dict(zip(map(str, widths), _ms([passes.verify(n) for n in widths], repeats, target.device), strict=True))
+    calls = [call for n in widths for call in (passes.verify(n), limits.products(target, n))]
+    times = _ms(calls, repeats, target.device)
+    by_kind = {"passes": times[::2], "products": times[1::2]}
+    return {kind: dict(zip(map(str, widths), own, strict=True)) for kind, own in by_kind.items()}
 
 
 def _drafts(target: Decoder, repeats: int) -> dict[str, Any]:
@@ -184,37 +201,56 @@ def _cache(target: Decoder, repeats: int) -> dict[str, float]:
 
 
 def _answers(target: Decoder, contestants: Sequence[Contestant], effort: Effort) -> dict[str, Any]:
-    """Whole answers of everybody in turns: tokens/s, a step, and what of it no pass accounts for."""
-    by_label = {contestant.label: contestant for contestant in contestants}
+    """Whole answers of everybody, each in turns with one of vanilla; and what of a step no pass accounts for."""
     prompt = [7 + i % 100 for i in range(min(_PROMPT, target.max_len // 4))]
     limit = min(effort.new_tokens, target.max_len - len(prompt) - 1)
     alone = Passes(target, 0, len(prompt) + limit // 2).vanilla
-    made: dict[str, list[Answer]] = {label: [] for label in by_label}
+    made: dict[str, list[dict[str, Answer]]] = {contestant.label: [] for contestant in contestants}
+    by_label = {contestant.label: contestant.method for contestant in contestants}
+    for method in by_label.values():
+        if isinstance(method, Peer):
+            method.tune(prompt)
     passes_s: list[float] = []
     for round_number in range(effort.rounds + 1):  # the first warms up
-        for label, contestant in by_label.items():
-            answer = decode(contestant.method, prompt, limit, frozenset())
-            if round_number:
-                made[label].append(answer)
+        for label in by_label:
+            pair = dict.fromkeys([BASELINE, label] if round_number % 2 else [label, BASELINE])
+            answers = {one: decode(by_label[one], prompt, limit, frozenset()) for one in pair}
+            made[label] += [answers] if round_number else []
         passes_s += interleaved([alone], limit // 4, target.device)[0] if round_number else []
     pass_s = statistics.median(passes_s)
-    return {label: _of_answers(contestant.method, made[label], pass_s) for label, contestant in by_label.items()}
+    return {label: _of_answers(by_label[label], label, pairs, pass_s) for label, pairs in made.items()}
 
 
-def _of_answers(method: Method, answers: Sequence[Answer], pass_s: float) -> dict[str, Any]:
-    """Medians over the rounds; `pass_s`: a vanilla pass by itself, timed between them."""
+def _of_answers(method: Method, label: str, pairs: Sequence[dict[str, Answer]], pass_s: float) -> dict[str, Any]:
+    """Medians over the rounds, and the ratio to vanilla's answers; `pass_s`: a vanilla pass alone, timed between."""
+    answers, of_vanilla = ([pair[one] for pair in pairs] for one in (label, BASELINE))
     seconds = [answer.decode_s for answer in answers]
-    tokens = len(answers[0].token_ids) - answers[0].first_tokens
+    tokens = _decoded(answers[0])
+    rows = [
+        [_decoded(own), own.decode_s, _decoded(base), base.decode_s]
+        for own, base in zip(answers, of_vanilla, strict=True)
+    ]
+    ratio = stats.estimates([np.array(rows)])["geometric"]
     found: dict[str, Any] = {
         "tok_per_s": [tokens / s for s in seconds],
+        "over_vanilla": ratio.value,
         "prefill_ms": _median_ms([answer.prefill_s for answer in answers]),
     }
+    if label != BASELINE:
+        found["vanilla_tok_per_s"] = [_decoded(base) / base.decode_s for base in of_vanilla]
+        found["interval"] = ratio.bounds
+    if isinstance(method, Peer) and method.notes:
+        found["notes"] = method.notes
     if steps := answers[0].steps:
         step_s = statistics.median(seconds) / len(steps)
         found |= {"step_ms": step_s * 1e3, "tokens_per_step": tokens / len(steps)}
         passes = _passes_of(method, steps)
         found["outside_passes"] = None if passes is None else 1 - passes * pass_s / step_s
     return found
+
+
+def _decoded(answer: Answer) -> int:
+    return len(answer.token_ids) - answer.first_tokens
 
 
 def _passes_of(method: Method, steps: Sequence[Step]) -> float | None:
@@ -226,7 +262,8 @@ def _passes_of(method: Method, steps: Sequence[Step]) -> float | None:
     costs = method.costs
     draft = method.draft_cost(costs)
     found = statistics.fmean(
-        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + 1) for step in steps
+        costs.shallow * (step.depth + 1) + draft * step.calls + costs.verifying(step.drafted + step.scouts + 1)
+        for step in steps
     )
     return found if math.isfinite(found) else None
 
@@ -246,9 +283,8 @@ def _conclude(found: dict[str, Any], target: Decoder) -> None:
         "share_of_read_bandwidth": read / step_s / 1e9 / found["memory"]["read_gb_s"],
         "share_of_copy_bandwidth": read / step_s / 1e9 / found["memory"]["copy_gb_s"],
     }
-    for answer in answers.values():
-        pairs = zip(answer["tok_per_s"], vanilla["tok_per_s"], strict=True)
-        answer["over_vanilla"] = statistics.median(own / base for own, base in pairs)
+    found["operations"] = limits.operations(target)
+    found["shares"] = {kind: limits.shares(found, kind) for kind in ("passes", "products")}
 
 
 def _ms(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:

@@ -19,6 +19,7 @@ from bench.config import RunConfig, check_device
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import huge_mib
 from bench.engine.kernels import native
+from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import first_line
@@ -60,6 +61,11 @@ class Model:
     chat: ChatFormat
     eos: frozenset[int]  # every token that ends an answer
     config: DecoderConfig
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.checkpoint.name
 
     @property
     def context(self) -> int:
@@ -196,7 +202,10 @@ def memory_errors(what: str) -> Iterator[None]:
 
 def engine_facts(target: Decoder) -> dict[str, Any]:
     """How the engine runs forward passes here."""
-    facts: dict[str, Any] = {"weights": target.layout, "cache_positions": target.max_len, "huge_pages_mib": huge_mib()}
+    facts: dict[str, Any] = {"weights": target.layout, "activations": target.activations}
+    if target.quantize != "none":
+        facts |= {"activation_scales": f"one per token and group of {GROUP}", "head": "int8"}
+    facts |= {"cache_positions": target.max_len, "huge_pages_mib": huge_mib()}
     if target.graphs is not None:
         facts["cuda_graphs"] = target.graphs.reason or "captured"
     if len(set(target.homes)) > 1:  # such models have not been timed

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import sha256, size_bytes, user_path
+from bench.files import save_tensors, sha256, size_bytes, user_path
 from bench.models.quiet import quiet
 from bench.progress import Log
 
@@ -112,7 +112,6 @@ def convert(gguf: Path, folder: Path) -> None:
 def dequantize(gguf: Path, folder: Path) -> Any:
     """Write the weights (float32), configuration and tokenizer of a GGUF into `folder`; return the tokenizer."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
@@ -122,7 +121,7 @@ def dequantize(gguf: Path, folder: Path) -> Any:
     if model.config.tie_word_embeddings:  # stored once; save_pretrained refuses models from a GGUF
         del weights["lm_head.weight"]
     assert all(tensor.dtype == torch.float32 for tensor in weights.values()), "transformers left weights quantised"
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     model.config.architectures = [type(model).__name__]
     for about_the_gguf in ("quantization_config", "_model_name_or_path"):
         vars(model.config).pop(about_the_gguf, None)

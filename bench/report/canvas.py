@@ -45,7 +45,7 @@ class Plot:
 
 
 def canvas(
-    summary: Summary,
+    summary: Summary | str,
     title: str,
     *,
     height: float = SIZE_INCHES[1],
@@ -54,12 +54,13 @@ def canvas(
     note: str = "",
     **subplots: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with title, provenance (and a note under it) and its panels, row by row."""
+    """A figure with title, provenance (given itself, or of a summary; a note under it) and its panels, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
-    text = textwrap.fill(provenance(summary), 118) + (f"\n{textwrap.fill(note, 118)}" if note else "")
+    made_of = summary if isinstance(summary, str) else provenance(summary)
+    text = textwrap.fill(made_of, 118) + (f"\n{textwrap.fill(note, 118)}" if note else "")
     # Placed by the figure's corner and not by the axes': long labels next to an axis would push them off the page.
     place = {"xycoords": "figure fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
     lines = panels[0].annotate(text, (0, 1), xytext=(9, -27), fontsize=9, color=GREY, parse_math=False, **place)

@@ -73,9 +73,17 @@ def _busy_turns(summary: Summary) -> Iterable[str]:
     tasks = ", ".join(f"{task_name(task)} {count}" for task, count in busy.by_task.items())
     worst = "; ".join(f"{where(turn, summary)}: {turn.others_share:.0%}" for turn in busy.worst)
     which = "the most" if busy.turns > len(busy.worst) else "these"
+    robust = "; ".join(
+        f"{shown_name(name, entry)} {times(cell.speedup_decode_steps.value)}, ratio of sums "
+        f"{times(cell.speedup_decode.value)}"
+        for name, entry in summary.of_kind("method").items()
+        if (cell := entry.overall).speedup_decode_steps.value is not None
+    )
+    share = busy.turns / busy.of
     yield (
-        f"**Busy moments**: in {busy.turns} of {busy.of} turns ({tasks}) other programs used more than "
+        f"**Busy moments**: in {busy.turns} of {busy.of} turns ({share:.1%}: {tasks}) other programs used more than "
         f"{BUSY_TURN_SHARE:.0%} of the processors. They are not left out; {which}: {worst}."
+        f"{f' Decode speedup by step medians, which bursts do not move: {robust}.' if robust else ''}"
     )
 
 
@@ -133,7 +141,7 @@ def _divergences(summary: Summary) -> Iterable[str]:
 
 
 def _numerical(summary: Summary) -> Iterable[str]:
-    """In float32 ties are rare, and many of them often mean a mistake."""
+    """Ties are rare where states are float32, and many of them often mean a mistake."""
     if summary.dtype not in FLOAT32_STATES:
         return
     high = [
@@ -143,8 +151,8 @@ def _numerical(summary: Summary) -> Iterable[str]:
     ]
     if high:
         yield (
-            f"**Many numerical divergences for float32** ({', '.join(high)} of the audited turns): more than one in "
-            f"{1 / NUMERICAL_FLOAT32:.0f} needs an explanation."
+            f"**Many numerical divergences for {summary.dtype}** ({', '.join(high)} of the audited turns): more than "
+            f"one in {1 / NUMERICAL_FLOAT32:.0f} needs an explanation."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.figures.records import QUANTIZED
 from bench.figures.summary import Summary
 from bench.report.formats import interval_text
 
@@ -36,9 +37,15 @@ DEFINITIONS = """\
 - **Time by context**: turns in bins of prompt length plus half the answer, with the decode time per token in each bin.
 - **Repetition**: share of repeated 8-grams within the answers. Loops are easy to draft.
 - **Identical**: turns whose token ids equal vanilla's. *Numerical*: at the first differing token the two candidates
-  were tied within the measured error of the dtype. *Different*: neither, so the method is not lossless. **Numerical
-  rate**: share of numerical turns among those audited.
+  were tied within the measured error of the run's passes. *Different*: neither, so the method is not lossless.
+  **Numerical rate**: share of numerical turns among those audited.
 - Turns count once per round. Questions that failed in any method are left out of all methods."""
+
+QUANTIZED_DEFINITION = """
+- **q4**: the target's matrices are in four bits and its LM head in eight, on GGUF's grids Q4_1 and Q8_0. In products
+  activations are rounded to eight bits as well, with a scale for every 32 inputs of a token; sums are float32. Vanilla
+  and the methods run this arithmetic, and so does the audit of the methods. transformers' peers have the same weights
+  and float32 activations: their answers are audited against that rounding."""
 
 SAMPLED_DEFINITION = """
 - **Sampled**: answers were drawn at random, so they are not compared token by token. Lossless then means the same
@@ -69,4 +76,6 @@ def definitions(summary: Summary) -> str:
             f"\n- **Intervals**: {interval}. They show how far the figure could move with other questions of the "
             "same kind on this device, not with another device, model or day."
         )
+    if summary.dtype in QUANTIZED and summary.activations == "int8":
+        text += QUANTIZED_DEFINITION
     return text + (SAMPLED_DEFINITION if summary.sampling else "")

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.figures.engine_record import EngineRecord
-from bench.report import plain
-from bench.report.formats import device_name, gibibytes, number, share, times
+from bench.figures.summary import Estimate
+from bench.report import engine_figures, plain
+from bench.report.formats import device_name, gibibytes, number, precision_text, share, times, times_between
 from bench.report.model import Column, Section, Table, listed, table
 from bench.report.tables import by_row
 
@@ -20,7 +21,25 @@ _PROJECTED = (
 
 def terminal(found: EngineRecord) -> str:
     """All figures."""
-    return plain.page([_section(found, [_limit(found), _answers(found), *_timings(found)])])
+    parts = [_limit(found), _answers(found), *_peers(found), *_shares(found), *_timings(found)]
+    return plain.page([_section(found, parts)])
+
+
+def neighbour(found: EngineRecord) -> str:
+    """What a busy process beside it costs a vanilla step."""
+    columns = [
+        Column("engine", lambda row: row["engine"], left=True),
+        Column("threads", lambda row: str(row["threads"])),
+        Column("neighbour", lambda row: row["neighbour"], left=True),
+        Column("median, ms", lambda row: number(row["median_ms"])),
+        Column("mean, ms", lambda row: number(row["mean_ms"])),
+        Column("p90, ms", lambda row: number(row["p90_ms"])),
+        Column("of quiet", lambda row: times(row["of_quiet"])),
+        Column("of quiet, all threads", lambda row: times(row["of_quiet_all_threads"])),
+    ]
+    rows = found["neighbour"]["rows"]
+    shown = Table(columns, [[column.show(row) for column in columns] for row in rows])
+    return plain.page([_section(found, [shown])])
 
 
 def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -41,7 +60,7 @@ def _section(found: EngineRecord, parts: Sequence[str | Table]) -> Section:
     what = f"{found['model']} with random weights" if found["random_weights"] else found["model"]
     facts = [
         f"{what} ({found['parameters'] / 1e6:,.0f}M parameters)",
-        found["dtype"],
+        precision_text(found["dtype"], found["engine"].get("activations", "")),
         f"{device_name(found['device'])}, {found['device'].threads} threads",
         f"weights {found['engine']['weights']}",
         f"peak memory {gibibytes(found['peak_bytes'])}",
@@ -62,13 +81,45 @@ def _limit(found: EngineRecord) -> str:
 def _answers(found: EngineRecord) -> Table:
     columns = [
         Column("tokens/s", lambda one: f"{statistics.median(one['tok_per_s']):,.1f}"),
-        Column("of vanilla's", lambda one: times(one["over_vanilla"])),
+        Column("of vanilla's", lambda one: times_between(Estimate(one["over_vanilla"], *(one.get("interval") or ())))),
         Column("ms per step", lambda one: number(one.get("step_ms"))),
         Column("tokens per step", lambda one: number(one.get("tokens_per_step"))),
         Column("outside forward passes", lambda one: share(one.get("outside_passes"), 1)),
         Column("prefill, ms", lambda one: number(one["prefill_ms"])),
     ]
     return by_row("whole answers", found["answers"], columns)
+
+
+def _peers(found: EngineRecord) -> list[str]:
+    """How much faster vanilla is than each peer, and what the peer says of itself."""
+    lines = []
+    for name, one in found["answers"].items():
+        if "step_ms" in one:  # one of ours
+            continue
+        low, high = one.get("interval") or (None, None)
+        ratio = Estimate(1 / one["over_vanilla"], 1 / high if high else None, 1 / low if low else None)
+        notes = one.get("notes", {})
+        rates = [f"{n}: {rate:,.1f}" for n, rate in notes.get("tok_per_s_by_threads", {}).items()]
+        threads = f"threads: {notes['threads']}, its best (tokens/s by threads: {', '.join(rates)})" if rates else ""
+        facts = [f"vanilla is {times_between(ratio)} as fast as {name}", notes.get("arithmetic", ""), threads]
+        lines.append("; ".join(filter(None, facts)))
+    return listed(lines)
+
+
+def _shares(found: EngineRecord) -> list[str | Table]:
+    """Whole passes and their products alone against both limits, by tokens."""
+    by, most = engine_figures.peak(found)
+    passes, products, shares = found["passes"], found["products"], found["shares"]
+    rows = [
+        ["products alone, ms", *(f"{ms:.2f}" for ms in products.values())],
+        ["products, of the pass", *(share(products[n] / ms) for n, ms in passes.items())],
+    ]
+    for kind, reached in shares.items():
+        rows.append([f"{kind}, of the bandwidth", *(share(one["bandwidth"]) for one in reached.values())])
+        rows.append([f"{kind}, of the arithmetic", *(share(one["arithmetic"]) for one in reached.values())])
+    others = [f"{name} {rate:,.0f}" for name, rate in found["arithmetic"].items() if name != by]
+    peak = f"arithmetic peak {most:,.0f} G operations/s ({by}{'; ' if others else ''}{', '.join(others)})"
+    return [peak, table(["share of the limits, n tokens", *passes], rows)]
 
 
 def _timings(found: EngineRecord) -> list[str | Table]:

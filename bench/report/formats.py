@@ -175,12 +175,17 @@ def identical_text(counts: dict[str, int] | None) -> str:
     return f"{counts['identical']}/{sum(counts.values())}"
 
 
+def precision_text(dtype: str, activations: str) -> str:
+    """A number format, and that of activations in products where it is another: `q4, int8 activations`."""
+    return dtype if activations in ("", dtype) else f"{dtype}, {activations} activations"
+
+
 def setting_text(summary: Summary) -> list[str]:
     """What was measured on what: figures of different models, devices or questions must never be mixed up."""
     parts = [
         summary.model,
         device_name(summary.device),
-        summary.dtype,
+        precision_text(summary.dtype, summary.activations),
         f"{summary.dataset.name} questions ({summary.dataset.questions})",
         sampling_text(summary.sampling),
         "" if summary.complete else "interrupted run",

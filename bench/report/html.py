@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from bench.figures.metrics import ordered_tasks
 from bench.figures.summary import Estimate, Summary
-from bench.report.formats import device_name, sampling_text, visible
+from bench.report.formats import device_name, precision_text, sampling_text, visible
 from bench.report.model import Card, Image, Section
 from bench.report.reader import SHADES, SHOWN_DIVERGENCES
 
@@ -88,7 +88,7 @@ def _facts(summary: Summary) -> list[tuple[str, Any]]:
     tasks = ordered_tasks(task for entry in summary.methods.values() for task in entry.by_task)
     return [
         ("device", device_name(summary.device)),
-        ("dtype", summary.dtype),
+        ("dtype", precision_text(summary.dtype, summary.activations)),
         ("questions", f"{dataset.questions} ({dataset.name})"),
         ("tasks", len(tasks)),
         ("decoding", sampling_text(summary.sampling) or "greedy"),

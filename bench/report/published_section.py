@@ -12,6 +12,7 @@ from bench.report.formats import (
     count,
     device_name,
     number,
+    precision_text,
     shown_name,
     task_name,
     times,
@@ -93,7 +94,7 @@ def _setting(summary: Summary) -> str:
     """Our entry in the column of the sources' models: the model, and the questions it was given."""
     limit = summary.dataset.max_new_tokens
     asked = f"{summary.dataset.name} questions" + (f", {limit} new tokens" if limit else "")
-    return f"{summary.model} ({summary.dtype}), {asked}"
+    return f"{summary.model} ({precision_text(summary.dtype, summary.activations)}), {asked}"
 
 
 def _where(source: Source, result: Result) -> list[str]:

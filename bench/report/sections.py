@@ -7,7 +7,7 @@ from functools import partial
 
 from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
-from bench.figures.records import FLOAT32_STATES, MethodInfo, Run, Turn
+from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
 from bench.report import tables
 from bench.report.canvas import GROUPS
@@ -21,6 +21,7 @@ from bench.report.formats import (
     interval_text,
     lossless_text,
     number,
+    precision_text,
     sampling_text,
     shown_is,
     shown_name,
@@ -49,16 +50,23 @@ TIMES = (
 THREE_WAYS = (
     "The same turns, averaged in three ways. *Ratio of sums* and *geometric mean*: overall is the unweighted mean of "
     "the tasks. *Spec-Bench's mean of rates*: overall pools all questions, as its script does. That script also "
-    "tokenises the baseline's text again to count it; here both sides are counted by their token ids. The *median of "
-    "questions* (overall: of all questions) is robust: a stalled turn does not move it."
+    "tokenises the baseline's text again to count it; here both sides are counted by their token ids. Two are robust. "
+    "*By step medians*, every step takes the median time of its turn's steps of the same shape (drafts, depth, draft "
+    "calls): a burst of another program does not move it. The *median of questions* (overall: of all questions) is not "
+    "moved by a stalled turn."
 )
 AGAINST = (
     "On the questions that both answered (ratio of sums, overall the tasks' unweighted mean). The intervals of two "
     "methods over vanilla do not show whether one is faster than the other; these do."
 )
 NUMERICAL = (
-    "a tie between two tokens can be resolved differently when a forward pass has another width. The answer is then as "
-    "good as vanilla's, but differs from there on. Share of such turns among those audited:"
+    "In {dtype} a tie between two tokens can be resolved differently when a forward pass has another width. The answer "
+    "is then as good as vanilla's, but differs from there on. Share of such turns among those audited:"
+)
+OTHER_ACTIVATIONS = (
+    "Peers multiply float32 activations with the same weights, so their logits differ from vanilla's by the rounding "
+    "of {activations} activations, and so do many answers. The methods run vanilla's own arithmetic, and "
+    "their answers should be identical. Share of turns that first differ within that rounding, among those audited:"
 )
 _MAY_DIFFER = {"tree", "costs", "drafts"}  # knobs in which a tree and the chain that it is measured against differ
 
@@ -77,7 +85,10 @@ def sections(
     `token_texts` gives the text of token ids (empty: ids are shown); `sources` are the published figures to show
     (default: those of `results/published`).
     """
-    setting = [summary.dtype, *([sampling_text(summary.sampling)] if summary.sampling else [])]
+    setting = [
+        precision_text(summary.dtype, summary.activations),
+        *([sampling_text(summary.sampling)] if summary.sampling else []),
+    ]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods, others = summary.of_kind("method"), summary.of_kind("method", "peer")
     names = {int(token): text for token, text in (token_texts or {}).items()}
@@ -289,12 +300,16 @@ def _first(many: int) -> list[str]:
 
 
 def _numerical_rate(summary: Summary) -> Section:
-    """For dtypes in which ties are common."""
+    """For dtypes in which ties are common, and for peers whose arithmetic is another than the target's."""
+    foreign = summary.dtype in QUANTIZED and bool(summary.of_kind("peer"))
     rows = [
         [shown_name(name, entry), f"{entry.overall.numerical_rate:.1%}", lossless_text(entry.overall.lossless)]
         for name, entry in summary.of_kind("method", "peer").items()
         if entry.overall.numerical_rate is not None
     ]
-    known = rows and summary.dtype not in FLOAT32_STATES
-    found = table(["method", "numerical rate", "output"], rows, (0, 2))
-    return Section("Numerical rate", [f"In {summary.dtype} {NUMERICAL}", found] if known else [])
+    known = rows and (foreign or summary.dtype not in FLOAT32_STATES)
+    about = OTHER_ACTIVATIONS if foreign else NUMERICAL
+    said = about.format(dtype=summary.dtype, activations=summary.activations or "eight-bit")
+    return Section(
+        "Numerical rate", [said, table(["method", "numerical rate", "output"], rows, (0, 2))] if known else []
+    )

@@ -150,7 +150,7 @@ def detail(entry: Entry) -> Table:
 
 
 def three_ways(name: str, entry: Entry) -> Table:
-    """Three ways to average, decode and end-to-end, and the robust median, one row a task."""
+    """Three ways to average, decode and end-to-end, and the robust estimates, one row a task."""
 
     def shown(key: str) -> Callable[[Cell], str]:
         return lambda cell: times_between(getattr(cell, key))
@@ -160,6 +160,8 @@ def three_ways(name: str, entry: Entry) -> Table:
         for part, what in (("decode", "decode"), ("total", "end-to-end"))
         for ending, way in ESTIMATORS.items()
     ]
+    if any(cell.speedup_decode_steps.value is not None for cell in entry.tasks.values()):
+        columns.insert(1, Column("decode: ratio of sums by step medians", shown("speedup_decode_steps")))
     columns.append(Column("decode: median of questions", shown("speedup_decode_median")))
     return by_task(entry, columns, f"Speedup over vanilla: {name}")
 

@@ -14,6 +14,7 @@ from bench.report.formats import (
     identical_text,
     intervals,
     lossless_text,
+    precision_text,
     sampling_text,
     shortened,
     shown_is,
@@ -186,8 +187,8 @@ def _heading(summary: Summary) -> str:
     """What was measured on what, and whether the run is complete."""
     dataset = summary.dataset
     text = (
-        f"{summary.model} ({summary.dtype}) on {device_name(summary.device)}, "
-        f"{dataset.name} questions ({dataset.questions})"
+        f"{summary.model} ({precision_text(summary.dtype, summary.activations)}) on "
+        f"{device_name(summary.device)}, {dataset.name} questions ({dataset.questions})"
     )
     if summary.sampling:
         text += f", {sampling_text(summary.sampling)}"

@@ -18,6 +18,7 @@ from bench.models.loading import Loaded, memory_errors
 from bench.progress import progress
 
 T = TypeVar("T", methods.Variant, "Contestant")
+LEAST_ANSWER = 2  # tokens of the warm-up's answer, without which nothing is timed
 _WARM_UP_TOKENS = 24
 _WARM_UP_MOST = 6  # repetitions at most until the time per token is stable
 _STABLE = 0.1  # relative change of the time per token between repetitions that counts as stable
@@ -55,8 +56,7 @@ class Contestant:
     def warm_up(self, prompt: list[int], room: int, sampler: Sampler | None) -> Contestant:
         """Decode `prompt` until the time per token is stable; never counted."""
         limit = min(_WARM_UP_TOKENS, room - len(prompt))
-        if limit < 2:
-            raise UserError(f"a context of {room} tokens is too short to warm up in: take another model")
+        assert limit >= LEAST_ANSWER, f"{room} positions for a prompt of {len(prompt)}"
         last_s = 0.0  # of no repetition: the first is never stable
         for _ in range(_WARM_UP_MOST):
             try:

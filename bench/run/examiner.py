@@ -144,7 +144,9 @@ class Examiner:
                 continue
             try:
                 with memory_errors("the audit's reference"):
-                    turn.audit = self.auditor.compare(prompt, turn.token_ids, vanilla.token_ids)
+                    turn.audit = self.auditor.compare(
+                        prompt, turn.token_ids, vanilla.token_ids, by_peer=contestant.is_peer
+                    )
             except UserError as error:  # what was measured is worth more than this one verdict
                 self.warnings(f"some answers of {turn.method} are not audited: {error}")
 
@@ -192,8 +194,11 @@ def _fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     turn.per_step_emitted = [len(step.emitted) for step in answer.steps]
     turn.per_step_depth = [step.depth for step in answer.steps]
     turn.per_step_calls = [step.calls for step in answer.steps]
+    turn.per_step_s = [round(step.draft_s + step.verify_s, 6) for step in answer.steps]
     parts = [step.part for step in answer.steps]
     turn.per_step_part = parts if any(parts) else []
+    scouts = [step.scouts for step in answer.steps]
+    turn.per_step_scouts = scouts if any(scouts) else []
     turn.per_step_rejected = [step.rejected for step in answer.steps]
     turn.accepted_confidence = _rounded(x for step in answer.steps for x in step.accepted_confidence)
     turn.rejected_confidence = _rounded(x for step in answer.steps for x in step.rejected_confidence)

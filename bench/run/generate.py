@@ -30,6 +30,7 @@ from bench.figures.race import Piece, Race, RaceSide
 from bench.models.loading import Compute, find, load, memory_errors
 from bench.progress import Log
 from bench.run.contestants import sampler_of
+from bench.run.cores import on_free_cores
 from bench.text import visible
 
 WIDE = 72  # columns from which two answers fit next to each other
@@ -237,12 +238,16 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
     (label,) = config.method
     variant = methods.parse_drafting(label, "generate")
     model = find(config.model, config.revision, log)
+    variant.method.check_weights(variant.config, model)
     prompt, context = model.chat.prompt([], text), model.context
     limit = min(config.max_new_tokens, context - len(prompt))
     if limit < 1:
         raise UserError(f"the prompt's {len(prompt)} tokens leave no room in the context of {context}: shorten it")
     if limit < config.max_new_tokens:
         log(f"the context of {context} tokens leaves room for {limit} new tokens")
+    config, warnings = on_free_cores(config)
+    for warning in warnings:
+        log(f"WARNING: {warning}")
     log(f"loading {model.checkpoint.name}")
     target = load(model, Compute.of(config), min(context, len(prompt) + limit + _SPARE_POSITIONS), log).target
     sides = []

@@ -5,11 +5,13 @@ All of it is known, and mistakes in it are reported, before torch is imported.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import itertools
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,6 +57,7 @@ class Plan:
     folder: Path
     resumed: Run | None  # the record of the run that goes on
     of_sweep: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def plots(self) -> Path:
@@ -175,6 +178,31 @@ def make_plan(
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)
     return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep)
+
+
+@contextlib.contextmanager
+def in_own_folder(plan: Plan) -> Iterator[Plan]:
+    """Make the folder of a new run that nobody named, with a number behind its id where another run took the second.
+
+    It is removed in the end if nothing was written, and so are the folders around it in which nothing is.
+    """
+    if plan.resumed is not None or plan.config.out is not None:
+        yield plan
+        return
+    own = plan
+    for number in itertools.count(2):
+        try:
+            own.folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            run_id = f"{plan.run_id}-{number}"
+            own = replace(plan, run_id=run_id, folder=RUNS / run_id)
+    try:
+        yield own
+    finally:
+        with contextlib.suppress(OSError):
+            for empty in (own.folder, *own.folder.parents[:-1]):
+                empty.rmdir()
 
 
 def slug(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import RunConfig
+from bench.errors import UserError
 from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in
@@ -20,10 +21,10 @@ from bench.models.chat import template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Model, choose_device, memory_errors
 from bench.progress import Log, progress
 from bench.run import environment, resume
-from bench.run.contestants import Fails, line_up, pass_costs, raising, sampler_of
+from bench.run.contestants import LEAST_ANSWER, Fails, line_up, pass_costs, raising, sampler_of
 from bench.run.examiner import Examiner, Warnings, auditor_of
 from bench.run.memory import PeakMeter
-from bench.run.plan import Adapt, Plan, make_plan
+from bench.run.plan import WARM_UP, Adapt, Plan, make_plan
 from bench.run.recorder import Recorder, continued, describe
 from bench.run.scheduler import ask_all
 
@@ -62,6 +63,11 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
     config = plan.config
     machine = environment.describe_machine(choose_device(config.device), config.threads)  # measured in empty memory
     model = loading.find(config.model, config.revision, log)
+    if model.context < len(model.chat.prompt([], WARM_UP)) + LEAST_ANSWER:
+        raise UserError(f"a context of {model.context} tokens is too short to warm up in: take another model")
+    if not plan.of_sweep:  # which goes on without a variant that fails
+        for variant in plan.variants:
+            variant.method.check_weights(variant.config, model)
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
         resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
@@ -73,8 +79,8 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
 def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Examiner:
     """Construct all methods on the model; `fails` is called for those that cannot be."""
     config, target, warnings = plan.config, loaded.target, Warnings(log)
-    for expected in plan.expected_failures(loaded):
-        warnings(expected)
+    for text in (*plan.warnings, *plan.expected_failures(loaded)):
+        warnings(text)
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))

@@ -33,6 +33,7 @@ from typing_extensions import TypedDict
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.records import TOKEN_TEXTS_FILE, Run, Turn, atomic_writer, read_records, read_token_texts
+from bench.files import read_bounded
 from bench.questions import task_of
 from bench.typed_json import Count, FileName, Json, MismatchError, Seconds, decode_lines
 from bench.typed_json import decode as decode_json
@@ -217,7 +218,7 @@ def read_answers(path: Path) -> dict[int, ForeignAnswer]:
 
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): give a file of JSON lines") from error
     what = "an answer in Spec-Bench's format"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.files import replacing, writing
+from bench.files import save_tensors, writing
 
 
 def load_or_make(
@@ -42,7 +42,5 @@ def keep(path: Path, tensors: dict[str, Tensor]) -> None:
         UserError: the disk is full or the cache cannot be written.
 
     """
-    from safetensors.torch import save_file
-
-    with writing(path.parent), replacing(path) as temporary:
-        save_file(tensors, temporary)
+    with writing(path.parent):
+        save_tensors(tensors, path)

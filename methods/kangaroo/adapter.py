@@ -28,6 +28,7 @@ from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
+from bench.files import save_tensors
 from bench.typed_json import Share
 
 ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
@@ -153,7 +154,7 @@ class Adapter(nn.Module):
             self.down = nn.Linear(config.ffn, d, bias=False)
         self.output_norm = nn.Parameter(torch.ones(d))
         self.head = nn.Linear(d, config.own_head, bias=False) if config.own_head else None
-        self._packed: dict[str, Linear] = {}
+        self.packed: dict[str, Linear] = {}  # see `pack`
         self.graphs: Graphs | None = None  # the target's
         self.cos: Tensor  # [positions, D]
         self.sin: Tensor
@@ -180,7 +181,7 @@ class Adapter(nn.Module):
             groups["input"] = [self.input]
         if c.ffn:
             groups |= {"up": [self.gate, self.up] if c.gated else [self.up], "down": [self.down]}
-        self._packed = {
+        self.packed = {
             name: Linear(
                 torch.cat([part.weight for part in parts]).detach(),
                 layout=layout,
@@ -237,14 +238,14 @@ class Adapter(nn.Module):
             return h
         assert before is not None
         x = torch.cat((h, before), dim=-1)
-        return self._packed["input"](x) if self._packed else self.input(x)
+        return self.packed["input"](x) if self.packed else self.input(x)
 
     def qkv(self, x: Tensor, places: Tensor | slice) -> Tensor:
         """Rotated queries and keys, and values of x [B, n, d] at positions `places`: [B, n, 3 * H, D]."""
         c, (batch, n, _) = self.config, x.shape
         normed = rms_norm(x, self.input_norm, c.rms_norm_eps)
-        if self._packed:
-            qkv = self._packed["qkv"](normed)
+        if self.packed:
+            qkv = self.packed["qkv"](normed)
         else:
             qkv = torch.cat((self.q(normed), self.k(normed), self.v(normed)), dim=-1)
         heads = c.num_attention_heads
@@ -255,18 +256,18 @@ class Adapter(nn.Module):
         """The rest of the adapter after attention (None: it has none), [B, n, d] -> [B, n, d]."""
         c = self.config
         if attended is not None:
-            x = self._packed["o"].plus(x, attended) if self._packed else x + self.o(attended)
+            x = self.packed["o"].plus(x, attended) if self.packed else x + self.o(attended)
         if c.ffn:
             inner = self._inner(rms_norm(x, self.ffn_norm, c.rms_norm_eps))
-            x = self._packed["down"].plus(x, inner) if self._packed else x + self.down(inner)
+            x = self.packed["down"].plus(x, inner) if self.packed else x + self.down(inner)
         return rms_norm(x, self.output_norm, c.rms_norm_eps)
 
     def _inner(self, normed: Tensor) -> Tensor:
         """The feed-forward block's inner states, [B, n, d] -> [B, n, ffn]."""
         if not self.config.gated:
-            return F.silu(self._packed["up"](normed) if self._packed else self.up(normed))
-        if self._packed:
-            gate, up = self._packed["up"](normed).chunk(2, dim=-1)
+            return F.silu(self.packed["up"](normed) if self.packed else self.up(normed))
+        if self.packed:
+            gate, up = self.packed["up"](normed).chunk(2, dim=-1)
         else:
             gate, up = self.gate(normed), self.up(normed)
         return F.silu(gate) * up
@@ -300,17 +301,20 @@ def one_before(states: Tensor) -> Tensor:
     return F.pad(states, (0, 0, 1, 0))[:, :-1]
 
 
-def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
-    """Read an adapter for `target`, in our format or the authors', and what was stored with it.
+def _is_authors(folder: Path) -> bool:
+    return (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file()
+
+
+def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[AdapterConfig, Calibration | None, Knobs]:
+    """Read all that an adapter's config.json says.
 
     Raises:
-        UserError: no adapter's folder, an unreadable or malformed file, or an adapter for another target.
+        UserError: a missing or malformed file, or an adapter for another target.
 
     """
-    calibration, knobs, others = None, Knobs(), {trained.RANKING}
-    if (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file():
+    calibration, knobs = None, Knobs()
+    if _is_authors(folder):
         config = trained.read_config(folder, _WHAT, _AuthorsFile, lenient=True).dimensions()
-        others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
     else:
         ours = trained.read_config(folder, _WHAT, _OurFile)
         config = AdapterConfig(**{f.name: getattr(ours, f.name) for f in fields(AdapterConfig)})
@@ -321,6 +325,20 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
         raise UserError(
             f"the {_WHAT} in {folder} has an LM head of {config.own_head} tokens, but is for {tokens} of {target.name}"
         )
+    return config, calibration, knobs
+
+
+def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
+    """Read an adapter for `target`, in our format or the authors', and what was stored with it.
+
+    Raises:
+        UserError: no adapter's folder, an unreadable or malformed file, or an adapter for another target.
+
+    """
+    config, calibration, knobs = read_dimensions(folder, target)
+    others = {trained.RANKING}
+    if _is_authors(folder):
+        others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
     weights = trained.read_tensors(folder, _WHAT, FILES)
     with torch.device("meta"):
         adapter = Adapter(config)
@@ -331,12 +349,10 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
-    from safetensors.torch import save_file
-
     tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
     if stored.ranking is not None:
         tensors[trained.RANKING] = stored.ranking.to(torch.int32)
-    save_file(tensors, folder / ADAPTER_FILE)
+    save_tensors(tensors, folder / ADAPTER_FILE)
     value = asdict(adapter.config)
     if stored.calibration is not None:
         value["calibration"] = asdict(stored.calibration)

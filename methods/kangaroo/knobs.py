@@ -36,7 +36,7 @@ class KangarooConfig:
         "draft from the n most frequent tokens only (FR-Spec, arXiv 2502.14856); 0: from all; -1: as "
         "stored with the adapter",
     )
-    draft_weights: str = setting("q8", DRAFT_WEIGHTS)
+    draft_weights: str = setting("q8", DRAFT_WEIGHTS + "; q8 drafts with a copy of the exit layers, too")
     weights: str = setting(
         "",
         "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "

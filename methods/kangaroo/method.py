@@ -4,8 +4,9 @@ The draft model is the target's first `exit_layer` layers, a small adapter and t
 remaining layers verify, starting from the exit states that drafting already computed. The exit layer is the first early
 exit. The second: drafting stops once a draft's probability is below `threshold` (section 3.2). Needs a trained adapter.
 
-Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), and stopping by
-expected gain (see `bench.drafting.stopping`). `kangaroo:paper` has none of them.
+Beyond the paper: a cut draft vocabulary, feedback of final states (see `methods.kangaroo.adapter`), stopping by
+expected gain (see `bench.drafting.stopping`), and drafts from a copy of the exit layers in eight bits, which the whole
+target verifies. `kangaroo:paper` has none of them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,23 @@ from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
-from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
+from bench.drafting.tree import ROOT, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
+from bench.engine.kernels.draft import Drafted
+from bench.engine.places import Places
 from bench.errors import UserError
 from methods.kangaroo import knobs
-from methods.kangaroo.adapter import FILES, AdapterConfig, load_adapter, one_before, own_head, published_call
+from methods.kangaroo.adapter import (
+    FILES,
+    AdapterConfig,
+    load_adapter,
+    one_before,
+    own_head,
+    published_call,
+    read_dimensions,
+)
+from methods.kangaroo.drafting import can_copy, draft_model
 from methods.kangaroo.knobs import KangarooConfig
 
 
@@ -47,7 +59,7 @@ class Progress:
     unread_before: Tensor  # [1, m, d]
     last: Tensor  # [1, 0 or 1, d], with feedback: the state one position before the newest token
     read: int = 0  # levels of the current step that the adapter has processed; the newest token is the first
-    states: Tensor | None = None  # of the current draft
+    drafted: list[int] | None = None  # in the current step
 
 
 class Kangaroo(SpeculativeMethod):
@@ -57,6 +69,13 @@ class Kangaroo(SpeculativeMethod):
     presets = knobs.presets
     published = Published("Kangaroo's adapter", drafts=6, exit_layer=2, call_per_draft=True, call=published_call)
 
+    @classmethod
+    def check_weights(cls, config: KangarooConfig, model: trained.Dimensioned) -> None:
+        """Check the adapter's config.json."""
+        folder = trained.find_folder("kangaroo", config.weights, model.name, FILES)
+        made, *_ = read_dimensions(folder, model)
+        _choose_exit_layer(config.exit_layer, made.exit_layer, model, folder)
+
     def __init__(self, target: Decoder, config: KangarooConfig):
         super().__init__(target, config)
         folder = trained.find_folder("kangaroo", config.weights, target.name, FILES)
@@ -65,7 +84,7 @@ class Kangaroo(SpeculativeMethod):
         made = self.adapter.config
         self.feedback = made.feedback
         config = _completed(config, made, stored.knobs)
-        self.exit_layer = self.resume_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
+        self.exit_layer = _choose_exit_layer(config.exit_layer, made.exit_layer, target, folder)
         self.taps = (self.exit_layer,)
         self.caches: dict[int, KVCache] = {}  # the adapter's, by a sequence's slot
         self.adapter.prepare(target.padded(target.max_len), target.device)
@@ -77,6 +96,12 @@ class Kangaroo(SpeculativeMethod):
             self.draft_head = own_head(self.adapter, self.draft_ids, stored.ranking, target, folder, quantize)
         else:
             self.draft_head = trained.draft_head(target, self.draft_ids, quantize)
+        # Exit states of a copy in fewer bits are good enough for drafts, but not to resume verification from.
+        copied = can_copy(target, quantize) and not made.ffn
+        self.resume_layer = 0 if copied else self.exit_layer
+        self.draft_model = draft_model(
+            target, self.exit_layer, self.adapter, self.draft_head, quantize if copied else "none"
+        )
         self.new_rule: Callable[[], ThresholdRule | GainRule] = partial(ThresholdRule, config.threshold)
         self.config = replace(config, exit_layer=self.exit_layer)
         if config.stop == "gain":
@@ -99,9 +124,24 @@ class Kangaroo(SpeculativeMethod):
         return self.caches[slot]
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """Run the adapter and choose candidates, over one token."""
-        state, cache = self.target.embed([0]), self._cache(0)
-        return [lambda: self._candidates(self.adapter(state, 0, cache, state), [ROOT], None)]
+        """Run the draft model and choose candidates, over one token. Exit layers that verification uses are not its."""
+        state, places, cache = self.target.embed([0]), Places.after(0, 1), self.target.new_cache(max_len=1)
+        before = state if self.feedback else None
+        none, shared = state[:, :0], bool(self.resume_layer)
+
+        def call() -> list[Candidate]:
+            drafted = self.draft_model(
+                state, places, cache, unread=none, before=before, own_places=places, own_cache=self._cache(0),
+                best=self._best, is_exit=shared,
+            )  # fmt: skip
+            return self._candidates(drafted, [ROOT], None)
+
+        return [call]
+
+    @property
+    def _best(self) -> int:
+        """Tokens of each row that may be drafted."""
+        return min(self.config.beam, self.draft_head.out_features)
 
     @property
     def widest(self) -> int:
@@ -150,61 +190,71 @@ class Kangaroo(SpeculativeMethod):
         parents: list[int] = []
         drawn: list[Tensor] = []
         confidences: list[float] = []
-        level = [ROOT]
-        states = [self._shallow(sequence, [sequence.context[-1]], chain_of(0), 0)]
+        level, newest = [ROOT], [sequence.context[-1]]
+        exits: list[Tensor] = []  # states of the levels that were read
         outputs: Tensor | None = None
         rule.begin()
-        read = 0
-        while read < min(self.config.gamma, budget) and len(tokens) < self.config.nodes and rule.goes_on():
-            outputs = self._read(sequence, states[-1], level, parents, outputs)
-            read += 1
-            candidates = self._candidates(outputs, level, sequence.sampler)
+        while len(exits) < min(self.config.gamma, budget) and len(tokens) < self.config.nodes and rule.goes_on():
+            drafted = self._read(sequence, newest, level, parents, outputs)
+            exits.append(drafted.exits)
+            outputs = drafted.outputs
+            candidates = self._candidates(drafted, level, sequence.sampler)
             kept = rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))
             if not kept:
                 break
             first = len(tokens)
-            tokens += [candidate.token for candidate in kept]
+            newest = [candidate.token for candidate in kept]
+            tokens += newest
             parents += [candidate.parent for candidate in kept]
             drawn += [candidate.drawn for candidate in kept if candidate.drawn is not None]
             confidences += [candidate.confidence for candidate in kept]
             level = list(range(first, len(tokens)))
-            states.append(self._shallow(sequence, tokens[first:], tree_of(parents), first + 1))
+        progress.read, progress.drafted = len(exits), tokens
         # The rule's confidences are not those of drawn drafts.
-        said = None if drawn else confidences
-        progress.read, progress.states = read, torch.cat(states, dim=1)
-        return Draft(tokens, parents, drawn or None, progress.states, self.exit_layer, said, read)
+        draft = Draft(tokens, parents, drawn or None, confidences=None if drawn else confidences, calls=len(exits))
+        if not self.resume_layer:
+            return draft
+        if sum(states.shape[1] for states in exits) <= len(tokens):  # the last level is left
+            exits.append(self._shallow(sequence, newest, level, parents))
+        return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)
 
-    def _shallow(self, sequence: Sequence, tokens: Many[int], tree: Tree, row: int) -> Tensor:
-        """Return exit states [1, m, d] of a level's tokens, rows row..row+m of the tree."""
-        places = tree.places(sequence.length, self.target.device, row, len(tokens))
+    def _places(self, sequence: Sequence, level: list[int], parents: list[int]) -> Places:
+        """Return where a level's tokens are."""
+        tree = chain_of(0) if level == [ROOT] else tree_of(parents)
+        return tree.places(sequence.length, self.target.device, level[0] + 1, len(level))
+
+    def _shallow(self, sequence: Sequence, tokens: Many[int], level: list[int], parents: list[int]) -> Tensor:
+        """Return exit states [1, m, d] of a level's tokens."""
+        places = self._places(sequence, level, parents)
         return self.target.run_layers(self.target.embed(tokens), places, sequence.cache, 0, self.exit_layer)
 
     def _read(
-        self, sequence: Sequence, states: Tensor, level: list[int], parents: list[int], outputs: Tensor | None
-    ) -> Tensor:
-        """Run the adapter over a level's exit states [1, m, d]; `outputs`: its states of the level before."""
+        self, sequence: Sequence, tokens: Many[int], level: list[int], parents: list[int], outputs: Tensor | None
+    ) -> Drafted:
+        """Run the draft model over a level's tokens; `outputs`: its states of the level before."""
         progress: Progress = sequence.notes
+        places = own_places = self._places(sequence, level, parents)
         if outputs is None:  # the newest token, after what the adapter has not processed yet
-            unread = torch.cat((progress.unread, states), dim=1)
+            unread = progress.unread
             before = torch.cat((progress.unread_before, progress.last), dim=1)
-            start = sequence.length + 1 - unread.shape[1]
-            return self.adapter(unread, start, progress.cache, before)[:, -1:]
-        # The parents of a level are nodes of the level before, which ends where this one begins.
-        tree, row = tree_of(parents), level[0] + 1
-        places = tree.places(sequence.length, self.target.device, row, len(level))
-        above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
-        return self.adapter(states, places, progress.cache, outputs if tree.is_chain else outputs[:, above])
+            own_places = Places.after(sequence.length - unread.shape[1], unread.shape[1] + 1)
+        else:
+            # The parents of a level are nodes of the level before, which ends where this one begins.
+            unread = outputs[:, :0]
+            above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
+            before = outputs if above == list(range(outputs.shape[1])) else outputs[:, above]
+        return self.draft_model(
+            self.target.embed(tokens), places, sequence.cache, unread=unread, before=before if self.feedback else None,
+            own_places=own_places, own_cache=progress.cache, best=self._best,
+        )  # fmt: skip
 
-    def _candidates(self, outputs: Tensor, level: list[int], sampler: Sampler | None) -> list[Candidate]:
-        """Return the tokens that may follow a level's nodes, given the adapter's states [1, m, d] there."""
-        logits = self.draft_head(outputs[0]).float()
-        probabilities = logits.softmax(-1)
+    def _candidates(self, drafted: Drafted, level: list[int], sampler: Sampler | None) -> list[Candidate]:
+        """Return the tokens that may follow a level's nodes."""
         if sampler is not None and self.config.drafts == "sampled":
-            return [self._drawn(logits, probabilities, level[0], sampler)]
-        best = probabilities.topk(min(self.config.beam, probabilities.shape[-1]), dim=-1)
-        tokens = best.indices if self.draft_ids is None else self.draft_ids[best.indices]
+            return [self._drawn(drafted.logits, drafted.logits.softmax(-1), level[0], sampler)]
+        tokens = drafted.tokens if self.draft_ids is None else self.draft_ids[drafted.tokens]
         # One transfer for both, the only synchronisation of a draft step (inherent to the early exit).
-        confidences, ids = torch.stack((best.values.double(), tokens.double())).tolist()
+        confidences, ids = torch.stack((drafted.chances.double(), tokens.double())).tolist()
         return [
             Candidate(parent, int(token), confidence)
             for parent, *row in zip(level, confidences, ids, strict=True)
@@ -233,7 +283,7 @@ class Kangaroo(SpeculativeMethod):
         left (the one-token lag). With feedback it used its own states, as the target's were not known yet, and rows of
         a tree are not contiguous: these are processed again. So are drafts of another member of a composition.
         """
-        read, is_ours = progress.read, outcome.draft.states is progress.states
+        read, is_ours = progress.read, outcome.draft.tokens is progress.drafted
         progress.read = 0
         if is_ours:
             progress.rule.end(len(outcome.accepted))
@@ -263,12 +313,12 @@ def _completed(config: KangarooConfig, made: AdapterConfig, stored: dict[str, An
     )
 
 
-def _choose_exit_layer(asked: int, trained: int, target: Decoder, folder: Path) -> int:
-    layer = asked or trained
+def _choose_exit_layer(asked: int, made: int, target: trained.Dimensioned, folder: Path) -> int:
+    layer = asked or made
     if not layer:
         raise UserError(f"the adapter in {folder} has no exit layer stored: give it (kangaroo:exit_layer=2,...)")
-    if trained and asked and asked != trained:
-        raise UserError(f"the adapter in {folder} was trained for exit layer {trained}, not {asked}")
+    if made and asked and asked != made:
+        raise UserError(f"the adapter in {folder} was trained for exit layer {made}, not {asked}")
     if layer >= target.config.layers:
         raise UserError(
             f"exit_layer={layer} leaves no layers to verify: {target.name} has {target.config.layers} layers"

@@ -19,6 +19,7 @@ from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Layout, Linear
 from bench.errors import UserError
+from bench.files import save_tensors
 
 HEADS_FILE = "heads.safetensors"
 AUTHORS_FILE = "medusa_lm_head.pt"
@@ -77,17 +78,43 @@ class FastHeads:
 
         self.count, self.hidden = count, heads.config.hidden_size
         self.input = None if heads.input is None else joined(heads.input)
-        self.weight = heads.weight[:count].detach().contiguous()  # [H, d, d]
+        # All heads' matrices are multiplied with all heads' inputs, and only each with its own is kept: what takes time
+        # is to read them.
+        self.weight = joined(heads.weight)  # [H d, d]
         self.bias = heads.bias[:count].detach()
         self.lm_head = lm_head
 
     def __call__(self, state: Tensor) -> Tensor:
         """Input [1, d or 2 d] -> float32 logits [H, V]."""
         x = state.expand(self.count, -1) if self.input is None else self.input(state).view(self.count, self.hidden)
-        x = x + F.silu(torch.baddbmm(self.bias[:, :, None], self.weight, x[:, :, None])[:, :, 0])
+        each = self.weight(x).view(self.count, self.count, self.hidden)  # [input's head, matrix's head, d]
+        x = x + F.silu(each.diagonal().T + self.bias)
         if isinstance(self.lm_head, Linear):
             return self.lm_head(x).float()
         return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()
+
+
+def read_dimensions(folder: Path, target: trained.Dimensioned) -> HeadsConfig | None:
+    """Read what the folder's config.json says of the heads; None for the authors' format, whose weights say it.
+
+    Raises:
+        UserError: a malformed file, or heads for another target.
+
+    """
+    if not (folder / HEADS_FILE).is_file():  # the authors' config.json gives another number of heads than the file has
+        return None
+    config = trained.read_config(folder, _WHAT, _OurFile).heads
+    _check(config, target, folder)
+    return config
+
+
+def _check(config: HeadsConfig, target: trained.Dimensioned, folder: Path) -> None:
+    trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
+    tokens = config.draft_vocab or target.config.vocab
+    if config.own_lm_heads and config.vocab_size != tokens:
+        raise UserError(
+            f"the {_WHAT} in {folder} has LM heads of {config.vocab_size} tokens, but is for {tokens} of {target.name}"
+        )
 
 
 def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, RankRecord | None]:
@@ -97,19 +124,13 @@ def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, Ran
         UserError: no folder of heads, an unreadable or malformed file, or heads for another target.
 
     """
+    config = read_dimensions(folder, target)
     tensors = trained.read_tensors(folder, _WHAT, FILES)
-    if (folder / HEADS_FILE).is_file():
-        config = trained.read_config(folder, _WHAT, _OurFile).heads
-    else:  # their config.json gives another number of heads than the file has
+    if config is None:
         tensors = _stacked(tensors, folder)
         h, vocab, d = tensors["lm_heads"].shape
         config = HeadsConfig(d, h, vocab)
-    trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
-    tokens = config.draft_vocab or target.config.vocab
-    if config.own_lm_heads and config.vocab_size != tokens:
-        raise UserError(
-            f"the {_WHAT} in {folder} has LM heads of {config.vocab_size} tokens, but is for {tokens} of {target.name}"
-        )
+        _check(config, target, folder)
     with torch.device("meta"):
         heads = Heads(config)
     names = {name: name for name, _ in heads.named_parameters()}
@@ -147,13 +168,11 @@ def _stacked(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 def save_heads(folder: Path, heads: Heads, ranking: Tensor, record: RankRecord) -> None:
     """Write heads and what belongs to them in our format: two files in an existing folder, in half precision."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().cpu().half() for name, tensor in heads.named_parameters()}
     tensors["token_ranking"] = ranking.to(torch.int32)
     for name, array in (("ranks", record.ranks), ("rank_lengths", record.lengths), ("rank_kinds", record.kinds)):
         tensors[name] = torch.from_numpy(array)
-    save_file(tensors, folder / HEADS_FILE)
+    save_tensors(tensors, folder / HEADS_FILE)
     (folder / trained.CONFIG_FILE).write_text(
         json.dumps({"heads": asdict(heads.config)}, indent=1) + "\n", encoding="utf-8"
     )

@@ -34,7 +34,7 @@ from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.errors import UserError, program
 from methods.medusa import knobs
-from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads
+from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads, read_dimensions
 from methods.medusa.knobs import MedusaConfig
 from methods.medusa.tree_files import PUBLISHED, RankPath, chain_paths, read_tree, spell
 
@@ -55,6 +55,11 @@ def _published_call(target: Decoder) -> Callable[[], object]:
     return lambda: fast(state).argmax(-1).tolist()
 
 
+def _check_count(config: MedusaConfig, made: HeadsConfig, folder: Path) -> None:
+    if config.heads > made.heads:
+        raise UserError(f"heads={config.heads} asked for, but {folder} has {made.heads}")
+
+
 class Medusa(SpeculativeMethod):
     """Drafts with heads on the last state."""
 
@@ -62,15 +67,21 @@ class Medusa(SpeculativeMethod):
     presets = knobs.presets
     published = Published("Medusa-1's four heads", drafts=_PUBLISHED_HEADS, call=_published_call)
 
+    @classmethod
+    def check_weights(cls, config: MedusaConfig, model: trained.Dimensioned) -> None:
+        """Check the heads' config.json."""
+        folder = trained.find_folder("medusa", config.weights, model.name, FILES)
+        if made := read_dimensions(folder, model):
+            _check_count(config, made, folder)
+
     def __init__(self, target: Decoder, config: MedusaConfig):
         super().__init__(target, config)
         folder = trained.find_folder("medusa", config.weights, target.name, FILES)
         self.heads, ranking, record = load_heads(folder, target)
         self.digest = trained.digest(folder, FILES)
         made = self.heads.config
+        _check_count(config, made, folder)
         count = config.heads or made.heads
-        if count > made.heads:
-            raise UserError(f"heads={count} asked for, but {folder} has {made.heads}")
         vocab = made.draft_vocab if config.draft_vocab < 0 else config.draft_vocab
         if self.heads.lm_heads is not None:
             cut_own(self.heads, vocab, ranking, target, folder)

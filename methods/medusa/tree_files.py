@@ -13,7 +13,7 @@ from pydantic import Field
 from bench.drafting.tree import tree_from_paths
 from bench.engine import MAX_DRAFTS
 from bench.errors import UserError
-from bench.files import user_path
+from bench.files import read_bounded, user_path
 from bench.typed_json import decode
 
 TREES = Path(__file__).parent / "trees"
@@ -67,7 +67,7 @@ def _nodes(asked: str) -> Sequence[Sequence[int]]:
     if _SPELLED.fullmatch(asked):
         return decode(_Nodes, f"[[{asked.replace('-', ',').replace('/', '],[')}]]")
     path = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
-    text = path.read_bytes()
+    text = read_bounded(path)
     return decode(_TreeFile, text).nodes if text.lstrip().startswith(b"{") else decode(_Nodes, text)
 
 

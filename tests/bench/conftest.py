@@ -17,6 +17,7 @@ from tests.tiny import QUESTIONS, write_questions
 def idle_machine(monkeypatch):
     """What else this machine does is none of a test's business."""
     monkeypatch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 0.0)
+    monkeypatch.setattr("bench.run.cores._STAT", Path("/nonexistent"))
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from bench.errors import UserError
 from bench.figures.records import write_json
-from bench.files import cache_root, check_output, check_writable, user_file, user_path
+from bench.files import cache_root, check_output, check_writable, save_tensors, user_file, user_path
 
 
 @pytest.fixture
@@ -71,6 +73,20 @@ def test_a_place_that_cannot_be_written_is_told_by_its_flag(home):
         check_output(home / "file" / "x.json", "--json")
     with pytest.raises(UserError, match=r"--json .* is a folder"):
         check_output(home, "--json")
+
+
+def test_tensors_are_written_with_the_permissions_that_the_umask_leaves(home):
+    old = os.umask(0o027)
+    try:
+        save_tensors({"x": torch.ones(2)}, home / "x.safetensors", {"format": "pt"})
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((home / "x.safetensors").stat().st_mode) == 0o640
+    assert torch.equal(load_file(home / "x.safetensors")["x"], torch.ones(2))
+    with pytest.raises(ValueError, match="Key `y`"):
+        save_tensors({"x": torch.ones(2), "y": "no tensor"}, home / "x.safetensors")
+    assert [path.name for path in home.iterdir()] == ["x.safetensors"]
+    assert torch.equal(load_file(home / "x.safetensors")["x"], torch.ones(2))
 
 
 def test_the_cache_is_where_the_environment_says(home, monkeypatch):

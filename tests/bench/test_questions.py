@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
+import subprocess
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -307,3 +309,13 @@ def test_of_equal_tasks_the_order_changes_within_each_and_from_question_to_quest
     for task in "abcdef":
         assert sum(number % 2 for number, question in order if question.task == task) == 2
     assert [question.task for _, question in order] == list("abcdef" * 4)
+
+
+@pytest.mark.parametrize("source", ["/dev/zero", "pipe"])
+def test_a_file_without_an_end_is_refused(source, monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.files.MOST_BYTES", 10_000)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = ["sh", "-c", 'exec cat /dev/zero > "$0"', str(pipe)] if source == "pipe" else ["true"]
+    with subprocess.Popen(writer), pytest.raises(UserError, match=r"cannot be read \(it has more than 0\.01 MB\)"):
+        load(str(pipe) if source == "pipe" else source)

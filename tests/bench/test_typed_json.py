@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -60,8 +61,9 @@ def test_what_fits_is_kept_as_declared():
         ({"took_s": "fast"}, "took_s: Input should be a valid number, not 'fast'"),
         ({"took_s": True}, "took_s: Input should be a valid number"),
         ({"took_s": -5.0}, "took_s: Input should be greater than or equal to 0, not -5.0"),
-        ({"took_s": float("inf")}, "expected value"),
-        ({"anything": [float("nan")]}, "expected value"),
+        ({"took_s": float("inf")}, "took_s: Infinity is not a number in JSON"),
+        ({"anything": [float("nan")]}, r"anything\[0\]: NaN is not a number in JSON"),
+        ({"anything": {"NaN": ["-Infinity", {"b": -float("inf")}]}}, r"anything.NaN\[1\].b: -Infinity is not"),
         ({"took_s": 10**400}, "took_s: Input should be a finite number"),
         ({"verdict": "maybe"}, "verdict: String should match pattern .*good.bad.*, not 'maybe'"),
         ({"label": "../x"}, "label: String should match"),
@@ -93,6 +95,16 @@ def test_lenient_decoding_leaves_out_what_is_unknown_but_checks_the_rest():
 def test_text_that_is_not_json_is_refused(text):
     with pytest.raises(MismatchError, match=r"."):
         decode(list[Any], text)
+
+
+def test_a_text_may_speak_of_nan():
+    assert decode(dict[str, Any], '{"NaN": "Infinity"}') == {"NaN": "Infinity"}
+
+
+def test_a_file_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr("bench.files.MOST_BYTES", 1000)
+    with pytest.raises(MismatchError, match="more than"):
+        read(dict[str, Any], Path("/dev/zero"))
 
 
 def test_a_file_is_read_as_what_is_asked_for(tmp_path):

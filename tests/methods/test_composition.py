@@ -14,6 +14,7 @@ from bench.errors import UserError
 from tests.fakes import OneSequence
 
 NEVER = frozenset()
+COSTS = "costs=0.100/0.010/1:0.900/2:0.910/16:1.100/64:1.400/128:2.000"
 
 
 @pytest.fixture
@@ -23,8 +24,9 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
     decoder = tiny_decoder(config, model, max_len=128)
     adapter, heads = f"weights={tiny_adapter(model)},threshold=0.2,gamma=3", f"weights={tiny_heads(model)},tree=0/1/0-0"
     spelled = {"kangaroo": f"kangaroo:{adapter}", "tree": f"kangaroo:{adapter},beam=2", "medusa": f"medusa:{heads}"}
-    spelled |= {"pld": "pld:ngram=2,tokens=3,least=1,stop=never", "vanilla": "vanilla"}
+    spelled |= {"pld": "pld:ngram=2,tokens=3,follow=3,least=1,stop=never", "vanilla": "vanilla"}
     spelled |= {"sam": "sam:paper,tokens=3", "suffix": "suffix:tree,tokens=3,least=1,stop=never"}
+    spelled |= {name: f"{name}:{COSTS}" for name in ("recycling", "lookahead", "layer-skip")}
 
     def build(label: str):
         variant = methods.parse("+".join(spelled[part] for part in label.split("+")))
@@ -35,6 +37,7 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
 
 LABELS = ["pld+kangaroo", "kangaroo+pld", "pld+tree", "tree+pld", "pld+medusa", "medusa+pld", "pld+vanilla"]
 LABELS += ["pld+medusa+kangaroo", "sam+kangaroo", "suffix+medusa", "suffix+tree"]
+LABELS += ["pld+recycling", "pld+layer-skip", "recycling+kangaroo", "lookahead+recycling"]
 
 
 @pytest.mark.parametrize("label", LABELS)

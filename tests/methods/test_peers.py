@@ -174,6 +174,8 @@ class FakeLlama:
         self.given, self.held, self.resets = given, [], 0
         FakeLlama.made.append(self)
 
+    ctx = property(lambda self: self)
+
     def n_vocab(self):
         return self.vocab
 
@@ -261,6 +263,24 @@ def test_llama_is_marked_as_another_arithmetic_and_its_file_is_recorded(peer):
     assert peer.notes["arithmetic"].startswith("own arithmetic: quantised weights of own.gguf")
     assert peer.notes["llama_cpp_python"] == "9.9"
     assert len(peer.notes["gguf_sha256"]) == 64
+
+
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_llama_takes_the_number_of_threads_with_which_it_decodes_fastest(peer, fake, monkeypatch, best):
+    used = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    fake.llama_set_n_threads = lambda ctx, one, batch: used.append((one, batch))
+
+    def slower(self, tokens):
+        self.held += tokens
+        FakeLlama.clock.now += 1 if used[-1][0] == best else 4
+
+    monkeypatch.setattr(FakeLlama, "eval", slower)
+    peer.tune([5, 6, 7])
+    assert used[-1] == (best, best)
+    assert set(used) == {(1, 1), (2, 2), (3, 3)}
+    assert peer.notes["threads"] == best
+    assert peer.notes["tok_per_s_by_threads"] == {str(n): 1.0 if n == best else 0.25 for n in (1, 2, 3)}
 
 
 def test_llama_refuses_to_sample(peer):

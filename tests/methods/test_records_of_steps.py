@@ -68,6 +68,13 @@ def test_tree_loses_the_siblings_where_verification_ended(scene):
     assert (step.drafted, step.depth) == (5, 2)
 
 
+def test_scouts_are_counted_apart(scene):
+    decoder, prompt, answer = scene
+    step = first_step(decoder, prompt, Draft([answer[1], other(answer[2]), answer[2]], [-1, 0, 0], offered=1))
+    assert (step.drafted, step.scouts, step.accepted, step.depth) == (1, 2, 1, 1)
+    assert step.rejected == []
+
+
 def test_without_drafts_nothing_was_run_or_lost(scene):
     decoder, prompt, _ = scene
     step = first_step(decoder, prompt, Draft([]))

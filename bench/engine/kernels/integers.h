@@ -14,9 +14,13 @@
 constexpr int AHEAD = 4096;  // bytes of weights that are asked for before they are needed
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define WIDE_DOT 1
+constexpr int REGISTER = 64;      // bytes
 constexpr int MOST_INTEGERS = 8;  // positions of a block
+#elif defined(__AVX2__)
+constexpr int REGISTER = 32;
+constexpr int MOST_INTEGERS = 4;
 #else
+constexpr int REGISTER = 16;
 constexpr int MOST_INTEGERS = 4;
 #endif
 constexpr int PANEL = 16;  // rows of a matrix that are worked on together
@@ -74,136 +78,99 @@ struct Activations {
     }
 };
 
-template <class T = int32_t>
-inline T four_of(const int8_t* from) {
-    T value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
+typedef int32_t Fours __attribute__((vector_size(REGISTER)));  // four bytes of a row in each lane; or their sum
+typedef int32_t UnalignedFours __attribute__((vector_size(REGISTER), aligned(1), may_alias));
 
-#if defined(WIDE_DOT)
+// What differs between processors, for weights w and activations x, four bytes of both in each lane:
+//   add_codes(sum, w, x)   sum + their products, w 0..15; up to GROUP / 4 times, then
+//   sum_of_codes(sum)      the sum in 32 bits
+//   add_signed(sum, w, x)  sum + their products, w -127..127, each w raised by RAISED
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) || defined(__AVX2__) && defined(__AVXVNNI__)
 
-// sums[j] = the products of a group's four-bit codes with position j.
-template <int N>
-inline void group_of_q4(const uint8_t* weight, const int8_t* x, const int32_t*, int64_t k, int64_t, Integers (*sums)[1]) {
-    const __m512i low_half = _mm512_set1_epi8(15);
-    __m512i low[N], high[N];
-    for (int j = 0; j < N; ++j) low[j] = high[j] = _mm512_setzero_si512();
-    for (int i = 0; i < FOURS / 2; ++i, weight += FOUR_ROWS) {
-        const __m512i both = _mm512_loadu_si512(weight);
-        __builtin_prefetch(weight + AHEAD);
-        const __m512i first = _mm512_and_si512(both, low_half);
-        const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_half);
-        for (int j = 0; j < N; ++j) {
-            low[j] = _mm512_dpbusd_epi32(low[j], first, _mm512_set1_epi32(four_of(x + j * k + 8 * i)));
-            high[j] = _mm512_dpbusd_epi32(high[j], second, _mm512_set1_epi32(four_of(x + j * k + 8 * i + 4)));
-        }
-    }
-    for (int j = 0; j < N; ++j) sums[j][0] = (Integers)_mm512_add_epi32(low[j], high[j]);
+constexpr int RAISED = 128;  // as one factor must have no sign
+inline Fours add_codes(Fours sum, Fours w, Fours x) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    return (Fours)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#else
+    return (Fours)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+#endif
 }
-
-// The same for eight-bit codes w: one factor must have no sign, so 128 is added to w, and taken away from the sum.
-template <int N>
-inline void group_of_q8(
-    const uint8_t* weight, const int8_t* x, const int32_t* totals, int64_t k, int64_t groups, Integers (*sums)[1]) {
-    const __m512i top = _mm512_set1_epi8(-128);
-    __m512i even[N], odd[N];
-    for (int j = 0; j < N; ++j) even[j] = odd[j] = _mm512_setzero_si512();
-    for (int i = 0; i < FOURS; i += 2, weight += 2 * FOUR_ROWS) {
-        const __m512i first = _mm512_xor_si512(_mm512_loadu_si512(weight), top);
-        const __m512i second = _mm512_xor_si512(_mm512_loadu_si512(weight + FOUR_ROWS), top);
-        __builtin_prefetch(weight + AHEAD);
-        __builtin_prefetch(weight + AHEAD + FOUR_ROWS);
-        for (int j = 0; j < N; ++j) {
-            even[j] = _mm512_dpbusd_epi32(even[j], first, _mm512_set1_epi32(four_of(x + j * k + 4 * i)));
-            odd[j] = _mm512_dpbusd_epi32(odd[j], second, _mm512_set1_epi32(four_of(x + j * k + 4 * i + 4)));
-        }
-    }
-    for (int j = 0; j < N; ++j)
-        sums[j][0] = (Integers)_mm512_add_epi32(even[j], odd[j]) - 128 * totals[j * groups];
-}
+inline Fours sum_of_codes(Fours sum) { return sum; }
+inline Fours add_signed(Fours sum, Fours w, Fours x) { return add_codes(sum, w ^ static_cast<int32_t>(0x80808080), x); }
 
 #elif defined(__AVX2__)
 
+constexpr int RAISED = 0;
 // Sums of two bytes hold a group of four-bit codes: 8 * 2 * 15 * 127 < 2^15.
-template <int N>
-inline void group_of_q4(
-    const uint8_t* weight, const int8_t* x, const int32_t*, int64_t k, int64_t, Integers (*sums)[PANEL / LANES]) {
-    const __m256i low_half = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i total[N][2];
-    for (int j = 0; j < N; ++j) total[j][0] = total[j][1] = _mm256_setzero_si256();
-    for (int i = 0; i < FOURS / 2; ++i, weight += FOUR_ROWS) {
-        __builtin_prefetch(weight + AHEAD);
-        for (int h = 0; h < 2; ++h) {
-            const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight) + h);
-            const __m256i first = _mm256_and_si256(both, low_half);
-            const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half);
-            for (int j = 0; j < N; ++j) {
-                const __m256i low = _mm256_maddubs_epi16(first, _mm256_set1_epi32(four_of(x + j * k + 8 * i)));
-                const __m256i high = _mm256_maddubs_epi16(second, _mm256_set1_epi32(four_of(x + j * k + 8 * i + 4)));
-                total[j][h] = _mm256_add_epi16(total[j][h], _mm256_add_epi16(low, high));
-            }
-        }
-    }
-    for (int j = 0; j < N; ++j)
-        for (int h = 0; h < 2; ++h) total[j][h] = _mm256_madd_epi16(total[j][h], ones);
-    for (int j = 0; j < N; ++j) std::memcpy(sums[j], total[j], sizeof total[j]);
+inline Fours add_codes(Fours sum, Fours w, Fours x) {
+    return (Fours)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)w, (__m256i)x));
+}
+inline Fours sum_of_codes(Fours sum) { return (Fours)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+// |w| times x with w's sign, as one factor must have none. 2 * 127 * 127 < 2^15.
+inline Fours add_signed(Fours sum, Fours w, Fours x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w));
+    return sum + (Fours)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-// The same for eight-bit codes w: |w| times x with w's sign, as one factor must have none. 2 * 127 * 127 < 2^15.
-template <int N>
-inline void group_of_q8(
-    const uint8_t* weight, const int8_t* x, const int32_t*, int64_t k, int64_t, Integers (*sums)[PANEL / LANES]) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i total[N][2];
-    for (int j = 0; j < N; ++j) total[j][0] = total[j][1] = _mm256_setzero_si256();
-    for (int i = 0; i < FOURS; ++i, weight += FOUR_ROWS) {
-        __builtin_prefetch(weight + AHEAD);
-        for (int h = 0; h < 2; ++h) {
-            const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight) + h);
-            const __m256i sizes = _mm256_abs_epi8(codes);
-            for (int j = 0; j < N; ++j) {
-                const __m256i four = _mm256_set1_epi32(four_of(x + j * k + 4 * i));
-                const __m256i pairs = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(four, codes));
-                total[j][h] = _mm256_add_epi32(total[j][h], _mm256_madd_epi16(pairs, ones));
-            }
-        }
-    }
-    for (int j = 0; j < N; ++j) std::memcpy(sums[j], total[j], sizeof total[j]);
-}
+#else
 
-#else  // any processor
-
-template <int N>
-inline void group_of_q4(
-    const uint8_t* weight, const int8_t* x, const int32_t*, int64_t k, int64_t, Integers (*sums)[PANEL / LANES]) {
-    for (int j = 0; j < N; ++j) {
-        int32_t total[PANEL] = {};
-        for (int i = 0; i < FOURS / 2; ++i)
-            for (int r = 0; r < PANEL; ++r)
-                for (int t = 0; t < 4; ++t) {
-                    const uint8_t both = weight[i * FOUR_ROWS + r * 4 + t];
-                    const int8_t* at = x + j * k + 8 * i + t;
-                    total[r] += (both & 15) * at[0] + (both >> 4) * at[4];
-                }
-        std::memcpy(sums[j], total, sizeof total);
-    }
+constexpr int RAISED = 0;
+inline Fours add_signed(Fours sum, Fours w, Fours x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Fours)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+#else  // any processor: products of every other byte, in pairs. 2 * 127 * 127 < 2^15.
+    typedef int16_t Pairs __attribute__((vector_size(REGISTER)));
+    const Pairs a = (Pairs)w, b = (Pairs)x, pairs = (a << 8 >> 8) * (b << 8 >> 8) + (a >> 8) * (b >> 8);
+    return sum + ((Fours)pairs << 16 >> 16) + ((Fours)pairs >> 16);
+#endif
 }
-
-template <int N>
-inline void group_of_q8(
-    const uint8_t* weight, const int8_t* x, const int32_t*, int64_t k, int64_t, Integers (*sums)[PANEL / LANES]) {
-    for (int j = 0; j < N; ++j) {
-        int32_t total[PANEL] = {};
-        for (int i = 0; i < FOURS; ++i)
-            for (int r = 0; r < PANEL; ++r)
-                for (int t = 0; t < 4; ++t)
-                    total[r] += static_cast<int8_t>(weight[i * FOUR_ROWS + r * 4 + t]) * x[j * k + 4 * i + t];
-        std::memcpy(sums[j], total, sizeof total);
-    }
-}
+inline Fours add_codes(Fours sum, Fours w, Fours x) { return add_signed(sum, w, x); }
+inline Fours sum_of_codes(Fours sum) { return sum; }
 
 #endif
+
+inline Fours in_each_lane(const int8_t* four) {
+    int32_t value;
+    std::memcpy(&value, four, sizeof value);
+    return Fours{} + value;
+}
+
+// sums[j] = the products of a group's codes with position j. Sums are kept in two parts where one register holds the
+// panel: so no addition waits for the one before.
+template <int N, bool FOUR_BITS>
+inline void group_product(
+    const uint8_t* weight, const int8_t* x, const int32_t* totals, int64_t k, int64_t groups,
+    Integers (*sums)[PANEL / LANES]) {
+    constexpr int V = FOUR_ROWS / REGISTER, PARTS = V == 1 ? 2 : 1;
+    Fours total[PARTS][N][V] = {};
+    for (int i = 0; i < FOURS; i += 2, weight += (FOUR_BITS ? 1 : 2) * FOUR_ROWS) {
+        for (int at = 0; at < (FOUR_BITS ? 1 : 2) * FOUR_ROWS; at += FOUR_ROWS) __builtin_prefetch(weight + at + AHEAD);
+        for (int v = 0; v < V; ++v) {
+            auto codes = [&](int at) { return *reinterpret_cast<const UnalignedFours*>(weight + at + v * REGISTER); };
+            Fours first = codes(0), second;
+            if constexpr (FOUR_BITS) {
+                second = first >> 4 & 0x0f0f0f0f;
+                first &= 0x0f0f0f0f;
+            } else {
+                second = codes(FOUR_ROWS);
+            }
+            for (int j = 0; j < N; ++j) {
+                constexpr auto add = FOUR_BITS ? add_codes : add_signed;
+                Fours &even = total[0][j][v], &odd = total[PARTS - 1][j][v];
+                even = add(even, first, in_each_lane(x + j * k + 4 * i));
+                odd = add(odd, second, in_each_lane(x + j * k + 4 * i + 4));
+            }
+        }
+    }
+    for (int j = 0; j < N; ++j) {
+        for (int v = 0; v < V; ++v) {
+            Fours& sum = total[0][j][v];
+            if constexpr (PARTS == 2) sum += total[1][j][v];
+            sum = FOUR_BITS ? sum_of_codes(sum) : sum - RAISED * totals[j * groups];
+        }
+        std::memcpy(sums[j], total[0][j], FOUR_ROWS);
+    }
+}
 
 template <int N, bool FOUR_BITS>
 inline void integer_product(
@@ -213,8 +180,7 @@ inline void integer_product(
     Vector total[N][V] = {};
     for (int64_t g = 0; g < groups; ++g) {
         Integers part[N][V];
-        const auto group = FOUR_BITS ? group_of_q4<N> : group_of_q8<N>;
-        group(weight, x.codes + g * GROUP, x.totals + g, k, groups, part);
+        group_product<N, FOUR_BITS>(weight, x.codes + g * GROUP, x.totals + g, k, groups, part);
         weight += PANEL * GROUP / (FOUR_BITS ? 2 : 1);
         for (int v = 0; v < V; ++v) {
             const Vector scale = load(scales + v * LANES);

@@ -9,36 +9,27 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bench.engine.attention import additive
+from bench.engine.kernels import build
 from bench.engine.kernels.panels import Panels
 from bench.engine.quantize import Q4, Q8
-from bench.files import cache_root
 
 if TYPE_CHECKING:
     from bench.engine.cache import KVCache
     from bench.engine.places import Places
-    from bench.engine.weights import DecoderConfig
 
-SOURCE = Path(__file__).with_name("layers.cpp")
 MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
-# No contraction: where two operations are to be one, the source says so.
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC")
-_FOLDER = "kernels"  # in the cache
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
 
@@ -84,26 +75,38 @@ class Pass(Structure):
 
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """The library, built if need be; None where it cannot be, for a reason that `why_not` tells."""
+    """The library, built if need be; None where it cannot be, for a reason that `why_not` tells.
+
+    Raises UserError where it cannot be built with the flags of $ROOBENCH_KERNEL_FLAGS.
+    """
+    build.processor_flags()
     reasons = []
-    for compiler in _compilers():
+    for compiler in build.compilers():
         try:
-            library = _load(compiler)
-        except (_CannotBuildError, OSError) as error:
+            library = build.load(compiler)
+        except (build.CannotBuildError, OSError) as error:
             reasons.append(f"{Path(compiler).name}: {error}")
             continue
-        library.scratch_floats.restype = library.product_floats.restype = c_int64
-        library.run_layers.restype = library.multiply_add.restype = None
+        library.scratch_floats.restype = library.product_floats.restype = library.draft_floats.restype = c_int64
+        library.run_layers.restype = library.multiply_add.restype = library.run_draft.restype = None
         return library
+    if reasons and os.environ.get(build.PROCESSOR):
+        raise build.unusable("; ".join(reasons))
     _reason[:] = ["; ".join(reasons) or "there is no C++ compiler here (g++ or clang++)"]
     return None
 
 
+def rounds_inputs() -> bool:
+    """Return whether products with bfloat16 weights round their inputs to bfloat16, as this processor's do."""
+    library = kernels()
+    return library is not None and bool(library.rounds_inputs())
+
+
 def is_built() -> bool:
     """Whether `kernels` need not compile anything, which takes some seconds."""
-    compilers = _compilers()
+    compilers = build.compilers()
     with contextlib.suppress(OSError):
-        return not compilers or _is_safe(_path(compilers[0]))
+        return not compilers or build.is_safe(build.path_of(compilers[0]))
     return True
 
 
@@ -113,99 +116,6 @@ def why_not() -> str:
 
 
 _reason: list[str] = []
-_OTHERS_WRITE = 0o022  # bits of a mode
-
-
-class _CannotBuildError(Exception):
-    """A compiler that cannot do it."""
-
-
-def _compilers() -> list[str]:
-    """Those that are there, to be tried in turn."""
-    names = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
-    return list(dict.fromkeys(filter(None, map(shutil.which, names))))
-
-
-def _path(compiler: str) -> Path:
-    """What a compiler makes of the source for this machine: a file in the cache."""
-    machine = [_cpu(), *platform.libc_ver(), *_openmp(compiler)]
-    sources = [file.read_text(encoding="utf-8") for file in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
-    told = "\n".join([*sources, *_FLAGS, compiler, *machine])
-    return cache_root() / _FOLDER / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-
-
-def _load(compiler: str) -> ctypes.CDLL:
-    path = _path(compiler)
-    if _is_safe(path):
-        with contextlib.suppress(OSError):  # built for another system: rebuilt
-            return ctypes.CDLL(str(path))
-    _build(compiler, path)
-    return ctypes.CDLL(str(path))
-
-
-def _is_safe(path: Path) -> bool:
-    """Return whether the file is there, and only this user or root can have put it there: loading it runs it."""
-    return path.exists() and _is_private(path) and _is_private(path.parent)
-
-
-def _is_private(path: Path) -> bool:
-    found = path.stat()
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & _OTHERS_WRITE
-
-
-def _build(compiler: str, path: Path) -> None:
-    """Compile to a temporary name, then rename: two processes may do it at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.stat().st_uid == os.geteuid():
-            _forbid_others(path.parent)
-        if not _is_private(path.parent):
-            remedy = "set ROOBENCH_CACHE to a folder of your own"
-            raise _CannotBuildError(f"other users can write to {path.parent}: {remedy}")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
-            made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
-            steps = (
-                [compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)],
-                [compiler, "-shared", str(compiled), "-o", str(made), *_openmp(compiler)],
-            )
-            for step in steps:
-                done = subprocess.run(step, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    said = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-                    raise _CannotBuildError(f"it cannot build {SOURCE.name} ({said})")
-            _forbid_others(made)
-            made.replace(path)
-    except OSError as error:
-        raise _CannotBuildError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
-
-
-def _forbid_others(path: Path) -> None:
-    """Let nobody else write there; what the umask forbids stays forbidden."""
-    path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
-
-
-def _openmp(compiler: str) -> list[str]:
-    """How to link: with the very OpenMP library that torch has loaded, whose threads are then shared.
-
-    With another copy, either's idle threads would keep a core busy while the other's work. A compiler's calls need a
-    library of its own family: GCC's have libgomp, LLVM's libomp or libiomp5.
-    """
-    if sys.platform != "linux":
-        return ["-fopenmp"]
-    family = ("libomp", "libiomp5") if "clang" in Path(compiler).resolve().name else ("libgomp",)
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    files = dict.fromkeys(fields[5] for line in maps if len(fields := line.split(maxsplit=5)) == 6)
-    found = [path for path in files if re.split(r"[-.]", Path(path).name)[0] in family]
-    found.sort(key=lambda path: "/torch" not in path)  # torch's own, in torch/lib or torch.libs, before others' copies
-    return found[:1] or ["-fopenmp"]
-
-
-def _cpu() -> str:
-    """What the processor can do, as far as the system tells: a cache may be shared by machines."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()} {flags}"
 
 
 class Product:
@@ -223,6 +133,10 @@ class Product:
 
     def __call__(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """x [.., n_in], `added` [.., n_out] -> [.., n_out], in x's dtype."""
+        return self.prepared(x, added)().to(x.dtype)
+
+    def prepared(self, x: Tensor, added: Tensor | None = None) -> Callable[[], Tensor]:
+        """The kernels' call alone, which may be repeated; it returns the same float32 tensor each time."""
         library = kernels()
         assert library is not None
         assert x.shape[-1] == self.inputs, f"{self.inputs} inputs, but given {tuple(x.shape)}"
@@ -234,19 +148,58 @@ class Product:
         scratch = None
         if self.stored.weights.dtype != torch.float32:
             scratch = torch.empty(library.product_floats(byref(self.matrix), rows, threads))
-        library.multiply_add(
+        arguments = (
             byref(self.matrix), c_void_p(given.data_ptr()), c_void_p(_address(added)), c_void_p(out.data_ptr()),
             rows, threads, c_void_p(_address(scratch)),
         )  # fmt: skip
-        return out.to(x.dtype)
+
+        def call(*_kept: object) -> Tensor:
+            library.multiply_add(*arguments)
+            return out
+
+        return functools.partial(call, self, given, added, scratch)  # the arguments point into them
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What a pass has to know of a decoder."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a pass: where they are, and all that depends on it."""
+
+    places: Places
+    rope: tuple[Tensor, Tensor]  # cosines and sines [B * w, D] of the positions
+    masks: Sequence[Tensor | None]  # of each sequence [w, its rows up to the last], added to the scores; None: causal
+
+    @classmethod
+    def of(cls, places: Places, cos: Tensor, sin: Tensor) -> Rows:
+        """`cos`, `sin`: tables [positions, D] as for `apply_rope`."""
+        span = places.together
+        if span is not None and span.depths is None and places.batch == 1:
+            at: slice | Tensor = slice(span.first, span.first + places.width)
+            return cls(places, (cos[at], sin[at]), [None])
+        at = places.positions(cos.device).flatten()
+        masks = [
+            None if one.seen is None else F.pad(additive(one.seen, torch.float32), (one.base, 0))
+            for one in places.spans
+        ]
+        return cls(places, (cos[at], sin[at]), masks)
 
 
 class Layers:
     """A decoder's layers for the kernels."""
 
-    def __init__(self, config: DecoderConfig, layers: Sequence[Any]):
-        """`layers`: as the decoder has them, their products `native`."""
-        self.config = config
+    def __init__(self, dimensions: Dimensions, layers: Sequence[Any]):
+        """`layers`: as the decoder has them, their products `native`; `gate_up` None: attention alone."""
+        self.dimensions = dimensions
         self.kept: list[Any] = []  # what the pointers point to
         self.pointers = (LayerPointers * len(layers))(*(self._pointers(layer) for layer in layers))
         self.scratch = torch.empty(0)
@@ -257,53 +210,61 @@ class Layers:
             weight = getattr(layer, name)
             self.kept.append(None if weight is None else weight.float().contiguous())
             norms[name] = _address(self.kept[-1])
-        products = {name: getattr(layer, name).product for name in ("qkv", "out", "gate_up", "down")}
+        products = {
+            name: linear.product
+            for name in ("qkv", "out", "gate_up", "down")
+            if (linear := getattr(layer, name)) is not None
+        }
         self.kept += products.values()
         return LayerPointers(**norms, **{name: product.matrix for name, product in products.items()})
 
-    def run(
-        self,
-        x: Tensor,
-        places: Places,
-        cache: KVCache,
-        layers: tuple[int, int],
-        rope: tuple[Tensor, Tensor],
-        masks: Sequence[Tensor | None],
-    ) -> Tensor:
-        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
+    def run(self, x: Tensor, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Tensor:
+        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`."""
+        library = kernels()
+        assert library is not None
+        asked = self.asked(x, rows, cache, layers)
+        library.run_layers(byref(asked.call))
+        return asked.out.to(x.dtype)
 
-        `rope`: cosines and sines [B * w, D] of the positions; `masks`: of each sequence [w, its rows up to the last],
-        added to the scores; None: causal.
-        """
-        library, c, (first, last) = kernels(), self.config, layers
+    def asked(self, x: Tensor | None, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Asked:
+        """What the kernels are given for a pass; x None: `out` is filled in before it begins."""
+        library, c, places, (first, last) = kernels(), self.dimensions, rows.places, layers
         assert library is not None
         assert places.end <= cache.max_len, f"cache of {cache.max_len} positions written up to {places.end}"
-        rows, width = places.batch * places.width, places.width
-        assert all(table.shape == (rows, c.head_dim) for table in rope), (
-            f"rotations {tuple(rope[0].shape)} for {rows} positions"
+        count, width = places.batch * places.width, places.width
+        assert all(table.shape == (count, c.head_dim) for table in rows.rope), (
+            f"rotations {tuple(rows.rope[0].shape)} for {count} positions"
         )
-        given, cos, sin = (tensor.float().contiguous() for tensor in (x, *rope))
-        masks = [None if mask is None else mask.float().contiguous() for mask in masks]
-        out = torch.empty_like(given)
+        cos, sin = (table.float().contiguous() for table in rows.rope)
+        given = None if x is None else x.float().contiguous()
+        out = torch.empty(places.batch, width, c.hidden)
         data = cache.data
         texts = (Text * places.batch)()
-        for text, span, mask in zip(texts, places.spans, masks, strict=True):
+        for text, span, mask in zip(texts, places.spans, rows.masks, strict=True):
             assert mask is None or mask.shape == (width, span.first + width), f"a mask {tuple(mask.shape)} at {span}"
             text.slot, text.start, text.mask = span.slot * data.stride(2), span.first, _address(mask)
-        asked = Pass(
+        call = Pass(
             text=texts, count=last - first, texts=places.batch, width=width, hidden=c.hidden, heads=c.heads,
             kv_heads=c.kv_heads, head_dim=c.head_dim, eps=c.norm_eps, threads=torch.get_num_threads(),
-            x=given.data_ptr(), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
+            x=_address(given), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
             cache=data[first].data_ptr() if first < last else 0, layer_stride=data.stride(0), values=data.stride(1),
             room=cache.max_len, kind=_KINDS[data.dtype],
         )  # fmt: skip
-        asked.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
-        needed = library.scratch_floats(byref(asked))
+        call.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
+        needed = library.scratch_floats(byref(call))
         if self.scratch.numel() < needed:
             self.scratch = torch.empty(2 * needed)
-        asked.scratch = self.scratch.data_ptr()
-        library.run_layers(byref(asked))
-        return out.to(x.dtype)
+        call.scratch = self.scratch.data_ptr()
+        return Asked(call, out, (given, cos, sin, texts, rows.masks))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pass to be run."""
+
+    call: Pass
+    out: Tensor  # [B, w, d] float32
+    kept: Any  # what the call points to
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -15,6 +15,7 @@ constexpr int TOGETHER = 2;  // panels at a time: so many sums fit into the regi
 constexpr int MOST = 6;
 constexpr int TOGETHER = 1;
 #endif
+constexpr int64_t SUMMED = 192;  // inputs of a sum in registers: sums of sums round less than one long sum
 constexpr int FEW = 8;       // positions up to which memory is the limit rather than arithmetic
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
@@ -57,21 +58,27 @@ struct Blocks {
 template <int N, int P, class T>
 inline void panel_product(const T* weight, const float* x, int64_t k, float (*sums)[MOST][PANEL]) {
     constexpr int V = PANEL / LANES;
-    Vector total[P][N][V] = {};
-    for (int64_t i = 0; i < k; ++i, weight += PANEL) {
-        Vector row[P][V];
-        for (int p = 0; p < P; ++p)
-            for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * k * PANEL + v * LANES);
-        for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * k * PANEL) + AHEAD);
-        for (int j = 0; j < N; ++j) {
-            const Vector value = Vector{} + x[j * k + i];
+    for (int64_t i = 0; i < k;) {
+        const bool is_first = i == 0;
+        Vector total[P][N][V] = {};
+        for (const int64_t end = std::min(i + SUMMED, k); i < end; ++i, weight += PANEL) {
+            Vector row[P][V];
             for (int p = 0; p < P; ++p)
-                for (int v = 0; v < V; ++v) total[p][j][v] = fused(row[p][v], value, total[p][j][v]);
+                for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * k * PANEL + v * LANES);
+            for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * k * PANEL) + AHEAD);
+            for (int j = 0; j < N; ++j) {
+                const Vector value = Vector{} + x[j * k + i];
+                for (int p = 0; p < P; ++p)
+                    for (int v = 0; v < V; ++v) total[p][j][v] = fused(row[p][v], value, total[p][j][v]);
+            }
         }
+        for (int p = 0; p < P; ++p)
+            for (int j = 0; j < N; ++j)
+                for (int v = 0; v < V; ++v) {
+                    float* sum = sums[p][j] + v * LANES;
+                    store(sum, is_first ? total[p][j][v] : load(sum) + total[p][j][v]);
+                }
     }
-    for (int p = 0; p < P; ++p)
-        for (int j = 0; j < N; ++j)
-            for (int v = 0; v < V; ++v) store(sums[p][j] + v * LANES, total[p][j][v]);
 }
 
 #ifdef __AVX512BF16__

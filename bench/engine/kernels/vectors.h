@@ -7,12 +7,16 @@
 #include <cstring>
 #if defined(__AVX2__) || defined(__FMA__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
 #else
-constexpr int LANES = 8;  // two registers where vectors are shorter
+constexpr int LANES = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -64,6 +68,8 @@ inline Vector load(const Half* from) {
     return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+    return (Vector)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 #else
     Vector values;
     for (int i = 0; i < LANES; ++i) values[i] = value_of(from[i]);
@@ -94,9 +100,7 @@ inline Vector fused(Vector a, Vector b, Vector c) {
 #elif defined(__FMA__)
     return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__aarch64__)
-    Vector result;
-    for (int i = 0; i < LANES; ++i) result[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return result;
+    return (Vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif

@@ -3,6 +3,11 @@
 // A phase begins when all pieces of the one before are done, whether or not every thread has noticed. So a thread that
 // the system took off its core, because another process wanted it, holds up no more than the piece it was at: its
 // mates do the rest. Large pieces first and small ones last keep threads from waiting at the end of a phase.
+//
+// That one piece is waited for until its thread is back, a slice of the scheduler's later (some ms). Pieces take
+// microseconds, so their size does not matter to that. What does is that those who wait sleep soon: their core is then
+// idle, and the system can move the missing thread there. A piece cannot be done by a second thread instead: sums are
+// added to the states, and the first would come back to write into buffers that later phases use.
 #pragma once
 
 #include <algorithm>

@@ -63,17 +63,17 @@ def test_only_own_steps_and_those_without_drafts_count_but_all_teach():
     method, sequence = opened()
     rule = sequence.notes.rule
     method.found = (Found(16, [5, 6, 7, 8]),)
-    before = rule.tokens, rule.time
+    before = rule.pace.tokens, rule.pace.time
     step(method, sequence, [5, 4], other=Draft([5, 9]))
-    assert (rule.tokens, rule.time) == before  # another member's draft was verified
+    assert (rule.pace.tokens, rule.pace.time) == before  # another member's draft was verified
     assert rule.tries[-1] > 12
     made = step(method, sequence, [5, 4])
-    assert (rule.tokens, rule.time) == (before[0] + 2, before[1] + rule.costs.verifying(1 + len(made.tokens)))
+    assert (rule.pace.tokens, rule.pace.time) == (before[0] + 2, before[1] + rule.costs.verifying(1 + len(made.tokens)))
     method.found = ()
     assert step(method, sequence, [4]) is NO_DRAFT
-    assert rule.tokens == before[0] + 3
+    assert rule.pace.tokens == before[0] + 3
     method.observe([sequence], [Outcome(Draft([9]), [], 4, None, None)])  # it was not even asked
-    assert rule.tokens == before[0] + 3
+    assert rule.pace.tokens == before[0] + 3
     assert sequence.notes.index == [*sequence.context, 4]
 
 

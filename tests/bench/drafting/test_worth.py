@@ -49,8 +49,9 @@ def test_the_choice_is_the_best_of_all_subtrees(costs):
         parents = None if rng.random() < 0.3 else [rng.randint(-1, i - 1) for i in range(size)]
         shares = None if rng.random() < 0.3 else [rng.random() for _ in range(size)]
         found = Found(rng.randint(1, 20), list(range(size)), parents, shares)
-        rule = WorthRule(costs, tokens=rng.choice((8.0, 16.0)), allowance=99.0)
-        rate = max(1.0, rule.tokens / rule.time)
+        rule = WorthRule(costs)
+        rule.pace.tokens, rule.pace.allowance = rng.choice((8.0, 16.0)), 99.0
+        rate = max(1.0, rule.pace.tokens / rule.pace.time)
 
         def gain(nodes: tuple[int, ...], found=found, rule=rule, rate=rate) -> float:
             return expected(found, nodes, rule) - rate * (costs.verifying(1 + len(nodes)) - 1)

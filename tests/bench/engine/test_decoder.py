@@ -7,12 +7,16 @@ import random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from bench.config import DEFAULT_MODEL
 from bench.drafting.tree import chain_of, tree_of
 from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.places import Places
+from bench.files import cache_root
+from bench.models import loading
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
@@ -55,6 +59,23 @@ def assert_close(found, expected, tolerance: float = TOLERANCE) -> None:
     assert found.dtype == torch.float32
     error = (found - expected).abs().max().item()
     assert error <= tolerance, f"largest error {error}"
+
+
+@pytest.mark.skipif(
+    not (cache_root() / "models" / DEFAULT_MODEL / "model.safetensors").exists(), reason="the default model is not here"
+)
+def test_the_default_models_logits_are_transformers_own():
+    """In one pass, then the end again in blocks and token by token, as decoding does."""
+    found = loading.find(DEFAULT_MODEL, None, print)
+    decoder = loading.load_decoder(found.checkpoint, CPU, torch.float32, max_len=128)
+    model = AutoModelForCausalLM.from_pretrained(found.checkpoint.folder, dtype=torch.float32)
+    ids = found.chat.prompt([], "Name three rivers of Europe, and say in one sentence where the longest of them ends.")
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+        assert expected.std() > 1
+        cache, end = decoder.new_cache(), len(ids) - 12
+        assert_close(read(decoder, ids, cache), expected)
+        assert_close(read(decoder, ids[end:], cache, end, [5, 1, 3, 1, 2]), expected[end:])
 
 
 @pytest.fixture(params=["plain", "native"])

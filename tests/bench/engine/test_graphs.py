@@ -55,7 +55,9 @@ def read(decoder, ids, cache, split, start=0):
     return torch.cat(passes)
 
 
-@pytest.mark.parametrize("split", [[40], [9, 1, 1, 4, 8, 17, 3], [1] * 20, [64, 5, 64, 7], [70, 2]], ids=str)
+@pytest.mark.parametrize(
+    "split", [[40], [9, 1, 1, 4, 8, 17, 3], [1] * 20, [64, 5, 70, 2], [128, 100, 3], [130, 2]], ids=str
+)
 def test_every_split_gives_transformers_logits(kind, split, recorded, tiny_model, tiny_decoder, hf_logits, random_ids):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
@@ -165,11 +167,30 @@ def test_once_closed_a_pass_takes_the_next_width_that_there_is_or_none(
     assert len(recorded) == before
 
 
+@pytest.mark.parametrize("rows", [65, 128])
+def test_a_tree_as_wide_as_a_tree_may_be_is_captured(rows, recorded, tiny_model, tiny_decoder, random_ids):
+    """A binary heap of drafts against the same passes kernel by kernel; after it the text goes on."""
+    decoder = tiny_decoder(*tiny_model("llama3"))
+    plain = decoder.by_operations()
+    tree = tree_of([(i - 2) // 2 if i > 1 else -1 for i in range(rows - 1)])
+    ids, path = random_ids(20 + rows, seed=9), [1, 4, 10]  # the second of the first level, its first child, and so on
+    found = []
+    for one in (decoder, plain):
+        cache = one.new_cache()
+        read(one, ids[:20], cache, [20])
+        before = len(recorded)
+        states = one.run_layers(one.embed(ids[20:]), tree.places(20, CPU), cache)
+        cache.keep_path(20, path)
+        assert (len(recorded) > before) == (one is decoder)
+        found.append(torch.cat((one.logits(states[0]), read(one, [7], cache, [1], start=21 + len(path)))))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-4)
+
+
 def test_batches_and_wide_passes_are_not_captured(recorded, tiny_model, tiny_decoder, random_ids):
     decoder = tiny_decoder(*tiny_model("tied"))
     decoder.run_layers(decoder.embed(torch.zeros(3, 2)), 0, decoder.new_cache(3))
     cache = decoder.new_cache()
-    read(decoder, random_ids(65), cache, [65])
+    read(decoder, random_ids(129), cache, [129])
     decoder.run_layers(decoder.embed(random_ids(3)), 0, cache, 2, 2)  # no layers
     assert not recorded
 

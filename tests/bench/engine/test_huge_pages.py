@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
 import re
 import sys
@@ -38,11 +39,15 @@ def test_areas_are_large_private_and_of_no_file():
 
 @pytest.mark.skipif(not moves_what_is_there(), reason="this kernel does not move memory into huge pages")
 def test_what_is_in_memory_moves_into_huge_pages_unchanged():
+    # Memory of its own: what earlier tests have freed may be in huge pages already.
+    area = mmap.mmap(-1, 17 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    values = torch.frombuffer(area, dtype=torch.long)[: 16 * HUGE // 8]  # 32 MiB
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    values.copy_(torch.arange(len(values)))
     before = huge_mib()
-    values = torch.arange(16 * HUGE // 8)  # 32 MiB
     use_huge_pages()
     assert huge_mib() >= before + 28  # at either end a huge page may be shared with a neighbour
-    assert torch.equal(values, torch.arange(16 * HUGE // 8))
+    assert torch.equal(values, torch.arange(len(values)))
 
 
 def test_a_kernel_that_refuses_does_no_harm(monkeypatch):

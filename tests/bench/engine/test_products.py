@@ -25,6 +25,19 @@ def test_a_plain_product_is_torchs(rows, biased):
     assert torch.equal(plain.plus(residual, x), residual + F.linear(x, weight, bias))
 
 
+@pytest.mark.skipif(bool(native.why_not()), reason="no compiler here")
+def test_a_long_sum_rounds_no_more_than_torchs():
+    """One running sum over the inputs would be five times as far off."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(64, 6144, generator=generator), torch.randn(8, 6144, generator=generator)
+    exact = F.linear(x.double(), weight.double())
+    ours, torchs = (
+        (found.double() - exact).pow(2).mean().sqrt()
+        for found in (Linear(weight, layout="native")(x), F.linear(x, weight))
+    )
+    assert 0 < ours < 1.5 * torchs
+
+
 def test_without_kernels_passes_are_plain_torch(monkeypatch, tiny_model, tiny_decoder, hf_logits, random_ids):
     monkeypatch.setattr(native, "kernels", lambda: None)
     config, model = tiny_model("tied")

@@ -24,6 +24,14 @@ def some_turns(questions: int = 8, methods: tuple[str, ...] = ("vanilla", "kanga
     ]  # fmt: skip
 
 
+def with_steps(turns: list[Turn]) -> list[Turn]:
+    """Nine steps a turn that drafted nothing and took equally long."""
+    for turn in turns:
+        turn.per_step_emitted, turn.per_step_drafted, turn.per_step_accepted = [1] * 9, [0] * 9, [0] * 9
+        turn.per_step_s = [turn.decode_s / 9] * 9
+    return turns
+
+
 def summary_of(turns, methods=("kangaroo",)):
     return summarize(make_run(dict.fromkeys(methods, "method")), turns)
 
@@ -135,3 +143,49 @@ def test_turns_that_failed_are_not_looked_at():
     broken = copy.deepcopy(turns[0])
     broken.question_id, broken.error, broken.others_share = 99, "boom", 0.9
     assert summary_of([*turns, broken]).busy_turns is None
+
+
+def timed(shapes: list[tuple[int, int, int]], step_s: list[float], rest_s: float = 0.0) -> Turn:
+    """A turn whose steps have these drafts, depths and calls, and these times."""
+    drafted, depth, calls = (list(column) for column in zip(*shapes, strict=True))
+    return Turn(
+        "kangaroo", 1, "qa", "c", 0, 0, token_ids=list(range(len(shapes) + 1)), decode_s=sum(step_s) + rest_s,
+        per_step_drafted=drafted, per_step_depth=depth, per_step_calls=calls, per_step_emitted=[1] * len(shapes),
+        per_step_s=step_s,
+    )  # fmt: skip
+
+
+def test_undisturbed_steps_take_the_time_that_they_took():
+    """Long steps count in full: a median over all shapes would lose them."""
+    turn = timed([(0, 0, 0)] * 3 + [(5, 5, 5)] * 2, [1.0, 1.0, 1.0, 4.0, 4.0], rest_s=0.5)
+    assert disturbed.steady(turn).decode_s == pytest.approx(11.5)
+
+
+def test_a_disturbed_step_takes_the_time_of_its_like():
+    turn = timed([(0, 0, 0)] * 3 + [(5, 5, 5)] * 3, [1.0, 9.0, 1.2, 4.0, 4.0, 60.0], rest_s=0.5)
+    assert disturbed.steady(turn).decode_s == pytest.approx(3 * 1.2 + 3 * 4.0 + 0.5)
+    tree = timed([(5, 5, 5), (5, 2, 5), (5, 5, 6)], [1.0, 2.0, 4.0])  # alike in drafts only
+    assert disturbed.steady(tree).decode_s == pytest.approx(7.0)
+
+
+def test_a_turn_without_step_times_has_no_steady_time_unless_it_took_none():
+    (turn,) = some_turns(1, ("kangaroo",))
+    assert disturbed.steady(turn) is None
+    turn.token_ids, turn.decode_s = [1], 0.001  # EOS came with the prefill
+    assert disturbed.steady(turn) is turn
+
+
+def test_bursts_do_not_move_the_speedup_by_step_medians():
+    turns = with_steps(some_turns(12))
+    found = summary_of(turns).methods["kangaroo"]
+    assert found.overall.speedup_decode_steps == found.overall.speedup_decode
+    for turn in turns[::2]:  # every turn of vanilla: a median of questions would follow
+        turn.per_step_s[3] += 9.0
+        turn.decode_s += 9.0
+    found = summary_of(turns).methods["kangaroo"]
+    assert found.overall.speedup_decode.value == pytest.approx(3.0)
+    for cell in found.tasks.values():
+        assert cell.speedup_decode_steps.value == pytest.approx(1.5)
+        assert cell.speedup_decode_steps.bounds is not None
+    turns[0].per_step_s = []
+    assert summary_of(turns).methods["kangaroo"].overall.speedup_decode_steps.value is None

@@ -22,6 +22,7 @@ CELL_KEYS = {
     "steps",
     *SPEEDUPS,
     "speedup_decode_median",
+    "speedup_decode_steps",
     "worth_decode",
     "worth_total",
     "tok_per_s",
@@ -359,6 +360,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "dataset",
         "device",
         "dtype",
+        "activations",
         "sampling",
         "complete",
         "rounds",
@@ -546,6 +548,20 @@ def test_a_predicted_speedup_is_cr_over_the_predicted_cost_of_the_recorded_steps
         {"step_cost": (cost + translation["step_cost"]) / 2, "speedup": speedup}
     )
     assert overall["prediction_error"] == pytest.approx(speedup / 1.25 - 1)
+
+
+def test_scouts_are_verified_as_well(turns):
+    without, scouts = predicted(with_shapes(turns))["predicted"]["step_cost"], 0
+    for turn in turns:
+        if turn.task == "qa" and turn.method == "kangaroo":
+            turn.per_step_scouts = [4] * len(turn.per_step_drafted)
+            scouts += len(turn.per_step_scouts)
+    assert scouts == 5
+    # Of 9, 7, 8, 6, 9 tokens in place of 5, 3, 4, 2, 5: 0.1 a token beyond 4.
+    verify = (1.5 + 1.3 + 1.4 + 1.2 + 1.5) / 5
+    assert predicted(turns)["predicted"]["step_cost"] == pytest.approx(
+        without - (1.1 + 0.95 + 1.0 + 0.9 + 1.1) / 5 + verify
+    )
 
 
 def test_vanilla_is_predicted_to_be_itself(turns):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 
 import pytest
 import torch
 
 import methods
 from bench.cli import main
-from bench.drafting.method import SpeculativeMethod
+from bench.drafting.method import Answer, Peer, SpeculativeMethod
 from bench.drafting.published import Published
+from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
+from bench.figures.engine_record import read_engine
 from bench.lab import engine_bench
 from bench.models import shapes
+from bench.run.contestants import Contestant
 from methods.vanilla import Vanilla
 
 TINY = {
@@ -130,3 +135,99 @@ def test_a_shape_needs_no_model_and_has_peers(small, tmp_path, capsys):
 def test_mistakes_are_told_in_a_sentence(flags, told, capsys):
     assert main(["bench-engine", *flags]) == 2
     assert told in capsys.readouterr().err
+
+
+# --- answers in pairs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(tiny_model, tiny_decoder, tiny_checkpoint, monkeypatch):
+    """(seconds of each answer by label, rounds) -> the answers of vanilla, a method and a peer; who decoded when."""
+    decoder = tiny_decoder(*tiny_model("tied"))
+    peer = TunedPeer(decoder, None, tiny_checkpoint("tied"))
+    made = {"vanilla": Vanilla(decoder, Vanilla.Config()), "drafts": Vanilla(decoder, Vanilla.Config()), "peer": peer}
+    order = []
+
+    def measure(seconds, rounds):
+        left = {label: iter(own) for label, own in seconds.items()}
+
+        def decode(method, prompt, limit, eos):
+            label = next(name for name, own in made.items() if own is method)
+            order.append(label)
+            return Answer(list(range(limit)), 0.1, next(left[label]), [] if label == "peer" else [Step([1])] * 2)
+
+        monkeypatch.setattr(engine_bench, "decode", decode)
+        effort = engine_bench.Effort(rounds=rounds, new_tokens=9)
+        return engine_bench._answers(decoder, [Contestant(*item) for item in made.items()], effort)
+
+    return measure, order, peer
+
+
+class TunedPeer(Peer):
+    """A peer that has something to choose."""
+
+    tuned = 0
+
+    def tune(self, prompt):
+        self.tuned += 1
+
+    @property
+    def notes(self):
+        return {"tuned": self.tuned}
+
+    def generate(self, prompt, limit, eos, sampler=None):
+        raise AssertionError("its answers are scripted")
+
+
+def test_each_answer_is_timed_next_to_one_of_vanilla_and_they_take_turns_at_being_first(scripted):
+    measure, order, _ = scripted
+    measure(dict.fromkeys(("vanilla", "drafts", "peer"), itertools.repeat(1.0)), 1)
+    assert order == [
+        *("vanilla", "drafts", "vanilla", "peer", "vanilla"),
+        *("vanilla", "vanilla", "drafts", "vanilla", "peer"),
+    ]
+
+
+def test_a_ratio_is_of_the_answers_of_a_pair(scripted):
+    """Vanilla becomes slower and slower, and the peer always takes twice the time of the answer next to it."""
+    measure, _, peer = scripted
+    times = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5]  # of a round; the first warms up
+    found = measure(
+        {
+            "vanilla": [second for time in times for second in (time, time / 4, time)],
+            "drafts": [time / 8 for time in times],
+            "peer": [2 * time for time in times],
+        },
+        5,
+    )
+    assert found["peer"]["over_vanilla"] == pytest.approx(0.5)
+    assert found["drafts"]["over_vanilla"] == pytest.approx(2)
+    assert found["peer"]["interval"] == pytest.approx((0.5, 0.5))
+    assert found["peer"]["vanilla_tok_per_s"] == pytest.approx([8 / time for time in times[1:]])
+    assert found["peer"]["tok_per_s"] == pytest.approx([4 / time for time in times[1:]])
+    assert found["vanilla"]["over_vanilla"] == 1
+    assert "interval" not in found["vanilla"]
+    assert (found["peer"]["notes"], peer.tuned) == ({"tuned": 1}, 1)
+
+
+def test_uneven_ratios_have_an_interval_around_their_geometric_mean(scripted):
+    measure, _, _ = scripted
+    slower = [1.0, 1.8, 2.0, 2.2, 2.1, 1.9]
+    seconds = {"vanilla": itertools.repeat(1.0), "drafts": itertools.repeat(1.0), "peer": slower}
+    found = measure(seconds, 5)["peer"]
+    assert found["over_vanilla"] == pytest.approx(1 / math.prod(slower[1:]) ** 0.2)
+    assert 1 / 2.4 < found["interval"][0] < found["over_vanilla"] < found["interval"][1] < 1 / 1.7
+    seconds |= {"peer": slower}
+    assert measure(seconds, 2)["peer"]["interval"] is None
+
+
+def test_the_plot_is_next_to_the_json_and_must_not_take_its_place(small, tmp_path, capsys):
+    status, found = measured(tmp_path, "--shape", "tiny", "--peer", "none")
+    assert status == 0
+    assert (tmp_path / "engine.png").read_bytes().startswith(b"\x89PNG")
+    assert "engine.png" in capsys.readouterr().out
+    assert set(found["shares"]) == {"passes", "products"}
+    assert list(found["passes"]) == list(found["products"]) == list(found["shares"]["passes"])
+    assert read_engine(tmp_path / "engine.json")["operations"] == found["operations"]
+    assert main(["bench-engine", "--shape", "tiny", "--json", str(tmp_path / "engine.png")]) == 2
+    assert "has the name of the plot" in capsys.readouterr().err

@@ -8,11 +8,17 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bench.config import RunConfig
+from bench.engine.decoder import Decoder
+from bench.engine.kernels import native
+from bench.engine.products import Linear
 from bench.errors import UserError
+from bench.figures.facts import EngineFacts
 from bench.models import loading
-from bench.models.loading import Compute
+from bench.models.loading import Compute, engine_facts
+from bench.typed_json import decode_value
 
 
 @pytest.fixture
@@ -42,6 +48,26 @@ def test_a_second_model_joins_the_first_on_its_device(found):
     assert second is not first
     assert (second.device, second.dtype, second.max_len) == (first.device, first.dtype, first.max_len)
     assert torch.equal(second.head_weight, first.head_weight)
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason="no compiler here")
+def test_a_run_records_its_arithmetic(found, tiny_config):
+    """What products round their inputs to is found out with inputs that bfloat16 cannot hold."""
+    exact = engine_facts(loading.load(found, Compute(dtype="float32"), 64, print).target)
+    assert exact["activations"] == "float32"
+    assert not exact.keys() & {"activation_scales", "head"}
+    target = loading.load(found, Compute(dtype="bfloat16"), 64, print).target
+    x = torch.full((1, 32), 1 + 2.0**-10)
+    linear = Linear(torch.ones(16, 32, dtype=torch.bfloat16), layout="native")
+    rounds = bool((linear(x) == 32).all())
+    assert engine_facts(target)["activations"] == ("bfloat16" if rounds else "float32")
+    config = tiny_config("tied", hidden_size=96, intermediate_size=160)
+    weights = AutoModelForCausalLM.from_config(config).state_dict()
+    del weights["lm_head.weight"]
+    facts = engine_facts(Decoder.from_weights(config, weights.items(), max_len=32, quantize="q4"))
+    assert (facts["activations"], facts["head"]) == ("int8", "int8")
+    assert facts["activation_scales"] == "one per token and group of 32"
+    assert decode_value(EngineFacts, facts) == facts
 
 
 def test_without_a_length_a_model_is_as_long_as_it_was_made(found):

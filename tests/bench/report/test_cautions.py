@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.figures.machine import Machine
 from bench.figures.metrics import summarize
 from bench.report.cautions import cautions
-from tests.bench.figures.test_disturbed import some_turns
+from tests.bench.figures.test_disturbed import some_turns, with_steps
 from tests.bench.report.helpers import make_run
 
 
@@ -22,12 +22,20 @@ def test_busy_moments_are_listed_with_their_turns_worst_first():
     turns = some_turns(80)
     turns[4].others_share, turns[7].others_share = 0.4, 0.63
     (text,) = of_kind(warned(turns), "Busy moments")
-    assert "in 2 of 160 turns (Question answering 1, RAG 1) other programs used more than 20%" in text
+    assert "in 2 of 160 turns (1.2%: Question answering 1, RAG 1) other programs used more than 20%" in text
+    assert "by step medians" not in text  # no step was timed
     assert text.index("kangaroo, question 3 (RAG), turn 1, round 1: 63%") < text.index("vanilla, question 2 (Quest")
     assert "not left out; these:" in text
     for turn in turns:
         turn.others_share = 0.3
     assert "the most: " in of_kind(warned(turns), "Busy moments")[0]
+
+
+def test_busy_moments_come_with_the_estimate_that_they_do_not_move():
+    turns = with_steps(some_turns(80))
+    turns[4].others_share, turns[4].decode_s, turns[4].per_step_s = 0.4, 9.0 + 120, [121.0, *[1.0] * 8]
+    (text,) = of_kind(warned(turns), "Busy moments")
+    assert "Decode speedup by step medians, which bursts do not move: kangaroo 1.50x, ratio of sums 1.75x." in text
 
 
 def test_an_outlier_is_told_with_its_times_and_the_speedup_without_it():

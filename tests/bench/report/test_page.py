@@ -301,6 +301,10 @@ def test_three_ways_to_average_stand_beside_each_other():
     keys = [f"speedup_{part}{ending}" for part in ("decode", "total") for ending in ("", "_mean_rates", "_geometric")]
     assert [value.split("x")[0] for value in first[1:]] == [f"{getattr(cell, key).value:.2f}" for key in keys]
     assert all("[" in value for value in first[1:])
+    cell.speedup_decode_steps = Estimate(1.41, 1.40, 1.43)
+    header, first, *_ = rows(section(rich_page(summary), "### kangaroo: three ways"))
+    assert header[1:3] == ["decode: ratio of sums", "decode: ratio of sums by step medians"]
+    assert first[2] == "1.41x [1.40, 1.43]"
     told = section(rich_page(summary), "## Three ways to average")
     assert "overall pools all questions" in " ".join(told.split())
     assert "tokenises the baseline's text again" in " ".join(told.split())
@@ -386,6 +390,29 @@ def test_many_numerical_turns_are_a_finding_in_float32_only(calm):
     (text,) = warned(calm)
     assert "Many numerical divergences for float32** (kangaroo 0.3%" in text
     assert warned(dataclasses.replace(calm, dtype="bfloat16")) == []
+    (text,) = warned(dataclasses.replace(calm, dtype="q4"))
+    assert "Many numerical divergences for q4** (kangaroo 0.3%" in text
+
+
+def test_numerical_turns_of_peers_with_other_arithmetic_are_no_finding(calm):
+    quantised = dataclasses.replace(copy.deepcopy(calm), dtype="q4", activations="int8")
+    peer = next(iter(quantised.of_kind("peer").values())).overall
+    change(peer, numerical_rate=0.25, lossless={"identical": 15, "numerical": 5, "different": 0})
+    assert warned(quantised) == []
+    page = rich_page(quantised)
+    text = section(page, "## Numerical rate")
+    assert "the rounding of int8 activations" in text
+    assert "hf-generate | 25.0% | 15 identical, 5 numerical" in text
+    assert "kangaroo | 0.0%" in text
+    assert ", q4, int8 activations" in page.splitlines()[0]
+    assert "activations are rounded to eight bits as well" in section(page, "## What the figures mean")
+
+
+def test_a_record_that_does_not_say_the_activations_is_shown_without(calm):
+    """Records of earlier versions."""
+    page = rich_page(dataclasses.replace(copy.deepcopy(calm), dtype="q4"))
+    assert page.splitlines()[0].endswith(", q4")
+    assert "eight bits as well" not in page
 
 
 def test_a_busy_machine_is_warned_of(calm):

@@ -6,13 +6,18 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bench.drafting.loop import decode
 from bench.drafting.method import NoKnobs
+from bench.engine.decoder import Decoder
+from bench.engine.kernels import native
+from bench.models.hf_peer import _put_on_the_grid
 from bench.run.audit import Auditor
 from methods.vanilla import Vanilla
 
 LIMIT = 24
+NEEDS_KERNELS = pytest.mark.skipif(bool(native.why_not()), reason="no compiler here")
 
 
 def never():
@@ -132,6 +137,60 @@ def test_a_clear_gap_is_a_difference_in_bfloat16_too(scene, tied_at, tiny_decode
     auditor = Auditor(target, lambda: tiny_decoder(config, model))
     audit = auditor.compare(prompt, [*answer[:5], other], answer)
     assert (audit.verdict, audit.gap) == ("different", pytest.approx(gap, abs=1e-4))
+
+
+@pytest.fixture
+def quantised(tiny_config, hf_greedy, random_ids):
+    """(position, scale) -> (four-bit target, its float32 weights as transformers' model, prompt, answer, other token).
+
+    `other`'s row of the LM head is `scale` times that of the answer's token at that position.
+    """
+    config = tiny_config("llama3", hidden_size=96, intermediate_size=160)
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        weight.data *= 3 if weight.dim() == 2 else 1
+    prompt = random_ids(20, seed=6)
+
+    def build(position: int, scale: float):
+        target = Decoder.from_weights(config, model.state_dict().items(), max_len=128, quantize="q4")
+        answer = decode(Vanilla(target, NoKnobs()), prompt, LIMIT, frozenset()).token_ids
+        other = next(i for i in range(272) if i not in answer and i not in prompt)
+        changed = copy.deepcopy(model)
+        changed.lm_head.weight.data[other] = changed.lm_head.weight.data[answer[position]] * scale
+        target = Decoder.from_weights(config, changed.state_dict().items(), max_len=128, quantize="q4")
+        with torch.no_grad():
+            _put_on_the_grid(changed)
+        return target, changed, prompt, answer, other
+
+    return build
+
+
+@NEEDS_KERNELS
+@pytest.mark.parametrize("position", [2, 20])
+def test_a_quantised_targets_methods_are_held_against_its_own_arithmetic(position, quantised):
+    target, _, prompt, answer, other = quantised(position, 0.98)
+    auditor, swapped = Auditor(target, never), [*answer[:position], other]
+    own, peers = (auditor.compare(prompt, swapped, answer, by_peer=by_peer) for by_peer in (False, True))
+    assert (own.verdict, peers.verdict) == ("different", "numerical")
+    assert 0 <= own.tolerance < 0.1 * own.gap
+    assert own.gap < peers.tolerance
+    target, _, prompt, answer, other = quantised(position, 1.0)
+    tied = Auditor(target, never).compare(prompt, [*answer[:position], other], answer)
+    assert (tied.verdict, tied.gap) == ("numerical", 0)
+
+
+@NEEDS_KERNELS
+def test_transformers_on_the_four_bit_weights_differs_within_the_rounding_of_activations(
+    quantised, random_ids, hf_greedy
+):
+    target, model, *_ = quantised(0, 1.0)
+    auditor, verdicts = Auditor(target, never), []
+    for seed in range(8):
+        prompt = random_ids(20, seed=seed)
+        answer = decode(Vanilla(target, NoKnobs()), prompt, LIMIT, frozenset()).token_ids
+        verdicts.append(auditor.compare(prompt, hf_greedy(model, prompt, LIMIT), answer, by_peer=True).verdict)
+    assert set(verdicts) == {"identical", "numerical"}
 
 
 def test_one_stale_row_in_a_cache_is_found(scene, tiny_decoder):

@@ -487,6 +487,15 @@ def test_mistakes_are_told_in_a_sentence(setting, capsys, flags, told):
     assert printed.out == ""
 
 
+def test_faults_of_an_adapters_config_are_reported_before_the_model_is_loaded(
+    setting, tiny_adapter, monkeypatch, capsys
+):
+    folder = tiny_adapter(setting.hf, changes={"hidden_size": 96})
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
+    assert main(["generate", "Hi", "--model", str(setting.model), "--method", f"kangaroo:weights={folder}"]) == 2
+    assert "is for another model: its hidden size is 96" in capsys.readouterr().err
+
+
 def test_limit_shrinks_to_what_the_context_leaves_and_says_so(setting, capsys):
     prompt = "x" * 470
     left = 512 - len(setting.chat.prompt([], prompt))

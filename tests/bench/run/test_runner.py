@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.run import contestants, examiner, plan
-from methods import names
+from methods import BASELINE, built_in, is_peer, names
 from methods.vanilla import Vanilla
 from tests.tiny import ANOTHER, ONE_TURN, QUESTIONS, TWO_TURNS, Watched, records, run_bench, words_of, write_questions
 
@@ -117,6 +117,20 @@ def test_every_answer_is_transformers_own_with_consistent_step_lists(setting, hf
         assert turn.audit is None or turn.audit.verdict == "identical"
     kangaroo = [t for t in turns if t.method == setting.kangaroo]
     assert 0 < sum(sum(t.per_step_accepted) for t in kangaroo) < sum(sum(t.per_step_drafted) for t in kangaroo)
+
+
+def test_every_step_is_timed_and_peers_have_none(setting):
+    run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo, "--peer", "hf-generate")
+    _, turns = records(setting.out)
+    assert any(turn.per_step_s for turn in turns)
+    for turn in turns:
+        assert len(turn.per_step_s) == len(turn.per_step_emitted)
+        assert all(seconds > 0 for seconds in turn.per_step_s)
+        assert sum(turn.per_step_s) == pytest.approx(
+            turn.draft_s + turn.verify_s, abs=1e-6 * (1 + len(turn.per_step_s))
+        )
+    report = (setting.out / "report.md").read_text()
+    assert "decode: ratio of sums by step medians" in report
 
 
 def test_no_file_of_a_run_holds_a_questions_text(setting, monkeypatch):
@@ -326,5 +340,6 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
 
     monkeypatch.setattr("methods.names", lambda: [*names(), "elsewhere"])
     labels = [variant.label for variant in plan.variants(RunConfig(method=("all", "kangaroo:gamma=2")))]
-    text = ["ngram", "pld", "rest", "sam", "suffix"]
-    assert labels == ["vanilla", "kangaroo", "medusa", *text, "kangaroo:gamma=2", "hf-generate"]
+    drafting = [name for name in built_in() if not is_peer(name) and name != BASELINE]
+    assert {"kangaroo", "medusa", "pld"} <= set(drafting)
+    assert labels == [BASELINE, *drafting, "kangaroo:gamma=2", "hf-generate"]

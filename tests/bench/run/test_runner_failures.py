@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.cli import main
-from bench.errors import program
+from bench.errors import UserError, program
 from bench.figures.records import Turn, read_turns, write_turns
 from tests.tiny import ANOTHER, ONE_TURN, TWO_TURNS, Watched, files_of, records, run_bench, write_questions
 
@@ -167,9 +171,82 @@ def test_method_that_fails_in_the_warm_up_is_told_with_its_place_and_leaves_noth
     assert not setting.out.exists()
 
 
+def test_a_context_too_short_to_warm_up_in_is_reported_before_the_weights_are_read(
+    setting, monkeypatch, tmp_path, capsys
+):
+    model = shutil.copytree(setting.model, tmp_path / "short")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4}))
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
+    assert run_bench(model, setting.questions, setting.out, "--method", "vanilla") == 2
+    assert "error: a context of 4 tokens is too short to warm up in: take another model" in capsys.readouterr().err
+    assert not setting.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "told"),
+    [
+        ("kangaroo", {"hidden_size": "wide"}, "config.json: hidden_size: Input should be a valid integer, not 'wide'"),
+        ("kangaroo", {"hidden_size": 96}, "is for another model: its hidden size is 96, but short's is 48"),
+        ("kangaroo", {"exit_layer": 4}, "exit_layer=4 leaves no layers to verify: short has 4 layers"),
+        ("medusa", {"heads": {}}, "config.json: heads.hidden_size: missing"),
+        ("medusa", None, "config.json: No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_faults_of_a_methods_config_are_reported_before_the_model_is_loaded(
+    method, change, told, composed, setting, tiny_adapter, tiny_heads, monkeypatch, tmp_path, capsys
+):
+    folder = shutil.copytree({"kangaroo": tiny_adapter, "medusa": tiny_heads}[method](setting.hf), tmp_path / "weights")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | (change or {})))
+    if change is None:
+        (folder / "config.json").unlink()
+    monkeypatch.setattr("bench.models.loading.load_decoder", None)
+    model = shutil.copytree(setting.model, tmp_path / "short")
+    label = f"{'pld+' if composed else ''}{method}:weights={folder}"
+    assert run_bench(model, setting.questions, setting.out, "--method", label) == 2
+    assert told in capsys.readouterr().err
+    assert not setting.out.exists()
+
+
 def test_run_interrupted_in_the_warm_up_leaves_no_folder(setting, watched):
     watched.seen = raising(KeyboardInterrupt(), setting, "summer")
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "watched") == 130
+    assert not setting.out.exists()
+
+
+def test_a_terminated_run_keeps_what_was_finished_and_goes_on(setting, watched, capsys):
+    walrus = setting.chat.encode("walrus")
+
+    def seen(prompt):
+        if any(prompt[i : i + len(walrus)] == walrus for i in range(len(prompt))):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # the signal comes first
+
+    watched.seen = staticmethod(seen)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "watched") == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    run, turns = records(setting.out)
+    assert not run.complete
+    assert {t.question_id for t in turns} == {11, 12}
+    watched.seen = staticmethod(lambda prompt: None)
+    assert main(["--resume", str(setting.out)]) == 0
+    assert {t.question_id for t in records(setting.out)[1]} == {11, 12, 13}
+
+
+def test_a_run_terminated_while_it_writes_leaves_no_half_file(setting, monkeypatch):
+    write = json.dump
+
+    def cut_short(value, file, **more):
+        file.write('{"run_id')
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        write(value, file, **more)
+
+    monkeypatch.setattr("bench.figures.records.json.dump", cut_short)
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla") == 130
     assert not setting.out.exists()
 
 
@@ -185,6 +262,36 @@ def test_killed_run_can_still_be_reported(setting, watched, capsys):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(setting, monkeypatch, tmp_path):
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 11, 28, 15, 46, 56, tzinfo=tz)
+
+    monkeypatch.setattr("bench.run.plan.datetime.datetime", Stopped)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", str(setting.model), "--questions", setting.questions, "--method", "vanilla", "--peer", "none"]
+    for _ in range(3):
+        assert main([*flags, "--max-new-tokens", "2"]) == 0
+    names = sorted(folder.name for folder in (tmp_path / "results" / "runs").iterdir())
+    first = "20261128-154656-vanilla-questions.jsonl"
+    assert names == [first, f"{first}-2", f"{first}-3"]
+    for name in names:
+        assert records(tmp_path / "results" / "runs" / name)[0].run_id == name
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_folder_of_its_own(setting, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.run.runner.load", raising_error)
+    flags = ["--model", str(setting.model), "--questions", setting.questions, "--method", "vanilla", "--peer", "none"]
+    assert main(flags) == 2
+    assert not (tmp_path / "results").exists()
+
+
+def raising_error(*given):
+    raise UserError("no such model: take another")
 
 
 def test_earlier_run_in_the_folder_is_moved_aside_whole(setting, capsys):
@@ -311,7 +418,7 @@ def test_malformed_generation_config_is_told_by_name(setting, tmp_path, capsys):
 
 
 def test_audit_that_fails_costs_the_verdict_and_not_the_run(setting, monkeypatch, capsys):
-    def out_of_memory(*_):
+    def out_of_memory(*_, **more):
         raise torch.OutOfMemoryError("no room for the reference")
 
     monkeypatch.setattr("bench.run.audit.Auditor.compare", out_of_memory)

@@ -194,7 +194,7 @@ def test_spellings_of_other_harnesses_are_read(tmp_path):
     [
         ({"wall_time": [1.0, 2.0]}, r"1 turns, 1 new_tokens and 2 wall_time"),
         ({"wall_time": [0.0]}, "adds up to nothing"),
-        ({"wall_time": [math.nan]}, "expected value at column"),
+        ({"wall_time": [math.nan]}, r"choices\[0\].wall_time\[0\]: NaN is not a number"),
         ({"wall_time": ["fast"]}, r"choices\[0\].wall_time\[0\]: Input should be a valid number, not 'fast'"),
         ({"wall_time": [-1.0]}, r"wall_time\[0\]: Input should be greater than or equal to 0, not -1.0"),
         ({"new_tokens": [2.5]}, r"new_tokens\[0\]: Input should be a valid integer, not 2.5"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.drafting.tree import tree_of
-from bench.engine.kernels import native
+from bench.engine.kernels import build, native
 from bench.engine.places import Places, Span
 from bench.engine.products import Linear
 
@@ -29,7 +29,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_where_there_is_a_compiler_there_are_kernels():
     """Otherwise everything below would be skipped for a mistake in the source."""
-    if not native._compilers():
+    if not build.compilers():
         pytest.skip("no C++ compiler here")
     assert native.why_not() == ""
 
@@ -240,20 +240,20 @@ def test_they_are_built_once(anew, tmp_path, monkeypatch):
     (built,) = (tmp_path / "cache" / "kernels").iterdir()
     assert built.suffix == ".so"
     native.kernels.cache_clear()
-    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: pytest.fail("built again"))
     assert native.kernels() is not None
 
 
 def test_without_a_compiler_the_reason_is_told(anew, monkeypatch):
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert native.kernels() is None
     assert "no C++ compiler" in native.why_not()
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(anew, tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "layers.cpp:1: error: no such flag\nmore")
-    monkeypatch.setattr(native.shutil, "which", lambda name: f"/somewhere/{name}" if name != "g++" else None)
-    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(build.shutil, "which", lambda name: f"/somewhere/{name}" if name != "g++" else None)
+    monkeypatch.setattr(build.subprocess, "run", lambda *_, **__: failed)
     assert native.kernels() is None
     told = "it cannot build layers.cpp (layers.cpp:1: error: no such flag)"
     assert native.why_not() == f"c++: {told}; clang++: {told}"
@@ -263,16 +263,16 @@ def test_a_compiler_that_fails_leaves_nothing_behind(anew, tmp_path, monkeypatch
 def test_a_cache_that_cannot_be_written_is_told(anew, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(native.shutil, "which", lambda name: f"/somewhere/{name}")
+    monkeypatch.setattr(build.shutil, "which", lambda name: f"/somewhere/{name}")
     assert native.kernels() is None
     assert "nothing can be built in" in native.why_not()
 
 
 @NEEDS_KERNELS
 def test_the_next_compiler_is_tried_and_a_file_that_does_not_load_is_built_anew(anew, monkeypatch):
-    good = native._compilers()[-1]
-    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/false", good])
-    built = native._path(good)
+    good = build.compilers()[-1]
+    monkeypatch.setattr(build, "compilers", lambda: ["/bin/false", good])
+    built = build.path_of(good)
     built.parent.mkdir(parents=True)
     built.write_bytes(b"of another system")
     assert native.kernels() is not None
@@ -288,9 +288,9 @@ def compiler(anew, monkeypatch):
         Path(step[step.index("-o") + 1]).write_text(made[-1])
         return subprocess.CompletedProcess(step, 0, "", "")
 
-    monkeypatch.setattr(native.subprocess, "run", run)
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: Path(path).read_text())
-    monkeypatch.setattr(native, "_compilers", lambda: ["/bin/c++"])
+    monkeypatch.setattr(build.subprocess, "run", run)
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path: Path(path).read_text())
+    monkeypatch.setattr(build, "compilers", lambda: ["/bin/c++"])
     return made
 
 
@@ -305,13 +305,13 @@ def open_to_the_group(path: Path) -> None:
 @pytest.mark.parametrize("which", ["the file", "its folder"])
 @pytest.mark.parametrize("opened", [open_to_all, open_to_the_group])
 def test_a_library_that_others_could_have_written_is_rebuilt(compiler, opened, which):
-    assert native._load("/bin/c++") == "first"
+    assert build.load("/bin/c++") == "first"
     compiler.append("second")
-    assert native._load("/bin/c++") == "first"
-    path = native._path("/bin/c++")
+    assert build.load("/bin/c++") == "first"
+    path = build.path_of("/bin/c++")
     opened(path if which == "the file" else path.parent)
     assert not native.is_built()
-    assert native._load("/bin/c++") == "second"
+    assert build.load("/bin/c++") == "second"
     assert native.is_built()
     assert not (path.stat().st_mode | path.parent.stat().st_mode) & 0o022
 
@@ -321,27 +321,25 @@ def test_a_library_that_others_could_have_written_is_rebuilt(compiler, opened, w
     [(7, 0o100644, True), (7, 0o100755, True), (0, 0o100644, True), (8, 0o100644, False), (7, 0o100664, False)],
 )
 def test_only_files_of_this_user_or_root_are_loaded(monkeypatch, owner, mode, private):
-    monkeypatch.setattr(native.os, "geteuid", lambda: 7)
+    monkeypatch.setattr(build.os, "geteuid", lambda: 7)
     path = SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner, st_mode=mode))
-    assert native._is_private(path) == private
+    assert build._is_private(path) == private
 
 
 def test_a_cache_of_another_user_is_refused_with_a_remedy(compiler, monkeypatch):
-    monkeypatch.setattr(native, "_is_private", lambda path: False)
-    with pytest.raises(
-        native._CannotBuildError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder of"
-    ):
-        native._load("/bin/c++")
+    monkeypatch.setattr(build, "_is_private", lambda path: False)
+    with pytest.raises(build.CannotBuildError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder of"):
+        build.load("/bin/c++")
 
 
 @pytest.mark.parametrize(("umask", "forbidden"), [(0o077, 0o077), (0o002, 0o022), (0o000, 0o022)])
 def test_the_library_has_what_the_umask_leaves_but_for_writing_by_others(compiler, umask, forbidden):
     before = os.umask(umask)
     try:
-        native._load("/bin/c++")
+        build.load("/bin/c++")
     finally:
         os.umask(before)
-    assert not native._path("/bin/c++").stat().st_mode & forbidden
+    assert not build.path_of("/bin/c++").stat().st_mode & forbidden
 
 
 @NEEDS_KERNELS

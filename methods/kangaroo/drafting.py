@@ -1,0 +1,94 @@
+"""Kangaroo's draft model: exit layers, adapter and LM head over a level of drafts, in one call where kernels run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from bench.engine.cache import KVCache
+from bench.engine.decoder import Decoder
+from bench.engine.kernels import native
+from bench.engine.kernels.draft import Drafted, DraftModel
+from bench.engine.places import Places
+from bench.engine.products import Linear
+from bench.engine.quantize import GROUP
+from methods.kangaroo.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class ByOperations:
+    """The draft model by torch's operations; called as `DraftModel` is."""
+
+    target: Decoder
+    count: int  # exit layers
+    adapter: Adapter
+    head: Linear
+
+    def __call__(
+        self,
+        x: Tensor,
+        places: Places,
+        cache: KVCache,
+        *,
+        unread: Tensor,
+        before: Tensor | None,
+        own_places: Places,
+        own_cache: KVCache,
+        best: int,
+        is_exit: bool = False,
+    ) -> Drafted:
+        """See `DraftModel`."""
+        exits = x if is_exit else self.target.run_layers(x, places, cache, 0, self.count)
+        read = torch.cat((unread, exits), dim=1)
+        outputs = self.adapter(read, own_places, own_cache, before)[:, unread.shape[1] :]
+        logits = self.head(outputs[0]).float()
+        chances, tokens = logits.softmax(-1).topk(best, dim=-1)
+        return Drafted(exits, outputs, logits, tokens, chances)
+
+
+def can_copy(target: Decoder, quantize: str) -> bool:
+    """Return whether drafts may be made with a copy of the exit layers in fewer bits; the target verifies with all.
+
+    A four-bit target's own layers are smaller than such a copy.
+    """
+    c = target.config
+    sizes = (c.hidden, c.heads * c.head_dim, c.intermediate)
+    return quantize != "none" and target.quantize == "none" and not any(size % GROUP for size in sizes)
+
+
+def draft_model(
+    target: Decoder, exit_layer: int, adapter: Adapter, head: Linear, quantize: str
+) -> DraftModel | ByOperations:
+    """Return the draft model in its fastest form here; `quantize`: of a copy of the exit layers, none: no copy."""
+    attention = _for_kernels(adapter)
+    if target.narrow is None or attention is None or head.product is None:
+        assert quantize == "none"
+        return ByOperations(target, exit_layer, adapter, head)
+    copied = quantize != "none"
+    return DraftModel(
+        target.quantized_layers(exit_layer, quantize) if copied else target.narrow,
+        exit_layer,
+        (target.cos, target.sin),
+        join=adapter.packed.get("input"),
+        layers=attention,
+        own_tables=(adapter.cos, adapter.sin),
+        norm=adapter.output_norm,
+        head=head,
+    )
+
+
+def _for_kernels(adapter: Adapter) -> native.Layers | None:
+    """Return its attention for the kernels; None: it has more than that, or they are not here."""
+    packed = adapter.packed
+    if packed.keys() - {"input"} != {"qkv", "o"} or any(linear.product is None for linear in packed.values()):
+        return None
+    attention = SimpleNamespace(
+        input_norm=adapter.input_norm, q_norm=None, k_norm=None, post_norm=None,
+        qkv=packed["qkv"], out=packed["o"], gate_up=None, down=None,
+    )  # fmt: skip
+    c = adapter.config
+    heads, head_dim = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+    return native.Layers(native.Dimensions(c.hidden_size, heads, heads, head_dim, c.rms_norm_eps), [attention])

@@ -1,0 +1,150 @@
+"""LayerSkip's self-speculation (Elhoushi et al., arXiv 2404.16710): drafts from the target's own first layers.
+
+The draft model is the first `exit_layer` layers, the final norm and the LM head. The remaining layers verify, starting
+from the exit states that drafting already computed. Needs a target that was trained for early exits: of others, hardly
+a draft is right. Kangaroo adds an adapter to the same loop, so the difference between the two is what that is worth.
+
+Beyond the paper: drafting stops where one more draft is expected to cost more than it gains, by what the question has
+shown so far. `layer-skip:paper` always drafts six tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.config import setting
+from bench.drafting.pace import ConfidenceRule, PacedConfig, PacedMethod
+from bench.drafting.sequence import Draft, Outcome, Sequence, States
+from bench.drafting.tree import ROOT, chain_of
+from bench.engine import MAX_DRAFTS
+from bench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.drafting.sampling import Sampler
+    from bench.drafting.stopping import Candidate, ThresholdRule
+    from bench.engine.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class LayerSkipConfig(PacedConfig):
+    """The knobs of LayerSkip."""
+
+    stops: ClassVar[tuple[str, ...]] = ("gain", "threshold")
+    stop: str = setting(
+        "gain",
+        "gain: once one more draft is expected to cost more than it gains on this device; threshold: once a draft's "
+        "probability is below it",
+    )
+    exit_layer: int = setting(0, "layers of the draft model; 0: a quarter (paper: 8 of Llama 2 7B's 32)")
+    gamma: int = setting(6, "most drafts in a row")
+    threshold: float = setting(0.0, "for stop=threshold: that probability; 0: never stop, as published")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exit_layer < 0:
+            raise ValueError(f"exit_layer={self.exit_layer} must be at least 1 (0: a quarter of the layers)")
+        if not 1 <= self.gamma <= MAX_DRAFTS:
+            raise ValueError(f"gamma={self.gamma} must be in 1..{MAX_DRAFTS}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must be in [0, 1]")
+
+
+@dataclass
+class Notes:
+    """The state of a sequence."""
+
+    rule: ConfidenceRule | ThresholdRule
+    drafted: Many[int] | None = None  # its own draft of the current step
+
+
+class LayerSkip(PacedMethod):
+    """Drafts with the target's own first layers."""
+
+    Config = LayerSkipConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"stop": "threshold", "threshold": 0.0, "gamma": 6}}
+
+    def __init__(self, target: Decoder, config: LayerSkipConfig):
+        layers = target.config.layers
+        self.resume_layer = config.exit_layer or max(1, layers // 4)
+        if self.resume_layer >= layers:
+            remedy = "it is too small for this method" if layers == 1 else f"take at most {layers - 1}"
+            unfit = f"exit_layer={self.resume_layer} leaves no layers to verify: {target.name} has {layers}"
+            raise UserError(f"layer-skip: {unfit}, {remedy}")
+        super().__init__(target, replace(config, exit_layer=self.resume_layer))
+
+    def draft_calls(self) -> Many[Callable[[], object]]:
+        """The LM head on an exit state."""
+        return [partial(self._candidate, self.target.embed([0]), ROOT, None)]
+
+    @property
+    def widest(self) -> int:
+        """A chain of gamma drafts."""
+        return 1 + self.config.gamma
+
+    def probing(self, windows: int) -> tuple[LayerSkipConfig, int]:
+        """Return a chain that never stops early."""
+        return replace(self.config, gamma=windows, stop="threshold", threshold=0.0, costs=""), windows
+
+    def open(self, sequence: Sequence, prompt: States) -> None:
+        """Start a question's rule."""
+        from bench.drafting.stopping import ThresholdRule
+
+        by_gain = self.config.stop == "gain"
+        sequence.notes = Notes(ConfidenceRule(self.costs) if by_gain else ThresholdRule(self.config.threshold))
+
+    def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
+        """Return a chain for each sequence."""
+        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+
+    def _draft(self, sequence: Sequence, budget: int) -> Draft:
+        """Draft until the rule stops it."""
+        import torch
+
+        rule, calls = sequence.notes.rule, 0
+        kept: list[Candidate] = []
+        states: list[Tensor] = []
+        rule.begin()
+        while calls < min(self.config.gamma, budget) and rule.goes_on():
+            if not states:
+                states.append(self._exit_state(sequence, sequence.context[-1], 0))
+            calls += 1
+            found = rule.keep([self._candidate(states[-1], len(kept) - 1, sequence.sampler)], 1)
+            if not found:
+                break
+            kept += found
+            states.append(self._exit_state(sequence, found[0].token, len(kept)))
+        sequence.notes.drafted = tokens = [candidate.token for candidate in kept]
+        if not states:
+            return Draft(tokens)
+        drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
+        said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
+        return Draft(tokens, None, drawn, torch.cat(states, dim=1), self.resume_layer, said, calls)
+
+    def _exit_state(self, sequence: Sequence, token: int, row: int) -> Tensor:
+        """Return the state [1, 1, d] of a token, the newest one or a draft, after the first layers."""
+        places = chain_of(row).places(sequence.length, self.target.device, row, 1)
+        return self.target.run_layers(self.target.embed([token]), places, sequence.cache, 0, self.resume_layer)
+
+    def _candidate(self, state: Tensor, parent: int, sampler: Sampler | None) -> Candidate:
+        """Return what may follow an exit state: the most probable token, or when sampling a drawn one."""
+        from bench.drafting.stopping import Candidate
+
+        best = (logits := self.target.logits(state[0])).softmax(-1).max(-1)
+        if sampler is None:
+            return Candidate(parent, int(best.indices), float(best.values))
+        q = sampler.probabilities(logits)[0]
+        # Its confidence is the largest probability: stopping by that of the drawn token would not be lossless.
+        return Candidate(parent, sampler.draw(q), float(best.values), q)
+
+    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
+        """Report the outcome of its own drafts to the rule."""
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            rule = sequence.notes.rule
+            if isinstance(rule, ConfidenceRule) and outcome.draft.tokens is sequence.notes.drafted:
+                rule.end(outcome.emitted)

@@ -1,0 +1,1 @@
+"""Lookahead decoding: n-grams found by Jacobi iterations."""
