@@ -1,59 +1,51 @@
 """Prompt lookup decoding (Saxena, 2023, github.com/apoorvumang/prompt-lookup-decoding): drafts from the text itself.
 
-The tokens that followed the first earlier occurrence of the newest n-gram are the draft. Needs no training. Defaults
-are those of Spec-Bench's copy (arXiv 2401.07851).
+The tokens that followed the first earlier occurrence of the newest n-gram are the draft. Needs no training. By default
+only as many are drafted as are worth verifying; `pld:paper` drafts ten, as Spec-Bench's copy does (arXiv 2401.07851).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from bench.config import setting
-from bench.drafting.method import TextMethod
-from bench.drafting.sequence import NO_DRAFT, Draft
+from bench.drafting.indexes.ngrams import NGrams
+from bench.drafting.lookup import Lookup, LookupConfig, matching
+from bench.drafting.worth import Found
 from bench.engine import MAX_DRAFTS
 
-if TYPE_CHECKING:
-    from bench.engine.decoder import Decoder
+_LONGEST = 64
 
 
 @dataclass(frozen=True)
-class PLDConfig:
+class PLDConfig(LookupConfig):
     """The knobs of prompt lookup."""
 
     ngram: int = setting(3, "longest n-gram to look for; shorter ones follow, down to 1")
-    tokens: int = setting(10, "most drafts in a row; a match needs as many tokens after it")
-    length: str = setting(
-        "all", "all; or cost: the number of drafts with the most tokens per time here if all are accepted"
-    )
+    follow: int = setting(1, "tokens that must follow an occurrence; in Spec-Bench's copy 10")
 
     def __post_init__(self) -> None:
-        if self.ngram < 1:
-            raise ValueError(f"ngram={self.ngram} must be at least 1")
-        if not 1 <= self.tokens <= MAX_DRAFTS:
-            raise ValueError(f"tokens={self.tokens} must be in 1..{MAX_DRAFTS}")
-        if self.length not in ("all", "cost"):
-            raise ValueError(f"length={self.length} must be all or cost")
+        super().__post_init__()
+        self.check(ngram=(1, _LONGEST), follow=(1, MAX_DRAFTS))
 
 
-class PLD(TextMethod):
+class PLD(Lookup):
     """Drafts what followed the first occurrence of the newest n-gram in the text."""
 
     Config = PLDConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"ngram": 3, "tokens": 10, "follow": 10, "least": 1, "stop": "never"}
+    }
 
-    def __init__(self, target: Decoder, config: Any):
-        super().__init__(target, config)
-        self.most = config.tokens
-        if config.length == "cost":
-            self.most = max(range(config.tokens + 1), key=lambda n: (1 + n) / self.costs.verifying(1 + n))
+    def index(self, context: list[int]) -> NGrams:
+        """Return the text's n-grams."""
+        return NGrams(self.config.ngram, context)
 
-    def propose_text(self, context: list[int], budget: int) -> Draft:
-        """Draft after the longest match; of several, after the first one that enough tokens follow."""
-        most, tokens = min(self.most, budget), self.config.tokens
-        for n in range(min(self.config.ngram, len(context) - 1), 0, -1):
-            newest = context[-n:]
-            for end in range(n, len(context) - tokens + 1):
-                if context[end - 1] == newest[-1] and context[end - n : end] == newest:
-                    return Draft(context[end : end + most])
-        return NO_DRAFT
+    def find(self, index: NGrams, most: int, depth: int) -> list[Found]:
+        """Return what followed the longest n-gram that enough tokens follow, where it occurred first."""
+        match = index.first(following=self.config.follow)
+        if match is None:
+            return []
+        text, end = index.tokens, match.end
+        return [Found(matching(text, end, self.least), text[end : end + min(most, depth)])]

@@ -19,9 +19,12 @@ import torch
 import methods
 from bench.cli import COMMANDS, main
 from bench.lab import engine_bench
+from bench.models import conversation_files
+from bench.models.checkpoints import resolve
 from bench.train import prompts, training
 from tests import pages
 from tests.bench.train.test_kangaroo_training import Short
+from tests.own_answers import write_conversations
 from tests.pages import PAGES, PROGRAM, ROOT, Block, name_of
 from tests.tiny import ONE_TURN, run_bench, short_prompt, write_questions
 
@@ -232,6 +235,9 @@ def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny
         patch.setattr(engine_bench, "_BUFFER_BYTES", 1 << 20)
         patch.setattr(engine_bench, "Effort", functools.partial(engine_bench.Effort, rounds=1, new_tokens=6))
         patch.setattr("webbrowser.open", lambda address: True)
+        patch.setattr(conversation_files, "FOLDER", folder / "conversations")
+        answers = [list(range(60, 90))] * 3
+        write_conversations(folder / "conversations", resolve(str(model), log=print), answers, [4] * 3)
         assert run_bench(model, questions, folder / "run", "--method", "kangaroo") == 0
         yield folder, model, questions
 

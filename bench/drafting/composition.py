@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.drafting.method import SpeculativeMethod
+from bench.drafting.method import QUESTION, SpeculativeMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.errors import UserError
 
@@ -47,6 +47,8 @@ class Composition(SpeculativeMethod):
     def __init__(self, target: Decoder, config: CompositionConfig):
         super().__init__(target, config)
         self.members = [member.method(target, member.config) for member in config.members]
+        for member in self.members[:-1]:
+            member.followed = True
         self.taps = tuple(sorted({layer for member in self.members for layer in member.taps}))
         for label, member in self._named():
             if not member.lossless:
@@ -56,7 +58,8 @@ class Composition(SpeculativeMethod):
                     f"{label} drafts with the first {member.resume_layer} layers, and another member needs states from "
                     "within these: give both the same exit layer"
                 )
-        self.memory = ", ".join(dict.fromkeys(member.memory for member in self.members))
+        remembered = dict.fromkeys(member.memory for member in self.members)
+        self.memory = ", ".join(memory for memory in remembered if memory != QUESTION) or QUESTION
 
     @classmethod
     def check_weights(cls, config: CompositionConfig, model: Dimensioned) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # torch is imported where it is used: a method is known by it
 __all__ = ["Answer", "Draft", "Method", "NoKnobs", "Outcome", "Peer", "Sequence", "SpeculativeMethod", "States"]
 __all__ += ["Step", "TextMethod"]
 
+QUESTION, RUN = "question", "run"  # what a method remembers
+
 
 class Method(ABC):  # noqa: B024 - its two kinds have the abstract methods
     """A decoding method, found by its name. Its module's docstring is its description."""
@@ -89,7 +91,8 @@ class SpeculativeMethod(Method):
     taps: tuple[int, ...] = ()  # numbers of layers after which it needs the target's states
     resume_layer: int = 0  # layers of the target that drafting has already run when a draft is verified
     published: ClassVar[Published | None] = None  # the cost of its published form, for the lab
-    memory: str = "question"  # how long it remembers: "question", "run", or "corpus:<sha256>"
+    memory: str = QUESTION  # how long it remembers: "question", "run", or "corpus:<sha256>"
+    followed: bool = False  # in a composition: whether another member may draft where it does not
 
     @abstractmethod
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:

@@ -20,7 +20,7 @@ import io
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +144,11 @@ class MethodInfo:
     def ran(self) -> dict[str, Any]:
         """Every knob as it ran."""
         return _over(self.config, self.measured)
+
+
+def remembers_the_run(notes: Mapping[str, Any]) -> bool:
+    """Return whether a method, by its notes, knew its answers to earlier questions, so that their order matters."""
+    return "run" in str(notes.get("memory", "")).split(", ")
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
+from bench.figures.records import remembers_the_run
 from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
 from bench.text import visible
 
@@ -111,7 +112,8 @@ def shown_name(name: str, entry: Entry) -> str:
     """A method's name next to figures, with what keeps these from being compared with the others'."""
     answered = entry.answered
     fewer = f"{answered.questions} of {answered.of} questions" if answered.questions < answered.of else ""
-    notes = [note for note in ("" if entry.lossless else "not lossless", fewer) if note]
+    remembers = "remembers the run" if remembers_the_run(entry.notes) else ""
+    notes = [note for note in ("" if entry.lossless else "not lossless", remembers, fewer) if note]
     label = entry.label or name
     return f"{label} ({', '.join(notes)})" if notes else label
 

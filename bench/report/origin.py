@@ -20,6 +20,7 @@ def knobs(run: Run, summary: Summary) -> Section:
             summary.label(name),
             info.kind,
             "yes" if info.lossless else NOT_LOSSLESS,
+            value_text(info.notes.get("memory", "question")),
             f"{info.extra_parameters:,}",
             gibibytes(run.memory.get("methods", {}).get(name)),
             Code(", ".join(f"{knob}={value_text(value)}" for knob, value in info.config.items()))
@@ -31,8 +32,9 @@ def knobs(run: Run, summary: Summary) -> Section:
         ]
         for name, info in run.methods.items()
     ]
-    header = ["method", "kind", "lossless", "extra parameters", "peak memory", "knobs", "measured or chosen at start"]
-    return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 5), "Methods with every knob")], "Knobs")
+    header = ["method", "kind", "lossless", "remembers", "extra parameters", "peak memory", "knobs"]
+    header.append("measured or chosen at start")
+    return Section("Knobs", [PEAK_MEMORY, table(header, rows, (0, 1, 2, 3, 6), "Methods with every knob")], "Knobs")
 
 
 def provenance(run: Run) -> Section:

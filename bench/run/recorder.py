@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 import methods
+from bench.drafting.method import QUESTION, Method
 from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
     RUN_FILE,
@@ -117,7 +118,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
                 c.method.lossless,
                 c.method.extra_parameters,
                 c.method.knobs(),
-                c.method.notes | ({"probe_windows": c.windows} if c.windows else {}),
+                c.method.notes | memory_of(c.method) | ({"probe_windows": c.windows} if c.windows else {}),
                 costs[c.label],
                 c.method.measured,
                 c.method.family,
@@ -133,6 +134,12 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
         },
         complete=False,
     )
+
+
+def memory_of(method: Method) -> dict[str, str]:
+    """What the record says of a method that knows more than the question that it answers."""
+    memory = getattr(method, "memory", QUESTION)
+    return {} if memory == QUESTION else {"memory": memory}
 
 
 def continued(begun: Run, now: Run, warnings: Warnings) -> Run:

@@ -11,7 +11,17 @@ from typing import Any
 import methods
 from bench.config import RunConfig, flag_of, frozen
 from bench.errors import UserError, program
-from bench.figures.records import TURNS_FILE, Run, Turn, prompt_digest, read_records, read_run, read_turns, write_turns
+from bench.figures.records import (
+    TURNS_FILE,
+    Run,
+    Turn,
+    prompt_digest,
+    read_records,
+    read_run,
+    read_turns,
+    remembers_the_run,
+    write_turns,
+)
 from bench.models.chat import ChatFormat
 from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
@@ -39,6 +49,9 @@ _FIXED: dict[str, Callable[[Run], Any]] = {
         label: digests
         for label, info in run.methods.items()
         if (digests := {key: value for key, value in info.notes.items() if key.endswith("sha256")})
+    },
+    "memory of methods": lambda run: {
+        label: memory for label, info in run.methods.items() if (memory := info.notes.get("memory"))
     },
 }
 
@@ -144,6 +157,10 @@ def as_begun(variant: methods.Variant, run: Run) -> methods.Variant:
     info = run.methods.get(variant.label)
     if info is None:
         raise UserError(f"cannot resume run {run.run_id}: it has no method {variant.label!r}")
+    if remembers_the_run(info.notes):
+        raise UserError(
+            f"cannot resume run {run.run_id}: {variant.label} has forgotten what it answered there; begin a new run"
+        )
     try:
         return dataclasses.replace(variant, config=variant.method.repeated(variant.config, info.ran))
     except ValueError as error:

@@ -55,11 +55,6 @@ class Conversations:
         rows = zip(*(column.split(self.lengths.tolist()) for column in (self.tokens, self.chosen)), strict=True)
         return [prompt_key(tokens[: int(chosen.int().argmax())].tolist()) for tokens, chosen in rows]
 
-    def fits(self) -> bool:
-        """Return whether the parts belong together: those of a damaged file do not."""
-        count, total = len(self.lengths), int(self.lengths.sum())
-        return len(self.kinds) == len(self.templates) == count and len(self.tokens) == len(self.chosen) == total
-
     def keep(self, wanted: Sequence[bool]) -> Conversations:
         """Return some of the conversations."""
         rows = torch.tensor(wanted, dtype=torch.bool)

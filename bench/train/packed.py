@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
-from lzma import LZMAError
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench.errors import UserError
 from bench.files import replacing, writing
+from bench.models import conversation_files
 from bench.models.checkpoints import Checkpoint
 from bench.train.conversations import NONE, Conversations
-
-FOLDER = Path(__file__).parent / "data"
 
 
 def load(checkpoint: Checkpoint, folder: Path | None = None) -> Conversations:
@@ -25,7 +21,8 @@ def load(checkpoint: Checkpoint, folder: Path | None = None) -> Conversations:
         UserError: a file is damaged.
 
     """
-    return Conversations.joined([NONE, *(_read(path, checkpoint) for path in _files(checkpoint, folder))])
+    files = conversation_files.files_of(checkpoint.name, folder)
+    return Conversations.joined([NONE, *(_read(path, checkpoint) for path in files)])
 
 
 def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None) -> Path:
@@ -35,8 +32,9 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
         UserError: it cannot be written.
 
     """
-    number = 1 + max((int(path.stem) for path in _files(checkpoint, folder)), default=0)
-    path = _folder(checkpoint, folder) / f"{number:04d}.npz"
+    files = conversation_files.files_of(checkpoint.name, folder)
+    number = 1 + max((int(path.stem) for path in files), default=0)
+    path = conversation_files.folder_of(checkpoint.name, folder) / f"{number:04d}.npz"
     columns = {name: column.numpy() for name, column in vars(made).items()}
     if made.tokens.max() < 2**16:
         columns["tokens"] = columns["tokens"].astype(np.uint16)
@@ -48,23 +46,8 @@ def add(made: Conversations, checkpoint: Checkpoint, folder: Path | None = None)
     return path
 
 
-def _folder(checkpoint: Checkpoint, folder: Path | None) -> Path:
-    return (folder or FOLDER) / checkpoint.name.replace("/", "--")
-
-
-def _files(checkpoint: Checkpoint, folder: Path | None) -> list[Path]:
-    return sorted(path for path in _folder(checkpoint, folder).glob("*.npz") if path.stem.isdecimal())
-
-
 def _read(path: Path, checkpoint: Checkpoint) -> Conversations:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            if str(stored["weights"]) != checkpoint.sha256:
-                return NONE
-            columns = {name: torch.from_numpy(stored[name]) for name in Conversations.__dataclass_fields__}
-        made = Conversations(**columns | {"tokens": columns["tokens"].int()})
-        if not made.fits():
-            raise ValueError("its columns differ in length")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, LZMAError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or remove it") from error
-    return made
+    if (stored := conversation_files.read(path, checkpoint)) is None:
+        return NONE
+    columns = {name: torch.from_numpy(column) for name, column in stored.items()}
+    return Conversations(**columns | {"tokens": columns["tokens"].int()})

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import methods
-from bench import questions
 from bench.config import TOKENS, Collecting, TrainConfig, Writing
+from bench.decontaminate import Filter, question_sets
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import cache_root, check_writable, user_path
+from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
 from bench.models.loading import Compute, Loaded, find, load, memory_errors
@@ -29,7 +30,6 @@ from bench.progress import Log
 from bench.questions import QuestionSet
 from bench.train import conversations, destination, loop, packed, prompts, weights
 from bench.train.conversations import Conversations
-from bench.train.decontaminate import Filter
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
 from bench.train.scores import Data, Scores, epochs_of
@@ -152,7 +152,7 @@ def train(
 
     """
     begin_s = time.perf_counter()
-    sets, missing = _question_sets(config.decontaminate, log)
+    sets, missing = question_sets(config.decontaminate, log)
     model = loaded or find(config.model, config.revision, log)
     checkpoint, chat = model.checkpoint, model.chat
     out = destination.destination(method, config, checkpoint.name)
@@ -202,9 +202,9 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
         UserError: unknown model, a question set that cannot be read, or a folder that cannot be written.
 
     """
-    folder = packed.FOLDER if config.out is None else user_path(config.out)
+    folder = conversation_files.FOLDER if config.out is None else user_path(config.out)
     check_writable(folder)
-    sets, _ = _question_sets(config.decontaminate)
+    sets, _ = question_sets(config.decontaminate)
     model = find(config.model, config.revision, log)
     checkpoint = model.checkpoint
     before = packed.load(checkpoint, folder)
@@ -263,28 +263,6 @@ def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:
     """Return the `most` most frequent token ids of the answers. Ids that never occur follow in their own order."""
     counts = torch.bincount(made.tokens[made.chosen].long(), minlength=vocab)
     return counts.argsort(descending=True, stable=True)[:most]
-
-
-def _question_sets(sources: Sequence[str], log: Log | None = None) -> tuple[list[QuestionSet], list[str]]:
-    """Return the bundled question set and those asked for, and the names of those that are missing.
-
-    `log`: only Spec-Bench's questions may be missing, with a warning, where they cannot be downloaded.
-
-    Raises:
-        UserError: one cannot be read.
-
-    """
-    sets, missing = {}, []
-    for source in dict.fromkeys(["mini", *sources]):
-        try:
-            found = questions.load(source, "--decontaminate")
-            sets[found.sha256] = found
-        except UserError as error:
-            if source != "official" or log is None:
-                raise
-            log(f"WARNING: not decontaminated against {source!r}: {error}")
-            missing.append(source)
-    return list(sets.values()), missing
 
 
 def _decontaminated(made: Conversations, chat: ChatFormat, sets: Sequence[QuestionSet]) -> Conversations:

@@ -24,7 +24,8 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
     decoder = tiny_decoder(config, model, max_len=128)
     adapter, heads = f"weights={tiny_adapter(model)},threshold=0.2,gamma=3", f"weights={tiny_heads(model)},tree=0/1/0-0"
     spelled = {"kangaroo": f"kangaroo:{adapter}", "tree": f"kangaroo:{adapter},beam=2", "medusa": f"medusa:{heads}"}
-    spelled |= {"pld": "pld:ngram=2,tokens=3", "vanilla": "vanilla"}
+    spelled |= {"pld": "pld:ngram=2,tokens=3,follow=3,least=1,stop=never", "vanilla": "vanilla"}
+    spelled |= {"sam": "sam:paper,tokens=3", "suffix": "suffix:tree,tokens=3,least=1,stop=never"}
     spelled |= {name: f"{name}:{COSTS}" for name in ("recycling", "lookahead", "layer-skip")}
 
     def build(label: str):
@@ -35,7 +36,8 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
 
 
 LABELS = ["pld+kangaroo", "kangaroo+pld", "pld+tree", "tree+pld", "pld+medusa", "medusa+pld", "pld+vanilla"]
-LABELS += ["pld+medusa+kangaroo", "pld+recycling", "pld+layer-skip", "recycling+kangaroo", "lookahead+recycling"]
+LABELS += ["pld+medusa+kangaroo", "sam+kangaroo", "suffix+medusa", "suffix+tree"]
+LABELS += ["pld+recycling", "pld+layer-skip", "recycling+kangaroo", "lookahead+recycling"]
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -48,10 +50,10 @@ def test_output_is_the_targets_and_every_member_drafts(label, scene, hf_greedy, 
         assert answer.token_ids == hf_greedy(model, prompt, 40)
         parts |= {step.part for step in answer.steps if step.drafted}
     # A draft model has always something to say; a lookup has not.
-    assert parts >= ({0, 1} if label.startswith("pld") and "vanilla" not in label else {0})
+    assert parts >= ({0, 1} if label.startswith(("pld", "sam", "suffix")) and "vanilla" not in label else {0})
 
 
-@pytest.mark.parametrize("label", ["pld+kangaroo", "pld+tree", "pld+medusa"])
+@pytest.mark.parametrize("label", ["pld+kangaroo", "pld+tree", "pld+medusa", "suffix+tree"])
 def test_a_member_drafts_after_anothers_draft_as_if_it_were_alone(label, scene, random_ids, monkeypatch):
     """What it missed while the other drafted, it reads before it drafts again."""
     _, build = scene

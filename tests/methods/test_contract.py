@@ -18,7 +18,9 @@ import methods
 from bench.drafting.loop import decode
 from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.engine.cache import KVCache
+from bench.models import conversation_files, loading
 from bench.models.checkpoints import Checkpoint
+from tests.own_answers import write_conversations
 
 LIMITS = (1, 2, 7, 40)
 KINDS = ("tied", "qwen3")
@@ -31,6 +33,18 @@ def setting(request, tiny_model, tiny_decoder, tiny_checkpoint):
     return model, tiny_decoder(config, model, max_len=64), tiny_checkpoint(request.param, faint=True)
 
 
+@pytest.fixture(autouse=True)
+def own_answers(setting, monkeypatch, tmp_path, hf_greedy, random_ids):
+    """Conversations that come with the project for the model: its answers to the prompts, and to others."""
+    model, decoder, checkpoint = setting
+    asked = [*prompts(random_ids), *(random_ids(12, seed=seed) for seed in range(50, 53))]
+    rows = [[*prompt, *hf_greedy(model, prompt, 40)] for prompt in asked]
+    write_conversations(tmp_path / "data", checkpoint, rows, [len(prompt) for prompt in asked])
+    monkeypatch.setattr(conversation_files, "FOLDER", tmp_path / "data")
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(loading._loaded_from, decoder, checkpoint)
+
+
 @pytest.fixture
 def build(setting, tiny_weights):
     """name -> the method, or its variants, on the setting's decoder."""
@@ -39,6 +53,8 @@ def build(setting, tiny_weights):
     def make(name: str) -> list[Method]:
         method = methods.load(name)
         asked = [{}, *method.presets.values()]
+        if "decontaminate" in {knob for knob, *_ in methods.knobs(method)}:
+            asked = [knobs | {"decontaminate": "mini"} for knobs in asked]
         if name in methods.trained():
             tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
             asked = tiny.variants(functools.partial(tiny_weights, name, model))

@@ -37,6 +37,8 @@ from methods.lookahead.method import Lookahead, LookaheadConfig
 from methods.medusa.method import Medusa, MedusaConfig
 from methods.pld import PLD, PLDConfig
 from methods.recycling import Recycling, RecyclingConfig
+from methods.sam import SAM, SAMConfig
+from methods.suffix import Suffix, SuffixConfig
 from methods.vanilla import Vanilla
 from tests.fakes import OneSequence
 
@@ -136,7 +138,7 @@ def composed(target: Target, *members: Callable[[Target], Member]) -> Compositio
 
 
 def lookup(ngram: int) -> Callable[[Target], Member]:
-    return lambda target: Member("pld", PLD, PLDConfig(ngram=ngram, tokens=2))
+    return lambda target: Member("pld", PLD, PLDConfig(ngram=ngram, tokens=2, least=1, stop="never"))
 
 
 def adapter(**knobs: Any) -> Callable[[Target], Member]:
@@ -176,7 +178,11 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
-    "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2)),
+    "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2, stop="never")),
+    "prompt lookup, by worth": lambda target: PLD(target.decoder, PLDConfig(costs=FREE)),
+    "automaton": lambda target: SAM(target.decoder, SAMConfig(tokens=2, stop="never")),
+    "suffix trie, tree": lambda target: Suffix(target.decoder, SuffixConfig(shape="tree", stop="never")),
+    "suffix tries, by worth": lambda target: Suffix(target.decoder, SuffixConfig(memory="run", costs=FREE)),
     "prompt lookup, then kangaroo": lambda target: composed(target, lookup(2), adapter(threshold=0.0)),
     "kangaroo, drawn by gain, then lookup": lambda target: composed(
         target, adapter(drafts="sampled", stop="gain", costs=DEAR, draft_vocab=4), lookup(1)
@@ -189,7 +195,8 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
-LEAST_ACCEPTED = {Vanilla: {0}, PLD: {0, 1}, Recycling: {0, 1}, Lookahead: {0, 1}}  # of others, two drafts as well
+# Drafts that a step accepts at least once; of other methods two as well.
+LEAST_ACCEPTED = {Vanilla: {0}} | {kind: {0, 1} for kind in (PLD, SAM, Suffix, Recycling, Lookahead)}
 
 
 def warped(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:

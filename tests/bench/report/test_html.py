@@ -407,6 +407,7 @@ def test_provenance_sessions_and_knobs_are_complete():
         KANGAROO,
         "method",
         "yes",
+        "question",
         "2,000,000",
         "-",
         "gamma=6",

@@ -64,7 +64,7 @@ def test_the_page_tells_knobs_and_provenance():
     run = make_run({"kangaroo": "method"})
     run.memory = {"peak_bytes": 3 << 30, "methods": {"kangaroo": 5 << 29}}
     page = page_of(run, make_turns({"kangaroo": "method"}))
-    assert "| kangaroo | method | yes | 1,000,000 | 2.50 GiB | `gamma=6` |" in page
+    assert "| kangaroo | method | yes | question | 1,000,000 | 2.50 GiB | `gamma=6` |" in page
     assert "| peak memory | 3.00 GiB |" in page
     assert r"| command | `roobench --methods a\|b` |" in page
     assert "| commit | 0123abc with uncommitted changes |" in page

@@ -116,14 +116,7 @@ def test_digest_names_the_tokens_and_which_were_chosen(three_rows):
     assert len({found.digest() for found in (three_rows, *others, three_rows.keep([True, True, False]))}) == 4
 
 
-@pytest.mark.parametrize("name", ["tokens", "chosen", "lengths", "kinds", "templates"])
-def test_columns_of_other_lengths_do_not_fit(three_rows, name):
-    assert three_rows.fits()
-    assert not replace(three_rows, **{name: vars(three_rows)[name][:-1]}).fits()
-
-
 def test_empty_set_is_a_set(three_rows):
-    assert NONE.fits()
     assert (len(NONE.lengths), NONE.answer_tokens, NONE.prompt_keys(), set(NONE.by_kind().values())) == (0, 0, [], {0})
     assert same(Conversations.joined([NONE, three_rows]), three_rows)
     assert [column.dtype for column in vars(NONE).values()] == [column.dtype for column in vars(three_rows).values()]

@@ -12,13 +12,13 @@ import torch
 from bench import questions
 from bench.config import TrainConfig, given
 from bench.config import flags as config_flags
+from bench.decontaminate import Filter, question_sets
 from bench.errors import UserError
 from bench.files import sha256
 from bench.models.chat import ChatFormat
 from bench.questions import Question, QuestionSet
 from bench.train.conversations import Conversations
-from bench.train.decontaminate import Filter
-from bench.train.training import _decontaminated, _question_sets
+from bench.train.training import _decontaminated
 from tests.tiny import write_questions
 
 LONG = "Please list, in order, every river that a barge from Basel to Rotterdam crosses on its way north."
@@ -74,7 +74,7 @@ def made(tiny_tokenizer):
 
 def test_planted_questions_are_dropped_with_their_masks_and_others_kept(made, tiny_tokenizer, tmp_path):
     source = write_questions(tmp_path / "q.jsonl", (1, "rag", [LONG]), (2, "qa", [SHORT]))
-    sets, missing = _question_sets([source], pytest.fail)
+    sets, missing = question_sets([source], pytest.fail)
     clean = _decontaminated(made, ChatFormat(tiny_tokenizer), sets)
     for name, column in vars(made.keep([True, False, True, False, True])).items():
         assert torch.equal(vars(clean)[name], column)
@@ -91,7 +91,7 @@ def test_official_questions_that_cannot_be_downloaded_are_a_warning_whose_remedy
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(questions.urllib.request, "urlopen", offline)
     log: list[str] = []
-    sets, missing = _question_sets(["official"], log.append)
+    sets, missing = question_sets(["official"], log.append)
     assert ([found.name for found in sets], missing) == (["mini"], ["official"])
     (warning,) = log
     assert "--questions" not in warning
@@ -99,7 +99,7 @@ def test_official_questions_that_cannot_be_downloaded_are_a_warning_whose_remedy
     source = write_questions(tmp_path / "fetched.jsonl", (1, "rag", [LONG]))
     monkeypatch.setattr(questions, "OFFICIAL_SHA256", sha256(Path(source)))
     settings = TrainConfig(**given(parsed([flag, source]), TrainConfig))
-    sets, missing = _question_sets(settings.decontaminate, pytest.fail)
+    sets, missing = question_sets(settings.decontaminate, pytest.fail)
     assert ([found.name for found in sets], missing) == (["mini", "official"], [])
 
 
@@ -113,7 +113,7 @@ def parsed(flags: list[str]) -> Namespace:
 @pytest.mark.parametrize("log", [None, print], ids=["collect", "train"])
 def test_question_files_that_cannot_be_read_are_an_error_before_any_work(log):
     with pytest.raises(UserError, match=r"'absent\.jsonl' cannot be read"):
-        _question_sets(["absent.jsonl"], log)
+        question_sets(["absent.jsonl"], log)
 
 
 def test_features_of_differently_cleaned_conversations_do_not_share_a_folder(made, tiny_tokenizer, tmp_path):

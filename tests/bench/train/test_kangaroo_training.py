@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bench.cli import main
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.errors import UserError
-from bench.models import checkpoints
+from bench.models import checkpoints, conversation_files
 from bench.train import conversations, loop, packed, prompts, training
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
@@ -157,17 +157,17 @@ def test_conversations_and_features_are_made_once_for_one_model(train, setting, 
 
 
 def test_conversations_may_be_packed_with_the_project_and_are_then_used(train, setting, cache, monkeypatch, capsys):
-    monkeypatch.setattr(packed, "FOLDER", setting.out.parent / "packed")
+    monkeypatch.setattr(conversation_files, "FOLDER", setting.out.parent / "packed")
     model = ["--model", str(setting.model)]
     assert main(["train", "conversations", *model, "--tokens", "200"]) == 0
-    assert not packed.FOLDER.exists()
+    assert not conversation_files.FOLDER.exists()
     assert main(["train", "collect", *model, "--decontaminate", "mini"]) == 0
-    (path,) = packed.FOLDER.rglob("*.npz")
+    (path,) = conversation_files.FOLDER.rglob("*.npz")
     assert str(path) in capsys.readouterr().out
     made = packed.load(checkpoints.resolve(str(setting.model), log=print))
     assert made.answer_tokens >= 200
     assert main(["train", "collect", *model, "--decontaminate", "mini"]) == 0  # there is nothing more to pack
-    assert list(packed.FOLDER.rglob("*.npz")) == [path]
+    assert list(conversation_files.FOLDER.rglob("*.npz")) == [path]
     monkeypatch.setattr(conversations, "make", None)  # from here on none is begun
     assert train("--tokens", "0") == 0
     assert f"{made.answer_tokens:,} answer tokens that come with the project" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench.errors import UserError
+from bench.models import conversation_files
 from bench.models.checkpoints import Checkpoint
 from bench.train import packed
 from bench.train.conversations import NONE, Conversations
@@ -21,7 +22,7 @@ def rows() -> Conversations:
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "FOLDER", tmp_path / "data")
+    monkeypatch.setattr(conversation_files, "FOLDER", tmp_path / "data")
     return Checkpoint("org/small", tmp_path, "ab" * 32, None)
 
 
@@ -84,4 +85,4 @@ def test_interrupt_leaves_no_half_file(rows, checkpoint, monkeypatch):
     monkeypatch.setattr(np.lib.format, "write_array", interrupted)
     with pytest.raises(KeyboardInterrupt):
         packed.add(rows, checkpoint)
-    assert [path for path in packed.FOLDER.rglob("*") if path.is_file()] == []
+    assert [path for path in conversation_files.FOLDER.rglob("*") if path.is_file()] == []

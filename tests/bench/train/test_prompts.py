@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 
 from bench import questions
+from bench.decontaminate import Filter
 from bench.train import prompts
-from bench.train.decontaminate import Filter
 from bench.train.prompts import KINDS, prompt
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from bench import questions
+from bench.errors import UserError
+from bench.progress import Log
 from bench.questions import QuestionSet
 
 NGRAM = 13
@@ -33,6 +36,28 @@ class Filter:
             return True
         joined = " " + " ".join(found) + " "
         return any(question in joined for question in self._whole)
+
+
+def question_sets(sources: Sequence[str], log: Log | None = None) -> tuple[list[QuestionSet], list[str]]:
+    """Return the bundled question set and those asked for, and the names of those that are missing.
+
+    `log`: only Spec-Bench's questions may be missing, with a warning, where they cannot be downloaded.
+
+    Raises:
+        UserError: one cannot be read.
+
+    """
+    sets, missing = {}, []
+    for source in dict.fromkeys(["mini", *sources]):
+        try:
+            found = questions.load(source, "--decontaminate")
+            sets[found.sha256] = found
+        except UserError as error:
+            if source != "official" or log is None:
+                raise
+            log(f"WARNING: not decontaminated against {source!r}: {error}")
+            missing.append(source)
+    return list(sets.values()), missing
 
 
 def words(text: str) -> list[str]:
