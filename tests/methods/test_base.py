@@ -147,7 +147,7 @@ def test_more_drafts_than_room_are_refused(scene):
 def test_a_step_that_overshoots_the_limit_is_refused(scene, monkeypatch):
     _, decoder, prompt, reference = scene
     step = loop.speculate
-    monkeypatch.setattr(loop, "speculate", lambda method, some, budgets: step(method, some, [budgets[0] + 2]))
+    monkeypatch.setattr(loop, "speculate", lambda method, some, budgets, *_: step(method, some, [budgets[0] + 2]))
     with pytest.raises(AssertionError, match="Scripted emitted 13 tokens with a limit of 12"):
         decode(Scripted(decoder, right(3), reference, len(prompt)), prompt, LIMIT, NEVER)
 

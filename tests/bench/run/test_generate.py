@@ -54,7 +54,7 @@ def by_script(monkeypatch):
     def opened(method, prompt, sampler=None):
         return Sequence([*prompt, method.steps.pop(0).emitted[0]], len(prompt), cache=None)
 
-    def stepped(method, sequences, budgets):
+    def stepped(method, sequences, budgets, *_):
         return [method.steps.pop(0)]
 
     monkeypatch.setattr(loop, "open_sequence", opened)

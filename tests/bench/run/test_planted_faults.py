@@ -77,7 +77,7 @@ def test_doubled_token_is_found(setting, add_method, monkeypatch, capsys):
         def open(self, sequence, prompt):
             self.steps = 0
 
-    def doubled(method, sequences, budgets):
+    def doubled(method, sequences, budgets, *_):
         steps = speculate(method, sequences, budgets)
         if isinstance(method, Doubles):
             method.steps += 1
