@@ -67,6 +67,7 @@ class LayerSkip(PacedMethod):
     """Drafts with the target's own first layers."""
 
     Config = LayerSkipConfig
+    family = "self"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"stop": "threshold", "threshold": 0.0, "gamma": 6}}
 
     def __init__(self, target: Decoder, config: LayerSkipConfig):
@@ -74,8 +75,8 @@ class LayerSkip(PacedMethod):
         self.resume_layer = config.exit_layer or max(1, layers // 4)
         if self.resume_layer >= layers:
             remedy = "it is too small for this method" if layers == 1 else f"take at most {layers - 1}"
-            unfit = f"exit_layer={self.resume_layer} leaves no layers to verify: {target.name} has {layers}"
-            raise UserError(f"layer-skip: {unfit}, {remedy}")
+            unfit = f"layer-skip: exit_layer={self.resume_layer} leaves no layers to verify: {target.name} has {layers}"
+            raise UserError(f"{unfit}, {remedy}")
         super().__init__(target, replace(config, exit_layer=self.resume_layer))
 
     def draft_calls(self) -> Many[Callable[[], object]]:
@@ -95,8 +96,8 @@ class LayerSkip(PacedMethod):
         """Start a question's rule."""
         from bench.drafting.stopping import ThresholdRule
 
-        by_gain = self.config.stop == "gain"
-        sequence.notes = Notes(ConfidenceRule(self.costs) if by_gain else ThresholdRule(self.config.threshold))
+        c = self.config
+        sequence.notes = Notes(ConfidenceRule(self.costs) if c.stop == "gain" else ThresholdRule(c.threshold))
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
         """Return a chain for each sequence."""
@@ -120,11 +121,10 @@ class LayerSkip(PacedMethod):
             kept += found
             states.append(self._exit_state(sequence, found[0].token, len(kept)))
         sequence.notes.drafted = tokens = [candidate.token for candidate in kept]
-        if not states:
-            return Draft(tokens)
         drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
         said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
-        return Draft(tokens, None, drawn, torch.cat(states, dim=1), self.resume_layer, said, calls)
+        joined = torch.cat(states, dim=1) if states else None
+        return Draft(tokens, None, drawn, joined, self.resume_layer if states else 0, said, calls)
 
     def _exit_state(self, sequence: Sequence, token: int, row: int) -> Tensor:
         """Return the state [1, 1, d] of a token, the newest one or a draft, after the first layers."""

@@ -72,6 +72,7 @@ class Recycling(PacedMethod):
     """Drafts a tree of recycled successors."""
 
     Config = RecyclingConfig
+    family = "self"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"stop": "never", "memory": "run", "prompt": False}}
 
     def __init__(self, target: Decoder, config: RecyclingConfig):

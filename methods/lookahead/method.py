@@ -89,6 +89,7 @@ class Lookahead(PacedMethod):
     """Drafts n-grams from a pool and carries a window along."""
 
     Config = LookaheadConfig
+    family = "self"
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"text": False, "stop": "never"}}  # sizes: PUBLISHED
 
     def __init__(self, target: Decoder, config: LookaheadConfig):
@@ -140,9 +141,8 @@ class Lookahead(PacedMethod):
         if outcome.draft.tokens is not notes.drafted:  # another member's of a composition
             return
         if notes.pace is not None and notes.window_pace is not None:
-            drafts, accepted = len(notes.drafted) - notes.scouts, emitted[:-1]
-            notes.pace.end(notes.pace.verifying(drafts, notes.scouts), len(emitted))
-            won = len(accepted) * notes.pool.found_by_window(newest, accepted)
+            notes.pace.end(notes.pace.verifying(len(notes.drafted) - notes.scouts, notes.scouts), len(emitted))
+            won = (len(emitted) - 1) * notes.pool.found_by_window(newest, emitted[:-1])
             notes.window_pace.end(notes.pace.verifying(notes.scouts), 1 + won)
         if notes.ends:
             results = outcome.logits[[end + 1 for end in notes.ends]].argmax(-1).tolist()
