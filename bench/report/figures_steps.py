@@ -80,9 +80,9 @@ def _time_per_step(summary: Summary) -> Figure | None:
     figure, (axes,) = canvas.canvas(summary, PLOTS["time_per_step"].title, height=height, note=note)
     cells = [entry.overall for entry in entries.values()]
     rows = [_parts(cell.step_time) for cell in cells if cell.step_time]
-    _stacked(axes, rows)
     totals = [sum(row.values()) for row in rows]
     end = max(_marks(axes, cells), *totals)
+    _stacked(axes, rows, end)
     for place, (cell, total) in enumerate(zip(cells, totals, strict=True)):
         text = f"cost {total:.2f}, speedup {times(cell.speedup_decode.value)}"
         axes.text(end * 1.04, place, text, va="center", fontsize=9)
@@ -109,9 +109,11 @@ def _marks(axes: Axes, cells: list[Cell]) -> float:
     return max((value for _, value in [*costs, *rates]), default=0.0)
 
 
-def _stacked(axes: Axes, rows: list[dict[str, float]]) -> None:
-    """The parts of the steps' times one after the other, each with its value where it is wide enough."""
-    widest = max(sum(row.values()) for row in rows)
+def _stacked(axes: Axes, rows: list[dict[str, float]], end: float) -> None:
+    """The parts of the steps' times one after the other, each with its value where it is wide enough.
+
+    `end`: the rightmost mark's place.
+    """
     left = [0.0] * len(rows)
     for part, shade in PARTS.items():
         widths = [row.get(part, 0.0) for row in rows]
@@ -119,7 +121,7 @@ def _stacked(axes: Axes, rows: list[dict[str, float]]) -> None:
             continue
         axes.barh(range(len(rows)), widths, 0.62, left=left, color=shade, label=part, edgecolor="white")
         for place, (start, width) in enumerate(zip(left, widths, strict=True)):
-            if width > 0.06 * widest:
+            if width > 0.05 * end:
                 ink = "white" if part == "verify" else "black"
                 axes.text(start + width / 2, place, f"{width:.2f}", ha="center", va="center", fontsize=8, color=ink)
         left = [start + width for start, width in zip(left, widths, strict=True)]
