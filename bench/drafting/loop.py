@@ -122,16 +122,14 @@ def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
 
 
 def stepping(
-    method: SpeculativeMethod,
-    sequence: Sequence,
-    tokens: list[int],
-    limit: int,
-    eos: frozenset[int],
-    verify: Pass = forward,
+    advance: Callable[[int], list[Step]], tokens: list[int], limit: int, eos: frozenset[int]
 ) -> Iterator[Step]:
-    """Yield the steps from `tokens`, the answer so far, to its end; each one's tokens are appended to `tokens`."""
+    """Yield the steps from `tokens`, the answer so far, to its end; each one's tokens are appended to `tokens`.
+
+    `advance` takes a step of the only sequence, with the tokens that it may still emit.
+    """
     while len(tokens) < limit and tokens[-1] not in eos:
-        (step,) = speculate(method, [sequence], [limit - len(tokens)], verify)
+        (step,) = advance(limit - len(tokens))
         kept = step.cut_at(eos)
         tokens += kept.emitted
         yield kept
@@ -179,7 +177,7 @@ def decoding(
     if pause_after:
         yield answer
     tokens, start_s = answer.token_ids, now_s(device)
-    for step in stepping(method, sequence, tokens, limit, eos):
+    for step in stepping(lambda budget: speculate(method, [sequence], [budget]), tokens, limit, eos):
         answer.steps.append(step)
         if pause_after and len(answer.steps) % pause_after == 0:
             answer.decode_s += now_s(device) - start_s

@@ -18,9 +18,9 @@ import torch
 import methods
 from bench.drafting import costs as pass_costs
 from bench.drafting.knobs import Costs
-from bench.drafting.loop import Pass, stepping
+from bench.drafting.loop import Pass, speculate, stepping
 from bench.drafting.method import Answer, SpeculativeMethod
-from bench.drafting.sequence import Draft, Outcome, States
+from bench.drafting.sequence import Draft, Outcome, States, Step
 from bench.drafting.sequence import Sequence as Text
 from bench.drafting.verify import accept_greedy
 from bench.errors import UserError, told
@@ -219,11 +219,13 @@ def along(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
     sequence = Text([*answer.prompt, ids[0]], len(answer.prompt), cast(Any, _Cache()))
     method.open(sequence, _STATES)
     eos = frozenset(ids[-1:]) if old.finish == "eos" else frozenset()
-    found = Answer(ids[:1], 0.0, 0.0)
+    found, verify = Answer(ids[:1], 0.0, 0.0), _recorded_choices(ids, len(answer.prompt))
+
+    def advance(budget: int) -> list[Step]:
+        return speculate(method, [sequence], [budget], verify)
+
     start_s = time.perf_counter()
-    found.steps.extend(
-        stepping(method, sequence, found.token_ids, answer.limit, eos, _recorded_choices(ids, len(answer.prompt)))
-    )
+    found.steps.extend(stepping(advance, found.token_ids, answer.limit, eos))
     found.decode_s = time.perf_counter() - start_s
     turn = Turn(label, old.question_id, old.task, old.category, old.turn, old.round, old.prompt_tokens)
     fill(turn, found, eos)
