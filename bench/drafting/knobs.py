@@ -21,6 +21,7 @@ DRAFT_WEIGHTS = (  # help of the knob `draft_weights`
     "the draft model's matrices: q8, in eight bits where the engine's kernels run (drafts need not be exact); plain, "
     "as the target's"
 )
+COSTS = "forward-pass costs as run.json records them; default: measured at the start"  # help of the knob `costs`
 PAPER = "paper"  # in place of a folder: the weights that are built as published
 WEIGHTS_ROOT = Path(__file__).parents[2] / "methods" / "weights"
 

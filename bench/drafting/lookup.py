@@ -9,18 +9,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from bench.config import MANY, setting
-from bench.drafting.knobs import Costs
+from bench.drafting.knobs import COSTS, Costs
 from bench.drafting.method import TextMethod
+from bench.drafting.pace import PacedMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import ROOT
 from bench.drafting.worth import LENGTHS, PRIOR, Found, WorthRule
 from bench.engine import MAX_DRAFTS
-
-if TYPE_CHECKING:
-    from bench.engine.decoder import Decoder
 
 FOLLOWED = 5  # tokens that must match where another member drafts otherwise (SAM-Decoding, arXiv 2411.10666)
 
@@ -40,9 +38,7 @@ class LookupConfig:
         "tokens that must match; 0: 1, but in a composition 5 if a member after this one drafts where this one does "
         "not",
     )
-    costs: str = setting(
-        "", "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"
-    )
+    costs: str = setting("", f"for stop=gain: {COSTS}")
 
     def __post_init__(self) -> None:
         self.check(tokens=(1, MAX_DRAFTS), least=(0, MANY), stop=("gain", "never"))
@@ -75,18 +71,11 @@ class Notes:
     drafted: Many[int] | None = None  # in the step that is going on; None: it was not asked
 
 
-class Lookup(TextMethod):
+class Lookup(PacedMethod, TextMethod):
     """Drafts what followed the newest tokens where they occurred before."""
 
     Config = LookupConfig
     priors: ClassVar[Many[Many[float]]] = (PRIOR,)  # by kind of text
-
-    def __init__(self, target: Decoder, config: Any):
-        super().__init__(target, config)
-        if config.costs:
-            self.costs = Costs.parse(config.costs)
-        if config.stop == "gain":
-            _ = self.costs  # measured before anything is timed
 
     @abstractmethod
     def index(self, context: list[int]) -> Any:
@@ -112,11 +101,6 @@ class Lookup(TextMethod):
     def widest(self) -> int:
         """As many as are found, if none are left out."""
         return 1 + self.config.tokens if self.config.stop == "never" else 1
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """The costs that stop=gain uses."""
-        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
 
     def _notes(self, context: list[int]) -> Notes:
         rule = WorthRule(self.costs, self.priors) if self.config.stop == "gain" else None

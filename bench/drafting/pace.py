@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from bench.config import setting
-from bench.drafting.knobs import Costs
+from bench.drafting.knobs import COSTS, Costs
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.tree import ROOT
 
@@ -202,9 +202,7 @@ class PacedConfig:
         "gain",
         "gain: only drafts that are expected to gain more than they cost on this device; never: all, as published",
     )
-    costs: str = setting(
-        "", "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"
-    )
+    costs: str = setting("", f"for stop=gain: {COSTS}")
 
     def __post_init__(self) -> None:
         if self.stop not in self.stops:
@@ -216,7 +214,7 @@ class PacedConfig:
 class PacedMethod(SpeculativeMethod):
     """A method that weighs its drafts by a question's pace, unless it makes all that its paper does."""
 
-    Config = PacedConfig
+    Config: type = PacedConfig
 
     def __init__(self, target: Decoder, config: Any):
         super().__init__(target, config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.config import TrainConfig, setting
-from bench.drafting.knobs import DRAFT_WEIGHTS, check_folder, check_knobs
+from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
 from bench.engine import MAX_DRAFTS
 
 STOPS = ("gain", "threshold")
@@ -42,9 +42,7 @@ class KangarooConfig:
         "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "
         "packaged one that is built and trained as published",
     )
-    costs: str = setting(
-        "", "for stop=gain: forward-pass costs as run.json records them; default: measured at the start"
-    )
+    costs: str = setting("", f"for stop=gain: {COSTS}")
 
     def __post_init__(self) -> None:
         if self.exit_layer < 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.config import TrainConfig, setting
-from bench.drafting.knobs import DRAFT_WEIGHTS, check_folder, check_knobs
+from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
 from methods.medusa.tree_files import PUBLISHED, read_tree
 
 
@@ -42,9 +42,7 @@ class MedusaConfig:
         "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
         "as published, if you trained them",
     )
-    costs: str = setting(
-        "", "for tree=auto: forward-pass costs as run.json records them; default: measured at the start"
-    )
+    costs: str = setting("", f"for tree=auto: {COSTS}")
 
     def __post_init__(self) -> None:
         if self.heads < 0:
