@@ -47,9 +47,14 @@ class _Layer:
     gate_up: Linear
     down: Linear
 
+    @property
+    def products(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """In the order in which a pass takes them."""
+        return self.qkv, self.out, self.gate_up, self.down
+
     def with_products(self, change: Callable[[Linear], Linear]) -> _Layer:
         """The same with every product changed."""
-        qkv, out, gate_up, down = map(change, (self.qkv, self.out, self.gate_up, self.down))
+        qkv, out, gate_up, down = map(change, self.products)
         return replace(self, qkv=qkv, out=out, gate_up=gate_up, down=down)
 
 
@@ -329,11 +334,14 @@ class Decoder:
         return self._mask[:, :n, shift : shift + start + n].reshape(group * n, -1)
 
     @property
+    def products(self) -> list[Linear]:
+        """The products of a pass, in its order: of all layers, and the LM head."""
+        return [*itertools.chain.from_iterable(layer.products for layer in self.layers), self.head]
+
+    @property
     def parameters(self) -> int:
         """Number of weights, a tied head counted once."""
-        linears = [lin for ly in self.layers for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)]
-        if not self.config.tied:
-            linears.append(self.head)
+        linears = self.products[:-1] if self.config.tied else self.products
         norms = [t for ly in self.layers for t in (ly.input_norm, ly.post_norm, ly.q_norm, ly.k_norm) if t is not None]
         biases = [lin.bias for lin in linears if lin.bias is not None]
         matrices = sum(lin.out_features * lin.in_features for lin in linears)
@@ -342,10 +350,9 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that a pass reads: all, but of an embedding that is no LM head only its tokens' rows."""
-        linears = [lin for ly in self.layers for lin in (ly.qkv, ly.out, ly.gate_up, ly.down)]
-        matrices = sum(lin.out_features * lin.in_features for lin in [*linears, self.head])
+        matrices = sum(lin.out_features * lin.in_features for lin in self.products)
         others = self.parameters - matrices - (0 if self.config.tied else self.embedding.numel())
-        return sum(lin.nbytes for lin in [*linears, self.head]) + others * self.dtype.itemsize
+        return sum(lin.nbytes for lin in self.products) + others * self.dtype.itemsize
 
     @property
     def precision(self) -> str:

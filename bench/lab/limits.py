@@ -20,14 +20,9 @@ from bench.figures.engine_record import Shares
 _SIZE = {"cpu": 1024, "cuda": 8192}
 
 
-def matrices(target: Decoder) -> list[Linear]:
-    """The matrices of a pass, in its order: of all layers, and the LM head."""
-    return [*(m for layer in target.layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)), target.head]
-
-
 def operations(target: Decoder) -> int:
     """Multiplications and additions of a token in the products; attention, which grows with the context, apart."""
-    return 2 * sum(matrix.out_features * matrix.in_features for matrix in matrices(target))
+    return 2 * sum(matrix.out_features * matrix.in_features for matrix in target.products)
 
 
 def products(target: Decoder, n: int) -> Callable[[], object]:
@@ -35,7 +30,7 @@ def products(target: Decoder, n: int) -> Callable[[], object]:
     inputs: dict[tuple[int, torch.device], Tensor] = {}
     calls = []
     homes = [*(home for home in target.homes for _ in range(4)), target.device]
-    for matrix, home in zip(matrices(target), homes, strict=True):
+    for matrix, home in zip(target.products, homes, strict=True):
         key = matrix.in_features, home
         if key not in inputs:
             inputs[key] = torch.randn(n, matrix.in_features, device=home).to(target.dtype)
