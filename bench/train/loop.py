@@ -19,7 +19,9 @@ from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
 from bench.train.tensor_cache import keep, load_or_make
 
-_FEATURE_BATCH = 16  # conversations in a forward pass of the target
+_FEATURE_BATCH = 16  # conversations in a chunk of the cache
+_POSITIONS = 2048  # most, with padding, in a forward pass of the target
+_SORTED = 32  # batches whose conversations are sorted by length together
 
 
 @dataclass
@@ -130,16 +132,35 @@ def features(
 
 def _states(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
     """Return states after each exit layer and post-norm final ones [sum of lengths, d] of conversations, on the CPU."""
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for group in _alike(rows):
+        found |= zip(group, _states_together(target, [rows[i] for i in group], exit_layers), strict=True)
+    columns = [torch.cat(column) for column in zip(*(found[i] for i in range(len(rows))), strict=True)]
+    return dict(zip(sorted(exit_layers), columns, strict=False)), columns[-1]
+
+
+def _alike(rows: Sequence[Tensor]) -> list[list[int]]:
+    """Group rows of similar lengths, as padding costs as much as tokens."""
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if groups[-1] and (len(groups[-1]) + 1) * len(rows[i]) > _POSITIONS:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _states_together(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Return for each conversation its states [length, d] after each exit layer, in rising order, and the final ones."""
     tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # attention is causal: padding has no effect
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
-    inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     states, below = target.embed(tokens), 0
-    exits: dict[int, Tensor] = {}
+    columns: list[Tensor] = []
     for layer in sorted(exit_layers):
         states = target.run_layers(states, 0, cache, below, layer)
-        exits[layer], below = states.cpu()[inside], layer
-    final_states = target.final_norm(target.run_layers(states, 0, cache, below))
-    return exits, final_states.cpu()[inside]
+        columns.append(states.cpu())
+        below = layer
+    columns.append(target.final_norm(target.run_layers(states, 0, cache, below)).cpu())
+    return [tuple(column[i, : len(row)] for column in columns) for i, row in enumerate(rows)]
 
 
 def _half(states: Tensor) -> Tensor:
@@ -177,19 +198,23 @@ def fit(
     module: nn.Module,
     loss_of: Callable[[Sequence[int]], Tensor],
     indices: Sequence[int],
+    lengths: Tensor,
     schedule: Schedule,
     each_step: Callable[[int, float], Any] = lambda step, loss: None,
     each_epoch: Callable[[int], Any] = lambda epoch: None,
 ) -> None:
-    """Train `module` on conversations `indices`; `loss_of` returns the loss of a batch of them."""
+    """Train `module` on conversations `indices`, of all that `lengths` [N] tells of.
+
+    `loss_of` returns the loss of a batch of them.
+    """
     optimiser = torch.optim.AdamW(
-        module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+        module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay, fused=True
     )
     generator = torch.Generator().manual_seed(schedule.seed)
     total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
-        for batch in _batches(indices, schedule.batch, generator):
+        for batch in _batches(indices, lengths, schedule.batch, generator):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.learning_rate * _rate(step, total, schedule.warm_up)
             loss = loss_of(batch)
@@ -214,7 +239,13 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
 
 
-def _batches(indices: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    order = torch.randperm(len(indices), generator=generator).tolist()
-    for start in range(0, len(order), size):
-        yield [indices[i] for i in order[start : start + size]]
+def _batches(
+    indices: Sequence[int], lengths: Tensor, size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Yield all in random batches of similar lengths, as padding costs as much as tokens."""
+    order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size * _SORTED):
+        group = sorted(order[start : start + size * _SORTED], key=lambda i: int(lengths[i]))
+        batches += [group[first : first + size] for first in range(0, len(group), size)]
+    yield from (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())

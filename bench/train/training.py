@@ -25,10 +25,10 @@ from bench.files import cache_root, check_writable, user_path
 from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
-from bench.models.loading import Compute, Loaded, find, load, memory_errors
+from bench.models.loading import Compute, Loaded, find, load, load_decoder, memory_errors
 from bench.progress import Log
 from bench.questions import QuestionSet
-from bench.train import conversations, destination, loop, packed, prompts, weights
+from bench.train import conversations, destination, loop, packed, precision, prompts, weights
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
@@ -59,6 +59,7 @@ class Trainer(ABC):
     def __init__(self, target: Decoder, config: Any, found: Features, made: Conversations, ranking: Tensor):
         torch.manual_seed(config.seed)
         self.config, self.found, self.made, self.ranking, self.device = config, found, made, ranking, target.device
+        self.dtype = precision.chosen(config.precision, self.device)  # of products
         vocab = target.config.vocab
         size = config.draft_vocab or vocab
         self.draft_vocab = size if size < vocab else 0
@@ -92,10 +93,14 @@ class Trainer(ABC):
             bar.update(1)
             self.done = step / total
 
+        def loss(indices: Sequence[int]) -> Tensor:
+            with precision.products(self.dtype, self.device):
+                return self.loss(indices)
+
         self.done = 0.0
         total = loop.steps_of(len(self.train_on), schedule)
         with _bar(total, _TRAINING) as bar:
-            loop.fit(self.module, self.loss, self.train_on, schedule, after_step, after_epoch)
+            loop.fit(self.module, loss, self.train_on, self.found.lengths, schedule, after_step, after_epoch)
         return history
 
     @abstractmethod
@@ -166,9 +171,12 @@ def train(
     found = _found(config, loaded, log)
     made = _decontaminated(found, chat, sets)
     layers = {config.exit_layer, *(layer for layer in exit_layers if 0 < layer < target.config.layers)}
-    folders = _feature_folders(checkpoint, made, layers)
+    dtype = precision.chosen(config.precision, target.device)
+    folders = _feature_folders(checkpoint, made, layers, dtype)
     with _bar(len(made.tokens), "computing states (tokens)") as bar:
-        features = loop.features(target, made, config.exit_layer, folders.pop(config.exit_layer), bar.update, folders)
+        reader = _reader(loaded, dtype)
+        features = loop.features(reader, made, config.exit_layer, folders.pop(config.exit_layer), bar.update, folders)
+        del reader
 
     log("initialising the weights")
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
@@ -221,13 +229,25 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
     return files
 
 
-def _feature_folders(checkpoint: Checkpoint, made: Conversations, exit_layers: Iterable[int]) -> dict[int, Path]:
+def _reader(loaded: Loaded, dtype: torch.dtype) -> Decoder:
+    """Return the target as it reads conversations: in float32 itself, else one whose products are `dtype`, by torch."""
+    target = loaded.target
+    if dtype == torch.float32:
+        return target
+    return load_decoder(loaded.checkpoint, target.device, dtype, max_len=target.max_len, layout="plain")
+
+
+def _feature_folders(
+    checkpoint: Checkpoint, made: Conversations, exit_layers: Iterable[int], dtype: torch.dtype
+) -> dict[int, Path]:
     """Return where states are cached, by exit layer.
 
     The folder is named by the tokens, which differ from one data set or decontamination to the next.
     """
     root, digest = cache_root() / "features", made.digest()[:12]
     name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}"
+    if dtype != torch.float32:
+        name += f"-{str(dtype).removeprefix('torch.')}"
     return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
 
 
@@ -244,6 +264,8 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     there = packed.load(model.checkpoint)
     is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
     made = there if is_enough else _written(config, model, there)
+    if config.longest:
+        made = made.keep((made.lengths <= config.longest).tolist())
     drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
     of = f" of the {made.answer_tokens:,}" if config.tokens else ""
     log(f"{drawn.answer_tokens:,}{of} answer tokens {'that come with the project' if is_enough else 'in the cache'}")

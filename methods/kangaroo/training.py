@@ -17,6 +17,7 @@ from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.engine.decoder import Decoder
 from bench.train import prompts
 from bench.train.conversations import Conversations
+from bench.train.entropy import soft_cross_entropy
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
 from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
@@ -105,8 +106,7 @@ class AdapterTrainer(Trainer):
         return total / start.sum().clamp(min=1)
 
     def _entropy(self, chain: _Chain, batch: Batch) -> Tensor:
-        teacher = (batch.final_states[chain.live] @ self.head.T).softmax(-1)
-        return F.cross_entropy(chain.logits, teacher, reduction="sum")
+        return soft_cross_entropy(chain.logits, batch.final_states[chain.live] @ self.head.T)
 
     def _chains(self, batch: Batch, start: Tensor, depth: int) -> Iterator[_Chain]:
         """Yield the w-th drafts, w = 1.., of chains begun at every position of `start`, while those before them hit.
