@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.config import TrainConfig, setting
+from bench.config import ChainTraining, setting
 from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
 from bench.engine import MAX_DRAFTS
 
@@ -93,9 +93,10 @@ presets: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class KangarooTraining(TrainConfig):
+class KangarooTraining(ChainTraining):
     """How to train a Kangaroo adapter."""
 
+    exit_layer: int = setting(2, "layers of the draft model", metavar="N", bounds=(1, 1000))
     architecture: str = setting(
         "feedback",
         "feedback: the adapter also reads the target's final state one position before; paper: attention only, as "
@@ -109,10 +110,6 @@ class KangarooTraining(TrainConfig):
         metavar="N",
         bounds=(0, 1_000_000),
     )
-    unroll: int = setting(
-        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
-    )
-    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
     @property
     def form(self) -> str:
