@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.drafting.knobs import CONFIG_FILE
 from bench.drafting.knobs import find_folder as find_folder
+from bench.drafting.stopping import Calibration
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
@@ -28,6 +30,15 @@ RANKING = "token_ranking"  # the tensor of token ids by falling frequency
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LISTED = 4  # names in an error message
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What comes with a draft model besides its weights: token ids by falling frequency, calibration, default knobs."""
+
+    ranking: Tensor | None = None
+    calibration: Calibration | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False) -> T:

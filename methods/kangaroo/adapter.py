@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from bench.drafting import trained
 from bench.drafting.stopping import Calibration
 from bench.drafting.trained import Count, Size
+from bench.drafting.trained import Stored as Stored
 from bench.engine import MAX_DRAFTS
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.cache import KVCache
@@ -49,15 +50,6 @@ _NAMES = {
     "output_norm": "norm.weight",
     "head.weight": "lm_head.weight",
 }
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What comes with an adapter besides its weights: token ids by falling frequency, calibration, default knobs."""
-
-    ranking: Tensor | None = None
-    calibration: Calibration | None = None
-    knobs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
