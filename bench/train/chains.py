@@ -57,24 +57,21 @@ class ChainTrainer(Trainer):
         return self.head
 
     def loss(self, indices: Sequence[int]) -> Tensor:
-        """Return -sum p log q per position, p and q over the draft vocabulary, summed over the drafts of a chain.
-
-        With teach=all, the target's distributions over prompts are trained on too.
-        """
+        """Return the loss per position, summed over the drafts of a chain."""
         batch = self.found.batch(indices).to(self.device)
-        start = batch.inside if self.config.teach == "all" else batch.taught
+        start = self.start(batch)
         total = torch.zeros((), device=self.device)
         depth = 1 if self.done < self.unroll_from else self.unroll
         for w, chain in enumerate(self.chains(batch, start, depth, self.only_after_hits)):
             total = total + self.decay**w * self.loss_of(chain, batch)
         return total / start.sum().clamp(min=1)
 
-    def loss_of(self, chain: Chain, batch: Batch) -> Tensor:
-        """Return the loss of some drafts, summed."""
-        return self.entropy(chain, batch)
+    def start(self, batch: Batch) -> Tensor:
+        """Return the positions [B, n] to train on: those of answers, or with teach=all of prompts too."""
+        return batch.inside if self.config.teach == "all" else batch.taught
 
-    def entropy(self, chain: Chain, batch: Batch) -> Tensor:
-        """Return the soft cross-entropy of some drafts, summed."""
+    def loss_of(self, chain: Chain, batch: Batch) -> Tensor:
+        """Return -sum p log q of some drafts, p and q over the draft vocabulary."""
         return soft_cross_entropy(chain.logits, batch.final_states[chain.live] @ self.head.T)
 
     def chains(self, batch: Batch, start: Tensor, depth: int, only_after_hits: bool = True) -> Iterator[Chain]:
@@ -98,16 +95,16 @@ class ChainTrainer(Trainer):
         """Return agreement with the target's greedy choice, acceptance by draft position, and agreement by kind."""
         tried, hits = torch.zeros(POSITIONS), torch.zeros(POSITIONS)
         by_kind = torch.zeros(2, len(prompts.KINDS))
-        entropy = 0.0
+        loss = 0.0
         for batch in self.found.batches(indices, self.device):
             for w, chain in enumerate(self.chains(batch, batch.taught, POSITIONS)):
                 tried[w] += len(chain.hit)
                 hits[w] += int(chain.hit.sum())
                 if w == 0:
-                    entropy += float(self.entropy(chain, batch))
+                    loss += float(self.loss_of(chain, batch))
                     by_kind += count_by_kind(self.made.kinds[batch.indices], chain.live, chain.hit)
         shares = (hits / tried.clamp(min=1)).tolist()
-        scores = {"held_out_loss": entropy / max(1.0, float(tried[0])), "agreement": shares[0]}
+        scores = {"held_out_loss": loss / max(1.0, float(tried[0])), "agreement": shares[0]}
         scores |= {f"accept_{w}": share for w, share in enumerate(shares[1:], 2)}
         return scores | shares_by_kind(by_kind)
 

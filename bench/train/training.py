@@ -306,14 +306,19 @@ def _scores(trainer: Trainer, history: list[dict[str, float]], made: Conversatio
     return Scores(checkpoint.name, checkpoint.sha256, parameters, data, epochs_of(history, prompts.KINDS))
 
 
-def ridge_regression(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the best linear map [d_y, d_x] from x [m, d_x] to y [m, d_y] over all pairs, lightly regularised."""
+def ridge_regression(pairs: Iterable[tuple[Tensor, Tensor]], *, by_column: bool = False) -> Tensor:
+    """Return the best linear map [d_y, d_x] from x [m, d_x] to y [m, d_y] over all pairs, lightly regularised.
+
+    `by_column`: in proportion to the mean square of each column of x, for columns of different scales.
+    """
     inner = outer = torch.zeros((), dtype=torch.float64)
     for x, y in pairs:
         x, y = x.double(), y.double()
         inner, outer = inner.to(x.device) + x.T @ x, outer.to(x.device) + x.T @ y
-    ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64, device=inner.device)
-    solution: Tensor = torch.linalg.solve(inner + ridge, outer)
+    squares = inner.diagonal()
+    mean = squares.mean().expand_as(squares)
+    ridge = _RIDGE * (squares.maximum(1e-6 * mean) if by_column else mean)
+    solution: Tensor = torch.linalg.solve(inner + ridge.diag(), outer)
     return solution.T.float()
 
 

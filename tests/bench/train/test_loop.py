@@ -153,6 +153,7 @@ def test_damaged_piece_is_computed_again(target, made, tmp_path, passes, damage)
         features(target, made.keep([i >= 3 for i in range(COUNT)]), tmp_path, [EXIT])
     else:
         content = path.read_bytes()
+        path.unlink()  # `once` is mapped from it
         path.write_bytes({"cut short": content[:-100], "empty": b"", "not tensors": b"x" * 100}[damage])
     passes.clear()
     assert same(features(target, made, tmp_path, [EXIT]), once)
