@@ -122,8 +122,8 @@ def features(
         there = {layer: load(paths[layer], shape) for layer in found}
         if missing := [layer for layer, states in there.items() if states is None]:
             also = [layer for layer in others if layer not in found and not paths[layer].is_file()]
-            for layer, states in _states(target, here, [*missing, *also]).items():
-                keep(paths[layer], _half(states))
+            for layer, computed in _states(target, here, [*missing, *also]).items():
+                keep(paths[layer], _half(computed))
             there |= {layer: load(paths[layer], shape) for layer in missing}
         for layer, states in there.items():
             assert states is not None

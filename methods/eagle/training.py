@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class EagleTraining(ChainTraining):
 class HeadTrainer(ChainTrainer):
     """The loss and scores of an EAGLE head, version 1."""
 
-    Config: Any = EagleTraining
+    Config: ClassVar[type[ChainTraining]] = EagleTraining
     title = "EAGLE head"
 
     def __init__(self, target: Decoder, config: Any, found: Features, made: Conversations, ranking: Tensor):
