@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from bench.drafting import trained
+from bench.drafting.levels import one_before
 from bench.drafting.stopping import Calibration
-from bench.drafting.trained import Count, Size, Stored
-from bench.engine import MAX_DRAFTS
+from bench.drafting.trained import Count, Knobs, Size, Stored
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rope_table
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
@@ -35,7 +34,7 @@ from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
 from bench.files import first_line, save_tensors
-from bench.typed_json import Json, Share
+from bench.typed_json import Json
 
 FILES = ("head.safetensors",)
 _WHAT = "EAGLE head"
@@ -114,16 +113,6 @@ class HeadConfig:
     def feeds_back_normed(self) -> bool:
         """Whether outputs are under the output's norm when they are fed back."""
         return self.output_norm and (self.version == 1 or self.norm_output)
-
-
-class Knobs(TypedDict, total=False):
-    """Defaults of the method's knobs, stored with a head."""
-
-    gamma: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
-    beam: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
-    nodes: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
-    stop: Literal["gain", "threshold"]
-    threshold: Share
 
 
 @dataclass(frozen=True)
@@ -325,7 +314,7 @@ class Head(nn.Module):
             k, v = (torch.cat(parts, dim=2) for parts in zip(*(made.chunk(2, dim=1) for made in keys), strict=True))
             outputs = self._finish(residual, attend(qkv[:, :, :heads], k, v, self._grouped(mask)))
             yield outputs
-            features = F.pad(outputs, (0, 0, 1, 0))[:, :-1]  # an output is the feature of the pair after it
+            features = one_before(outputs)  # an output is the feature of the pair after it
 
 
 def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[HeadConfig, Calibration | None, Knobs]:

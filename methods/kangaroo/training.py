@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.drafting.levels import one_before
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
+from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.train.chains import ChainTrainer
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, ridge_regression
-from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
+from methods.kangaroo.adapter import Adapter, AdapterConfig, save_adapter
 from methods.kangaroo.knobs import KangarooTraining
 
 _GAMMA = 6  # stored with the weights: the paper's
