@@ -77,12 +77,14 @@ def test_imports_run_one_way():
     assert upwards == KNOWN
 
 
+VERSIONS = {"methods.eagle3": "methods.eagle"}  # built on the network and the training of an earlier version
+
+
 def test_methods_do_not_know_each_other():
     for module, path in sources("methods").items():
         own = ".".join(module.split(".")[:2])
-        others = {
-            name for name in imports(path) if name.startswith("methods.") and not f"{name}.".startswith(f"{own}.")
-        }
+        known = tuple(f"{name}." for name in (own, VERSIONS.get(own, own)))
+        others = {name for name in imports(path) if name.startswith("methods.") and not f"{name}.".startswith(known)}
         assert not others, module
 
 
