@@ -109,8 +109,8 @@ class Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
         `max_len`: positions of cache and RoPE table (default: the model's context). `quantize`: of all matrices.
-        `homes`: the device of each layer (default: `device`, or several where it is too small). `layout`: of the matrices
-        (default: the fastest for decoding; torch's, "plain", suits passes over hundreds of tokens).
+        `homes`: the device of each layer (default: `device`, or several where it is too small). `layout`: of the
+        matrices (default: the fastest for decoding; "plain", torch's, suits passes over hundreds of tokens).
 
         Raises:
             UserError: unsupported architecture; weights that are not those of the configuration, or not finite; it

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.drafting.stopping import CALIBRATED_AT
-from bench.train.chains import monotone, soft_cross_entropy
+from bench.train.chains import monotone
 
 
 def test_calibration_gives_the_true_rates():
