@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from bench.drafting import trained
-from bench.drafting.knobs import Costs
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
@@ -110,8 +109,6 @@ class Kangaroo(SpeculativeMethod):
                 raise UserError(
                     f"the adapter in {folder} has no calibration, which stop=gain needs: take stop=threshold"
                 )
-            if config.costs:
-                self.costs = Costs.parse(config.costs)
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
 
     def _cache(self, slot: int) -> KVCache:
@@ -287,7 +284,7 @@ class Kangaroo(SpeculativeMethod):
         read, is_ours = progress.read, outcome.draft.tokens is progress.drafted
         progress.read = 0
         if is_ours:
-            progress.rule.end(len(outcome.accepted))
+            progress.rule.end(outcome.emitted)
         known = read if is_ours and not self.feedback and self.config.beam == 1 else min(1, read)
         kept = outcome.kept.taps[self.exit_layer]
         if read:
