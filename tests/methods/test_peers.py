@@ -151,19 +151,19 @@ def repetitive(model, hf_greedy, random_ids) -> list[list[int]]:
     """Prompts with what the model answers in them, so that many drafts are right."""
     start = random_ids(12, seed=1)
     text = start + hf_greedy(model, start, 120)
-    return [text[:end] for end in range(14, 110, 3)]
+    return [text[:end] for end in range(14, 110, 5)]
 
 
 @pytest.mark.parametrize(("tokens", "ngram"), [(10, 2), (4, 1), (6, 3)])
 def test_pld_takes_the_librarys_passes_at_equal_knobs(tokens, ngram, scene, hf_greedy, random_ids):
     """The library drafts in the prefill, we after it: with our first token in its prompt, its passes are our steps.
 
-    On the same prompt, both take as many passes but for those that drafting one token earlier or later makes.
+    On the same prompt, tokens per pass differ by less than 2%.
     """
     model, decoder, checkpoint = scene
     peer = HFPromptLookup(decoder, PromptLookupConfig(tokens, ngram), checkpoint)
     ours = PLD(decoder, methods.parse(f"pld:ngram={ngram},tokens={tokens},stop=never").config)
-    kept, saved, generated, steps, passes = 0, 0, 0, 0, 0
+    kept, saved, ours_tokens, steps, their_tokens, passes = 0, 0, 0, 0, 0, 0
     for prompt in repetitive(model, hf_greedy, random_ids):
         found = decode(ours, prompt, 40, NEVER)
         shifted = decode(peer, [*prompt, found.token_ids[0]], 39, NEVER)
@@ -172,21 +172,24 @@ def test_pld_takes_the_librarys_passes_at_equal_knobs(tokens, ngram, scene, hf_g
         kept += sum(step.accepted for step in found.steps)
         theirs = decode(peer, prompt, 40, NEVER)
         saved += theirs.first_tokens > 1
-        generated += len(found.token_ids) - 1
+        ours_tokens += len(found.token_ids) - 1
         steps += len(found.steps)
+        their_tokens += len(theirs.token_ids) - theirs.first_tokens
         passes += theirs.decode_passes
-    assert kept > steps / 4
+    assert kept > 50
     assert saved
-    assert passes <= steps
+    assert their_tokens / passes == pytest.approx(ours_tokens / steps, rel=0.02)
 
 
-def test_pld_drafts_an_end_token_that_the_library_verifies_alone(scene, lookup, hf_greedy, random_ids):
+def test_pld_takes_the_librarys_passes_to_an_end_token(scene, lookup, hf_greedy, random_ids):
+    """The library cuts a draft in front of an end token, which is then the pass's own token."""
     model, decoder, _ = scene
     ours = PLD(decoder, methods.parse("pld:ngram=2,tokens=10,stop=never").config)
     drafted = 0
     for prompt in repetitive(model, hf_greedy, random_ids):
         answer = decode(ours, prompt, 40, NEVER)
-        for end in dict.fromkeys(answer.token_ids[8::7]):
+        accepted = {token for step in answer.steps for token in step.emitted[: step.accepted]}
+        for end in {*accepted, answer.token_ids[20]}:
             eos = frozenset({end})
             found = decode(ours, prompt, 40, eos)
             if len(found.token_ids) < 2:
@@ -194,9 +197,8 @@ def test_pld_drafts_an_end_token_that_the_library_verifies_alone(scene, lookup, 
             shifted = decode(lookup, [*prompt, found.token_ids[0]], 39, eos)
             assert shifted.token_ids == found.token_ids[1:]
             last = found.steps[-1]
-            was_draft = found.token_ids[-1] == end and last.accepted == len(last.emitted)
-            assert 1 + shifted.decode_passes - len(found.steps) == was_draft
-            drafted += was_draft
+            assert 1 + shifted.decode_passes == len(found.steps)
+            drafted += found.token_ids[-1] == end and last.accepted == len(last.emitted)
     assert drafted
 
 
