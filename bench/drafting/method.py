@@ -187,6 +187,7 @@ class Answer:
     decode_s: float
     steps: list[Step] = field(default_factory=list)  # as kept: the tail after EOS is cut off
     first_tokens: int = 1  # emitted by the prefill
+    decode_passes: int | None = None  # after the prefill, of a peer that counts them; None: see `steps`
 
     def finish(self, eos: frozenset[int]) -> str:
         """Return why it ended: "eos" or "length"."""
