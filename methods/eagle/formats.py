@@ -49,8 +49,8 @@ _IGNORED = {
     "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "model_type",
     "max_sequence_length", "max_window_layers", "sliding_window", "layer_types", "pretraining_tp", "rope_theta",
     "rope_scaling", "has_no_defaults_at_init", "speculators_model_type", "speculators_version", "speculators_config",
-    "embed_requires_grad", "transformer_layer_architecture", "target_model_name_or_path", "target_model_type", "modal_type",
-    "ttt_length", "step_loss_decay", "draft_num_hidden_layers", "num_lookahead_tokens",
+    "embed_requires_grad", "transformer_layer_architecture", "target_model_name_or_path", "target_model_type",
+    "modal_type", "ttt_length", "step_loss_decay", "draft_num_hidden_layers", "num_lookahead_tokens",
     "parallel_draft_heads_num_layers",
 }  # fmt: skip
 # Keys of which we support one value, which is meant where the key is missing or null.

@@ -1,9 +1,8 @@
-"""Published EAGLE heads: the papers' forward in float64, and the layouts in which others store heads."""
+"""EAGLE heads in the layouts of other projects, with random weights."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.eagle_reference import PaperHead
 from tests.reference import VOCAB
 
 D, LAYERS, DRAFTED, EPS = 48, 8, 40, 1e-5
@@ -41,72 +41,6 @@ SPECULATORS = {
     "embed_requires_grad": False, "norm_before_fc": False, "fc_norm": False, "norm_output": False,
 }  # fmt: skip
 INNER = {key: value for key, value in LLAMA.items() if key not in ("torch_dtype", "transformers_version", "use_cache")}
-
-
-# --- the papers, literally, in float64 -------------------------------------------------------------------------------
-
-
-def rms(x: Tensor, weight: Tensor) -> Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
-
-
-def rotated(x: Tensor, position: int, base: float, factor: float) -> Tensor:
-    """One head's query or key [D] at a position, its halves as (real, imaginary)."""
-    half = len(x) // 2
-    angle = position / factor * base ** (-torch.arange(half, dtype=torch.float64) / half)
-    a, b = x[:half], x[half:]
-    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()])
-
-
-def attention(x: Tensor, w: dict[str, Tensor], width: int, base: float, factor: float) -> Tensor:
-    """Causal attention over x [n, *], one position and one head at a time."""
-
-    def each(name: str) -> Tensor:
-        y = x @ w[f"self_attn.{name}_proj.weight"].T + w.get(f"self_attn.{name}_proj.bias", 0)
-        y = y.view(len(x), -1, width)
-        return rms(y, w[f"self_attn.{name}_norm.weight"]) if f"self_attn.{name}_norm.weight" in w else y
-
-    q, k, v = each("q"), each("k"), each("v")
-    group, rows = q.shape[1] // k.shape[1], []
-    for t in range(len(x)):
-        heads = []
-        for h in range(q.shape[1]):
-            query = rotated(q[t, h], t, base, factor)
-            scores = [query @ rotated(k[s, h // group], s, base, factor) / math.sqrt(width) for s in range(t + 1)]
-            heads.append(torch.stack(scores).softmax(0) @ v[: t + 1, h // group])
-        rows.append(torch.cat(heads))
-    return torch.stack(rows) @ w["self_attn.o_proj.weight"].T
-
-
-def mlp(x: Tensor, w: dict[str, Tensor]) -> Tensor:
-    gate = x @ w["mlp.gate_proj.weight"].T
-    return (gate * gate.sigmoid() * (x @ w["mlp.up_proj.weight"].T)) @ w["mlp.down_proj.weight"].T
-
-
-def paper(w: dict[str, Tensor], embedded: Tensor, features: Tensor, **form: Any) -> tuple[Tensor, Tensor]:
-    """(what is fed back, what the LM head reads), [n, d] each, of embeddings and features (version 3: of the taps)."""
-    rope = {"width": form.get("width", WIDTH), "base": form.get("base", 1e4), "factor": form.get("factor", 1.0)}
-    if form["version"] == 1:
-        x = torch.cat([embedded, features], -1) @ w["fc.weight"].T + w.get("fc.bias", 0)
-        x = x + attention(x, w, **rope)
-        x = x + mlp(rms(x, w["post_attention_layernorm.weight"]), w)
-        return x, x
-    taps = list(features.split(D, -1))
-    if "fc_norm.0.weight" in w:
-        taps = [rms(tap, w[f"fc_norm.{i}.weight"]) for i, tap in enumerate(taps)]
-    joined = torch.cat(taps, -1)
-    if "input_norm.weight" in w:
-        joined = rms(joined, w["input_norm.weight"])
-    g = joined @ w["fc.weight"].T
-    normed = rms(g, w["hidden_norm.weight"])
-    residual = normed if form.get("norm_before_residual") else g
-    x = residual + attention(torch.cat([rms(embedded, w["input_layernorm.weight"]), normed], -1), w, **rope)
-    x = x + mlp(rms(x, w["post_attention_layernorm.weight"]), w)
-    out = rms(x, w["norm.weight"])
-    return (out if form.get("norm_output") else x), out
-
-
-# --- what the files look like ----------------------------------------------------------------------------------------
 
 
 def layer(
@@ -160,11 +94,21 @@ def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], *, p
 
 
 class Case:
-    """One layout: what it writes, and what is right."""
+    """One layout: what it writes, and the form of the paper's head (`tests.eagle_reference`) that this is."""
 
     def __init__(self, config, weights, prefix, form, *, also=(), pickled=False, target="vicuna", rename=("", "")):
         self.config, self.weights, self.form, self.pickled, self.target = config, weights, form, pickled, target
         self.prefix, self.also, self.rename = prefix, also, rename
+
+    def paper(self) -> PaperHead:
+        """The head that the files hold, in float64."""
+        w = {name: tensor.double() for name, tensor in named(self.weights, "layers.0.").items()}
+        if "fc_norm.0.weight" in w:
+            w["fc_norm.weight"] = torch.stack([w[f"fc_norm.{i}.weight"] for i in range(len(self.form["taps"]))])
+        elif "input_norm.weight" in w:
+            w["fc_norm.weight"] = w["input_norm.weight"]
+        sizes = {"num_attention_heads": HEADS, "num_key_value_heads": KV, "head_dim": WIDTH, "rms_norm_eps": EPS}
+        return PaperHead(w, sizes | self.form)
 
     def write(self, folder: Path, model: Any) -> Path:
         copies = {
@@ -194,11 +138,11 @@ CASES = {
         also=("embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"),
     ),
     "authors 1, no bias": Case(
-        LLAMA | {"bias": False, "rope_theta": 500000.0}, layer(1), "layers.0.", ONE | {"base": 5e5}
+        LLAMA | {"bias": False, "rope_theta": 500000.0}, layer(1), "layers.0.", ONE | {"rope_theta": 5e5}
     ),
     "authors 1, q, k and v biased": Case(
         LLAMA | {"qkv_bias": True, "bias": True, "rope_scaling": {"type": "linear", "factor": 4.0}},
-        layer(1, **BIAS, **QKV_BIAS), "layers.0.", ONE | {"factor": 4.0},
+        layer(1, **BIAS, **QKV_BIAS), "layers.0.", ONE | {"rope_factor": 4.0},
     ),
     "vllm's wrapper": Case(
         {"model_type": "eagle", "model": LLAMA | {"eagle_fc_bias": True}}, layer(1, **BIAS), "layers.0.", ONE,
@@ -223,13 +167,13 @@ CASES = {
         LLAMA | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": DRAFTED, "head_dim": 16,
                  "rope_theta": 1000000.0, "max_window_layers": 36, "sliding_window": 99, "use_sliding_window": False,
                  "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 6]}},
-        layer(3, width=16), "midlayer.", THREE | {"taps": (2, 4, 7), "width": 16, "base": 1e6}, also=MAPPED,
+        layer(3, width=16), "midlayer.", THREE | {"taps": (2, 4, 7), "head_dim": 16, "rope_theta": 1e6}, also=MAPPED,
         target="qwen3",
     ),
     "specforge 3.1": Case(
         LLAMA | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": DRAFTED, "fc_norm": True,
                  "norm_output": True},
-        layer(3, **NORMS), "midlayer.", THREE | {"norm_output": True}, also=MAPPED,
+        layer(3, **NORMS), "midlayer.", THREE | {"norm_output": True, "fc_norm": True}, also=MAPPED,
     ),
     "modelopt": Case(
         LLAMA | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": DRAFTED, "pretraining_tp": None,
@@ -242,20 +186,22 @@ CASES = {
     ),
     "speculators 3, one norm over all taps": Case(
         SPECULATORS | {"norm_before_residual": False, "norm_before_fc": True, "transformer_layer_config": INNER},
-        layer(3, **{"input_norm.weight": (3 * D,)}), "layers.0.", THREE, also=MAPPED,
+        layer(3, **{"input_norm.weight": (3 * D,)}), "layers.0.",
+        THREE | {"norm_before_fc": True}, also=MAPPED,
     ),
     "speculators 3, a layer of qwen 3's": Case(
         SPECULATORS | {"fc_norm": True, "norm_output": True, "transformer_layer_config": {
             key: value for key, value in QWEN3.items() if key not in ("architectures", "rope_theta", "rope_scaling")
         } | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}},
         layer(3, width=16, **QK_NORMS, **NORMS), "layers.0.",
-        THREE | {"width": 16, "base": 1e6, "norm_output": True, "norm_before_residual": True},
+        THREE | {"head_dim": 16, "rope_theta": 1e6, "norm_output": True, "fc_norm": True, "norm_before_residual": True},
         also=MAPPED, target="qwen3",
     ),
     "deepspec": Case(
         QWEN3 | {"num_target_layers": LAYERS, "target_model_name_or_path": "Qwen/Qwen3-4B", "ttt_length": 7,
                  "target_layer_ids": [1, 2, 4, 5, 6], "step_loss_decay": 0.8, "draft_num_hidden_layers": 1},
         layer(3, taps=5, width=16, own=VOCAB, **QK_NORMS), "layers.0.",
-        THREE | {"taps": (2, 3, 5, 6, 7), "width": 16, "base": 1e6}, also=("embed_tokens.weight",), target="qwen3",
+        THREE | {"taps": (2, 3, 5, 6, 7), "head_dim": 16, "rope_theta": 1e6}, also=("embed_tokens.weight",),
+        target="qwen3",
     ),
 }  # fmt: skip
