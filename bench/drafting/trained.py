@@ -108,17 +108,33 @@ def fill(
 
     """
     expected = {ours: (names[ours], tuple(parameter.shape)) for ours, parameter in module.named_parameters()}
+    check_tensors(stored, dict(expected.values()), folder, what, others)
+    module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
+
+
+def check_tensors(
+    stored: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    what: str,
+    others: Collection[str] = (),
+) -> None:
+    """Check that `stored` has the tensors of `shapes`, and of other names only `others`.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
+
+    """
     unfit = f"the {what} in {folder} does not fit its {CONFIG_FILE}"
-    for name, shape in expected.values():
+    for name, shape in shapes.items():
         found = stored.get(name)
         has = "is missing" if found is None else f"has shape {tuple(found.shape)}" if found.shape != shape else ""
         if found is not None and found.dtype not in _FLOATS:
             has = f"has {found.dtype} instead of floating-point numbers"
         if has:
             raise UserError(f"{unfit}: {name} {has}, expected {shape}")
-    if unknown := sorted(stored.keys() - {name for name, _ in expected.values()} - set(others)):
+    if unknown := sorted(stored.keys() - shapes.keys() - set(others)):
         raise UserError(f"{unfit}: it also has {', '.join(unknown[:_LISTED])}{', ...' if unknown[_LISTED:] else ''}")
-    module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
 
 
 class Dimensioned(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.config import TrainConfig, setting
 from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
-from methods.medusa.tree_files import PUBLISHED, read_tree
+from bench.drafting.tree_files import PUBLISHED, read_tree
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import tree_from_paths, tree_of
 from bench.drafting.tree_choice import RankRecord, choose_tree, predict
+from bench.drafting.tree_files import PUBLISHED, RankPath, chain_paths, check_fits, paths_for, spell
 from bench.drafting.verify import Verify, exact, typical
 from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
@@ -36,7 +37,6 @@ from bench.errors import UserError, program
 from methods.medusa import knobs
 from methods.medusa.heads import FILES, FastHeads, Heads, HeadsConfig, cut_own, load_heads, read_dimensions
 from methods.medusa.knobs import MedusaConfig
-from methods.medusa.tree_files import PUBLISHED, RankPath, chain_paths, read_tree, spell
 
 _PUBLISHED_HEADS = 4  # with 591M parameters on Vicuna-7B
 _COSTS_AT_RANKS = 10  # ranks of each head when the cost of drafting is measured
@@ -109,12 +109,9 @@ class Medusa(SpeculativeMethod):
         tree = self._choose(config, asked, record, folder)
         if self._predicted:  # ranks were recorded over a larger vocabulary than is drafted from
             tree = [path for path in tree if max(path) < size]
-        elif (rank := max(map(max, tree), default=0)) >= size:
-            raise UserError(f"tree={config.tree} has rank {rank}, but heads rank {size} tokens (draft_vocab={vocab})")
+        check_fits(config.tree, tree, count, size)
         self.parents, self.ranks = tree_from_paths(tree)
         self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
-        if self.depths and max(self.depths) >= count:
-            raise UserError(f"tree={config.tree} is {max(self.depths) + 1} drafts deep, but only {count} heads draft")
         self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not use are not run
         self.most_ranks = max(self.ranks, default=0) + 1
         self.node_depths, self.node_ranks = (
@@ -140,7 +137,7 @@ class Medusa(SpeculativeMethod):
         if asked == "chain" and (config.heads or record is None):
             return chains[-1]
         if asked not in ("auto", "chain"):
-            return [path for path in read_tree(asked) if asked != PUBLISHED or len(path) <= count]
+            return paths_for(asked, count)
         if record is None:
             raise UserError(
                 f"tree=auto needs to know how often each rank is right, and {folder} has no record of it: name a tree "

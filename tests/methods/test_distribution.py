@@ -31,6 +31,7 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from methods.hydra.method import Hydra, HydraConfig
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.lookahead.method import Lookahead, LookaheadConfig
@@ -59,10 +60,11 @@ class Target:
     guesses: dict[tuple[int, ...], torch.Tensor]  # imperfect distributions there, to draft from
     adapter: Callable[..., Path]  # (hf_model, options) -> the folder of a Kangaroo adapter
     heads: Callable[..., Path]  # ... of Medusa heads
+    weights: Callable[..., Path]  # (method's name, hf_model, options) -> the folder of any method's weights
 
 
 @pytest.fixture(scope="module")
-def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
+def target(tiny_config, tiny_adapter, tiny_heads, tiny_weights) -> Target:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = tiny_config("vicuna", **sizes, num_attention_heads=2, num_key_value_heads=1)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
@@ -82,7 +84,7 @@ def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
             logits |= {context: row.numpy() for context, row in zip(contexts, rows, strict=True)}
     # In float64 a tiny pass is the faster one: nothing is packed.
     decoder = Decoder.from_weights(config, model.state_dict().items(), dtype=torch.float64, max_len=16, name="tiny")
-    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads)
+    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads, tiny_weights)
 
 
 def guesses_from(logits: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, ...], torch.Tensor]:
@@ -133,6 +135,11 @@ def medusa(target: Target, **knobs: Any) -> Medusa:
     return Medusa(target.decoder, MedusaConfig(weights=str(folder), **knobs))
 
 
+def hydra(target: Target, **knobs: Any) -> Hydra:
+    folder = target.weights("hydra", target.model, heads=2)
+    return Hydra(target.decoder, HydraConfig(weights=str(folder), **knobs))
+
+
 def composed(target: Target, *members: Callable[[Target], Member]) -> Composition:
     return Composition(target.decoder, CompositionConfig(tuple(member(target) for member in members)))
 
@@ -178,6 +185,8 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
+    "hydra, chain": lambda target: hydra(target, tree="chain"),
+    "hydra, tree": lambda target: hydra(target, tree="0/1/2/0-0/0-1/1-0"),
     "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2, stop="never")),
     "prompt lookup, by worth": lambda target: PLD(target.decoder, PLDConfig(costs=FREE)),
     "automaton": lambda target: SAM(target.decoder, SAMConfig(tokens=2, stop="never")),

@@ -14,11 +14,11 @@ from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
+from bench.drafting.tree_files import read_tree
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig
 from methods.medusa.heads import Heads, HeadsConfig, load_heads, save_heads
 from methods.medusa.method import PUBLISHED, Medusa, MedusaConfig
-from methods.medusa.tree_files import read_tree
 
 NEVER = frozenset()
 
