@@ -105,4 +105,7 @@ def _fitted(model: Any, prefix: Any, head: int) -> tuple[Tensor, Tensor, Tensor]
     y = torch.nn.functional.one_hot(torch.cat(wanted), model.config.vocab_size).double()
     solution = torch.linalg.solve(x.T @ x + 100.0 * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y).T
     left, sizes, right = torch.linalg.svd(solution[:, :-1], full_matrices=False)
-    return right[:d].float(), (left[:, :d] * sizes[:d]).float(), solution[:, -1].float()
+    connection, lm_head = torch.zeros(d, x.shape[1] - 1), torch.zeros(model.config.vocab_size, d)
+    rank = min(d, len(sizes))
+    connection[:rank], lm_head[:, :rank] = right[:rank], left[:, :rank] * sizes[:rank]
+    return connection, lm_head, solution[:, -1].float()
