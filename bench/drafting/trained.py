@@ -107,19 +107,19 @@ def fill(
         UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
 
     """
-    expected = {ours: (names[ours], tuple(parameter.shape)) for ours, parameter in module.named_parameters()}
-    check_tensors(stored, dict(expected.values()), folder, what, others)
-    module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
+    check_shapes(stored, {names[ours]: tuple(p.shape) for ours, p in module.named_parameters()}, folder, what, others)
+    weights = {ours: stored[names[ours]].float() for ours, _ in module.named_parameters()}
+    module.load_state_dict(weights, assign=True)
 
 
-def check_tensors(
+def check_shapes(
     stored: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path,
     what: str,
     others: Collection[str] = (),
 ) -> None:
-    """Check that `stored` has the tensors of `shapes`, and of other names only `others`.
+    """Check that `stored` has the weights that `shapes` lists, and nothing else but `others`.
 
     Raises:
         UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.

@@ -100,7 +100,7 @@ def read_weights(folder: Path, config: HeadsConfig, target: trained.Dimensioned)
     if norm is not None:
         trained.check_model(norm.numel(), 0, target, folder, _WHAT)
     copies = {name: shapes[first] for name, first in repeated.items()}
-    trained.check_tensors(stored, shapes | copies, folder, _WHAT, _OTHERS)
+    trained.check_shapes(stored, shapes | copies, folder, _WHAT, _OTHERS)
     for name, first in repeated.items():
         if not torch.equal(stored[name], stored[first]):
             raise UserError(
