@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from bench.drafting.knobs import CONFIG_FILE
 from bench.drafting.knobs import find_folder as find_folder
+from bench.drafting.stopping import Calibration
+from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
@@ -19,7 +23,7 @@ from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import sha256
 from bench.models.weight_files import unpickled
-from bench.typed_json import decode
+from bench.typed_json import Share, decode
 
 T = TypeVar("T")
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of states, vocabularies, feed-forward blocks
@@ -28,6 +32,24 @@ RANKING = "token_ranking"  # the tensor of token ids by falling frequency
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LISTED = 4  # names in an error message
+
+
+class Knobs(TypedDict, total=False):
+    """Defaults of the knobs of `bench.drafting.level_knobs`, stored with weights."""
+
+    gamma: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    beam: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    stop: Literal["gain", "threshold"]
+    threshold: Share
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What comes with a draft model besides its weights: token ids by falling frequency, calibration, default knobs."""
+
+    ranking: Tensor | None = None
+    calibration: Calibration | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False) -> T:
@@ -203,3 +225,26 @@ def draft_ids(size: int, ranking: Tensor | None, target: Decoder, folder: Path) 
             f"take draft_vocab=0 (the whole vocabulary){f' or at most {known}' if known else ''}"
         )
     return ranking[:size].long().sort().values.to(target.device)
+
+
+def own_head(
+    head: nn.Linear, made: Tensor | None, ids: Tensor | None, target: Decoder, folder: Path, quantize: str
+) -> Linear:
+    """Return a draft model's own LM head for the tokens `ids`; other rows are dropped for good.
+
+    `made`: the tokens that it was trained for, as `ids` rising; None: all.
+
+    Raises:
+        UserError: it was not trained for all of these tokens.
+
+    """
+    if made is not None and (ids is None or len(ids) > len(made)):
+        asked = target.config.vocab if ids is None else len(ids)
+        raise UserError(
+            f"draft_vocab={asked} is more than the {len(made)} tokens that the own LM head in {folder} was trained "
+            f"for: take draft_vocab={len(made)} or less"
+        )
+    if ids is not None:
+        rows = ids if made is None else torch.searchsorted(made, ids)
+        head.weight = nn.Parameter(head.weight[rows], requires_grad=False)
+    return Linear(head.weight.detach(), layout=target.layout, quantize=quantize)

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from bench.drafting.levels import one_before
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
+from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
 from bench.train import prompts
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
-from methods.kangaroo.adapter import Adapter, AdapterConfig, Stored, one_before, save_adapter
+from methods.kangaroo.adapter import Adapter, AdapterConfig, save_adapter
 from methods.kangaroo.knobs import KangarooTraining
 
 POSITIONS = 6  # draft positions whose acceptance is reported

@@ -31,6 +31,8 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from methods.eagle.method import Eagle, EagleConfig
+from methods.eagle3.method import Eagle3, Eagle3Config
 from methods.hydra.method import Hydra, HydraConfig
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
@@ -60,7 +62,7 @@ class Target:
     guesses: dict[tuple[int, ...], torch.Tensor]  # imperfect distributions there, to draft from
     adapter: Callable[..., Path]  # (hf_model, options) -> the folder of a Kangaroo adapter
     heads: Callable[..., Path]  # ... of Medusa heads
-    weights: Callable[..., Path]  # (method's name, hf_model, options) -> the folder of any method's weights
+    weights: Callable[..., Path]  # (method's name, hf_model, options) -> the folder of its weights
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,16 @@ def medusa(target: Target, **knobs: Any) -> Medusa:
     return Medusa(target.decoder, MedusaConfig(weights=str(folder), **knobs))
 
 
+def eagle(target: Target, **knobs: Any) -> Eagle:
+    folder = target.weights("eagle", target.model, useful=False, ranking=[3, 0, 1, 4, 2])
+    return Eagle(target.decoder, EagleConfig(weights=str(folder), **{"gamma": 2, "threshold": 0.0, **knobs}))
+
+
+def eagle3(target: Target, **knobs: Any) -> Eagle3:
+    folder = target.weights("eagle3", target.model, useful=False, changes={"taps": [0, 1, 2]})
+    return Eagle3(target.decoder, Eagle3Config(weights=str(folder), gamma=2, threshold=0.0, **knobs))
+
+
 def hydra(target: Target, **knobs: Any) -> Hydra:
     folder = target.weights("hydra", target.model, heads=2)
     return Hydra(target.decoder, HydraConfig(weights=str(folder), **knobs))
@@ -202,6 +214,12 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "lookahead, all guesses": lambda target: lookahead(target, window=2, guesses=2, stop="never"),
     "layer-skip, drawn": lambda target: layer_skip(target, stop="threshold"),
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
+    "eagle, chain, drawn": lambda target: eagle(target, beam=1, draft_vocab=4),
+    "eagle, tree": lambda target: eagle(target, beam=3),
+    "eagle, static tree": lambda target: eagle(target, tree="0/1/2/0-0/0-1/1-0", threshold=-1.0),
+    "eagle, best of all": lambda target: eagle(target, tree="best", beam=3, nodes=8, threshold=-1.0),
+    "eagle3, chain, drawn": lambda target: eagle3(target, beam=1),
+    "eagle3, tree": lambda target: eagle3(target, beam=3),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 # Drafts that a step accepts at least once; of other methods two as well.
