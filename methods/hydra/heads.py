@@ -22,6 +22,7 @@ from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
+from methods.hydra.knobs import AUTHORS
 
 FILES = ("hydra_lm_head.pt",)
 _WHAT = "set of Hydra heads"
@@ -84,7 +85,10 @@ def read_config(folder: Path) -> HeadsConfig:
     for name in ("hydra_head_arch", "grounded_heads", "hidden_state_offset"):
         found, known = getattr(config, name), getattr(PUBLISHED, name)
         if found != known:
-            raise UserError(f"the {_WHAT} in {folder} has {name}={found}, but only Hydra++'s are read: {name}={known}")
+            raise UserError(
+                f"the {_WHAT} in {folder} has {name}={found}, but only {known} can be used (Hydra++): take heads such "
+                f"as {AUTHORS}"
+            )
     return config
 
 

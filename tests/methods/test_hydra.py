@@ -225,7 +225,7 @@ WRONG = {
         {"tensors": {"prefix_embeding_layer.norm.weight": torch.ones(64)}}, {}, "another model: its hidden size is 64"
     ),
     "another architecture": (
-        {"changes": {"hydra_head_arch": "mlp"}}, {}, "has hydra_head_arch=mlp, but only Hydra++'s are read: hydra_head"
+        {"changes": {"hydra_head_arch": "mlp"}}, {}, "has hydra_head_arch=mlp, but only prefix-mlp can be used"
     ),
     "independent heads": ({"changes": {"grounded_heads": False}}, {}, "has grounded_heads=False"),
     "states of an earlier layer": ({"changes": {"hidden_state_offset": 2}}, {}, "has hidden_state_offset=2"),
