@@ -33,6 +33,7 @@ from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
 from methods.eagle.method import Eagle, EagleConfig
 from methods.eagle3.method import Eagle3, Eagle3Config
+from methods.hydra.method import Hydra, HydraConfig
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.lookahead.method import Lookahead, LookaheadConfig
@@ -146,6 +147,11 @@ def eagle3(target: Target, **knobs: Any) -> Eagle3:
     return Eagle3(target.decoder, Eagle3Config(weights=str(folder), gamma=2, threshold=0.0, **knobs))
 
 
+def hydra(target: Target, **knobs: Any) -> Hydra:
+    folder = target.weights("hydra", target.model, heads=2)
+    return Hydra(target.decoder, HydraConfig(weights=str(folder), **knobs))
+
+
 def composed(target: Target, *members: Callable[[Target], Member]) -> Composition:
     return Composition(target.decoder, CompositionConfig(tuple(member(target) for member in members)))
 
@@ -191,6 +197,8 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
+    "hydra, chain": lambda target: hydra(target, tree="chain"),
+    "hydra, tree": lambda target: hydra(target, tree="0/1/2/0-0/0-1/1-0"),
     "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2, stop="never")),
     "prompt lookup, by worth": lambda target: PLD(target.decoder, PLDConfig(costs=FREE)),
     "automaton": lambda target: SAM(target.decoder, SAMConfig(tokens=2, stop="never")),
