@@ -6,6 +6,8 @@ For trained draft models see `bench.drafting.stopping`. Needs no torch.
 from __future__ import annotations
 
 import heapq
+import itertools
+import operator
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ _CALL = 0  # in place of a rank: any call of the draft model, whatever its confi
 _FIFTHS = 5  # ranks 1 to 5: a confidence in the first fifth, the second, ..
 _BY_CONFIDENCE = (0.5, 0.1, 0.3, 0.5, 0.7, 0.9)
 _RETRY = 16  # steps without a call after which there is one
+_FADING = 0.8  # by how much a call counts less than the next one
 
 Place = TypeVar("Place")  # where a draft may follow; what it is, only the method knows
 # place -> of each token that may follow there: its rank, the token, and the place after it
@@ -131,6 +134,11 @@ class Pace:
         """Return what drafts add to the cost of verifying the newest token and so many others."""
         return self.costs.verifying(1 + others + drafts) - self.costs.verifying(1 + others)
 
+    def pay(self, spent: float) -> None:
+        """Count the cost of a draft model's call, before it is known what to verify; not again when the step ends."""
+        self.time += spent
+        self.allowance -= spent
+
     def end(self, spent: float, emitted: int) -> None:
         """End a step of `emitted` tokens. `spent`: the cost of its drafts, in vanilla steps."""
         self.tokens += emitted
@@ -191,6 +199,52 @@ class ConfidenceRule:
     def _verification(self) -> float:
         """Return what one more draft adds to the first layers and the verification."""
         return self.pace.costs.shallow + self.pace.verifying(1, self.kept)
+
+
+class BlockRule:
+    """Decides whether to draft where one call makes a whole block of drafts, and how many of these to verify.
+
+    As with `ConfidenceRule`, what a confidence is worth is learned from the question. Calls go on as long as the recent
+    ones have gained more than they cost; where they have not, one is tried at times.
+    """
+
+    def __init__(self, costs: Costs):
+        self.pace = Pace(costs, lost=0.75, share=0.01)
+        self.chances = Chances(_BY_CONFIDENCE, tries=4.0)
+        self.gained = 1.0  # tokens that recent calls gained over their cost, the newest ones counted most
+        self.idle = _RETRY  # steps since the last call
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.made: list[tuple[int, int]] = []  # the token of each draft, and its confidence as a rank
+        self.spent = 0.0
+
+    def goes_on(self) -> bool:
+        """Return whether to call the draft model."""
+        least = self.pace.costs.draft[0] + self.pace.verifying(1)
+        return least <= self.pace.allowance and (self.gained > 0 or self.idle >= _RETRY)
+
+    def keep(self, tokens: Many[int], confidences: Many[float]) -> int:
+        """Return how many of a block's drafts to verify."""
+        ranks = [1 + min(int(confidence * _FIFTHS), _FIFTHS - 1) for confidence in confidences]
+        self.made = list(zip(tokens, ranks, strict=True))
+        self.pace.pay(self.pace.costs.draft[0])
+        count = self.pace.worth(list(itertools.accumulate((self.chances[rank] for rank in ranks), operator.mul)))
+        self.spent = self.pace.verifying(count)
+        return count
+
+    def end(self, emitted: Many[int]) -> None:
+        """End a step, with the tokens that it emitted. They also tell of the first draft not verified."""
+        for (token, rank), wanted in zip(self.made, emitted, strict=False):
+            self.chances.learn([rank], rank if token == wanted else None)
+            if token != wanted:
+                break
+        self.idle += 1
+        if self.made:
+            cost = self.pace.costs.draft[0] + self.spent
+            self.gained, self.idle = _FADING * self.gained + len(emitted) - 1 - self.pace.rate * cost, 0
+        self.pace.end(self.spent, len(emitted))
 
 
 @dataclass(frozen=True)
