@@ -144,6 +144,7 @@ class Drafter:
             form.hf_config, (weights | {"embed_tokens.weight": torch.zeros(1, c.hidden)}).items(), name=_WHAT,
             dtype=dtype, device=device, max_len=target.max_len, quantize=quantize, homes=[device] * c.layers,
         )  # fmt: skip
+        self.decoder.graphs = target.graphs  # one memory pool
 
         def joined(names: list[str]) -> Tensor:
             return torch.cat([stored[name] for name in names]).to(device, dtype)

@@ -31,6 +31,8 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from methods.dflash.method import DFlash, DFlashConfig
+from methods.dspark.method import DSpark, DSparkConfig
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.lookahead.method import Lookahead, LookaheadConfig
@@ -59,10 +61,11 @@ class Target:
     guesses: dict[tuple[int, ...], torch.Tensor]  # imperfect distributions there, to draft from
     adapter: Callable[..., Path]  # (hf_model, options) -> the folder of a Kangaroo adapter
     heads: Callable[..., Path]  # ... of Medusa heads
+    weights: Callable[..., Path]  # (method's name, hf_model, options) -> ... of any method
 
 
 @pytest.fixture(scope="module")
-def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
+def target(tiny_config, tiny_adapter, tiny_heads, tiny_weights) -> Target:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = tiny_config("vicuna", **sizes, num_attention_heads=2, num_key_value_heads=1)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
@@ -82,7 +85,7 @@ def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
             logits |= {context: row.numpy() for context, row in zip(contexts, rows, strict=True)}
     # In float64 a tiny pass is the faster one: nothing is packed.
     decoder = Decoder.from_weights(config, model.state_dict().items(), dtype=torch.float64, max_len=16, name="tiny")
-    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads)
+    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads, tiny_weights)
 
 
 def guesses_from(logits: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, ...], torch.Tensor]:
@@ -157,6 +160,13 @@ def layer_skip(target: Target, **knobs: Any) -> LayerSkip:
     return LayerSkip(target.decoder, LayerSkipConfig(exit_layer=1, gamma=2, **knobs))
 
 
+def block(target: Target, name: str, **knobs: Any) -> DFlash:
+    folder = str(target.weights(name, target.model, useful=False))
+    if name == "dspark":
+        return DSpark(target.decoder, DSparkConfig(weights=folder, **knobs))
+    return DFlash(target.decoder, DFlashConfig(weights=folder, **knobs))
+
+
 FREE = "0.0/0.0/1:1.0/16:1.0"  # all drafts are worth their cost
 # Drafts of which the adapter is not sure are dropped.
 DEAR = "0.1/0.01/1:0.9/2:1.15/3:1.2"
@@ -192,6 +202,15 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "lookahead": lambda target: lookahead(target, window=2, guesses=2, costs=FREE),
     "lookahead, all guesses": lambda target: lookahead(target, window=2, guesses=2, stop="never"),
     "layer-skip, drawn": lambda target: layer_skip(target, stop="threshold"),
+    "dflash, by gain": lambda target: block(target, "dflash", costs=DEAR),
+    "dflash, drawn by threshold": lambda target: block(
+        target, "dflash", stop="threshold", threshold=0.3, drafts="sampled"
+    ),
+    "dspark, by gain": lambda target: block(target, "dspark", costs=FREE),
+    "dspark, drawn": lambda target: block(target, "dspark", stop="threshold", drafts="sampled"),
+    "dspark, drawn by threshold": lambda target: block(
+        target, "dspark", stop="threshold", threshold=0.4, drafts="sampled"
+    ),
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
