@@ -127,6 +127,11 @@ class Pace:
         """Return what drafts add to the cost of verifying the newest token and so many others."""
         return self.costs.verifying(1 + others + drafts) - self.costs.verifying(1 + others)
 
+    def pay(self, spent: float) -> None:
+        """Count the cost of a draft model's call, before it is known what to verify; not again when the step ends."""
+        self.time += spent
+        self.allowance -= spent
+
     def end(self, spent: float, emitted: int) -> None:
         """End a step of `emitted` tokens. `spent`: the cost of its drafts, in vanilla steps."""
         self.tokens += emitted

@@ -8,8 +8,10 @@ torch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from bench.drafting.knobs import Costs
@@ -27,6 +29,7 @@ _BY_CONFIDENCE = (0.5, 0.1, 0.3, 0.5, 0.7, 0.9)  # the chance of each rank to be
 _TRIES = 4.0  # drafts of each rank that this counts as
 _PROMISES = 8.0  # drafts that the calibration counts as, among the question's
 _RETRY = 16  # steps without a call after which there is one
+_FADING = 0.8  # by how much a call counts less than the next one
 _SHARE = 0.01  # see `Pace`
 _TRUSTED = 1.5  # vanilla steps that drafts may lose to begin with, where held-out answers speak for them
 _UNKNOWN = 0.75  # where nothing does
@@ -272,6 +275,52 @@ class TreeRule:
 
     def _cost(self, drafts: int) -> float:
         return self.drafting + self.pace.verifying(drafts) if drafts else 0.0
+
+
+class BlockRule:
+    """Decides whether to draft where one call makes a whole block of drafts, and how many of these to verify.
+
+    As with `Counted`, what a confidence is worth is learned from the question. Calls go on as long as the recent
+    ones have gained more than they cost; where they have not, one is tried at times.
+    """
+
+    def __init__(self, costs: Costs):
+        self.pace = Pace(costs, _UNKNOWN, _SHARE)
+        self.chances = Chances(_BY_CONFIDENCE, _TRIES)
+        self.gained = 1.0  # tokens that recent calls gained over their cost, the newest ones counted most
+        self.idle = _RETRY  # steps since the last call
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.made: list[tuple[int, int]] = []  # the token of each draft, and its confidence as a rank
+        self.spent = 0.0
+
+    def goes_on(self) -> bool:
+        """Return whether to call the draft model."""
+        least = self.pace.costs.draft[0] + self.pace.verifying(1)
+        return least <= self.pace.allowance and (self.gained > 0 or self.idle >= _RETRY)
+
+    def keep(self, tokens: Sequence[int], confidences: Sequence[float]) -> int:
+        """Return how many of a block's drafts to verify."""
+        ranks = [_rank(confidence) for confidence in confidences]
+        self.made = list(zip(tokens, ranks, strict=True))
+        self.pace.pay(self.pace.costs.draft[0])
+        count = self.pace.worth(list(itertools.accumulate((self.chances[rank] for rank in ranks), mul)))
+        self.spent = self.pace.verifying(count)
+        return count
+
+    def end(self, emitted: Sequence[int]) -> None:
+        """End a step, with the tokens that it emitted. They also tell of the first draft not verified."""
+        for (token, rank), wanted in zip(self.made, emitted, strict=False):
+            self.chances.learn([rank], rank if token == wanted else None)
+            if token != wanted:
+                break
+        self.idle += 1
+        if self.made:
+            cost = self.pace.costs.draft[0] + self.spent
+            self.gained, self.idle = _FADING * self.gained + len(emitted) - 1 - self.pace.rate * cost, 0
+        self.pace.end(self.spent, len(emitted))
 
 
 def _rank(confidence: float) -> int:
