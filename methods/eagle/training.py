@@ -126,8 +126,9 @@ class HeadTrainer(ChainTrainer):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the head with its ranking and calibration."""
-        save_head(folder, self.network, Stored(self.ranking, self.calibrate(self.held_out), {}))
+        """Write the head with its ranking, its calibration and, unless it is as published, a default that uses this."""
+        knobs = {} if self.is_paper else {"stop": "gain"}
+        save_head(folder, self.network, Stored(self.ranking, self.calibrate(self.held_out), knobs))
 
     def describe(self) -> str:
         """Return the head's form."""
