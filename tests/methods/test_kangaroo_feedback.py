@@ -18,7 +18,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from bench.drafting.costs import Costs, measure
 from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
-from bench.errors import UserError
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 
