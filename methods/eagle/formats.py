@@ -135,7 +135,7 @@ def _vllm(config: Config, shapes: Shapes, target: DecoderConfig) -> Published:
 
 
 def _speculators(config: Config, shapes: Shapes, target: DecoderConfig) -> Published:
-    """EAGLE-1 in the layout of `speculators` before 0.5 (`EagleSpeculatorConfig`)."""
+    """EAGLE-1 in the layout of earlier versions of `speculators` (`EagleSpeculatorConfig`)."""
     inner = _part(config, "transformer_layer_config", ("fusion_bias", "tie_word_embeddings"))
     said = {"fusion_bias": config.get("fusion_bias")}
     return _version1(_layer(inner, target, required=()), shapes, said=said, fc="fusion_fc.", prefix="transformer.")
@@ -257,7 +257,7 @@ def _layer(
         raise ValueError(f"model_type={json.dumps(kind)} is none of {', '.join(_KINDS)}")
     plain = AutoConfig.for_model(kind)
     known = plain.to_dict().keys()
-    _check_keys(config, (*others, *known))
+    _check_keys(config, (*others, "attention_bias", *known))
     asked = {"rope_theta", "rope_scaling", *known} - {"model_type", "layer_types", "dtype"}
     try:
         c = type(plain)(**{key: value for key, value in config.items() if key in asked})
