@@ -132,18 +132,34 @@ def fill(
         UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
 
     """
-    expected = {ours: (names[ours], tuple(parameter.shape)) for ours, parameter in module.named_parameters()}
+    check_shapes(stored, {names[ours]: tuple(p.shape) for ours, p in module.named_parameters()}, folder, what, others)
+    weights = {ours: stored[names[ours]].float() for ours, _ in module.named_parameters()}
+    module.load_state_dict(weights, assign=True)
+
+
+def check_shapes(
+    stored: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    what: str,
+    others: Collection[str] = (),
+) -> None:
+    """Check that `stored` has the weights that `shapes` lists, and nothing else but `others`.
+
+    Raises:
+        UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
+
+    """
     unfit = f"the {what} in {folder} does not fit its {CONFIG_FILE}"
-    for name, shape in expected.values():
+    for name, shape in shapes.items():
         found = stored.get(name)
         has = "is missing" if found is None else f"has shape {tuple(found.shape)}" if found.shape != shape else ""
         if found is not None and found.dtype not in _FLOATS:
             has = f"has {found.dtype} instead of floating-point numbers"
         if has:
             raise UserError(f"{unfit}: {name} {has}, expected {shape}")
-    if unknown := sorted(stored.keys() - {name for name, _ in expected.values()} - set(others)):
+    if unknown := sorted(stored.keys() - shapes.keys() - set(others)):
         raise UserError(f"{unfit}: it also has {', '.join(unknown[:_LISTED])}{', ...' if unknown[_LISTED:] else ''}")
-    module.load_state_dict({ours: stored[name].float() for ours, (name, _) in expected.items()}, assign=True)
 
 
 class Dimensioned(Protocol):

@@ -18,7 +18,7 @@ class EagleConfig(LevelConfig):
     """EAGLE's knobs. Defaults are stored with the weights."""
 
     name: ClassVar[str] = "eagle"
-    defaults: ClassVar[dict[str, Any]] = {"gamma": 6, "beam": 4, "stop": "threshold", "threshold": 0.3}
+    defaults: ClassVar[dict[str, Any]] = {"gamma": 6, "beam": 4, "stop": "gain", "threshold": 0.3}
     as_chain: ClassVar[dict[str, Any]] = {"tree": GROWN}
 
     tree: str = setting(
