@@ -24,6 +24,8 @@ FLOORS = (
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
 KNOWN: set[tuple[str, str]] = set()
+# Versions of one method, which share their parts.
+FAMILIES = {"methods.eagle3": {"methods.eagle"}, "methods.dspark": {"methods.dflash"}}
 # Methods whose names are words, or abbreviations of the field: where these are used, nobody means the method.
 WORDS = {"ngram", "suffix", "rest", "sam"}
 # What may name a method under `bench`: examples in the help of commands, and these.
@@ -78,19 +80,13 @@ def test_imports_run_one_way():
 
 
 # Methods that are built on another one: method, that one.
-BUILT_ON = {("methods.dspark", "methods.dflash")}
 
 
 def test_methods_do_not_know_each_other():
     for module, path in sources("methods").items():
         own = ".".join(module.split(".")[:2])
-        others = {
-            name
-            for name in imports(path)
-            if name.startswith("methods.")
-            and not f"{name}.".startswith(f"{own}.")
-            and (own, ".".join(name.split(".")[:2])) not in BUILT_ON
-        }
+        known = tuple(f"{name}." for name in {own} | FAMILIES.get(own, set()))
+        others = {name for name in imports(path) if name.startswith("methods.") and not f"{name}.".startswith(known)}
         assert not others, module
 
 

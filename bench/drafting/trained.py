@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from bench.drafting.knobs import CONFIG_FILE
 from bench.drafting.knobs import find_folder as find_folder
+from bench.drafting.stopping import Calibration
+from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import sha256
-from bench.models.weight_files import unpickled
-from bench.typed_json import decode
+from bench.models import weight_files
+from bench.typed_json import Share, decode
 
 T = TypeVar("T")
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of states, vocabularies, feed-forward blocks
@@ -27,7 +32,26 @@ Count = Annotated[int, Field(ge=0, le=2**20)]
 RANKING = "token_ranking"  # the tensor of token ids by falling frequency
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WHOLE = (*_INTEGERS, torch.bool)
 _LISTED = 4  # names in an error message
+
+
+class Knobs(TypedDict, total=False):
+    """Defaults of the knobs of `bench.drafting.level_knobs`, stored with weights."""
+
+    gamma: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    beam: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
+    stop: Literal["gain", "threshold"]
+    threshold: Share
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What comes with a draft model besides its weights: token ids by falling frequency, calibration, default knobs."""
+
+    ranking: Tensor | None = None
+    calibration: Calibration | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
 
 
 def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False) -> T:
@@ -46,7 +70,8 @@ def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False
 
 def digest(folder: Path, files: Sequence[str]) -> str:
     """Return the sha256 of the weights in a folder, by which records tell them from others of the same name."""
-    return sha256(next(folder / name for name in files if (folder / name).is_file()))
+    found = [folder / name for name in files if (folder / name).is_file()][:1] or weight_files.find(folder)
+    return sha256(found[0]) if len(found) == 1 else hashlib.sha256("".join(map(sha256, found)).encode()).hexdigest()
 
 
 def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Tensor]:
@@ -66,7 +91,7 @@ def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Ten
 
             stored = load_file(path)
         else:
-            stored = unpickled(path)
+            stored = weight_files.unpickled(path)
     except Exception as error:  # safetensors, pickle and torch each have their own; none of their advice is passed on
         reason = (isinstance(error, OSError) and error.strerror) or "it is damaged, or holds more than tensors"
         raise UserError(
@@ -85,10 +110,10 @@ def _fault(name: object, value: object) -> str:
     """Return what makes a stored value unusable as a named tensor; "" if nothing does."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, and not a named tensor"
-    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _FLOATS + _INTEGERS:
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in (*_FLOATS, *_WHOLE):
         return f"is a tensor of {value.dtype} ({value.layout}, {value.device.type}), which cannot be used as weights"
     # In float32, in which weights are used at most.
-    return "" if value.dtype in _INTEGERS or bool(value.float().isfinite().all()) else "has NaN or infinite values"
+    return "" if value.dtype in _WHOLE or bool(value.float().isfinite().all()) else "has NaN or infinite values"
 
 
 def fill(
@@ -203,3 +228,26 @@ def draft_ids(size: int, ranking: Tensor | None, target: Decoder, folder: Path) 
             f"take draft_vocab=0 (the whole vocabulary){f' or at most {known}' if known else ''}"
         )
     return ranking[:size].long().sort().values.to(target.device)
+
+
+def own_head(
+    head: nn.Linear, made: Tensor | None, ids: Tensor | None, target: Decoder, folder: Path, quantize: str
+) -> Linear:
+    """Return a draft model's own LM head for the tokens `ids`; other rows are dropped for good.
+
+    `made`: the tokens that it was trained for, as `ids` rising; None: all.
+
+    Raises:
+        UserError: it was not trained for all of these tokens.
+
+    """
+    if made is not None and (ids is None or len(ids) > len(made)):
+        asked = target.config.vocab if ids is None else len(ids)
+        raise UserError(
+            f"draft_vocab={asked} is more than the {len(made)} tokens that the own LM head in {folder} was trained "
+            f"for: take draft_vocab={len(made)} or less"
+        )
+    if ids is not None:
+        rows = ids if made is None else torch.searchsorted(made, ids)
+        head.weight = nn.Parameter(head.weight[rows], requires_grad=False)
+    return Linear(head.weight.detach(), layout=target.layout, quantize=quantize)

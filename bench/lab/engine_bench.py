@@ -70,9 +70,9 @@ def run(
 
     """
     config, warnings = (config, []) if beside else on_free_cores(config)
-    for warning in warnings:
+    chosen, left_out = variants(config, shape)
+    for warning in (*warnings, *left_out):
         log(f"WARNING: {warning}")
-    chosen = variants(config)
     if shape is None:
         checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
         target = load_decoder(checkpoint, *set_up(Compute.of(config), log), max_len=context, quantize=config.quantize)

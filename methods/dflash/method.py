@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from bench.drafting import trained
-from bench.drafting.pace import BlockRule, PacedMethod
+from bench.drafting.pace import PacedMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
+from bench.drafting.stopping import BlockRule
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.errors import UserError

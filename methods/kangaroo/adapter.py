@@ -8,18 +8,18 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from bench.drafting import trained
+from bench.drafting.levels import one_before
 from bench.drafting.stopping import Calibration
-from bench.drafting.trained import Count, Size
-from bench.engine import MAX_DRAFTS
+from bench.drafting.trained import Count, Knobs, Size
+from bench.drafting.trained import Stored as Stored
 from bench.engine.attention import additive, apply_rope, attend, fused_rope, rms_norm, rotation
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
@@ -29,7 +29,6 @@ from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
 from bench.files import save_tensors
-from bench.typed_json import Share
 
 ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
 _WHAT = "Kangaroo adapter"
@@ -49,15 +48,6 @@ _NAMES = {
     "output_norm": "norm.weight",
     "head.weight": "lm_head.weight",
 }
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What comes with an adapter besides its weights: token ids by falling frequency, calibration, default knobs."""
-
-    ranking: Tensor | None = None
-    calibration: Calibration | None = None
-    knobs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,15 +73,6 @@ class AdapterConfig:
             )
         if not self.attention and (self.feedback or not self.ffn):
             raise ValueError("an adapter without attention needs an ffn and cannot have feedback")
-
-
-class Knobs(TypedDict, total=False):
-    """Defaults of the method's knobs, stored with an adapter."""
-
-    gamma: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
-    beam: Annotated[int, Field(ge=1, le=MAX_DRAFTS)]
-    stop: Literal["gain", "threshold"]
-    threshold: Share
 
 
 @dataclass(frozen=True)
@@ -296,11 +277,6 @@ class Adapter(nn.Module):
             yield states
 
 
-def one_before(states: Tensor) -> Tensor:
-    """[B, n, d], each position's row taken from the position before it; the first is zero."""
-    return F.pad(states, (0, 0, 1, 0))[:, :-1]
-
-
 def _is_authors(folder: Path) -> bool:
     return (folder / AUTHORS_FILE).is_file() and not (folder / ADAPTER_FILE).is_file()
 
@@ -359,29 +335,6 @@ def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     if stored.knobs:
         value["knobs"] = stored.knobs
     (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def own_head(
-    adapter: Adapter, ids: Tensor | None, ranking: Tensor | None, target: Decoder, folder: Path, quantize: str
-) -> Linear:
-    """Return the adapter's own LM head for the tokens `ids` (rising; None: all); other rows are dropped for good.
-
-    Raises:
-        UserError: it was not trained for all of these tokens.
-
-    """
-    assert adapter.head is not None
-    made = trained.draft_ids(adapter.config.draft_vocab, ranking, target, folder)
-    if made is not None and (ids is None or len(ids) > len(made)):
-        asked = target.config.vocab if ids is None else len(ids)
-        raise UserError(
-            f"draft_vocab={asked} is more than the {len(made)} tokens that the own LM head in {folder} was trained "
-            f"for: take draft_vocab={len(made)} or less"
-        )
-    if ids is not None:
-        rows = ids if made is None else torch.searchsorted(made, ids)
-        adapter.head.weight = nn.Parameter(adapter.head.weight[rows], requires_grad=False)
-    return Linear(adapter.head.weight.detach(), layout=target.layout, quantize=quantize)
 
 
 def published_call(target: Decoder) -> Callable[[], object] | None:

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
-import torch
-from torch import Tensor
-
-from bench.engine.cache import KVCache
+from bench.drafting.levels import ByOperations
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
-from bench.engine.kernels.draft import Drafted, DraftModel
-from bench.engine.places import Places
+from bench.engine.kernels.draft import DraftModel
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
 from methods.kangaroo.adapter import Adapter
-
-
-@dataclass(frozen=True)
-class ByOperations:
-    """The draft model by torch's operations; called as `DraftModel` is."""
-
-    target: Decoder
-    count: int  # exit layers
-    adapter: Adapter
-    head: Linear
-
-    def __call__(
-        self,
-        x: Tensor,
-        places: Places,
-        cache: KVCache,
-        *,
-        unread: Tensor,
-        before: Tensor | None,
-        own_places: Places,
-        own_cache: KVCache,
-        best: int,
-        is_exit: bool = False,
-    ) -> Drafted:
-        """See `DraftModel`."""
-        exits = x if is_exit else self.target.run_layers(x, places, cache, 0, self.count)
-        read = torch.cat((unread, exits), dim=1)
-        outputs = self.adapter(read, own_places, own_cache, before)[:, unread.shape[1] :]
-        logits = self.head(outputs[0]).float()
-        chances, tokens = logits.softmax(-1).topk(best, dim=-1)
-        return Drafted(exits, outputs, logits, tokens, chances)
 
 
 def can_copy(target: Decoder, quantize: str) -> bool:

@@ -3,68 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from bench.config import TrainConfig, setting
-from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
-from bench.engine import MAX_DRAFTS
-
-STOPS = ("gain", "threshold")
+from bench.config import ChainTraining, setting
+from bench.drafting.knobs import DRAFT_WEIGHTS
+from bench.drafting.level_knobs import LevelConfig
 
 
 @dataclass(frozen=True)
-class KangarooConfig:
+class KangarooConfig(LevelConfig):
     """Kangaroo's knobs. Defaults are stored with the weights, else the paper's."""
 
-    exit_layer: int = setting(0, "layers of the draft model; 0: those of the adapter")
-    gamma: int = setting(0, "most drafts in a row; 0: as stored with the adapter, else 6")
-    beam: int = setting(0, "most drafts per level: 1 is a chain, more a tree; 0: as stored with the adapter, else 1")
-    nodes: int = setting(24, "most drafts in a step")
-    drafts: str = setting(
-        "",
-        "when sampling: sampled, drafts are drawn (chains only); top, the most probable; default: sampled for a chain",
-    )
-    stop: str = setting(
-        "",
-        "when to stop drafting: threshold, once a draft's probability is below it (the paper's rule); "
-        "gain, once one more draft is expected to cost more than it gains on this device; default: threshold if "
-        "one is given, else as stored with the adapter",
-    )
-    threshold: float = setting(-1.0, "that probability; 0: never stop; -1: as stored with the adapter, else 0.6")
-    draft_vocab: int = setting(
-        -1,
-        "draft from the n most frequent tokens only (FR-Spec, arXiv 2502.14856); 0: from all; -1: as "
-        "stored with the adapter",
-    )
+    name: ClassVar[str] = "kangaroo"
+    defaults: ClassVar[dict[str, Any]] = {"gamma": 6, "beam": 1, "stop": "threshold", "threshold": 0.6}
+
     draft_weights: str = setting("q8", DRAFT_WEIGHTS + "; q8 drafts with a copy of the exit layers, too")
-    weights: str = setting(
-        "",
-        "folder or Hugging Face id of the adapter; default: the one packaged for the model; paper: the "
-        "packaged one that is built and trained as published",
-    )
-    costs: str = setting("", f"for stop=gain: {COSTS}")
+    exit_layer: int = setting(0, "layers of the draft model; 0: those of the adapter")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.exit_layer < 0:
             raise ValueError(f"exit_layer={self.exit_layer} must not be negative")
-        check_knobs(self.draft_vocab, self.drafts, self.costs, self.draft_weights)
-        for name in ("gamma", "beam"):
-            if not 0 <= (value := getattr(self, name)) <= MAX_DRAFTS:
-                raise ValueError(
-                    f"{name}={value} must be at least 1 and at most {MAX_DRAFTS} (0: as stored with the adapter)"
-                )
-        if not 1 <= self.nodes <= MAX_DRAFTS:
-            raise ValueError(f"nodes={self.nodes} must be in 1..{MAX_DRAFTS}")
-        if self.drafts == "sampled" and self.beam > 1:
-            raise ValueError("drafts=sampled is for a chain (beam=1): a beam keeps the most probable paths")
-        if self.threshold != -1 and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must be in [0, 1]")
-        if self.stop and self.stop not in STOPS:
-            raise ValueError(f"stop={self.stop} must be {' or '.join(STOPS)}")
-
-    def check_files(self, model: str) -> None:
-        """Raise UserError if there are no weights."""
-        check_folder("kangaroo", self.weights, model)
 
 
 Config = KangarooConfig
@@ -93,9 +52,10 @@ presets: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class KangarooTraining(TrainConfig):
+class KangarooTraining(ChainTraining):
     """How to train a Kangaroo adapter."""
 
+    exit_layer: int = setting(2, "layers of the draft model", metavar="N", bounds=(1, 1000))
     architecture: str = setting(
         "feedback",
         "feedback: the adapter also reads the target's final state one position before; paper: attention only, as "
@@ -109,10 +69,6 @@ class KangarooTraining(TrainConfig):
         metavar="N",
         bounds=(0, 1_000_000),
     )
-    unroll: int = setting(
-        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
-    )
-    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
     @property
     def form(self) -> str:

@@ -1,6 +1,6 @@
 """What every method promises, asked of every method that `methods.names()` finds: a new file inherits these tests.
 
-Weights of a method that is trained, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
+Weights of a method that has any, and the knobs to test it with, come from `tests/methods/tiny_weights/NAME.py`: its
 `write(folder, hf_model, **options)` and `variants(write)`. A method without weights is tested with each of its presets.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import itertools
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +25,14 @@ from tests.own_answers import write_conversations
 
 LIMITS = (1, 2, 7, 40)
 KINDS = ("tied", "qwen3")
-WITH_WEIGHTS = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "tiny_weights").glob("*.py"))
+
+
+def module_of(name: str) -> str:
+    """The module that writes a method's weights, if it has any."""
+    return f"tests.methods.tiny_weights.{name.replace('-', '_')}"
+
+
+WEIGHTED = [name for name in methods.names() if importlib.util.find_spec(module_of(name))]
 
 
 @pytest.fixture(params=KINDS)
@@ -57,8 +64,8 @@ def build(setting, tiny_weights):
         asked = [{}, *method.presets.values()]
         if "decontaminate" in {knob for knob, *_ in methods.knobs(method)}:
             asked = [knobs | {"decontaminate": "mini"} for knobs in asked]
-        if name in WITH_WEIGHTS:
-            tiny = importlib.import_module(f"tests.methods.tiny_weights.{name.replace('-', '_')}")
+        if name in WEIGHTED:
+            tiny = importlib.import_module(module_of(name))
             asked = tiny.variants(functools.partial(tiny_weights, name, model))
         extra = [checkpoint] if issubclass(method, Peer) else []
         return [method(decoder, method.Config(**knobs), *extra) for knobs in asked]
@@ -144,7 +151,7 @@ def test_times_are_taken_apart(name, build, random_ids):
         assert sum(step.draft_s for step in answer.steps) <= answer.decode_s
 
 
-@pytest.mark.parametrize("speculative", WITH_WEIGHTS)
+@pytest.mark.parametrize("speculative", WEIGHTED)
 def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, setting, random_ids):
     """Otherwise the tests above would show little."""
     accepted = set()
@@ -154,7 +161,10 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, sett
     assert {0, 1, 2, 3} <= accepted
 
 
-@pytest.mark.parametrize(("speculative", "variant"), [("kangaroo", 4), ("medusa", 1), ("medusa", 2)])
+@pytest.mark.parametrize(
+    ("speculative", "variant"),
+    [("kangaroo", 4), ("medusa", 1), ("medusa", 2), ("eagle", 1), ("eagle", 3), ("hydra", 1)],
+)
 def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, build, setting, random_ids, monkeypatch):
     """Otherwise the cache would never have been moved."""
     method = build(speculative)[variant]

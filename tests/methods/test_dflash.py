@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 import methods
 from bench.drafting.knobs import Costs
 from bench.drafting.loop import decode, open_sequence
-from bench.drafting.pace import BlockRule
 from bench.drafting.sampling import Sampler
+from bench.drafting.stopping import BlockRule
 from bench.errors import UserError
 from bench.models import checkpoints
 from methods.dflash.method import DFlash, DFlashConfig

@@ -33,6 +33,9 @@ from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
 from methods.dflash.method import DFlash, DFlashConfig
 from methods.dspark.method import DSpark, DSparkConfig
+from methods.eagle.method import Eagle, EagleConfig
+from methods.eagle3.method import Eagle3, Eagle3Config
+from methods.hydra.method import Hydra, HydraConfig
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.lookahead.method import Lookahead, LookaheadConfig
@@ -61,7 +64,7 @@ class Target:
     guesses: dict[tuple[int, ...], torch.Tensor]  # imperfect distributions there, to draft from
     adapter: Callable[..., Path]  # (hf_model, options) -> the folder of a Kangaroo adapter
     heads: Callable[..., Path]  # ... of Medusa heads
-    weights: Callable[..., Path]  # (method's name, hf_model, options) -> ... of any method
+    weights: Callable[..., Path]  # (method's name, hf_model, options) -> the folder of its weights
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,21 @@ def medusa(target: Target, **knobs: Any) -> Medusa:
     return Medusa(target.decoder, MedusaConfig(weights=str(folder), **knobs))
 
 
+def eagle(target: Target, **knobs: Any) -> Eagle:
+    folder = target.weights("eagle", target.model, useful=False, ranking=[3, 0, 1, 4, 2])
+    return Eagle(target.decoder, EagleConfig(weights=str(folder), **{"gamma": 2, "threshold": 0.0, **knobs}))
+
+
+def eagle3(target: Target, **knobs: Any) -> Eagle3:
+    folder = target.weights("eagle3", target.model, useful=False, changes={"taps": [0, 1, 2]})
+    return Eagle3(target.decoder, Eagle3Config(weights=str(folder), gamma=2, threshold=0.0, **knobs))
+
+
+def hydra(target: Target, **knobs: Any) -> Hydra:
+    folder = target.weights("hydra", target.model, heads=2)
+    return Hydra(target.decoder, HydraConfig(weights=str(folder), **knobs))
+
+
 def composed(target: Target, *members: Callable[[Target], Member]) -> Composition:
     return Composition(target.decoder, CompositionConfig(tuple(member(target) for member in members)))
 
@@ -188,6 +206,8 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
+    "hydra, chain": lambda target: hydra(target, tree="chain"),
+    "hydra, tree": lambda target: hydra(target, tree="0/1/2/0-0/0-1/1-0"),
     "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2, stop="never")),
     "prompt lookup, by worth": lambda target: PLD(target.decoder, PLDConfig(costs=FREE)),
     "automaton": lambda target: SAM(target.decoder, SAMConfig(tokens=2, stop="never")),
@@ -212,6 +232,12 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
         target, "dspark", stop="threshold", threshold=0.4, drafts="sampled"
     ),
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
+    "eagle, chain, drawn": lambda target: eagle(target, beam=1, draft_vocab=4),
+    "eagle, tree": lambda target: eagle(target, beam=3),
+    "eagle, static tree": lambda target: eagle(target, tree="0/1/2/0-0/0-1/1-0", threshold=-1.0),
+    "eagle, best of all": lambda target: eagle(target, tree="best", beam=3, nodes=8, threshold=-1.0),
+    "eagle3, chain, drawn": lambda target: eagle3(target, beam=1),
+    "eagle3, tree": lambda target: eagle3(target, beam=3),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 # Drafts that a step accepts at least once; of other methods two as well.

@@ -14,11 +14,11 @@ from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft
 from bench.drafting.tree_choice import MISS, RankRecord, choose_tree, predict
+from bench.drafting.tree_files import read_tree
 from bench.errors import UserError
 from methods.kangaroo.adapter import Adapter, AdapterConfig
 from methods.medusa.heads import Heads, HeadsConfig, load_heads, save_heads
 from methods.medusa.method import PUBLISHED, Medusa, MedusaConfig
-from methods.medusa.tree_files import read_tree
 
 NEVER = frozenset()
 
@@ -119,7 +119,7 @@ def test_a_cut_vocabulary_drafts_only_its_tokens(medusa, random_ids):
         prompt = random_ids(9, seed=8)
         assert set(proposal(cut, prompt).tokens) <= set(ranking[:30])
         opened = open_sequence(whole, prompt)
-        scores = whole.fast(whole._input(opened.notes, opened.context[-1]))[0]
+        scores = whole.fast(whole._input(opened.notes.state, opened.context[-1]))[0]
         found = scores[list(proposal(cut, prompt).tokens)]
         torch.testing.assert_close(found, scores[60:90].topk(4).values)
 

@@ -386,7 +386,7 @@ def test_weights_are_trained_once_a_value_and_not_again(trained, setting, capsys
     grid = ("--grid", "train.exit_layer=1,3", "--grid", "gamma=1,2", "--grid", "train.draft_vocab=0")
     assert trained(*grid) == 0
     assert trained.fits == [1, 3]
-    assert trained.passes == [[1, 3]]  # one pass of the target for both
+    assert trained.passes == [["final", 1, 3]]  # one pass of the target for both
     run, rows = read_run(setting.out), rows_of(setting.out)
     for row in rows:
         config = run.methods[row["label"]].config

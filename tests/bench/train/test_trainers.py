@@ -65,9 +65,13 @@ class LensTrainer(Trainer):
         super().__init__(target, config, *given)
         self.module = torch.nn.Linear(target.config.hidden, target.config.hidden)
 
+    @classmethod
+    def taps(cls, config, target):
+        return (1,)
+
     def loss(self, indices):
         batch = self.found.batch(indices)
-        logits = self.module(batch.exit_states * self.config.scale)[batch.taught] @ self.head.T
+        logits = self.module(batch.taps[1] * self.config.scale)[batch.taught] @ self.head.T
         return F.cross_entropy(logits, batch.tokens.roll(-1, 1)[batch.taught].long())
 
     def scores(self, indices):

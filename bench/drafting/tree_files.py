@@ -1,4 +1,4 @@
-"""Static trees of drafts as `tree=` takes them: by name, in a JSON file, or spelled out as rank paths."""
+"""Static trees of drafts by heads, as `tree=` takes them: by name, in a JSON file, or spelled out as rank paths."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from bench.typed_json import decode
 
 TREES = Path(__file__).parent / "trees"
 PUBLISHED = "mc_sim_7b_63"
+_NAME = re.compile(r"\w+")
+CHAIN = "chain"  # the first choice of every head
 NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _SPELLED = re.compile(r"[0-9]+(-[0-9]+)*(/[0-9]+(-[0-9]+)*)*")
 _SHOWN_CHARS = 80
@@ -34,8 +36,8 @@ class _TreeFile:
     source: str = ""
 
 
-def read_tree(asked: str) -> list[RankPath]:
-    """Return the rank paths of a tree.
+def read_tree(asked: str, names: str = "chain, auto") -> list[RankPath]:
+    """Return the rank paths of a tree. `names`: what else the knob takes, for messages.
 
     Raises:
         ValueError: no such tree, or not a tree of 1 to MAX_DRAFTS drafts.
@@ -50,7 +52,7 @@ def read_tree(asked: str) -> list[RankPath]:
     except (OSError, UserError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"tree={shown} is neither chain, auto, {NO_DRAFTS}, {PUBLISHED}, rank paths such as 0/0-0/1, nor a JSON "
+            f"tree={shown} is neither {names}, {NO_DRAFTS}, {PUBLISHED}, rank paths such as 0/0-0/1, nor a JSON "
             f"file that can be read ({reason})"
         ) from error
     except ValueError as error:
@@ -66,9 +68,25 @@ def _nodes(asked: str) -> Sequence[Sequence[int]]:
     """Decode the nodes, wherever they are."""
     if _SPELLED.fullmatch(asked):
         return decode(_Nodes, f"[[{asked.replace('-', ',').replace('/', '],[')}]]")
-    path = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
+    named = TREES / f"{asked}.json"
+    path = named if _NAME.fullmatch(asked) and named.is_file() else user_path(asked)
     text = read_bounded(path)
     return decode(_TreeFile, text).nodes if text.lstrip().startswith(b"{") else decode(_Nodes, text)
+
+
+def paths_for(asked: str, heads: int) -> list[RankPath]:
+    """Return the rank paths of a tree or of the chain; the published tree is cut to the number of heads."""
+    if asked == CHAIN:
+        return chain_paths(heads)
+    return [path for path in read_tree(asked) if asked != PUBLISHED or len(path) <= heads]
+
+
+def check_fits(asked: str, paths: Sequence[RankPath], heads: int, tokens: int) -> None:
+    """Raise UserError if a tree is too deep for the heads or has a rank beyond the tokens that they rank."""
+    if (rank := max(map(max, paths), default=0)) >= tokens:
+        raise UserError(f"tree={asked} has rank {rank}, but heads rank {tokens} tokens: take a smaller one")
+    if (depth := max(map(len, paths), default=0)) > heads:
+        raise UserError(f"tree={asked} is {depth} drafts deep, but only {heads} heads draft: take a shallower one")
 
 
 def chain_paths(length: int) -> list[RankPath]:

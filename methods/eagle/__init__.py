@@ -1,0 +1,1 @@
+"""EAGLE: a decoder layer that continues the target's own features."""
