@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
@@ -27,7 +28,7 @@ from bench.report.model import Code, Table, table  # noqa: E402
 RUN = Path("results/reference/smollm2-135m-instruct-cpu")  # in the repository: the run that the tables show
 PAGE = Path("docs/methods.md")
 BEGIN, END = "<!-- tables: scripts/methods_table.py -->", "<!-- /tables -->"
-_PAPER = re.compile(r" \(([^()]+), (?:arXiv ([\d.]+)|(github\.com/[^)]+))\)")  # in the first line of a docstring
+_PAPER = re.compile(r" \(([^()]*(?:arXiv|github\.com)[^()]*)\)")  # in the first line of a docstring
 
 
 def page_with_tables(page: str, run_dir: Path) -> str:
@@ -66,39 +67,48 @@ def _methods(summary: Summary) -> Table:
 
 
 def _row(name: str, summary: Summary) -> Iterator[str]:
+    knobs = {knob: default for knob, default, _ in methods.knobs(methods.declared(name))}
     title = methods.about(name).partition("\n")[0]
-    paper = _PAPER.search(title)
     yield f"[{name}]({page})" if (page := _page(name)) else Code(name)
     yield _PAPER.sub("", title).rstrip(".")
     yield methods.load(name).family or UNDEFINED
-    yield _needs(name)
+    yield _needs(name, knobs)
     measured = [label for label in summary.methods if label.partition(":")[0] == name and "+" not in label]
-    unknown = UNDEFINED if methods.training_module(name) else "0"
+    unknown = UNDEFINED if "weights" in knobs else "0"
     yield count(summary.methods[min(measured, key=len)].extra_parameters) if measured else unknown
-    if paper is None:
-        yield UNDEFINED
-    else:
-        who, arxiv, address = paper.groups()
-        yield f"[{who}](https://{address or f'arxiv.org/abs/{arxiv}'})"
+    yield _source(title)
 
 
 def _page(name: str) -> str:
-    """Return where the documentation describes a method."""
+    """Return where the documentation describes a method: a page with its name in the title, or a section of one."""
     folder = ROOT / PAGE.with_suffix("")
-    if (folder / f"{name}.md").exists():
-        return f"{folder.name}/{name}.md"
-    shared = (path for path in sorted(folder.glob("*.md")) if f"\n## {name}\n" in path.read_text(encoding="utf-8"))
-    return next((f"{folder.name}/{path.name}#{name}" for path in shared), "")
+    for path in sorted(folder.glob("*.md")):
+        title, _, text = path.read_text(encoding="utf-8").partition("\n")
+        if name in title.removeprefix("# ").split(", "):
+            return f"{folder.name}/{path.name}"
+        if f"\n## {name}\n" in text:
+            return f"{folder.name}/{path.name}#{name}"
+    return ""
 
 
-def _needs(name: str) -> str:
-    knobs = {knob: default for knob, default, _ in methods.knobs(methods.declared(name))}
-    found = ["training"] if methods.training_module(name) else []
+def _needs(name: str, knobs: Mapping[str, Any]) -> str:
+    found = ["training"] if methods.training_module(name) else ["published weights"] if "weights" in knobs else []
     if "corpus" in knobs:
         found.append("a corpus" if knobs["corpus"] else "optionally a corpus")
     if "memory" in knobs:
         found.append("optionally memory of the run")
     return ", ".join(found) or "nothing"
+
+
+def _source(title: str) -> str:
+    """Return authors and links of what the first line of a docstring cites."""
+    found = _PAPER.search(title)
+    if found is None:
+        return UNDEFINED
+    who = re.split(r"(?:, )?(?:arXiv|github\.com)", found[1])[0]
+    links = [f"[{number}](https://arxiv.org/abs/{number})" for number in re.findall(r"\d{4}\.\d{5}", found[1])]
+    links += [f"[{path}](https://github.com/{path})" for path in re.findall(r"github\.com/(\S+)", found[1])]
+    return ", ".join(filter(None, [who, *links]))
 
 
 def _gain(cell: Cell) -> str:

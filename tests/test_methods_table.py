@@ -30,7 +30,7 @@ def test_every_method_has_its_needs_and_its_paper():
     shown = {re.sub(r"\[([\w-]+)\].*", r"\1", row[0]): row for row in made if len(row) == 6}
     assert set(shown) == {"method", ":---", *(name for name in methods.built_in() if not methods.is_peer(name))}
     assert shown["medusa"][2:4] == ["heads", "training"]
-    assert shown["medusa"][5] == "[Cai et al.](https://arxiv.org/abs/2401.10774)"
+    assert shown["medusa"][5] == "Cai et al., [2401.10774](https://arxiv.org/abs/2401.10774)"
     assert shown["rest"][3] == "a corpus"
     assert shown["sam"][3] == "optionally a corpus"
     assert shown["suffix"][3] == "optionally memory of the run"
@@ -39,7 +39,7 @@ def test_every_method_has_its_needs_and_its_paper():
         "text",
         "nothing",
         "0",
-        "[Saxena, 2023](https://github.com/apoorvumang/prompt-lookup-decoding)",
+        "Saxena, 2023, [apoorvumang/prompt-lookup-decoding](https://github.com/apoorvumang/prompt-lookup-decoding)",
     ]
     assert shown["suffix"][0] == "[suffix](methods/text.md#suffix)"
     assert [name for name, row in shown.items() if row[5] == "-"] == ["ngram", "vanilla"]
