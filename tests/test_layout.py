@@ -24,6 +24,7 @@ FLOORS = (
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
 KNOWN: set[tuple[str, str]] = set()
+FAMILIES = {"methods.eagle3": {"methods.eagle"}}  # versions of one method, which share their parts
 # Methods whose names are words, or abbreviations of the field: where these are used, nobody means the method.
 WORDS = {"ngram", "suffix", "rest", "sam"}
 # What may name a method under `bench`: examples in the help of commands, and these.
@@ -77,13 +78,10 @@ def test_imports_run_one_way():
     assert upwards == KNOWN
 
 
-VERSIONS = {"methods.eagle3": "methods.eagle"}  # built on the network and the training of an earlier version
-
-
 def test_methods_do_not_know_each_other():
     for module, path in sources("methods").items():
         own = ".".join(module.split(".")[:2])
-        known = tuple(f"{name}." for name in (own, VERSIONS.get(own, own)))
+        known = tuple(f"{name}." for name in {own} | FAMILIES.get(own, set()))
         others = {name for name in imports(path) if name.startswith("methods.") and not f"{name}.".startswith(known)}
         assert not others, module
 

@@ -99,7 +99,7 @@ def _carry_out(planned: Plan) -> int:
 
     if planned.resumed is None:
         settings, warnings = on_free_cores(planned.config)
-        planned = dataclasses.replace(planned, config=settings, warnings=tuple(warnings))
+        planned = dataclasses.replace(planned, config=settings, warnings=(*planned.warnings, *warnings))
     left = runner.carry_out(planned, say)
     record, folder = left.record, left.folder
     if not left.turns:

@@ -18,6 +18,7 @@ class LevelConfig:
 
     name: ClassVar[str]
     defaults: ClassVar[dict[str, Any]]  # gamma, beam, stop, threshold
+    as_chain: ClassVar[dict[str, Any]] = {}  # what the knobs of a chain are besides beam=1
 
     gamma: int = setting(0, "most drafts in a row; 0: as stored with the weights, else 6")
     beam: int = setting(0, "most drafts per level: 1 is a chain, more a tree; 0: as stored with the weights")

@@ -191,7 +191,7 @@ class LevelMethod(SpeculativeMethod):
 
     def probing(self, windows: int) -> tuple[LevelConfig, int]:
         """Return a chain that never stops early."""
-        chain: dict[str, Any] = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": ""}
+        chain = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": "", **self.config.as_chain}
         return replace(self.config, **chain, stop="threshold", threshold=0.0, costs=""), windows
 
     @property
@@ -232,12 +232,12 @@ class LevelMethod(SpeculativeMethod):
         exits: list[Tensor] = []  # inputs of the levels that were read
         outputs: Tensor | None = None
         rule.begin()
-        while len(exits) < min(self.config.gamma, budget) and len(tokens) < self.config.nodes and rule.goes_on():
+        while len(exits) < min(self.config.gamma, budget) and (most := self.most(len(tokens))) > 0 and rule.goes_on():
             drafted = self._read(sequence, newest, level, parents, outputs)
             exits.append(drafted.exits)
             outputs = drafted.outputs
             candidates = self._candidates(drafted, level, sequence.sampler)
-            kept = rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))
+            kept = rule.keep(candidates, most)
             if not kept:
                 break
             first = len(tokens)
@@ -257,8 +257,12 @@ class LevelMethod(SpeculativeMethod):
             exits.append(self._shallow(sequence, newest, level, parents))
         return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)
 
+    def most(self, drafted: int) -> int:
+        """Return how many drafts a level may have after so many."""
+        return min(self.config.beam, self.config.nodes - drafted)
+
     def chosen(self, rule: Rule, draft: Draft) -> Draft:
-        """Return what is proposed after all levels were drafted: what the rule kept."""
+        """Return what is proposed after all levels were drafted; `draft`: what the rule kept."""
         return draft
 
     def _places(self, start: int, level: list[int], parents: list[int]) -> Places:

@@ -18,6 +18,7 @@ from bench.typed_json import decode
 
 TREES = Path(__file__).parent / "trees"
 PUBLISHED = "mc_sim_7b_63"
+_NAME = re.compile(r"\w+")
 CHAIN = "chain"  # the first choice of every head
 NO_DRAFTS = "none"  # the tree that is chosen where no draft pays
 _SPELLED = re.compile(r"[0-9]+(-[0-9]+)*(/[0-9]+(-[0-9]+)*)*")
@@ -67,7 +68,8 @@ def _nodes(asked: str) -> Sequence[Sequence[int]]:
     """Decode the nodes, wherever they are."""
     if _SPELLED.fullmatch(asked):
         return decode(_Nodes, f"[[{asked.replace('-', ',').replace('/', '],[')}]]")
-    path = TREES / f"{asked}.json" if asked == PUBLISHED else user_path(asked)
+    named = TREES / f"{asked}.json"
+    path = named if _NAME.fullmatch(asked) and named.is_file() else user_path(asked)
     text = read_bounded(path)
     return decode(_TreeFile, text).nodes if text.lstrip().startswith(b"{") else decode(_Nodes, text)
 

@@ -123,21 +123,35 @@ def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, lis
 
     """
     asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
-    chosen = variants(config)
-    model = shape or checkpoints.name_of(config.model, config.revision)
+    chosen = variants(config, shape)
+    model = _model_of(config, shape)
     for variant in chosen:
         variant.check_files(model)
     return asked, chosen
 
 
-def variants(config: RunConfig) -> list[methods.Variant]:
-    """Vanilla, the methods and the peers of a run, each once.
+def _model_of(config: RunConfig, shape: str | None) -> str:
+    return shape or checkpoints.name_of(config.model, config.revision)
+
+
+def left_out(config: RunConfig, shape: str | None = None) -> tuple[str, ...]:
+    """Which methods `all` leaves out as files that they need for the model are not there, a sentence each."""
+    if methods.ALL not in config.method:
+        return ()
+    model = _model_of(config, shape)
+    absent = (methods.missing(name, model) for name in methods.built_in() if not methods.is_peer(name))
+    return tuple(f"left out of {methods.ALL}: {reason}" for reason in absent if reason)
+
+
+def variants(config: RunConfig, shape: str | None = None) -> list[methods.Variant]:
+    """Vanilla, the methods and the peers of a run, each once; `shape`: as for `check`.
 
     Raises:
         UserError: unknown method or knob, or a method that is named as a peer.
 
     """
-    labels = dict.fromkeys([methods.BASELINE, *methods.expanded(config.method), *config.peers])
+    model = _model_of(config, shape) if methods.ALL in config.method else ""
+    labels = dict.fromkeys([methods.BASELINE, *methods.expanded(config.method, model), *config.peers])
     found = [methods.parse(label) for label in labels]
     for variant in found:
         if variant.label in config.peers and not variant.is_peer:
@@ -177,7 +191,7 @@ def make_plan(
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)
-    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep)
+    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep, left_out(config))
 
 
 @contextlib.contextmanager

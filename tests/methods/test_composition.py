@@ -18,12 +18,15 @@ COSTS = "costs=0.100/0.010/1:0.900/2:0.910/16:1.100/64:1.400/128:2.000"
 
 
 @pytest.fixture
-def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
+def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny_weights):
     """(hf_model, label -> the method on one decoder); drafts of kangaroo and medusa are often right."""
     config, model = tiny_model("tied", True)
     decoder = tiny_decoder(config, model, max_len=128)
     adapter, heads = f"weights={tiny_adapter(model)},threshold=0.2,gamma=3", f"weights={tiny_heads(model)},tree=0/1/0-0"
     spelled = {"kangaroo": f"kangaroo:{adapter}", "tree": f"kangaroo:{adapter},beam=2", "medusa": f"medusa:{heads}"}
+    spelled |= {
+        name: f"{name}:weights={tiny_weights(name, model)},threshold=0.2,gamma=3" for name in ("eagle", "eagle3")
+    }
     spelled |= {"pld": "pld:ngram=2,tokens=3,follow=3,least=1,stop=never", "vanilla": "vanilla"}
     spelled |= {"sam": "sam:paper,tokens=3", "suffix": "suffix:tree,tokens=3,least=1,stop=never"}
     spelled |= {name: f"{name}:{COSTS}" for name in ("recycling", "lookahead", "layer-skip")}
@@ -38,6 +41,7 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads):
 LABELS = ["pld+kangaroo", "kangaroo+pld", "pld+tree", "tree+pld", "pld+medusa", "medusa+pld", "pld+vanilla"]
 LABELS += ["pld+medusa+kangaroo", "sam+kangaroo", "suffix+medusa", "suffix+tree"]
 LABELS += ["pld+recycling", "pld+layer-skip", "recycling+kangaroo", "lookahead+recycling"]
+LABELS += ["pld+eagle", "eagle+pld", "pld+eagle3"]
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -53,7 +57,7 @@ def test_output_is_the_targets_and_every_member_drafts(label, scene, hf_greedy, 
     assert parts >= ({0, 1} if label.startswith(("pld", "sam", "suffix")) and "vanilla" not in label else {0})
 
 
-@pytest.mark.parametrize("label", ["pld+kangaroo", "pld+tree", "pld+medusa", "suffix+tree"])
+@pytest.mark.parametrize("label", ["pld+kangaroo", "pld+tree", "pld+medusa", "suffix+tree", "pld+eagle", "pld+eagle3"])
 def test_a_member_drafts_after_anothers_draft_as_if_it_were_alone(label, scene, random_ids, monkeypatch):
     """What it missed while the other drafted, it reads before it drafts again."""
     _, build = scene

@@ -161,7 +161,9 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, sett
     assert {0, 1, 2, 3} <= accepted
 
 
-@pytest.mark.parametrize(("speculative", "variant"), [("kangaroo", 4), ("medusa", 1), ("medusa", 2)])
+@pytest.mark.parametrize(
+    ("speculative", "variant"), [("kangaroo", 4), ("medusa", 1), ("medusa", 2), ("eagle", 1), ("eagle", 3)]
+)
 def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, build, setting, random_ids, monkeypatch):
     """Otherwise the cache would never have been moved."""
     method = build(speculative)[variant]

@@ -31,6 +31,8 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from methods.eagle.method import Eagle, EagleConfig
+from methods.eagle3.method import Eagle3, Eagle3Config
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.lookahead.method import Lookahead, LookaheadConfig
@@ -59,10 +61,11 @@ class Target:
     guesses: dict[tuple[int, ...], torch.Tensor]  # imperfect distributions there, to draft from
     adapter: Callable[..., Path]  # (hf_model, options) -> the folder of a Kangaroo adapter
     heads: Callable[..., Path]  # ... of Medusa heads
+    weights: Callable[..., Path]  # (method's name, hf_model, options) -> the folder of its weights
 
 
 @pytest.fixture(scope="module")
-def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
+def target(tiny_config, tiny_adapter, tiny_heads, tiny_weights) -> Target:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     config = tiny_config("vicuna", **sizes, num_attention_heads=2, num_key_value_heads=1)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
@@ -82,7 +85,7 @@ def target(tiny_config, tiny_adapter, tiny_heads) -> Target:
             logits |= {context: row.numpy() for context, row in zip(contexts, rows, strict=True)}
     # In float64 a tiny pass is the faster one: nothing is packed.
     decoder = Decoder.from_weights(config, model.state_dict().items(), dtype=torch.float64, max_len=16, name="tiny")
-    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads)
+    return Target(decoder, model, logits, guesses_from(logits), tiny_adapter, tiny_heads, tiny_weights)
 
 
 def guesses_from(logits: dict[tuple[int, ...], np.ndarray]) -> dict[tuple[int, ...], torch.Tensor]:
@@ -131,6 +134,16 @@ def kangaroo(target: Target, **knobs: Any) -> Kangaroo:
 def medusa(target: Target, **knobs: Any) -> Medusa:
     folder = target.heads(target.model, heads=2, useful=False, ranking=[3, 0, 1, 4, 2])
     return Medusa(target.decoder, MedusaConfig(weights=str(folder), **knobs))
+
+
+def eagle(target: Target, **knobs: Any) -> Eagle:
+    folder = target.weights("eagle", target.model, useful=False, ranking=[3, 0, 1, 4, 2])
+    return Eagle(target.decoder, EagleConfig(weights=str(folder), **{"gamma": 2, "threshold": 0.0, **knobs}))
+
+
+def eagle3(target: Target, **knobs: Any) -> Eagle3:
+    folder = target.weights("eagle3", target.model, useful=False, changes={"taps": [0, 1, 2]})
+    return Eagle3(target.decoder, Eagle3Config(weights=str(folder), gamma=2, threshold=0.0, **knobs))
 
 
 def composed(target: Target, *members: Callable[[Target], Member]) -> Composition:
@@ -193,6 +206,12 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "lookahead, all guesses": lambda target: lookahead(target, window=2, guesses=2, stop="never"),
     "layer-skip, drawn": lambda target: layer_skip(target, stop="threshold"),
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
+    "eagle, chain, drawn": lambda target: eagle(target, beam=1, draft_vocab=4),
+    "eagle, tree": lambda target: eagle(target, beam=3),
+    "eagle, static tree": lambda target: eagle(target, tree="0/1/2/0-0/0-1/1-0", threshold=-1.0),
+    "eagle, best of all": lambda target: eagle(target, tree="best", beam=3, nodes=8, threshold=-1.0),
+    "eagle3, chain, drawn": lambda target: eagle3(target, beam=1),
+    "eagle3, tree": lambda target: eagle3(target, beam=3),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 # Drafts that a step accepts at least once; of other methods two as well.

@@ -97,11 +97,13 @@ def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_d
         ("feedback", {"threshold": 0.0, "gamma": 3}),
         ("feedback", {"threshold": 0.0, "gamma": 3, "beam": 3}),
         ("medusa", {"tree": "0/1/0-0/1-0"}),
+        ("eagle", {"threshold": 0.0, "gamma": 3}),
+        ("eagle3", {"threshold": 0.0, "gamma": 3, "beam": 1}),
     ],
-    ids=["vanilla", "kangaroo", "kangaroo-tree", "feedback", "feedback-tree", "medusa"],
+    ids=["vanilla", "kangaroo", "kangaroo-tree", "feedback", "feedback-tree", "medusa", "eagle", "eagle3"],
 )
 def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_captured(
-    name, knobs, recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, hf_greedy, random_ids
+    name, knobs, recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny_weights, hf_greedy, random_ids
 ):
     config, model = tiny_model("tied", faint=True)
     d = model.config.hidden_size
@@ -111,6 +113,8 @@ def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_cap
         "kangaroo": lambda: tiny_adapter(model),
         "feedback": lambda: tiny_adapter(model, **feedback),
         "medusa": lambda: tiny_heads(model),
+        "eagle": lambda: tiny_weights("eagle", model),
+        "eagle3": lambda: tiny_weights("eagle3", model),
     }
     given = {"weights": str(weights[name]())} if name in weights else {}
     made = methods.load("kangaroo" if name == "feedback" else name)
@@ -121,7 +125,7 @@ def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_cap
     assert answer.token_ids == hf_greedy(model, prompt, 50)
     before = len(recorded)
     assert before
-    if "kangaroo" in made.__name__.lower():
+    if name not in ("vanilla", "medusa"):
         assert method.caches[0].captured
     again = decode(method, prompt, 50, frozenset())
     assert len(recorded) == before  # everything was there

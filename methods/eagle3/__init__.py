@@ -1,0 +1,1 @@
+"""EAGLE-3: EAGLE's head on states after several layers."""
