@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import ChainTraining, setting
+from bench.config import ChainTraining
 from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
 from bench.train.chains import Chain, ChainTrainer
@@ -19,29 +18,12 @@ from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, ridge_regression
 from methods.eagle.head import Head, HeadConfig, save_head
+from methods.eagle.knobs import EagleTraining
 
 # As published (arXiv 2401.15077, section 4.2): loss = SmoothL1 of features + 0.1 cross-entropy, on features with noise
 # from U(-0.1, 0.1).
 _OF_ENTROPY = 0.1
 _NOISE = 0.1
-
-
-@dataclass(frozen=True)
-class EagleTraining(ChainTraining):
-    """How to train an EAGLE head."""
-
-    architecture: str = setting(
-        "normed",
-        "normed: a Llama layer with all of its norms, trained on the target's distributions; paper: without a norm "
-        "before and after, trained to copy the features, as published",
-        choices=("normed", "paper"),
-    )
-    batch: int = setting(8, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
-
-    @property
-    def form(self) -> str:
-        """The architecture; "" for ours."""
-        return "" if self.architecture == "normed" else self.architecture
 
 
 class HeadTrainer(ChainTrainer):
@@ -126,8 +108,9 @@ class HeadTrainer(ChainTrainer):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the head with its ranking and calibration."""
-        save_head(folder, self.network, Stored(self.ranking, self.calibrate(self.held_out), {}))
+        """Write the head with its ranking, calibration and default knobs: a published form has none but the paper's."""
+        knobs = {} if self.is_paper else {"stop": "gain"}
+        save_head(folder, self.network, Stored(self.ranking, self.calibrate(self.held_out), knobs))
 
     def describe(self) -> str:
         """Return the head's form."""
