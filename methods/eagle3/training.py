@@ -22,6 +22,7 @@ class Head3Trainer(HeadTrainer):
     unroll_from = 0.0
     only_after_hits = False
     decay = 0.8
+    loss_text = f"{HeadTrainer.loss_text}, the w-th draft of a chain (from 0) weighted {decay}^w"
 
     @classmethod
     def taps(cls, config: Eagle3Training, target: Decoder) -> tuple[int, ...]:

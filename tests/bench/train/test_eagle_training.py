@@ -93,6 +93,7 @@ def test_trained_heads_run_losslessly_and_draft(method, flags, setting, monkeypa
     card = (out / "README.md").read_text()
     assert ("SmoothL1 of features + 0.1 soft cross-entropy" in card) == bool(flags)
     assert ("states after 1, 2 layers" in card) == (method == "eagle3")
+    assert ("(from 0) weighted 0.8^w" in card) == (method == "eagle3")
     drafts = ("stop=threshold,threshold=0,beam=1", "stop=threshold,threshold=0", "tree=best,gamma=3,beam=3,nodes=8")
     labels = [f"{method}:weights={out},{knobs}" for knobs in drafts]
     asked = [flag for label in labels for flag in ("--method", label)]
