@@ -244,6 +244,18 @@ class TrainConfig(Writing, Collecting):
         metavar="N",
         bounds=_TRAIN_TOKENS,
     )
+    precision: str = setting(
+        "auto",
+        "of products, in the training and in the passes that compute the target's states: float32 or bfloat16; auto: "
+        "bfloat16 where the processor multiplies it several times as fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    longest: int = setting(
+        0,
+        "leave out conversations of more tokens, prompts included: their states cost the most; 0: none",
+        metavar="N",
+        bounds=(0, MANY),
+    )
     epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
     batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
     learning_rate: float = setting(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.train import prompts
+from bench.train.entropy import soft_cross_entropy
 from bench.train.loop import Batch
 from bench.train.training import Trainer, count_by_kind, shares_by_kind
 
@@ -126,11 +127,6 @@ class ChainTrainer(Trainer):
                 right.append(chain.hit.float().cpu())
                 last = torch.zeros_like(last).masked_scatter(chain.live, confidence)
         return Calibration(monotone(confident, right), monotone(before, following))
-
-
-def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return -sum p log q, summed over m rows; both [m, V']."""
-    return F.cross_entropy(logits, teacher_logits.softmax(-1), reduction="sum")
 
 
 def monotone(confidences: Sequence[Tensor], outcomes: Sequence[Tensor]) -> tuple[float, ...]:

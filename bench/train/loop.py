@@ -19,7 +19,9 @@ from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
 from bench.train.tensor_cache import keep, load
 
-_CHUNK = 16  # conversations in a forward pass of the target and in a file of the cache
+_CHUNK = 16  # conversations in a file of the cache
+_POSITIONS = 2048  # most, with padding, in a forward pass of the target
+_SORTED = 32  # batches whose conversations are sorted by length together
 _FINAL: Literal["final"] = "final"
 _Layer = int | Literal["final"]  # layers run
 
@@ -140,16 +142,35 @@ def _file(folder: Path, layer: _Layer, first: int, end: int) -> Path:
 
 def _states(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
     """Return states after so many layers, or post-norm final ones, of conversations: [sum of lengths, d] on the CPU."""
+    found: dict[int, dict[_Layer, Tensor]] = {}
+    for group in _alike(rows):
+        together = _states_together(target, [rows[i] for i in group], layers)
+        for row, i in enumerate(group):
+            found[i] = {layer: states[row, : len(rows[i])] for layer, states in together.items()}
+    return {layer: torch.cat([found[i][layer] for i in range(len(rows))]) for layer in layers}
+
+
+def _alike(rows: Sequence[Tensor]) -> list[list[int]]:
+    """Group rows of similar lengths, as padding costs as much as tokens."""
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if groups[-1] and (len(groups[-1]) + 1) * len(rows[i]) > _POSITIONS:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _states_together(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
+    """Return the same of conversations in one forward pass: [B, n, d], padded at the end."""
     tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # attention is causal: padding has no effect
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
-    inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     states, below = target.embed(tokens), 0
     made: dict[_Layer, Tensor] = {}
     for layer in sorted(layer for layer in layers if layer != _FINAL):
         states = target.run_layers(states, 0, cache, below, layer)
-        made[layer], below = states.cpu()[inside], layer
+        made[layer], below = states.cpu(), layer
     if _FINAL in layers:
-        made[_FINAL] = target.final_norm(target.run_layers(states, 0, cache, below)).cpu()[inside]
+        made[_FINAL] = target.final_norm(target.run_layers(states, 0, cache, below)).cpu()
     return made
 
 
@@ -188,19 +209,27 @@ def fit(
     module: nn.Module,
     loss_of: Callable[[Sequence[int]], Tensor],
     indices: Sequence[int],
+    lengths: Tensor,
     schedule: Schedule,
     each_step: Callable[[int, float], Any] = lambda step, loss: None,
     each_epoch: Callable[[int], Any] = lambda epoch: None,
 ) -> None:
-    """Train `module` on conversations `indices`; `loss_of` returns the loss of a batch of them."""
+    """Train `module` on conversations `indices`, of all that `lengths` [N] tells of.
+
+    `loss_of` returns the loss of a batch of them.
+    """
     optimiser = torch.optim.AdamW(
-        module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+        module.parameters(),
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=schedule.weight_decay,
+        fused=True,
     )
     generator = torch.Generator().manual_seed(schedule.seed)
     total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
-        for batch in _batches(indices, schedule.batch, generator):
+        for batch in _batches(indices, lengths, schedule.batch, generator):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.learning_rate * _rate(step, total, schedule.warm_up)
             loss = loss_of(batch)
@@ -225,7 +254,11 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
 
 
-def _batches(indices: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    order = torch.randperm(len(indices), generator=generator).tolist()
-    for start in range(0, len(order), size):
-        yield [indices[i] for i in order[start : start + size]]
+def _batches(indices: Sequence[int], lengths: Tensor, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Yield all in random batches of similar lengths, as padding costs as much as tokens."""
+    order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size * _SORTED):
+        group = sorted(order[start : start + size * _SORTED], key=lambda i: int(lengths[i]))
+        batches += [group[first : first + size] for first in range(0, len(group), size)]
+    yield from (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())

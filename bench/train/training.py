@@ -26,10 +26,10 @@ from bench.files import cache_root, check_writable, user_path
 from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
-from bench.models.loading import Compute, Loaded, find, load, memory_errors
+from bench.models.loading import Compute, Loaded, find, load, load_decoder, memory_errors
 from bench.progress import Log
 from bench.questions import QuestionSet
-from bench.train import conversations, destination, loop, packed, prompts, weights
+from bench.train import conversations, destination, loop, packed, precision, prompts, weights
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
@@ -60,6 +60,7 @@ class Trainer(ABC):
     def __init__(self, target: Decoder, config: Any, found: Features, made: Conversations, ranking: Tensor):
         torch.manual_seed(config.seed)
         self.config, self.found, self.made, self.ranking, self.device = config, found, made, ranking, target.device
+        self.dtype = precision.chosen(config.precision, self.device)  # of products
         vocab = target.config.vocab
         size = config.draft_vocab or vocab
         self.draft_vocab = size if size < vocab else 0
@@ -93,10 +94,14 @@ class Trainer(ABC):
             bar.update(1)
             self.done = step / total
 
+        def loss(indices: Sequence[int]) -> Tensor:
+            with precision.products(self.dtype, self.device):
+                return self.loss(indices)
+
         self.done = 0.0
         total = loop.steps_of(len(self.train_on), schedule)
         with _bar(total, _TRAINING) as bar:
-            loop.fit(self.module, self.loss, self.train_on, schedule, after_step, after_epoch)
+            loop.fit(self.module, loss, self.train_on, self.found.lengths, schedule, after_step, after_epoch)
         return history
 
     @classmethod
@@ -176,9 +181,10 @@ def train(
 
     found = _found(config, loaded, log)
     made = _decontaminated(found, chat, sets)
+    dtype = precision.chosen(config.precision, target.device)
     with _bar(len(made.tokens), "computing states (tokens)") as bar:
-        folder, later = _features_folder(checkpoint, made), _taps_of(of, others, target)
-        features = loop.features(target, made, folder, taps, bar.update, later)
+        folder, later = _features_folder(checkpoint, made, dtype), _taps_of(of, others, target)
+        features = loop.features(_reader(loaded, dtype), made, folder, taps, bar.update, later)
 
     log("initialising the weights")
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
@@ -231,12 +237,22 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
     return files
 
 
-def _features_folder(checkpoint: Checkpoint, made: Conversations) -> Path:
+def _reader(loaded: Loaded, dtype: torch.dtype) -> Decoder:
+    """Return the target as it reads conversations: in float32 itself, else one whose products are `dtype`, by torch."""
+    target = loaded.target
+    if dtype == torch.float32:
+        return target
+    return load_decoder(loaded.checkpoint, target.device, dtype, max_len=target.max_len, layout="plain")
+
+
+def _features_folder(checkpoint: Checkpoint, made: Conversations, dtype: torch.dtype) -> Path:
     """Return where states are cached.
 
     The folder is named by the tokens, which differ from one data set or decontamination to the next.
     """
     name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}"
+    if dtype != torch.float32:
+        name += f"-{str(dtype).removeprefix('torch.')}"
     return cache_root() / "features" / name / made.digest()[:12]
 
 
@@ -262,6 +278,8 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     there = packed.load(model.checkpoint)
     is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
     made = there if is_enough else _written(config, model, there)
+    if config.longest:
+        made = made.keep((made.lengths <= config.longest).tolist())
     drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
     of = f" of the {made.answer_tokens:,}" if config.tokens else ""
     log(f"{drawn.answer_tokens:,}{of} answer tokens {'that come with the project' if is_enough else 'in the cache'}")

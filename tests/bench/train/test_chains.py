@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from bench.drafting.stopping import CALIBRATED_AT
-from bench.train.chains import monotone, soft_cross_entropy
-
-
-def test_soft_cross_entropy_is_the_sum_over_rows_of_minus_p_log_q():
-    generator = torch.Generator().manual_seed(0)
-    logits, teacher = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64) * 3
-    p, q = (x.exp() / x.exp().sum(-1, keepdim=True) for x in (teacher, logits))
-    assert float(soft_cross_entropy(logits, teacher)) == pytest.approx(-float((p * q.log()).sum()))
+from bench.train.chains import monotone
 
 
 def test_calibration_gives_the_true_rates():

@@ -79,6 +79,15 @@ def test_features_are_transformers_hidden_states(model, target, made, tmp_path, 
             torch.testing.assert_close(found.rows(chunks, i), states[layer][0], rtol=2e-3, atol=2e-3)
 
 
+def test_states_read_in_bfloat16_are_near_those_of_float32(model, tiny_decoder, target, made, tmp_path):
+    exact = features(target, made, tmp_path / "float32", [EXIT])
+    reader = tiny_decoder(*model, dtype=torch.bfloat16, layout="plain")
+    rounded = features(reader, made, tmp_path / "bfloat16", [EXIT])
+    for theirs, ours in ((exact.final_states, rounded.final_states), (exact.taps[EXIT], rounded.taps[EXIT])):
+        theirs, ours = torch.cat(list(theirs)).float(), torch.cat(list(ours)).float()
+        assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.05
+
+
 def test_a_batch_is_padded_with_what_nobody_is_taught(target, made, tmp_path):
     found = features(target, made, tmp_path, [EXIT])
     pick = [3, 0, 17]  # of both chunks
@@ -223,6 +232,19 @@ def regression():
     return module, lambda indices: ((module(x[list(indices)]) - y[list(indices)]) ** 2).mean()
 
 
+ALIKE = torch.full((10,), 7)  # lengths
+
+
+def test_batches_are_of_similar_lengths_in_random_order():
+    lengths = torch.randint(1, 100, (640,), generator=torch.Generator().manual_seed(3))
+    batches = list(loop._batches(range(640), lengths, 8, torch.Generator().manual_seed(0)))
+    assert sorted(i for batch in batches for i in batch) == list(range(640))
+    spreads = [int(lengths[batch].max() - lengths[batch].min()) for batch in batches]
+    assert max(spreads) < 15  # of 99
+    means = [float(lengths[batch].float().mean()) for batch in batches]
+    assert means != sorted(means)
+
+
 def test_fit_lowers_the_loss_and_sees_each_index_once_an_epoch():
     module, loss_of = regression()
     seen, losses, epochs = [], [], []
@@ -232,7 +254,7 @@ def test_fit_lowers_the_loss_and_sees_each_index_once_an_epoch():
         seen.append(list(indices))
         return loss_of(indices)
 
-    fit(module, watched, range(10), schedule, lambda step, loss: losses.append((step, loss)), epochs.append)
+    fit(module, watched, range(10), ALIKE, schedule, lambda step, loss: losses.append((step, loss)), epochs.append)
     assert [step for step, _ in losses] == list(range(1, steps_of(10, schedule) + 1)) == list(range(1, 91))
     assert epochs == list(range(1, 31))
     for i in range(0, 90, 3):
@@ -245,7 +267,7 @@ def test_fit_is_the_seeds():
     ends = []
     for seed in (1, 1, 2):
         module, loss_of = regression()
-        fit(module, loss_of, range(10), Schedule(2, 3, 0.1, seed))
+        fit(module, loss_of, range(10), ALIKE, Schedule(2, 3, 0.1, seed))
         ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
