@@ -102,10 +102,8 @@ class HeadTrainer(ChainTrainer):
         entropy = super().loss_of(chain, batch)
         if not self.is_paper:
             return entropy
-        width = chain.states.shape[-1]
-        return F.smooth_l1_loss(chain.states, batch.final_states[chain.live], reduction="sum") / width + (
-            _OF_ENTROPY * entropy
-        )
+        states, wanted = chain.states.float(), batch.final_states[chain.live]
+        return F.smooth_l1_loss(states, wanted, reduction="sum") / states.shape[-1] + _OF_ENTROPY * entropy
 
     def save(self, folder: Path) -> None:
         """Write the head with its ranking, calibration and default knobs: a published form has none but the paper's."""

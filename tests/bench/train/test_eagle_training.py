@@ -251,9 +251,10 @@ def test_eagle_3_unrolls_from_the_first_step_on(material, monkeypatch, form, ear
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_training_lowers_the_loss(material, form):
-    trainer = trainer_of(material, form, draft_vocab=40, epochs=8, learning_rate=5e-3)
+def test_training_lowers_the_loss(material, form, precision):
+    trainer = trainer_of(material, form, draft_vocab=40, epochs=8, learning_rate=5e-3, precision=precision)
     before = trainer.scores(trainer.train_on)
     history = trainer.fit()
     after = trainer.scores(trainer.train_on)
