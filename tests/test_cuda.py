@@ -62,7 +62,7 @@ def test_a_tree_as_wide_as_a_tree_may_be_is_captured(rows, tiny_model, tiny_deco
     assert decoder.graphs.reason == ""
 
 
-@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "kangaroo-tree", "medusa", "eagle", "eagle3"])
+@pytest.mark.parametrize("name", ["vanilla", "kangaroo", "kangaroo-tree", "medusa", "eagle", "eagle3", "hydra"])
 def test_answers_are_transformers_own(
     name, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny_weights, hf_greedy, random_ids
 ):
@@ -73,6 +73,7 @@ def test_answers_are_transformers_own(
         "kangaroo-tree": {"weights": str(tiny_adapter(model)), "threshold": 0.0, "gamma": 3, "beam": 3},
         "medusa": {"weights": str(tiny_heads(model)), "tree": "0/1/0-0/1-0"},
         "eagle": {"weights": str(tiny_weights("eagle", model)), "threshold": 0.0, "gamma": 3, "beam": 3},
+        "hydra": {"weights": str(tiny_weights("hydra", model))},
         "eagle3": {"weights": str(tiny_weights("eagle3", model)), "tree": "best", "beam": 3, "nodes": 8},
     }
     made = methods.load(name.partition("-")[0])

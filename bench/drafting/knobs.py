@@ -97,18 +97,22 @@ def check_knobs(draft_vocab: int, drafts: str, costs: str, draft_weights: str) -
         Costs.parse(costs)
 
 
-def find_folder(method: str, asked: str, model: str, files: Sequence[str]) -> Path:
+def find_folder(method: str, asked: str, model: str, files: Sequence[str], example: str = "") -> Path:
     """Return the folder of a method's weights: the packaged ones ("" or "paper"), a folder, or a Hugging Face id.
+
+    `example`: of a method that is not trained here, the id of weights that others have published.
 
     Raises:
         UserError: there are none.
 
     """
-    folder = check_folder(method, asked, model)
-    return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files]) if folder is None else folder
+    if folder := check_folder(method, asked, model, example):
+        return folder
+    shards = [name for file in files for name in (f"{file}.index.json", "-*.".join(file.rsplit(".", 1)))]
+    return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files, *shards])
 
 
-def check_folder(method: str, asked: str, model: str) -> Path | None:
+def check_folder(method: str, asked: str, model: str, example: str = "") -> Path | None:
     """Do as `find_folder`, but fetch nothing: returns None for a Hugging Face id.
 
     Raises:
@@ -116,21 +120,21 @@ def check_folder(method: str, asked: str, model: str) -> Path | None:
 
     """
     if asked in ("", PAPER):
-        return packaged(method, model, asked)
+        return packaged(method, model, asked, example)
     folder = user_path(asked)
     if folder.is_dir():
         return folder
     if not folder.exists() and checkpoints.HUB_ID.fullmatch(asked):
         return None
     reason = "is not a folder" if folder.exists() else "is neither a folder nor a Hugging Face id (org/name)"
-    raise UserError(
-        f"{method}:weights={asked}: {folder} {reason}: name a folder of {method}'s weights, as "
-        f"`{program()} train {method} --out FOLDER` makes it"
-    )
+    made = f"such as {example}" if example else f"as `{program()} train {method} --out FOLDER` makes it"
+    raise UserError(f"{method}:weights={asked}: {folder} {reason}: name a folder of {method}'s weights, {made}")
 
 
-def packaged(method: str, model: str, form: str = "") -> Path:
+def packaged(method: str, model: str, form: str = "", example: str = "") -> Path:
     """Return the folder of the weights that come with the project for `model`; `form`: as for `default_folder`.
+
+    `example`: as for `find_folder`.
 
     Raises:
         UserError: there are none.
@@ -140,6 +144,11 @@ def packaged(method: str, model: str, form: str = "") -> Path:
     if not any(folder.glob("*.safetensors")):
         train = f"{program()} train {method}{f' --architecture {form}' if form else ''} --model MODEL"
         which = " built as published" if form else ""
+        if example:
+            raise UserError(
+                f"no weights of {method} come with the project: name their folder or Hugging Face id, made for "
+                f"{model} ({method}:weights={example})"
+            )
         raise UserError(
             f"no weights{which} of {method} come with the project for model {model!r}: train them (`{train}`, with the "
             f"model as you give it here) or name their folder ({method}:weights=FOLDER)"

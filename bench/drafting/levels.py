@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.drafting import trained
-from bench.drafting.knobs import Costs
 from bench.drafting.level_knobs import LevelConfig
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sampling import Sampler
@@ -154,8 +153,6 @@ class LevelMethod(SpeculativeMethod):
         if self.config.stop == "gain":
             if stored.calibration is None:
                 raise UserError(f"{what} has no calibration, which stop=gain needs: take stop=threshold")
-            if self.config.costs:
-                self.costs = Costs.parse(self.config.costs)
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
 
     def _cache(self, slot: int) -> KVCache:
@@ -335,7 +332,7 @@ class LevelMethod(SpeculativeMethod):
         read, is_ours = progress.read, outcome.draft.tokens is progress.drafted
         progress.read = 0
         if is_ours:
-            progress.rule.end(len(outcome.accepted))
+            progress.rule.end(outcome.emitted)
         known = read if is_ours and not self.feedback and self.config.beam == 1 else min(1, read)
         kept = self.inputs(sequence.context[-1 - len(outcome.emitted) : -1], outcome.kept)
         if read:

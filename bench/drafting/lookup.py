@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bench.config import MANY, setting
-from bench.drafting.knobs import COSTS, Costs
 from bench.drafting.method import TextMethod
-from bench.drafting.pace import PacedMethod
+from bench.drafting.pace import PacedConfig, PacedMethod
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
 from bench.drafting.tree import ROOT
 from bench.drafting.worth import LENGTHS, PRIOR, Found, WorthRule
@@ -24,7 +23,7 @@ FOLLOWED = 5  # tokens that must match where another member drafts otherwise (SA
 
 
 @dataclass(frozen=True)
-class LookupConfig:
+class LookupConfig(PacedConfig):
     """The knobs that these methods share."""
 
     tokens: int = setting(24, "most drafts in a step")
@@ -38,12 +37,10 @@ class LookupConfig:
         "tokens that must match; 0: 1, but in a composition 5 if a member after this one drafts where this one does "
         "not",
     )
-    costs: str = setting("", f"for stop=gain: {COSTS}")
 
     def __post_init__(self) -> None:
-        self.check(tokens=(1, MAX_DRAFTS), least=(0, MANY), stop=("gain", "never"))
-        if self.costs:
-            Costs.parse(self.costs)
+        super().__post_init__()
+        self.check(tokens=(1, MAX_DRAFTS), least=(0, MANY))
 
     def check(self, **bounds: tuple[Any, Any]) -> None:
         """Check knobs: numbers by their least and their most, words by the two that there are.

@@ -225,6 +225,19 @@ class Decoder:
 
         return self._for_kernels([layer.with_products(copied) for layer in self.layers[:count]])
 
+    def draft_layers(self, count: int, weights: dict[str, Tensor], quantize: str) -> Decoder:
+        """A draft model of `count` layers like this decoder's and a final norm, with its embedding and positions.
+
+        `weights`: by `DecoderConfig.shapes()`, which they are checked against. `quantize`: of all matrices.
+        """
+        other, take = copy.copy(self), Taker(dict(weights), self.dtype, self.device)
+        other.config, other.homes = replace(self.config, layers=count), [self.device] * count
+        other.quantize = quantize
+        other.layers = [other._build_layer(take, f"layers.{i}.") for i in range(count)]
+        other.norm = take("norm.weight", (self.config.hidden,))
+        other.narrow = other._for_kernels(other.layers) if self.layout == "native" else None
+        return other
+
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Token ids [n] or [B, n] -> [B, n, d]."""
         ids = torch.as_tensor(token_ids, dtype=torch.long, device=self.device)

@@ -106,7 +106,7 @@ class HeadTrainer(ChainTrainer):
         return F.smooth_l1_loss(states, wanted, reduction="sum") / states.shape[-1] + _OF_ENTROPY * entropy
 
     def save(self, folder: Path) -> None:
-        """Write the head with its ranking, calibration and default knobs: a published form has none but the paper's."""
+        """Write the head with its ranking, its calibration and, unless it is as published, a default that uses this."""
         knobs = {} if self.is_paper else {"stop": "gain"}
         save_head(folder, self.network, Stored(self.ranking, self.calibrate(self.held_out), knobs))
 

@@ -162,7 +162,8 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, sett
 
 
 @pytest.mark.parametrize(
-    ("speculative", "variant"), [("kangaroo", 4), ("medusa", 1), ("medusa", 2), ("eagle", 1), ("eagle", 3)]
+    ("speculative", "variant"),
+    [("kangaroo", 4), ("medusa", 1), ("medusa", 2), ("eagle", 1), ("eagle", 3), ("hydra", 1)],
 )
 def test_trees_are_accepted_on_other_than_first_branches(speculative, variant, build, setting, random_ids, monkeypatch):
     """Otherwise the cache would never have been moved."""

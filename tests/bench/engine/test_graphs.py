@@ -99,8 +99,9 @@ def test_a_tree_is_what_its_paths_are(kind, blocks, recorded, tiny_model, tiny_d
         ("medusa", {"tree": "0/1/0-0/1-0"}),
         ("eagle", {"threshold": 0.0, "gamma": 3}),
         ("eagle3", {"threshold": 0.0, "gamma": 3, "beam": 1}),
+        ("hydra", {"tree": "0/1/0-0/1-0/1-0-0"}),
     ],
-    ids=["vanilla", "kangaroo", "kangaroo-tree", "feedback", "feedback-tree", "medusa", "eagle", "eagle3"],
+    ids=["vanilla", "kangaroo", "kangaroo-tree", "feedback", "feedback-tree", "medusa", "eagle", "eagle3", "hydra"],
 )
 def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_captured(
     name, knobs, recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny_weights, hf_greedy, random_ids
@@ -115,6 +116,7 @@ def test_answers_are_transformers_own_with_the_drafts_of_passes_that_are_not_cap
         "medusa": lambda: tiny_heads(model),
         "eagle": lambda: tiny_weights("eagle", model),
         "eagle3": lambda: tiny_weights("eagle3", model),
+        "hydra": lambda: tiny_weights("hydra", model),
     }
     given = {"weights": str(weights[name]())} if name in weights else {}
     made = methods.load("kangaroo" if name == "feedback" else name)

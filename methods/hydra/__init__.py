@@ -1,0 +1,1 @@
+"""Hydra: sequentially dependent decoding heads."""
