@@ -69,15 +69,18 @@ class LevelConfig:
 
     def completed(self, stored: dict[str, Any], draft_vocab: int) -> Self:
         """Fill in what was not asked for: the defaults `stored` with the weights, else the method's."""
+        return replace(self, **self.filled(stored, draft_vocab))
+
+    def filled(self, stored: dict[str, Any], draft_vocab: int) -> dict[str, Any]:
+        """Return the values of `completed` that depend on what is stored."""
         known = self.defaults | stored
         asked = "threshold" if self.threshold != -1 else ""  # whoever gives a threshold wants it used
         beam = self.beam or known["beam"]
-        return replace(
-            self,
-            gamma=self.gamma or known["gamma"],
-            beam=beam,
-            drafts=self.drafts or ("sampled" if beam == 1 else "top"),
-            stop=self.stop or asked or known["stop"],
-            threshold=known["threshold"] if self.threshold == -1 else self.threshold,
-            draft_vocab=draft_vocab if self.draft_vocab < 0 else self.draft_vocab,
-        )
+        return {
+            "gamma": self.gamma or known["gamma"],
+            "beam": beam,
+            "drafts": self.drafts or ("sampled" if beam == 1 else "top"),
+            "stop": self.stop or asked or known["stop"],
+            "threshold": known["threshold"] if self.threshold == -1 else self.threshold,
+            "draft_vocab": draft_vocab if self.draft_vocab < 0 else self.draft_vocab,
+        }

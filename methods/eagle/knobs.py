@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from bench.config import ChainTraining, setting
 from bench.drafting.level_knobs import LevelConfig
@@ -46,16 +46,16 @@ class EagleConfig(LevelConfig):
         """The rank paths of a static tree; None: it is not static."""
         return None if self.tree in (GROWN, BEST) else read_tree(self.tree, f"{GROWN}, {BEST}")
 
-    def completed(self, stored: dict[str, Any], draft_vocab: int) -> Self:
+    def filled(self, stored: dict[str, Any], draft_vocab: int) -> dict[str, Any]:
         """As for all; a tree that is not grown is never stopped, and a static one has its own sizes."""
-        done = super().completed(stored, draft_vocab)
+        values = super().filled(stored, draft_vocab)
         if self.tree == GROWN:
-            return done
-        whole = replace(done, stop="", threshold=-1.0, drafts="top")
-        if (paths := self.paths) is None:
-            return whole
-        depth, ranks = max(map(len, paths)), 1 + max(map(max, paths))
-        return replace(whole, gamma=self.gamma or depth, beam=ranks, nodes=len(paths))
+            return values
+        values |= {"stop": "", "threshold": -1.0, "drafts": "top"}
+        if (paths := self.paths) is not None:
+            ranks, depth = 1 + max(map(max, paths)), max(map(len, paths))
+            values |= {"gamma": self.gamma or depth, "beam": ranks, "nodes": len(paths)}
+        return values
 
 
 Config = EagleConfig

@@ -20,7 +20,7 @@ from methods.eagle.drafting import published_config
 from methods.eagle.head import Head, HeadConfig, load_head, save_head
 from tests.eagle_reference import PaperHead
 
-NEAR = {"rtol": 0, "atol": 1e-9}
+NEAR = 1e-5  # of the norm: the tables of rotations are made in float32
 FORMS = {
     "ours": {},
     "EAGLE-1": {"fc_bias": True, "input_norm": False, "output_norm": False},
@@ -47,6 +47,11 @@ def scene(request, tiny_model, tiny_decoder, tiny_weights):
     return head, PaperHead(weights, json.loads((folder / "config.json").read_text()))
 
 
+def check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= NEAR * expected.norm()
+
+
 def pairs(head: Head, n: int, seed: int = 0, batch: int = 1):
     """(embeddings [B, n, d], what the features are made of [B, n, k d])."""
     generator = torch.Generator().manual_seed(seed)
@@ -71,8 +76,8 @@ def test_whole_texts_are_the_papers(scene):
     found = head(embedded, head.join_taps(states))
     for text in range(2):
         fed_back, read = paper.outputs(embedded[text], features(paper, states[text]))
-        torch.testing.assert_close(found[text], fed_back, **NEAR)
-        torch.testing.assert_close(head.head_states(found)[text], read, **NEAR)
+        check_close(found[text], fed_back)
+        check_close(head.head_states(found)[text], read)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -89,8 +94,8 @@ def test_a_cached_chain_is_the_papers(scene, packed):
     output = head(embedded[:, 5:], joined[:, 5:], 5, cache)[:, -1:]  # read later, as after a verification
     for i in range(5):
         fed_back, read = paper.follow(embedded[0], features(paper, states[0]), ahead[0, :i])
-        torch.testing.assert_close(output[0, 0], fed_back, **NEAR)
-        torch.testing.assert_close(head.head_states(output)[0, 0], read, **NEAR)
+        check_close(output[0, 0], fed_back)
+        check_close(head.head_states(output)[0, 0], read)
         if i < 4:
             output = head(ahead[:, i : i + 1], output, 8 + i, cache)
     head.packed.clear()
@@ -116,7 +121,7 @@ def test_a_cached_tree_is_the_papers(scene):
         while parents[path[0]] >= 0:
             path.insert(0, parents[path[0]])
         fed_back, _ = paper.follow(embedded[0], features(paper, states[0]), drafts[0, path])
-        torch.testing.assert_close(outputs[node][0], fed_back, **NEAR)
+        check_close(outputs[node][0], fed_back)
 
 
 @torch.inference_mode()
@@ -131,7 +136,7 @@ def test_unrolled_chains_are_the_papers(scene):
                 start = row - w  # the chain's last known pair
                 ahead = embedded[text, start + 1 : row + 1]
                 fed_back, _ = paper.follow(embedded[text, : start + 1], known[: start + 1], ahead)
-                torch.testing.assert_close(outputs[text, row], fed_back, **NEAR)
+                check_close(outputs[text, row], fed_back)
 
 
 def test_a_head_is_read_back_as_written(scene, tmp_path, tiny_model, tiny_decoder):
