@@ -41,7 +41,7 @@ def passes_cost(method, steps):
     """The forward passes of an answer, in vanilla steps."""
     costs = method.costs
     return sum(
-        costs.shallow * (1 + step.drafted) + method.draft_cost(costs) * step.calls + costs.verifying(1 + step.drafted)
+        costs.shallow * (1 + step.depth) + method.draft_cost(costs) * step.calls + costs.verifying(1 + step.drafted)
         for step in steps
     )
 
