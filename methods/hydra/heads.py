@@ -140,13 +140,13 @@ class Tree:
         for depth in range(1, max(depths, default=0) + 1):
             drafts = [draft for draft, own in enumerate(depths) if own == depth]
             before, rows = rows, sorted({self.parents[draft] for draft in drafts})
-            above = [before.index(self.parents[row]) if row != ROOT else 0 for row in rows]
             numbers = (
-                above, [row - first for row in rows], [rows.index(self.parents[draft]) for draft in drafts],
+                [before.index(self.parents[row]) if row != ROOT else 0 for row in rows], [row - first for row in rows],
+                [rows.index(self.parents[draft]) for draft in drafts],
                 [ranks[draft] for draft in drafts],
             )  # fmt: skip
-            tensors = (torch.tensor(own, dtype=torch.long, device=device) for own in numbers)
-            self.levels.append(Level(*tensors, most=1 + max(numbers[3])))
+            above, of, row, rank = (torch.tensor(own, dtype=torch.long, device=device) for own in numbers)
+            self.levels.append(Level(above, of, row, rank, most=1 + max(numbers[3])))
             self.ends.append(drafts[-1] + 1)
             first = drafts[0]
 
