@@ -234,12 +234,6 @@ class Collecting(_OfModel):
 class TrainConfig(Writing, Collecting):
     """How to train a method's weights: what all methods share. A method's own settings are a subclass next to it."""
 
-    exit_layer: int = setting(
-        2,
-        "layers of the target whose states are kept besides its final ones, for methods that read them",
-        metavar="N",
-        bounds=(1, 1000),
-    )
     draft_vocab: int = setting(
         8192, "tokens of the draft's LM head, the most frequent ones; 0: all", metavar="N", bounds=(0, 10 * MANY)
     )
@@ -249,6 +243,18 @@ class TrainConfig(Writing, Collecting):
         "what is missing; 0: all that come with it, or a million if none do",
         metavar="N",
         bounds=_TRAIN_TOKENS,
+    )
+    precision: str = setting(
+        "auto",
+        "of products, in the training and in the passes that compute the target's states: float32 or bfloat16; auto: "
+        "bfloat16 where the processor multiplies it several times as fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    longest: int = setting(
+        0,
+        "leave out conversations of more tokens, prompts included: their states cost the most; 0: none",
+        metavar="N",
+        bounds=(0, MANY),
     )
     epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
     batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
@@ -269,6 +275,19 @@ class TrainConfig(Writing, Collecting):
         Weights of different forms are kept side by side.
         """
         return ""
+
+
+@dataclass(frozen=True)
+class ChainTraining(TrainConfig):
+    """How to train a draft model that drafts in chains, each draft from the one before it."""
+
+    unroll: int = setting(
+        3,
+        "drafts in a row that are trained on, where a draft reads the states of the one before it",
+        metavar="N",
+        bounds=(1, 64),
+    )
+    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
 
 # What each training of a sweep takes unless asked: a laptop's minutes.

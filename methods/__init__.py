@@ -180,22 +180,13 @@ def _beside(name: str, what: str) -> str | None:
     return beside if importlib.util.find_spec(beside) else None
 
 
-def expanded(asked: Iterable[str], model: str = "") -> Iterator[str]:
-    """Yield the methods asked for, with `all` expanded; of a `model`, without those that are `missing` files for it."""
+def expanded(asked: Iterable[str]) -> Iterator[str]:
+    """Yield the methods asked for, with `all` expanded."""
     for label in asked:
         if label == ALL:
-            yield from (name for name in built_in() if not (is_peer(name) or (model and missing(name, model))))
+            yield from (name for name in built_in() if not is_peer(name))
         else:
             yield label
-
-
-def missing(name: str, model: str) -> str:
-    """Return which files are not there that a method needs for `model` without knobs, such as weights; "": none."""
-    try:
-        _parse_one(name).check_files(model)
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def parse(text: str) -> Variant:

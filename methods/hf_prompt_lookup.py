@@ -31,6 +31,7 @@ class HFPromptLookup(HFPeer):
     """
 
     Config = PromptLookupConfig
+    drafts = True
 
     @property
     def options(self) -> dict[str, Any]:

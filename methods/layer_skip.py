@@ -17,8 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import setting
-from bench.drafting.pace import ConfidenceRule, PacedConfig, PacedMethod
+from bench.drafting.pace import PacedConfig, PacedMethod
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
+from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.tree import ROOT, chain_of
 from bench.engine import MAX_DRAFTS
 from bench.errors import UserError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.drafting.sampling import Sampler
-    from bench.drafting.stopping import Candidate, ThresholdRule
     from bench.engine.decoder import Decoder
 
 
@@ -59,7 +59,7 @@ class LayerSkipConfig(PacedConfig):
 class Notes:
     """The state of a sequence."""
 
-    rule: ConfidenceRule | ThresholdRule
+    rule: GainRule | ThresholdRule
     drafted: Many[int] | None = None  # its own draft of the current step
 
 
@@ -94,10 +94,8 @@ class LayerSkip(PacedMethod):
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Start a question's rule."""
-        from bench.drafting.stopping import ThresholdRule
-
         c = self.config
-        sequence.notes = Notes(ConfidenceRule(self.costs) if c.stop == "gain" else ThresholdRule(c.threshold))
+        sequence.notes = Notes(GainRule(None, self.costs) if c.stop == "gain" else ThresholdRule(c.threshold))
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
         """Return a chain for each sequence."""
@@ -133,8 +131,6 @@ class LayerSkip(PacedMethod):
 
     def _candidate(self, state: Tensor, parent: int, sampler: Sampler | None) -> Candidate:
         """Return what may follow an exit state: the most probable token, or when sampling a drawn one."""
-        from bench.drafting.stopping import Candidate
-
         best = (logits := self.target.logits(state[0])).softmax(-1).max(-1)
         if sampler is None:
             return Candidate(parent, int(best.indices), float(best.values))
@@ -145,6 +141,5 @@ class LayerSkip(PacedMethod):
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
         """Report the outcome of its own drafts to the rule."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
-            rule = sequence.notes.rule
-            if isinstance(rule, ConfidenceRule) and outcome.draft.tokens is sequence.notes.drafted:
-                rule.end(outcome.emitted)
+            if outcome.draft.tokens is sequence.notes.drafted:
+                sequence.notes.rule.end(outcome.emitted)

@@ -16,12 +16,12 @@ from torch import Tensor
 THETA = 10000.0  # of RoPE, unless the head's config says otherwise; the targets' in these tests
 
 
-def rotate(x: Tensor, theta: float) -> Tensor:
-    """RoPE of one attention head's vectors [n, D], the n-th at position n."""
+def rotate(x: Tensor, theta: float, factor: float) -> Tensor:
+    """RoPE of one attention head's vectors [n, D], the n-th at position n / factor."""
     n, width = x.shape
     half = width // 2
     frequencies = torch.tensor([theta ** (-2 * i / width) for i in range(half)], dtype=x.dtype)
-    angles = torch.arange(n, dtype=x.dtype)[:, None] * frequencies
+    angles = torch.arange(n, dtype=x.dtype)[:, None] / factor * frequencies
     first, second = x[:, :half], x[:, half:]
     turned = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
     return torch.cat(turned, dim=-1)
@@ -74,7 +74,7 @@ class PaperHead:
 
     def _attention(self, read: Tensor, name: str) -> Tensor:
         heads, kv_heads, width = (self.c[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
-        theta = self.c.get("rope_theta") or THETA
+        rope = self.c.get("rope_theta") or THETA, self.c.get("rope_factor", 1.0)
         q, k, v = (self.linear(read, f"{name}{one}_proj") for one in "qkv")
         n = len(read)
         causal = torch.ones(n, n, dtype=torch.bool).tril()
@@ -83,7 +83,7 @@ class PaperHead:
             shared = head // (heads // kv_heads)
             own_q, own_k, own_v = (x[:, i * width : (i + 1) * width] for x, i in ((q, head), (k, shared), (v, shared)))
             own_q, own_k = self.norm(own_q, f"{name}q_norm.weight"), self.norm(own_k, f"{name}k_norm.weight")
-            scores = rotate(own_q, theta) @ rotate(own_k, theta).T / math.sqrt(width)
+            scores = rotate(own_q, *rope) @ rotate(own_k, *rope).T / math.sqrt(width)
             found.append(scores.masked_fill(~causal, -math.inf).softmax(-1) @ own_v)
         return torch.cat(found, dim=-1)
 

@@ -36,7 +36,7 @@ SMALL = {
     "sweep": SMALL_RUN,
     "generate": "--model {MODEL} --max-new-tokens 6",
     "bench-engine": "--model {MODEL} --context 256 --repeats 1",
-    "train": "--model {MODEL} --tokens 200 --epochs 1 --exit-layer 1 --decontaminate mini",
+    "train": "--model {MODEL} --tokens 200 --epochs 1 --decontaminate mini",
     "train conversations": "--model {MODEL} --tokens 200",
     "train collect": "--model {MODEL} --decontaminate mini",
 }

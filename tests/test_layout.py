@@ -24,7 +24,8 @@ FLOORS = (
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.
 KNOWN: set[tuple[str, str]] = set()
-FAMILIES = {"methods.eagle3": {"methods.eagle"}}  # versions of one method, which share their parts
+# Versions of one method, which share their parts.
+FAMILIES = {"methods.eagle3": {"methods.eagle"}, "methods.dspark": {"methods.dflash"}}
 # Methods whose names are words, or abbreviations of the field: where these are used, nobody means the method.
 WORDS = {"ngram", "suffix", "rest", "sam"}
 # What may name a method under `bench`: examples in the help of commands, and these.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.decontaminate import Filter, question_sets
+from bench.drafting.indexes import END
 from bench.drafting.indexes.counted_tree import tree_of_continuations
 from bench.drafting.indexes.suffix_array import SuffixArray
 from bench.drafting.tree import ROOT
@@ -79,8 +80,8 @@ class Reader:
         self.reach = least - 1 if found is None else found.length
         if found is None:
             return []
-        followed = self.array.continuations(found, depth, hits)
-        tree, total = tree_of_continuations(followed.items(), most), sum(followed.values())
+        rows = self.array.continuations(found, depth, hits)
+        tree, total = tree_of_continuations(rows, most), np.count_nonzero(rows[:, 0] != END)
         wholes = [total if parent == ROOT else tree.counts[parent] for parent in tree.parents]
         shares = [count / whole for count, whole in zip(tree.counts, wholes, strict=True)]
         return [Found(found.length, tree.tokens, tree.parents, shares, kind=1)]

@@ -106,8 +106,10 @@ def find_folder(method: str, asked: str, model: str, files: Sequence[str], examp
         UserError: there are none.
 
     """
-    folder = check_folder(method, asked, model, example)
-    return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files]) if folder is None else folder
+    if folder := check_folder(method, asked, model, example):
+        return folder
+    shards = [name for file in files for name in (f"{file}.index.json", "-*.".join(file.rsplit(".", 1)))]
+    return checkpoints.fetch_folder(asked, [CONFIG_FILE, *files, *shards])
 
 
 def check_folder(method: str, asked: str, model: str, example: str = "") -> Path | None:

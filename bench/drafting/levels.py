@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.drafting import trained
-from bench.drafting.knobs import Costs
 from bench.drafting.level_knobs import LevelConfig
 from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sampling import Sampler
@@ -33,7 +32,6 @@ from bench.engine.decoder import Decoder
 from bench.engine.kernels.draft import Drafted, DraftModel
 from bench.engine.places import Places
 from bench.engine.products import Linear
-from bench.errors import UserError
 
 
 class Rule(Protocol):
@@ -48,8 +46,8 @@ class Rule(Protocol):
     def keep(self, candidates: Many[Candidate], most: int) -> list[Candidate]:
         """Return those of a level that are drafted, best first, normally at most `most`."""
 
-    def end(self, accepted: int) -> None:
-        """End a step, with the number of accepted drafts."""
+    def end(self, emitted: Many[int]) -> None:
+        """End a step, with the tokens that it emitted."""
 
 
 # (inputs [1, n, d], their places, the network's cache, features one position before each) -> outputs [1, n, d]
@@ -148,14 +146,10 @@ class LevelMethod(SpeculativeMethod):
         else:
             self.draft_head = trained.own_head(own, ids(made), self.draft_ids, self.target, folder, quantize)
 
-    def choose_rule(self, stored: trained.Stored, what: str) -> None:
-        """Set the rule as the knob `stop` says; `what` is the draft model, for messages."""
+    def choose_rule(self, stored: trained.Stored) -> None:
+        """Set the rule as the knob `stop` says. Without a calibration, what a draft is worth is learned as it goes."""
         self.new_rule = partial(ThresholdRule, self.config.threshold)
         if self.config.stop == "gain":
-            if stored.calibration is None:
-                raise UserError(f"{what} has no calibration, which stop=gain needs: take stop=threshold")
-            if self.config.costs:
-                self.costs = Costs.parse(self.config.costs)
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
 
     def _cache(self, slot: int) -> KVCache:
@@ -335,7 +329,7 @@ class LevelMethod(SpeculativeMethod):
         read, is_ours = progress.read, outcome.draft.tokens is progress.drafted
         progress.read = 0
         if is_ours:
-            progress.rule.end(len(outcome.accepted))
+            progress.rule.end(outcome.emitted)
         known = read if is_ours and not self.feedback and self.config.beam == 1 else min(1, read)
         kept = self.inputs(sequence.context[-1 - len(outcome.emitted) : -1], outcome.kept)
         if read:

@@ -122,15 +122,19 @@ def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
 
 
 def stepping(
-    advance: Callable[[int], list[Step]], tokens: list[int], limit: int, eos: frozenset[int]
+    advance: Callable[[int], list[Step]], sequence: Sequence, tokens: list[int], limit: int, eos: frozenset[int]
 ) -> Iterator[Step]:
     """Yield the steps from `tokens`, the answer so far, to its end; each one's tokens are appended to `tokens`.
 
-    `advance` takes a step of the only sequence, with the tokens that it may still emit.
+    `advance` takes a step of the only sequence, with the tokens that it may still emit. Drafts that were accepted
+    behind EOS do not stay in the sequence, whose text a method may remember.
     """
     while len(tokens) < limit and tokens[-1] not in eos:
         (step,) = advance(limit - len(tokens))
         kept = step.cut_at(eos)
+        if behind := len(step.emitted) - len(kept.emitted):
+            del sequence.context[-behind:]
+            sequence.length -= behind
         tokens += kept.emitted
         yield kept
 
@@ -177,7 +181,7 @@ def decoding(
     if pause_after:
         yield answer
     tokens, start_s = answer.token_ids, now_s(device)
-    for step in stepping(lambda budget: speculate(method, [sequence], [budget]), tokens, limit, eos):
+    for step in stepping(lambda budget: speculate(method, [sequence], [budget]), sequence, tokens, limit, eos):
         answer.steps.append(step)
         if pause_after and len(answer.steps) % pause_after == 0:
             answer.decode_s += now_s(device) - start_s

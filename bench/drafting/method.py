@@ -135,7 +135,9 @@ class SpeculativeMethod(Method):
 
     @functools.cached_property
     def costs(self) -> Costs:
-        """Its forward-pass costs on this device, measured on first use."""
+        """Its forward-pass costs on this device: those of the knob `costs`, else measured on first use."""
+        if given := getattr(self.config, "costs", ""):
+            return Costs.parse(given)
         from bench.drafting import costs
 
         return costs.measure(self.target, self.resume_layer, self.draft_calls(), self.widest)
@@ -185,6 +187,7 @@ class Answer:
     decode_s: float
     steps: list[Step] = field(default_factory=list)  # as kept: the tail after EOS is cut off
     first_tokens: int = 1  # emitted by the prefill
+    decode_passes: int | None = None  # after the prefill, of a peer that counts them; None: see `steps`
 
     def finish(self, eos: frozenset[int]) -> str:
         """Return why it ended: "eos" or "length"."""

@@ -1,6 +1,6 @@
-"""Which drafts are worth verifying, where no training calibrated them: a question teaches how often they are right.
+"""What a question teaches: how often drafts are right, and what they may cost at its pace.
 
-For trained draft models see `bench.drafting.stopping`. Needs no torch.
+For draft models with confidences see `bench.drafting.stopping`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from operator import mul
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from bench.config import setting
@@ -17,15 +18,10 @@ from bench.drafting.method import SpeculativeMethod
 from bench.drafting.tree import ROOT
 
 if TYPE_CHECKING:
-    from bench.drafting.stopping import Candidate
     from bench.engine.decoder import Decoder
 
 _PRIOR_STEPS = 8  # vanilla steps of one token each, with which a question's rate starts
 LEAST = 0.005  # the chance below which a draft is never worth its cost
-_CALL = 0  # in place of a rank: any call of the draft model, whatever its confidence
-_FIFTHS = 5  # ranks 1 to 5: a confidence in the first fifth, the second, ..
-_BY_CONFIDENCE = (0.5, 0.1, 0.3, 0.5, 0.7, 0.9)
-_RETRY = 16  # steps without a call after which there is one
 
 Place = TypeVar("Place")  # where a draft may follow; what it is, only the method knows
 # place -> of each token that may follow there: its rank, the token, and the place after it
@@ -131,6 +127,11 @@ class Pace:
         """Return what drafts add to the cost of verifying the newest token and so many others."""
         return self.costs.verifying(1 + others + drafts) - self.costs.verifying(1 + others)
 
+    def pay(self, spent: float) -> None:
+        """Count the cost of a draft model's call, before it is known what to verify; not again when the step ends."""
+        self.time += spent
+        self.allowance -= spent
+
     def end(self, spent: float, emitted: int) -> None:
         """End a step of `emitted` tokens. `spent`: the cost of its drafts, in vanilla steps."""
         self.tokens += emitted
@@ -138,59 +139,36 @@ class Pace:
         self.allowance += emitted - 1 - spent + self.share * emitted
 
 
-class ConfidenceRule:
-    """Stops a chain of drafts where one more costs more than it gains, like `stopping.GainRule` without calibration.
+class Trust:
+    """How far a question bears out what its drafts promise: a belief about the factor by which they promise too much.
 
-    What a confidence is worth is learned from the question. Where drafting does not pay, it is tried again at times.
+    The belief starts by trusting the promises and is updated by Bayes' rule, so a run of wrong drafts that were all but
+    certain says more than one of doubtful drafts. It fades towards its start, as text changes.
     """
 
-    def __init__(self, costs: Costs):
-        self.pace = Pace(costs, lost=0.75, share=0.01)
-        self.chances = Chances(_BY_CONFIDENCE, tries=4.0)
-        self.idle = _RETRY  # steps since the last call
-        self.begin()
+    _FACTORS = (1.0, 0.5, 0.25, 0.05)
+    _START = (0.8, 0.1, 0.05, 0.05)
+    _FADING = 0.02  # by draft
+    _SURE = 0.98  # no draft is more certain, nor less than 1 - _SURE
 
-    def begin(self) -> None:
-        """Begin a step."""
-        self.called: list[tuple[int, int]] = []  # the token of each call, and its confidence as a rank
-        self.kept = 0  # drafts
-        self.spent = 0.0
-        self.reached = 1.0  # the chance that all drafts are accepted
+    def __init__(self) -> None:
+        self._belief = self._START
 
-    def goes_on(self) -> bool:
-        """Return whether to call the draft model."""
-        call = self.pace.costs.draft[0] + self._verification()
-        due = self.idle >= _RETRY and not self.called
-        worth = self.reached * self.chances[_CALL] > self.pace.rate * call
-        return self.spent + call <= self.pace.allowance and (worth or due)
+    @property
+    def factor(self) -> float:
+        """What promised chances are multiplied by, at most 1."""
+        now, start = (sum(map(mul, self._FACTORS, belief)) for belief in (self._belief, self._START))
+        return min(1.0, now / start)
 
-    def keep(self, candidates: Many[Candidate], most: int) -> list[Candidate]:
-        """Return the candidate if it is worth verifying; of a chain there is one."""
-        (candidate,) = candidates
-        rank = 1 + min(int(candidate.confidence * _FIFTHS), _FIFTHS - 1)
-        self.called.append((candidate.token, rank))
-        self.idle = 0
-        self.spent += self.pace.costs.draft[0]
-        self.reached *= self.chances[rank]
-        if self.reached <= self.pace.rate * (cost := self._verification()):
-            return []
-        self.kept += 1
-        self.spent += cost
-        return [candidate]
-
-    def end(self, emitted: Many[int]) -> None:
-        """End a step, with the tokens that it emitted. They also tell whether what was dropped was right."""
-        for (token, rank), wanted in zip(self.called, emitted, strict=False):
-            for one in (_CALL, rank):
-                self.chances.learn([one], one if token == wanted else None)
-            if token != wanted:
-                break
-        self.idle += not self.called
-        self.pace.end(self.spent, len(emitted))
-
-    def _verification(self) -> float:
-        """Return what one more draft adds to the first layers and the verification."""
-        return self.pace.costs.shallow + self.pace.verifying(1, self.kept)
+    def learn(self, chance: float, right: bool) -> None:
+        """Learn from a draft that promised to be right with some chance."""
+        chance = min(max(chance, 1 - self._SURE), self._SURE)
+        likely = [factor * chance if right else 1 - factor * chance for factor in self._FACTORS]
+        total = sum(map(mul, self._belief, likely))
+        self._belief = tuple(
+            (1 - self._FADING) * belief * one / total + self._FADING * start
+            for belief, one, start in zip(self._belief, likely, self._START, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -218,9 +196,7 @@ class PacedMethod(SpeculativeMethod):
 
     def __init__(self, target: Decoder, config: Any):
         super().__init__(target, config)
-        if config.costs:
-            self.costs = Costs.parse(config.costs)
-        elif config.stop == "gain":
+        if config.stop == "gain":
             _ = self.costs  # measured now, before anything is timed
 
     def new_pace(self, **options: float) -> Pace | None:

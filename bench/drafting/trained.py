@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import sha256
-from bench.models.weight_files import unpickled
+from bench.models import weight_files
 from bench.typed_json import Share, decode
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ Count = Annotated[int, Field(ge=0, le=2**20)]
 RANKING = "token_ranking"  # the tensor of token ids by falling frequency
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WHOLE = (*_INTEGERS, torch.bool)
 _LISTED = 4  # names in an error message
 
 
@@ -68,7 +70,8 @@ def read_config(folder: Path, what: str, kind: type[T], *, lenient: bool = False
 
 def digest(folder: Path, files: Sequence[str]) -> str:
     """Return the sha256 of the weights in a folder, by which records tell them from others of the same name."""
-    return sha256(next(folder / name for name in files if (folder / name).is_file()))
+    found = [folder / name for name in files if (folder / name).is_file()][:1] or weight_files.find(folder)
+    return sha256(found[0]) if len(found) == 1 else hashlib.sha256("".join(map(sha256, found)).encode()).hexdigest()
 
 
 def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Tensor]:
@@ -88,7 +91,7 @@ def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Ten
 
             stored = load_file(path)
         else:
-            stored = unpickled(path)
+            stored = weight_files.unpickled(path)
     except Exception as error:  # safetensors, pickle and torch each have their own; none of their advice is passed on
         reason = (isinstance(error, OSError) and error.strerror) or "it is damaged, or holds more than tensors"
         raise UserError(
@@ -107,10 +110,10 @@ def _fault(name: object, value: object) -> str:
     """Return what makes a stored value unusable as a named tensor; "" if nothing does."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return f"is a {type(value).__name__}, and not a named tensor"
-    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _FLOATS + _INTEGERS:
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in (*_FLOATS, *_WHOLE):
         return f"is a tensor of {value.dtype} ({value.layout}, {value.device.type}), which cannot be used as weights"
     # In float32, in which weights are used at most.
-    return "" if value.dtype in _INTEGERS or bool(value.float().isfinite().all()) else "has NaN or infinite values"
+    return "" if value.dtype in _WHOLE or bool(value.float().isfinite().all()) else "has NaN or infinite values"
 
 
 def fill(

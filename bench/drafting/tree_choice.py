@@ -70,6 +70,15 @@ def predict(record: RankRecord, paths: Sequence[Path], costs: Costs) -> Choice:
     return _weigh(record, ordered, (_accepted(record, ordered) < len(ordered)).sum(1), costs)
 
 
+def shares(record: RankRecord, paths: Sequence[Path]) -> list[float]:
+    """Return how often each path is right, by node as in `tree_from_paths`; the mean over kinds of text."""
+    kinds = np.repeat(record.kinds, record.lengths)
+    counts = np.bincount(kinds)
+    weights = 1 / counts[kinds] / np.count_nonzero(counts)
+    ordered = sorted(paths, key=lambda path: (len(path), path))
+    return [float(weights[(record.ranks[:, : len(path)] == path).all(1)].sum()) for path in ordered]
+
+
 def _weigh(record: RankRecord, paths: list[Path], depth: NDArray[np.int64], costs: Costs) -> Choice:
     heads = max(map(len, paths), default=0)
     drafting = costs.draft[heads - 1] if heads else 0.0

@@ -70,13 +70,14 @@ class Decoder:
         device: torch.device,
         max_len: int,
         quantize: str = "none",
+        layout: Layout | None = None,
     ):
         self.name = name
         self.config = config
         self.dtype = dtype
         self.device = device
         self.max_len = max_len
-        self.layout: Layout = choose_layout(dtype, device)
+        self.layout: Layout = layout or choose_layout(dtype, device)
         self.quantize = quantize
         if quantize != "none":
             _check_quantize(dtype, device)
@@ -103,11 +104,13 @@ class Decoder:
         max_len: int | None = None,
         quantize: str = "none",
         homes: Sequence[torch.device] | None = None,
+        layout: Layout | None = None,
     ) -> Decoder:
         """A decoder from a transformers configuration and (name, tensor) pairs in transformers' naming.
 
         `max_len`: positions of cache and RoPE table (default: the model's context). `quantize`: of all matrices.
-        `homes`: the device of each layer (default: `device`, or several where it is too small).
+        `homes`: the device of each layer (default: `device`, or several where it is too small). `layout`: of the
+        matrices (default: the fastest for decoding; "plain", torch's, suits passes over hundreds of tokens).
 
         Raises:
             UserError: unsupported architecture; weights that are not those of the configuration, or not finite; it
@@ -123,6 +126,7 @@ class Decoder:
             device=device,
             max_len=max_len or config.context,
             quantize=quantize,
+            layout=layout,
         )
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         self.config = config = agreed(named, config)

@@ -18,7 +18,7 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _FP8 = torch.float8_e4m3fn
 # RoPE variants whose table does not depend on the length of the text at hand.
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 _SILU = ("silu", "swish")  # two names of one function
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _OUT = ("self_attn.o_proj",)
@@ -60,8 +60,8 @@ class DecoderConfig:
         if kind not in SUPPORTED:
             raise UserError(f"model type {kind!r} is not supported; supported: {', '.join(SUPPORTED)}")
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-        if rope not in _STATIC_ROPE:
-            raise UserError(f"RoPE scaling {rope!r} is not supported; supported: {', '.join(_STATIC_ROPE)}")
+        if rope not in STATIC_ROPE:
+            raise UserError(f"RoPE scaling {rope!r} is not supported; supported: {', '.join(STATIC_ROPE)}")
         if config.hidden_act not in _SILU:
             raise UserError(f"activation {config.hidden_act!r} is not supported; supported: {', '.join(_SILU)}")
         context = config.max_position_embeddings

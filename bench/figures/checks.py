@@ -75,6 +75,8 @@ def _check_alone(turn: Turn) -> None:
             raise MismatchError(f"{name}: has {found} steps, but per_step_emitted has {steps}")
     if turn.error is None and len(turn.token_ids) < max(turn.first_tokens, 1):
         raise MismatchError(f"token_ids: has {len(turn.token_ids)} tokens, but {turn.first_tokens} from the prefill")
+    if turn.decode_passes and turn.decode_passes > turn.decode_tokens:
+        raise MismatchError(f"decode_passes: {turn.decode_passes} for {turn.decode_tokens} tokens after the prefill")
     if max(turn.per_step_emitted, default=0) > len(turn.token_ids):
         raise MismatchError(f"per_step_emitted: a step has more tokens than the answer's {len(turn.token_ids)}")
 

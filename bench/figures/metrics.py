@@ -44,8 +44,8 @@ VERDICTS = ("identical", "numerical", "different")
 REPETITION_N = 8  # length of the n-grams whose repetition is counted
 
 # Figures whose overall is the tasks' unweighted mean; the second kind a peer does not have.
-_MEANS = ("tok_per_s", "tok_per_s_vanilla", "repetition", "ttft_s", "eos_share")
-_MEANS_OF_STEPS = ("compression_rate", "draft_token_share", "draft_time_share")
+_MEANS = ("tok_per_s", "tok_per_s_vanilla", "repetition", "ttft_s", "eos_share", "compression_rate")
+_MEANS_OF_STEPS = ("draft_token_share", "draft_time_share")
 
 Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
 
@@ -117,13 +117,20 @@ def pairs(turns: Iterable[Turn], method: str, vanilla: str) -> list[Pair]:
 
 
 def compression_rate(turns: Sequence[Turn]) -> float | None:
-    """CR = (generated tokens - turns) / steps, pooled (Liu et al.): Spec-Bench's "mean accepted tokens".
+    """CR = tokens after the prefill / steps, pooled (Liu et al.): Spec-Bench's "mean accepted tokens".
 
-    Each turn's first token comes from the prefill, which is no step. Tokens are counted from the ids and not
-    from `per_step_emitted`, so that a method which misreports its steps' tokens cannot raise its own rate.
-    Vanilla's is 1.00; a turn whose first token is EOS has no step and changes nothing.
+    Each turn's first token comes from the prefill, which is no step; a peer that drafts may get several from it.
+    Tokens are counted from the ids and not from `per_step_emitted`, so that a method which misreports its steps'
+    tokens cannot raise its own rate. Vanilla's is 1.00; a turn whose first token is EOS has no step and changes
+    nothing, nor does one of a peer that did not count its forward passes.
     """
-    return ratio(_generated(turns) - len(turns), sum(len(turn.per_step_emitted) for turn in turns))
+    stepped = [turn for turn in turns if steps([turn])]
+    return ratio(sum(turn.decode_tokens for turn in stepped), steps(stepped))
+
+
+def steps(turns: Iterable[Turn]) -> int:
+    """Return the number of forward passes after the prefill; 0 for a peer that does not count them."""
+    return sum(turn.decode_passes or len(turn.per_step_emitted) for turn in turns)
 
 
 def ctar(turns: Iterable[Turn], windows: int) -> list[float | None]:
@@ -267,10 +274,10 @@ def _cell(paired: list[Pair], info: MethodInfo, windows: int, probe_windows: int
         repetition=repetition(turns),
         ttft_s=mean(turn.prefill_s for turn in turns),
         eos_share=ratio(sum(turn.finish == "eos" for turn in turns), len(turns)),
+        compression_rate=compression_rate(turns),
     )
     if info.kind == "peer":
         return cell
-    cell.compression_rate = compression_rate(turns)
     cell.draft_token_share = draft_token_share(turns)
     cell.draft_time_share = ratio(sum(turn.draft_s for turn in turns), sum(turn.decode_s for turn in turns))
     cell.ctar = ctar(turns, windows)
@@ -323,7 +330,7 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "questions": len({(turn.task, turn.question_id) for turn in turns}),
         "turns": len(turns),
         "generated_tokens": _generated(turns),
-        "steps": None if peer else sum(len(turn.per_step_emitted) for turn in turns),
+        "steps": None if peer and not steps(turns) else steps(turns),
         "confidence": None if peer else breakdown.confidence(turns),
         "drafts": breakdown.drafts(turns) if info.kind == "method" else None,
         "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),

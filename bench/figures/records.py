@@ -109,6 +109,7 @@ class Turn:
     # Probe, untimed: at each position of vanilla's answer, how many of `probe_windows` drafts in a row are right there.
     windows: list[Count] | None = None
     first_tokens: Count = 1  # tokens that came with the prefill: a peer that drafts may get several from its first pass
+    decode_passes: Count | None = None  # forward passes within decode_s, of a peer that counts them; None: not counted
     text: str = ""  # the answer without special tokens, stripped, as a second turn's prompt shows it
 
     @property

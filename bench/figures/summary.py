@@ -99,7 +99,10 @@ class ContextBin:
 
 @dataclass(slots=True, kw_only=True)
 class Cell:
-    """The figures of one method on one task, or overall. A peer has no steps: their figures are None."""
+    """The figures of one method on one task, or overall.
+
+    A peer has no steps that we see: their figures are None, but for their number and the CR of one that counts them.
+    """
 
     questions: Count = 0
     turns: Count = 0

@@ -38,7 +38,7 @@ from bench.run import environment
 from bench.run.contestants import Contestant
 from bench.run.cores import on_free_cores
 from bench.run.memory import peak_bytes
-from bench.run.plan import left_out, variants
+from bench.run.plan import variants
 from methods import BASELINE
 
 SCHEMA = 2
@@ -70,10 +70,9 @@ def run(
 
     """
     config, warnings = (config, []) if beside else on_free_cores(config)
-    warnings += left_out(config, shape)
-    for warning in warnings:
+    chosen, left_out = variants(config, shape)
+    for warning in (*warnings, *left_out):
         log(f"WARNING: {warning}")
-    chosen = variants(config, shape)
     if shape is None:
         checkpoint = checkpoints.resolve(config.model, config.revision, log=log)
         target = load_decoder(checkpoint, *set_up(Compute.of(config), log), max_len=context, quantize=config.quantize)

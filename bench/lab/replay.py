@@ -225,7 +225,7 @@ def along(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
         return speculate(method, [sequence], [budget], verify)
 
     start_s = time.perf_counter()
-    found.steps.extend(stepping(advance, found.token_ids, answer.limit, eos))
+    found.steps.extend(stepping(advance, sequence, found.token_ids, answer.limit, eos))
     found.decode_s = time.perf_counter() - start_s
     turn = Turn(label, old.question_id, old.task, old.category, old.turn, old.round, old.prompt_tokens)
     fill(turn, found, eos)

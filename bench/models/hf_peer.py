@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.drafting.method import Answer, Peer
 from bench.engine.timing import now_s
@@ -28,6 +28,8 @@ _loaded: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDi
 
 class HFPeer(Peer):
     """`AutoModelForCausalLM.generate` on the checkpoint, in the dtype and on the device of the target."""
+
+    drafts: ClassVar[bool] = False  # then a forward pass may give several tokens, and passes are counted
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config, checkpoint)
@@ -66,7 +68,8 @@ class HFPeer(Peer):
         end_s = now_s(device)
         tokens = kept(out[0, len(prompt) :].tolist(), limit, eos)
         first = min(clock.first, len(tokens))
-        return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s, first_tokens=first)
+        passes = clock.passes - 1 if self.drafts else None
+        return Answer(tokens, clock.first_s - start_s, end_s - clock.first_s, first_tokens=first, decode_passes=passes)
 
 
 def _sampling(sampler: Sampler | None) -> dict[str, Any]:
@@ -145,18 +148,18 @@ def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:
 
 
 class FirstTokens:
-    """A streamer that records when the first new tokens came, and how many at once.
+    """A streamer that records when the first new tokens came, how many at once, and the number of forward passes.
 
-    It gets the prompt, then the tokens of each forward pass.
+    It gets the prompt, then the tokens of each pass.
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.calls, self.first_s, self.first = device, 0, 0.0, 1
+        self.device, self.passes, self.first_s, self.first = device, -1, 0.0, 1
 
     def put(self, value: Tensor) -> None:
         """Take one or several tokens. The library calls it by this name."""
-        self.calls += 1
-        if self.calls == 2:
+        self.passes += 1
+        if self.passes == 1:
             self.first_s, self.first = now_s(self.device), value.numel()
 
     def end(self) -> None:

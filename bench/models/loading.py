@@ -19,6 +19,7 @@ from bench.config import RunConfig, check_device
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import huge_mib
 from bench.engine.kernels import native
+from bench.engine.products import Layout
 from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
@@ -129,8 +130,9 @@ def load_decoder(
     *,
     max_len: int | None = None,
     quantize: str = "none",
+    layout: Layout | None = None,
 ) -> Decoder:
-    """Load a checkpoint onto a device, such as that of another decoder.
+    """Load a checkpoint onto a device, such as that of another decoder. `layout`: as for `Decoder.from_weights`.
 
     Raises:
         UserError: unsupported model, weights that do not fit it, or out of memory.
@@ -145,6 +147,7 @@ def load_decoder(
             device=device,
             max_len=max_len,
             quantize=quantize,
+            layout=layout,
         )
     _loaded_from[target] = checkpoint
     return target

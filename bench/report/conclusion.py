@@ -54,7 +54,7 @@ def answer(summary: Summary) -> list[str]:
 def _reason(entry: Entry, vanilla: StepTime | None) -> list[str]:
     """Tokens per step and the cost of a step, whose ratio is the speedup; then what bounds it."""
     rate, step = entry.overall.compression_rate, entry.overall.step_time
-    if rate is None:
+    if rate is None or entry.kind == "peer":
         return []
     text = f"Reason: {number(rate)} tokens per step (CR)"
     if step is not None and step.total is not None:

@@ -101,11 +101,12 @@ def fastest(summary: Summary, *kinds: str) -> dict[str, Entry]:
 
 
 def overview(summary: Summary) -> list[Table]:
-    """All methods by task: end-to-end speedup (peers too), then CR."""
-    methods, shown = in_order(summary, "method"), in_order(summary, "method", "peer")
+    """All methods and peers by task: end-to-end speedup, then CR."""
+    shown = in_order(summary, "method", "peer")
     found = [_side_by_side("end-to-end speedup", shown, lambda cell: times_between(cell.speedup_total))]
-    if methods:  # a peer brings its own loop: no steps, no CR
-        found.append(_side_by_side("CR", methods, lambda cell: number(cell.compression_rate)))
+    # Most peers bring a loop whose steps are not seen.
+    if known := {name: e for name, e in shown.items() if e.kind == "method" or e.overall.compression_rate is not None}:
+        found.append(_side_by_side("CR", known, lambda cell: number(cell.compression_rate)))
     return found
 
 

@@ -189,6 +189,7 @@ def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     """Record an answer and its steps."""
     turn.token_ids = list(answer.token_ids)
     turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
+    turn.decode_passes = answer.decode_passes
     turn.finish = answer.finish(eos)
     turn.per_step_drafted = [step.drafted for step in answer.steps]
     turn.per_step_accepted = [step.accepted for step in answer.steps]

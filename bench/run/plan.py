@@ -115,7 +115,15 @@ class Plan:
             )
 
 
-def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, list[methods.Variant]]:
+class Checked(NamedTuple):
+    """What a run asks of whom."""
+
+    questions: QuestionSet
+    variants: list[methods.Variant]
+    left_out: list[str]  # of `all`, and why
+
+
+def check(config: RunConfig, shape: str | None = None) -> Checked:
     """The questions and methods of a run; `shape`: of random weights in the place of the model.
 
     Raises:
@@ -123,40 +131,31 @@ def check(config: RunConfig, shape: str | None = None) -> tuple[QuestionSet, lis
 
     """
     asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
-    chosen = variants(config, shape)
-    model = _model_of(config, shape)
-    for variant in chosen:
-        variant.check_files(model)
-    return asked, chosen
+    return Checked(asked, *variants(config, shape))
 
 
-def _model_of(config: RunConfig, shape: str | None) -> str:
-    return shape or checkpoints.name_of(config.model, config.revision)
-
-
-def left_out(config: RunConfig, shape: str | None = None) -> tuple[str, ...]:
-    """Which methods `all` leaves out as files that they need for the model are not there, a sentence each."""
-    if methods.ALL not in config.method:
-        return ()
-    model = _model_of(config, shape)
-    absent = (methods.missing(name, model) for name in methods.built_in() if not methods.is_peer(name))
-    return tuple(f"left out of {methods.ALL}: {reason}" for reason in absent if reason)
-
-
-def variants(config: RunConfig, shape: str | None = None) -> list[methods.Variant]:
-    """Vanilla, the methods and the peers of a run, each once; `shape`: as for `check`.
+def variants(config: RunConfig, shape: str | None = None) -> tuple[list[methods.Variant], list[str]]:
+    """Vanilla, the methods and the peers of a run, each once; and why methods of `all` are left out.
 
     Raises:
-        UserError: unknown method or knob, or a method that is named as a peer.
+        UserError: unknown method or knob, a method that is named as a peer, or one without its files for the model.
 
     """
-    model = _model_of(config, shape) if methods.ALL in config.method else ""
-    labels = dict.fromkeys([methods.BASELINE, *methods.expanded(config.method, model), *config.peers])
+    labels = dict.fromkeys([methods.BASELINE, *methods.expanded(config.method), *config.peers])
     found = [methods.parse(label) for label in labels]
     for variant in found:
         if variant.label in config.peers and not variant.is_peer:
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
-    return sorted(found, key=lambda variant: (variant.is_peer, variant.label != methods.BASELINE))
+    model, able, left_out = shape or checkpoints.name_of(config.model, config.revision), [], []
+    for variant in found:
+        try:
+            variant.check_files(model)
+            able.append(variant)
+        except UserError as error:
+            if variant.label in (*config.method, *config.peers):  # asked for by its name
+                raise
+            left_out.append(f"{variant.label} is left out of --method {methods.ALL}: {error}")
+    return sorted(able, key=lambda variant: (variant.is_peer, variant.label != methods.BASELINE)), left_out
 
 
 def make_plan(
@@ -171,7 +170,7 @@ def make_plan(
         UserError: as `check`; or a folder that this run cannot have.
 
     """
-    asked, chosen = check(config)
+    asked, chosen, left_out = check(config)
     by_peers = asked.select(limit=config.peer_limit or None, seed=config.seed).questions
     if resumed is not None:
         adapt = functools.partial(resume.as_begun, run=resumed[1])
@@ -191,7 +190,7 @@ def make_plan(
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peer_ids = frozenset(question.question_id for question in by_peers)
-    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep, left_out(config))
+    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep, tuple(left_out))
 
 
 @contextlib.contextmanager

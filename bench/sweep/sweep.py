@@ -97,7 +97,6 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
     All trainings are on one loaded model. If it will do for the run as well, it is returned.
     """
     trainings = list({p.training.out: p.training for p in planned if p.training}.values())
-    layers = sorted({training.exit_layer for training in trainings})
     missing = [t for t in trainings if not _is_trained(t)]  # a mistake in the command is told before an hour of work
     shared = Compute.of(config).quantize == "none" and Compute.of(config).torch_dtype == torch.float32
     loaded = None
@@ -112,7 +111,7 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
     for number, training in enumerate(trainings, 1):
         assert training.out
         try:
-            _train(sweep.method.partition(":")[0], training, layers, f"{number} of {len(trainings)}", loaded, log)
+            _train(sweep.method.partition(":")[0], training, trainings, f"{number} of {len(trainings)}", loaded, log)
         except Exception as error:  # any failure is a result: told, and the others go on
             failed[training.out] = f"training failed: {_reason(error)}"
     for p, variant in zip(planned, sweep.variants, strict=True):
@@ -153,14 +152,14 @@ def _settings(training: TrainConfig) -> dict[str, Any]:
 
 
 def _train(
-    method: str, training: TrainConfig, layers: Sequence[int], number: str, loaded: Loaded | None, log: Log
+    method: str, training: TrainConfig, others: Sequence[TrainConfig], number: str, loaded: Loaded | None, log: Log
 ) -> None:
     """One set of weights, unless it lies there."""
     if _is_trained(training):
         log(f"weights {number} lie in {training.out} already")
         return
     log(f"training weights {number}, in {training.out}")
-    train(method, training, log, layers, loaded, replace_weights=True)  # what was interrupted may have left some
+    train(method, training, log, others, loaded, replace_weights=True)  # what was interrupted may have left some
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 

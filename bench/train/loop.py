@@ -1,56 +1,74 @@
 """States of the frozen target, and the training loop over them.
 
-The target runs once over every conversation. What a head or adapter sees (exit states) and should predict (final
-states, the target's own choices) is cached, so that epochs need no forward pass of the target.
+The target runs once over every conversation. What a draft model sees (states after some of the layers) and should
+predict (final states, the target's own choices) is cached, so that epochs need no forward pass of the target.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
-from bench.train.tensor_cache import keep, load_or_make
+from bench.train.tensor_cache import keep, load
 
-_FEATURE_BATCH = 16  # conversations in a forward pass of the target
+_CHUNK = 16  # conversations in a file of the cache
+_POSITIONS = 2048  # most, with padding, in a forward pass of the target
+_SORTED = 32  # batches whose conversations are sorted by length together
+_FINAL: Literal["final"] = "final"
+_Layer = int | Literal["final"]  # layers run
 
 
 @dataclass
 class Features:
-    """The target's states over N conversations of T tokens in all, concatenated. A position is *taught* if the target
-    chose the next token: there the draft should predict what the target predicts."""
+    """The target's states over N conversations of T tokens in all. A position is *taught* if the target chose the next
+    token: there the draft should predict what the target predicts.
 
-    exit_states: Tensor  # [T, d], half precision, after the exit layer
-    final_states: Tensor  # [T, d], half precision, post-norm
+    States are in half precision, a tensor [tokens, d] for each chunk of conversations, mapped from the cache's files:
+    they may be larger than the memory.
+    """
+
+    final_states: Sequence[Tensor]  # post-norm
     tokens: Tensor  # [T]
     taught: Tensor  # [T] bool
     lengths: Tensor  # [N]
+    taps: Mapping[int, Sequence[Tensor]]  # after so many layers
 
     def __post_init__(self) -> None:
         self.starts = [0, *self.lengths.cumsum(0).tolist()[:-1]]
         self._inside = torch.ones_like(self.taught).index_fill(0, self.lengths.cumsum(0) - 1, False)
 
+    def rows(self, states: Sequence[Tensor], conversation: int) -> Tensor:
+        """Return the rows [n, d] of one conversation in float32."""
+        start = self.starts[conversation] - self.starts[conversation - conversation % _CHUNK]
+        return states[conversation // _CHUNK][start : start + int(self.lengths[conversation])].float()
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return some conversations as a batch in float32, padded at the end with untaught positions."""
 
-        def padded(column: Tensor) -> Tensor:
-            rows = [column[self.starts[i] : self.starts[i] + int(self.lengths[i])] for i in indices]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        def padded(rows: Iterable[Tensor]) -> Tensor:
+            return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+        def of_states(states: Sequence[Tensor]) -> Tensor:
+            return padded(self.rows(states, i) for i in indices)
+
+        def of_tokens(column: Tensor) -> Tensor:
+            return padded(column[self.starts[i] : self.starts[i] + int(self.lengths[i])] for i in indices)
 
         return Batch(
-            padded(self.exit_states).float(),
-            padded(self.final_states).float(),
-            padded(self.tokens),
-            padded(self.taught),
-            padded(self._inside),
+            of_states(self.final_states),
+            of_tokens(self.tokens),
+            of_tokens(self.taught),
+            of_tokens(self._inside),
             torch.tensor(indices),
+            {layer: of_states(states) for layer, states in self.taps.items()},
         )
 
     def batches(self, indices: Sequence[int], device: torch.device, size: int = 8) -> Iterator[Batch]:
@@ -63,17 +81,18 @@ class Features:
 class Batch:
     """B conversations of at most n tokens."""
 
-    exit_states: Tensor  # [B, n, d]
     final_states: Tensor  # [B, n, d], post-norm
     tokens: Tensor  # [B, n]
     taught: Tensor  # [B, n] bool
     inside: Tensor  # [B, n] bool: all positions that have a next token, prompts included
     indices: Tensor  # [B], on the CPU: of the conversations
+    taps: Mapping[int, Tensor]  # [B, n, d] after so many layers
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        columns = {name: column.to(device) for name, column in vars(self).items() if name != "indices"}
-        return Batch(**columns, indices=self.indices)
+        names = ("final_states", "tokens", "taught", "inside")
+        columns = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **columns, taps={layer: states.to(device) for layer, states in self.taps.items()})
 
 
 def taught_positions(chosen: Tensor) -> Tensor:
@@ -85,61 +104,74 @@ def taught_positions(chosen: Tensor) -> Tensor:
 def features(
     target: Decoder,
     conversations: Conversations,
-    exit_layer: int,
     folder: Path,
+    taps: Iterable[int] = (),
     progress: Callable[[int], None] = lambda count: None,
-    others: Mapping[int, Path] | None = None,
+    others: Iterable[int] = (),
 ) -> Features:
-    """Return the states over all conversations, computed in chunks that are cached in `folder`.
+    """Return the final states over all conversations, and those after each of `taps` layers.
 
-    `progress` is called with the number of tokens of each chunk. `others`: further exit layers with their folders,
-    whose missing chunks are computed in the same forward passes, for later trainings.
+    They are computed in chunks that are cached in `folder`, a file a chunk and layer. `progress` is called with the
+    number of tokens of each chunk. `others`: layers whose missing chunks are computed in the same forward passes, for
+    later trainings.
     """
-    d = target.config.hidden
     rows = conversations.tokens.long().split(conversations.lengths.tolist())
-    exits: list[Tensor] = []
-    finals: list[Tensor] = []
-    for start in range(0, len(rows), _FEATURE_BATCH):
-        here = rows[start : start + _FEATURE_BATCH]
-        shape = (sum(map(len, here)), d)
-
-        def is_whole(stored: dict[str, Tensor], shape: tuple[int, int] = shape) -> bool:
-            return {name: tensor.shape for name, tensor in stored.items()} == {"exit": shape, "final": shape}
-
-        name = f"{start:06d}-{start + len(here):06d}.safetensors"
-        missing = {layer: path / name for layer, path in (others or {}).items() if not (path / name).is_file()}
-        missing.pop(exit_layer, None)
-
-        def compute(here: Sequence[Tensor] = here, missing: dict[int, Path] = missing) -> dict[str, Tensor]:
-            exits, final_states = _states(target, here, [exit_layer, *missing])
-            final = _half(final_states)
-            made = {layer: {"exit": _half(states), "final": final} for layer, states in exits.items()}
-            for layer, path in missing.items():
-                keep(path, made[layer])
-            return made[exit_layer]
-
-        stored, _ = load_or_make(folder / name, is_whole, compute)
-        exits.append(stored["exit"])
-        finals.append(stored["final"])
+    found: dict[_Layer, list[Tensor]] = {_FINAL: [], **{layer: [] for layer in taps}}
+    for start in range(0, len(rows), _CHUNK):
+        here = rows[start : start + _CHUNK]
+        shape = (sum(map(len, here)), target.config.hidden)
+        paths = {layer: _file(folder, layer, start, start + len(here)) for layer in (*found, *others)}
+        there = {layer: load(paths[layer], shape) for layer in found}
+        if missing := [layer for layer, states in there.items() if states is None]:
+            also = [layer for layer in others if layer not in found and not paths[layer].is_file()]
+            for layer, computed in _states(target, here, [*missing, *also]).items():
+                keep(paths[layer], _half(computed))
+            there |= {layer: load(paths[layer], shape) for layer in missing}
+        for layer, states in there.items():
+            assert states is not None
+            found[layer].append(states)
         progress(shape[0])
     taught = taught_positions(conversations.chosen)
-    return Features(
-        torch.cat(exits), torch.cat(finals), conversations.tokens.long(), taught, conversations.lengths.long()
-    )
+    final = found.pop(_FINAL)
+    return Features(final, conversations.tokens.long(), taught, conversations.lengths.long(), found)  # type: ignore[arg-type]
 
 
-def _states(target: Decoder, rows: Sequence[Tensor], exit_layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
-    """Return states after each exit layer and post-norm final ones [sum of lengths, d] of conversations, on the CPU."""
+def _file(folder: Path, layer: _Layer, first: int, end: int) -> Path:
+    return folder / str(layer) / f"{first:06d}-{end:06d}.safetensors"
+
+
+def _states(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
+    """Return states after so many layers, or post-norm final ones, of conversations: [sum of lengths, d] on the CPU."""
+    found: dict[int, dict[_Layer, Tensor]] = {}
+    for group in _alike(rows):
+        together = _states_together(target, [rows[i] for i in group], layers)
+        for row, i in enumerate(group):
+            found[i] = {layer: states[row, : len(rows[i])] for layer, states in together.items()}
+    return {layer: torch.cat([found[i][layer] for i in range(len(rows))]) for layer in layers}
+
+
+def _alike(rows: Sequence[Tensor]) -> list[list[int]]:
+    """Group rows of similar lengths, as padding costs as much as tokens."""
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if groups[-1] and (len(groups[-1]) + 1) * len(rows[i]) > _POSITIONS:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _states_together(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
+    """Return the same of conversations in one forward pass: [B, n, d], padded at the end."""
     tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # attention is causal: padding has no effect
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
-    inside = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     states, below = target.embed(tokens), 0
-    exits: dict[int, Tensor] = {}
-    for layer in sorted(exit_layers):
+    made: dict[_Layer, Tensor] = {}
+    for layer in sorted(layer for layer in layers if layer != _FINAL):
         states = target.run_layers(states, 0, cache, below, layer)
-        exits[layer], below = states.cpu()[inside], layer
-    final_states = target.final_norm(target.run_layers(states, 0, cache, below))
-    return exits, final_states.cpu()[inside]
+        made[layer], below = states.cpu(), layer
+    if _FINAL in layers:
+        made[_FINAL] = target.final_norm(target.run_layers(states, 0, cache, below)).cpu()
+    return made
 
 
 def _half(states: Tensor) -> Tensor:
@@ -177,19 +209,27 @@ def fit(
     module: nn.Module,
     loss_of: Callable[[Sequence[int]], Tensor],
     indices: Sequence[int],
+    lengths: Tensor,
     schedule: Schedule,
     each_step: Callable[[int, float], Any] = lambda step, loss: None,
     each_epoch: Callable[[int], Any] = lambda epoch: None,
 ) -> None:
-    """Train `module` on conversations `indices`; `loss_of` returns the loss of a batch of them."""
+    """Train `module` on conversations `indices`, of all that `lengths` [N] tells of.
+
+    `loss_of` returns the loss of a batch of them.
+    """
     optimiser = torch.optim.AdamW(
-        module.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=schedule.weight_decay
+        module.parameters(),
+        lr=schedule.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=schedule.weight_decay,
+        fused=True,
     )
     generator = torch.Generator().manual_seed(schedule.seed)
     total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
-        for batch in _batches(indices, schedule.batch, generator):
+        for batch in _batches(indices, lengths, schedule.batch, generator):
             for group in optimiser.param_groups:
                 group["lr"] = schedule.learning_rate * _rate(step, total, schedule.warm_up)
             loss = loss_of(batch)
@@ -214,7 +254,11 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
 
 
-def _batches(indices: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    order = torch.randperm(len(indices), generator=generator).tolist()
-    for start in range(0, len(order), size):
-        yield [indices[i] for i in order[start : start + size]]
+def _batches(indices: Sequence[int], lengths: Tensor, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Yield all in random batches of similar lengths, as padding costs as much as tokens."""
+    order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size * _SORTED):
+        group = sorted(order[start : start + size * _SORTED], key=lambda i: int(lengths[i]))
+        batches += [group[first : first + size] for first in range(0, len(group), size)]
+    yield from (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())

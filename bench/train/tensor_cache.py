@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from bench.files import save_tensors, writing
 
+_NAME = "states"
 
-def load_or_make(
-    path: Path, is_whole: Callable[[dict[str, Tensor]], bool], make: Callable[[], dict[str, Tensor]]
-) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors cached in `path` and True; else the result of `make`, once it is cached, and False.
 
-    A damaged file, or one whose tensors are not what `is_whole` expects, is rebuilt.
-
-    Raises:
-        UserError: the disk is full or the cache cannot be written.
-
-    """
+def load(path: Path, shape: Sequence[int]) -> Tensor | None:
+    """Return the tensor in `path`, mapped from the file; None if there is none of this shape: absent, or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    with contextlib.suppress(SafetensorError, OSError):  # absent, or cut short by a crash
-        cached = load_file(path)
-        if is_whole(cached):
-            return cached, True
-    made = make()
-    assert is_whole(made)
-    keep(path, made)
-    return made, False
+    try:
+        tensor: Tensor | None = load_file(path).get(_NAME)
+    except (SafetensorError, OSError):  # absent, or cut short by a crash
+        return None
+    return tensor if tensor is not None and tensor.shape == tuple(shape) else None
 
 
-def keep(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to `path`, where they appear once they are completely written.
+def keep(path: Path, tensor: Tensor) -> None:
+    """Write a tensor to `path`, where it appears once it is completely written.
 
     Raises:
         UserError: the disk is full or the cache cannot be written.
 
     """
     with writing(path.parent):
-        save_tensors(tensors, path)
+        save_tensors({_NAME: tensor}, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import sys
@@ -25,10 +26,10 @@ from bench.files import cache_root, check_writable, user_path
 from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
-from bench.models.loading import Compute, Loaded, find, load, memory_errors
+from bench.models.loading import Compute, Loaded, find, load, load_decoder, memory_errors
 from bench.progress import Log
 from bench.questions import QuestionSet
-from bench.train import conversations, destination, loop, packed, prompts, weights
+from bench.train import conversations, destination, loop, packed, precision, prompts, weights
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
@@ -59,6 +60,7 @@ class Trainer(ABC):
     def __init__(self, target: Decoder, config: Any, found: Features, made: Conversations, ranking: Tensor):
         torch.manual_seed(config.seed)
         self.config, self.found, self.made, self.ranking, self.device = config, found, made, ranking, target.device
+        self.dtype = precision.chosen(config.precision, self.device)  # of products
         vocab = target.config.vocab
         size = config.draft_vocab or vocab
         self.draft_vocab = size if size < vocab else 0
@@ -92,11 +94,25 @@ class Trainer(ABC):
             bar.update(1)
             self.done = step / total
 
+        def loss(indices: Sequence[int]) -> Tensor:
+            with precision.products(self.dtype, self.device):
+                return self.loss(indices)
+
         self.done = 0.0
         total = loop.steps_of(len(self.train_on), schedule)
         with _bar(total, _TRAINING) as bar:
-            loop.fit(self.module, self.loss, self.train_on, schedule, after_step, after_epoch)
+            loop.fit(self.module, loss, self.train_on, self.found.lengths, schedule, after_step, after_epoch)
         return history
+
+    @classmethod
+    def taps(cls, config: Any, target: Decoder) -> tuple[int, ...]:
+        """Return the layers after which the states of the target are needed, besides the final ones.
+
+        Raises:
+            UserError: the settings do not fit the target.
+
+        """
+        return ()
 
     @abstractmethod
     def loss(self, indices: Sequence[int]) -> Tensor:
@@ -136,19 +152,19 @@ def train(
     method: str,
     config: TrainConfig,
     log: Log = print,
-    exit_layers: Sequence[int] = (),
+    others: Sequence[TrainConfig] = (),
     loaded: Loaded | None = None,
     *,
     replace_weights: bool = False,
 ) -> Trained:
     """Train a method's weights as `config`, its trainer's settings, says.
 
-    `exit_layers`: those of later trainings, whose states are computed and cached in the same forward passes. `loaded`:
+    `others`: later trainings of the method, whose states are computed and cached in the same forward passes. `loaded`:
     the model in float32, if it is already loaded. Weights that exist are kept unless `replace_weights`.
 
     Raises:
-        UserError: unknown model, an exit layer beyond the model, no usable conversations, or an output folder that has
-            weights or cannot be written.
+        UserError: unknown model, settings that do not fit the model, no usable conversations, or an output folder that
+            has weights or cannot be written.
 
     """
     begin_s = time.perf_counter()
@@ -160,19 +176,19 @@ def train(
     packaged = weights.packaged_scores(method, config, checkpoint.name)
     loaded = loaded or load(model, compute(config), Recipe.length, log)
     target = loaded.target
-    if not 0 < config.exit_layer < target.config.layers:
-        raise UserError(f"--exit-layer {config.exit_layer} must be in 1..{target.config.layers - 1} for {target.name}")
+    of = trainer_of(method)
+    taps = of.taps(config, target)
 
     found = _found(config, loaded, log)
     made = _decontaminated(found, chat, sets)
-    layers = {config.exit_layer, *(layer for layer in exit_layers if 0 < layer < target.config.layers)}
-    folders = _feature_folders(checkpoint, made, layers)
+    dtype = precision.chosen(config.precision, target.device)
     with _bar(len(made.tokens), "computing states (tokens)") as bar:
-        features = loop.features(target, made, config.exit_layer, folders.pop(config.exit_layer), bar.update, folders)
+        folder, later = _features_folder(checkpoint, made, dtype), _taps_of(of, others, target)
+        features = loop.features(_reader(loaded, dtype), made, folder, taps, bar.update, later)
 
     log("initialising the weights")
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
-    trainer = trainer_of(method)(target, config, features, made, ranking)
+    trainer = of(target, config, features, made, ranking)
     scores = _scores(trainer, trainer.fit(), made, checkpoint)
     log("saving the weights, with statistics of the drafts on held-out conversations")
     checked = {
@@ -221,14 +237,32 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
     return files
 
 
-def _feature_folders(checkpoint: Checkpoint, made: Conversations, exit_layers: Iterable[int]) -> dict[int, Path]:
-    """Return where states are cached, by exit layer.
+def _reader(loaded: Loaded, dtype: torch.dtype) -> Decoder:
+    """Return the target as it reads conversations: in float32 itself, else one whose products are `dtype`, by torch."""
+    target = loaded.target
+    if dtype == torch.float32:
+        return target
+    return load_decoder(loaded.checkpoint, target.device, dtype, max_len=target.max_len, layout="plain")
+
+
+def _features_folder(checkpoint: Checkpoint, made: Conversations, dtype: torch.dtype) -> Path:
+    """Return where states are cached.
 
     The folder is named by the tokens, which differ from one data set or decontamination to the next.
     """
-    root, digest = cache_root() / "features", made.digest()[:12]
     name = f"{checkpoint.name.replace('/', '--')}-{checkpoint.sha256[:8]}"
-    return {layer: root / f"{name}-{layer}" / digest for layer in exit_layers}
+    if dtype != torch.float32:
+        name += f"-{str(dtype).removeprefix('torch.')}"
+    return cache_root() / "features" / name / made.digest()[:12]
+
+
+def _taps_of(of: type[Trainer], others: Iterable[TrainConfig], target: Decoder) -> set[int]:
+    """Return the layers of other trainings; those that do not fit the target fail in their turn."""
+    layers: set[int] = set()
+    for config in others:
+        with contextlib.suppress(UserError):
+            layers.update(of.taps(config, target))
+    return layers
 
 
 def compute(config: Writing) -> Compute:
@@ -244,6 +278,8 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     there = packed.load(model.checkpoint)
     is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
     made = there if is_enough else _written(config, model, there)
+    if config.longest:
+        made = made.keep((made.lengths <= config.longest).tolist())
     drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
     of = f" of the {made.answer_tokens:,}" if config.tokens else ""
     log(f"{drawn.answer_tokens:,}{of} answer tokens {'that come with the project' if is_enough else 'in the cache'}")
@@ -288,14 +324,19 @@ def _scores(trainer: Trainer, history: list[dict[str, float]], made: Conversatio
     return Scores(checkpoint.name, checkpoint.sha256, parameters, data, epochs_of(history, prompts.KINDS))
 
 
-def ridge_regression(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the best linear map [d_y, d_x] from x [m, d_x] to y [m, d_y] over all pairs, lightly regularised."""
+def ridge_regression(pairs: Iterable[tuple[Tensor, Tensor]], *, by_column: bool = False) -> Tensor:
+    """Return the best linear map [d_y, d_x] from x [m, d_x] to y [m, d_y] over all pairs, lightly regularised.
+
+    `by_column`: in proportion to the mean square of each column of x, for columns of different scales.
+    """
     inner = outer = torch.zeros((), dtype=torch.float64)
     for x, y in pairs:
         x, y = x.double(), y.double()
         inner, outer = inner.to(x.device) + x.T @ x, outer.to(x.device) + x.T @ y
-    ridge = _RIDGE * inner.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64, device=inner.device)
-    solution: Tensor = torch.linalg.solve(inner + ridge, outer)
+    squares = inner.diagonal()
+    mean = squares.mean().expand_as(squares)
+    ridge = _RIDGE * (squares.maximum(1e-6 * mean) if by_column else mean)
+    solution: Tensor = torch.linalg.solve(inner + ridge.diag(), outer)
     return solution.T.float()
 
 

@@ -36,19 +36,19 @@ from bench.errors import UserError
 from bench.files import first_line, save_tensors
 from bench.typed_json import Json
 
-FILES = ("head.safetensors",)
+FILES = ("head.safetensors", "model.safetensors", "pytorch_model.bin")  # ours, and published ones: see `formats`
 _WHAT = "EAGLE head"
-_LAYER = "layers.0."
-_NAMES = {  # in files: the authors' names of our parameters
+OWN_LAYER = "layers.0."
+NAMES = {  # in files: the authors' names of our parameters
     "fc.weight": "fc.weight",
     "fc.bias": "fc.bias",
     "tap_norm": "fc_norm.weight",
-    **{f"{part}.{kind}": f"{_LAYER}self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")},
-    **{f"{part}_norm": f"{_LAYER}self_attn.{part}_norm.weight" for part in "qk"},
-    **{f"{part}.weight": f"{_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
-    "input_norm": f"{_LAYER}input_layernorm.weight",
-    "hidden_norm": f"{_LAYER}hidden_norm.weight",
-    "post_norm": f"{_LAYER}post_attention_layernorm.weight",
+    **{f"{part}.{kind}": f"{OWN_LAYER}self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")},
+    **{f"{part}_norm": f"{OWN_LAYER}self_attn.{part}_norm.weight" for part in "qk"},
+    **{f"{part}.weight": f"{OWN_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+    "input_norm": f"{OWN_LAYER}input_layernorm.weight",
+    "hidden_norm": f"{OWN_LAYER}hidden_norm.weight",
+    "post_norm": f"{OWN_LAYER}post_attention_layernorm.weight",
     "output_norm": "norm.weight",
     "head.weight": "lm_head.weight",
 }
@@ -324,8 +324,15 @@ def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[HeadConf
         UserError: a missing or malformed file, or a head for another target.
 
     """
-    read = trained.read_config(folder, _WHAT, _File)
-    config = HeadConfig(**{f.name: getattr(read, f.name) for f in fields(HeadConfig)})
+    from methods.eagle import formats
+
+    calibration, knobs = None, Knobs()
+    if formats.is_published(folder, FILES[0]):
+        config = formats.read(folder, target, _WHAT).config
+    else:
+        read = trained.read_config(folder, _WHAT, _File)
+        config = HeadConfig(**{f.name: getattr(read, f.name) for f in fields(HeadConfig)})
+        calibration, knobs = read.calibration, read.knobs
     trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
     c, unfit = target.config, f"the {_WHAT} in {folder} is for another model"
     if config.taps and config.taps[-1] > c.layers:
@@ -334,28 +341,33 @@ def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[HeadConf
         raise UserError(f"{unfit}: its heads have {config.head_dim} dimensions, but {target.name}'s have {c.head_dim}")
     if config.own_head not in (0, tokens := config.draft_vocab or c.vocab):
         raise UserError(f"{unfit}: its LM head has {config.own_head} tokens, not {tokens}")
-    return config, read.calibration, read.knobs
+    return config, calibration, knobs
 
 
 def load_head(folder: Path, target: Decoder) -> tuple[Head, Stored]:
-    """Read a head for `target`, and what was stored with it.
+    """Read a head for `target`, in our format or a published one, and what was stored with it.
 
     Raises:
         UserError: no head's folder, an unreadable or malformed file, or a head for another target.
 
     """
+    from methods.eagle import formats
+
     config, calibration, knobs = read_dimensions(folder, target)
-    weights = trained.read_tensors(folder, _WHAT, FILES)
+    if formats.is_published(folder, FILES[0]):
+        weights, names = formats.read_weights(folder, target, _WHAT)
+    else:
+        weights, names = trained.read_tensors(folder, _WHAT, FILES), NAMES
     with torch.device("meta"):
         head = Head(config)
-    trained.fill(head, weights, _NAMES, folder, _WHAT, {trained.RANKING})
+    trained.fill(head, weights, names, folder, _WHAT, {trained.RANKING})
     stored = Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
     return head.to(target.device, target.dtype).requires_grad_(False), stored
 
 
 def save_head(folder: Path, head: Head, stored: Stored) -> None:
-    """Write `head` and what belongs to it: two files in an existing folder."""
-    tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in head.named_parameters()}
+    """Write `head` and what belongs to it: two files in an existing folder. Weights are stored in half precision."""
+    tensors = {NAMES[ours]: tensor.detach().half().cpu() for ours, tensor in head.named_parameters()}
     if stored.ranking is not None:
         tensors[trained.RANKING] = stored.ranking.to(torch.int32)
     save_tensors(tensors, folder / FILES[0])

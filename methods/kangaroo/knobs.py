@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.config import TrainConfig, setting
+from bench.config import ChainTraining, setting
 from bench.drafting.knobs import DRAFT_WEIGHTS
 from bench.drafting.level_knobs import LevelConfig
 
@@ -52,9 +52,10 @@ presets: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class KangarooTraining(TrainConfig):
+class KangarooTraining(ChainTraining):
     """How to train a Kangaroo adapter."""
 
+    exit_layer: int = setting(2, "layers of the draft model", metavar="N", bounds=(1, 1000))
     architecture: str = setting(
         "feedback",
         "feedback: the adapter also reads the target's final state one position before; paper: attention only, as "
@@ -68,10 +69,6 @@ class KangarooTraining(TrainConfig):
         metavar="N",
         bounds=(0, 1_000_000),
     )
-    unroll: int = setting(
-        3, "drafts in a row that a feedback adapter is trained on, in the second half", metavar="N", bounds=(1, 64)
-    )
-    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
     @property
     def form(self) -> str:

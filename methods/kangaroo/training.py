@@ -1,47 +1,37 @@
-"""`train kangaroo`: the adapter's loss, its held-out scores, and the calibration of its confidences."""
+"""`train kangaroo`: how the adapter begins, its drafts, and the knobs that are stored with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from bench.drafting.levels import one_before
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
 from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
-from bench.train import prompts
+from bench.errors import UserError
+from bench.train.chains import ChainTrainer
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
-from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
+from bench.train.training import REGRESSION, ridge_regression
 from methods.kangaroo.adapter import Adapter, AdapterConfig, save_adapter
 from methods.kangaroo.knobs import KangarooTraining
 
-POSITIONS = 6  # draft positions whose acceptance is reported
 _GAMMA = 6  # stored with the weights: the paper's
 # The stored threshold is the least confidence at which this draft and the next are both right more often than the cost
 # of a draft in vanilla steps (measured on two CPU cores).
 _DRAFT_COST = 0.15
-_UNROLL_FROM = 0.5  # share of the steps: later drafts of a chain are trained once the first ones hit
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(ChainTrainer):
     """The adapter's loss and scores."""
 
     Config = KangarooTraining
     title = "Kangaroo adapter"
-    loss_text = "soft cross-entropy -sum p log q over the draft vocabulary"
-    scores_text = (
-        "`agreement` is the share of the target's own choices that the draft's first choice hits; `accept_w` the same "
-        "for the w-th draft after w - 1 hits; the last columns are the agreement by kind of prompt."
-    )
 
     def __init__(
         self, target: Decoder, config: KangarooTraining, found: Features, made: Conversations, ranking: Tensor
@@ -53,6 +43,14 @@ class AdapterTrainer(Trainer):
         self.unroll = config.unroll if dimensions.feedback else 1
         self.adapter.prepare(int(found.lengths.max()), self.device)
         self._initialise(target.norm)
+
+    @classmethod
+    def taps(cls, config: KangarooTraining, target: Decoder) -> tuple[int, ...]:
+        """Return the exit layer."""
+        if not 0 < config.exit_layer < target.config.layers:
+            most = target.config.layers - 1
+            raise UserError(f"--exit-layer {config.exit_layer} must be in 1..{most} for {target.name}")
+        return (config.exit_layer,)
 
     def _initialise(self, norm: Tensor) -> None:
         """Start as the logit lens: the target's final norm and LM head, with zero attention and FFN.
@@ -75,7 +73,7 @@ class AdapterTrainer(Trainer):
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in self.found.batches(self.train_on[:REGRESSION], self.device):
-                joined = torch.cat((batch.exit_states, one_before(batch.final_states)), dim=-1)
+                joined = torch.cat((batch.taps[self.config.exit_layer], one_before(batch.final_states)), dim=-1)
                 yield joined[batch.taught], batch.final_states[batch.taught] / norm
 
         return ridge_regression(pairs())
@@ -92,57 +90,14 @@ class AdapterTrainer(Trainer):
             f"draft vocabulary {self.draft_vocab or 'whole'}"
         )
 
-    def loss(self, indices: Sequence[int]) -> Tensor:
-        """Return -sum p log q per position, p and q over the draft vocabulary, summed over the drafts of a chain.
+    def drafts(self, batch: Batch, depth: int) -> Iterator[Tensor]:
+        """Yield the adapter's states, draft by draft."""
+        return self.adapter.unrolled(batch.taps[self.config.exit_layer], batch.final_states, depth)
 
-        The w-th draft counts where those before it hit, as only there it matters. With teach=all, the target's
-        distributions over prompts are trained on too.
-        """
-        batch = self.found.batch(indices).to(self.device)
-        start = batch.inside if self.config.teach == "all" else batch.taught
-        total = torch.zeros((), device=self.device)
-        depth = 1 if self.done < _UNROLL_FROM else self.unroll
-        for chain in self._chains(batch, start, depth):
-            total = total + self._entropy(chain, batch)
-        return total / start.sum().clamp(min=1)
-
-    def _entropy(self, chain: _Chain, batch: Batch) -> Tensor:
-        teacher = (batch.final_states[chain.live] @ self.head.T).softmax(-1)
-        return F.cross_entropy(chain.logits, teacher, reduction="sum")
-
-    def _chains(self, batch: Batch, start: Tensor, depth: int) -> Iterator[_Chain]:
-        """Yield the w-th drafts, w = 1.., of chains begun at every position of `start`, while those before them hit.
-
-        Under greedy verification, drafting after accepted drafts sees the states of the target's own text, so that
-        acceptance can be computed on the target's answers without decoding.
-        """
-        expected = self.places[batch.tokens.roll(-1, 1)]
-        head = self.head if self.adapter.head is None else self.adapter.head.weight
-        live = start
-        for states in self.adapter.unrolled(batch.exit_states, batch.final_states, depth):
-            logits = states[live] @ head.T
-            hit = logits.detach().argmax(-1) == expected[live]
-            yield _Chain(logits, live, hit)
-            reached = torch.zeros_like(live).masked_scatter(live, hit)
-            live = F.pad(reached, (1, 0))[:, :-1] & start
-
-    @torch.inference_mode()
-    def scores(self, indices: Sequence[int]) -> dict[str, float]:
-        """Return agreement with the target's greedy choice, acceptance by draft position, and agreement by kind."""
-        tried, hits = torch.zeros(POSITIONS), torch.zeros(POSITIONS)
-        by_kind = torch.zeros(2, len(prompts.KINDS))
-        entropy = 0.0
-        for batch in self.found.batches(indices, self.device):
-            for w, chain in enumerate(self._chains(batch, batch.taught, POSITIONS)):
-                tried[w] += len(chain.hit)
-                hits[w] += int(chain.hit.sum())
-                if w == 0:
-                    entropy += float(self._entropy(chain, batch))
-                    by_kind += count_by_kind(self.made.kinds[batch.indices], chain.live, chain.hit)
-        shares = (hits / tried.clamp(min=1)).tolist()
-        scores = {"held_out_loss": entropy / max(1.0, float(tried[0])), "agreement": shares[0]}
-        scores |= {f"accept_{w}": share for w, share in enumerate(shares[1:], 2)}
-        return scores | shares_by_kind(by_kind)
+    @property
+    def lm_head(self) -> Tensor:
+        """The adapter's own LM head, or the target's."""
+        return self.head if self.adapter.head is None else self.adapter.head.weight
 
     def knobs(self, calibration: Calibration) -> dict[str, Any]:
         """Return default knobs to store with the weights; none for a published form, whose knobs are the paper's."""
@@ -151,25 +106,6 @@ class AdapterTrainer(Trainer):
         curves = zip(CALIBRATED_AT, calibration.accepted, calibration.following, strict=True)
         worth = (confidence for confidence, now, then in curves if now * then >= _DRAFT_COST)
         return {"gamma": _GAMMA, "stop": "gain", "threshold": min(worth, default=1.0)}
-
-    @torch.inference_mode()
-    def calibrate(self, indices: Sequence[int]) -> Calibration:
-        """Calibrate confidences: how often drafts of a confidence, and the drafts after them, are right."""
-        confident: list[Tensor] = []
-        right: list[Tensor] = []
-        before: list[Tensor] = []
-        following: list[Tensor] = []
-        for batch in self.found.batches(indices, self.device):
-            last = torch.zeros(batch.taught.shape, device=self.device)
-            for w, chain in enumerate(self._chains(batch, batch.taught, POSITIONS)):
-                if w:
-                    before.append(F.pad(last, (1, 0))[:, :-1][chain.live].cpu())
-                    following.append(chain.hit.float().cpu())
-                confidence = chain.logits.softmax(-1).amax(-1)
-                confident.append(confidence.cpu())
-                right.append(chain.hit.float().cpu())
-                last = torch.zeros_like(last).masked_scatter(chain.live, confidence)
-        return Calibration(_monotone(confident, right), _monotone(before, following))
 
 
 def _dimensions(target: Decoder, config: KangarooTraining, draft_vocab: int) -> AdapterConfig:
@@ -188,23 +124,3 @@ def _dimensions(target: Decoder, config: KangarooTraining, draft_vocab: int) -> 
         gated=name != "paper-mlp",
         own_head=(draft_vocab or c.vocab) if name in ("paper-own-head", "paper-mlp") else 0,
     )
-
-
-@dataclass
-class _Chain:
-    """The w-th drafts of chains: logits [m, V'], their positions [B, n], and whether they hit [m]."""
-
-    logits: Tensor
-    live: Tensor
-    hit: Tensor
-
-
-def _monotone(confidences: Sequence[Tensor], outcomes: Sequence[Tensor]) -> tuple[float, ...]:
-    """Return the expected outcome at CALIBRATED_AT confidences, which never falls (isotonic regression)."""
-    x = torch.cat(list(confidences)).double().numpy()
-    if not len(x):
-        return (0.0,) * len(CALIBRATED_AT)
-    distinct, place, count = np.unique(x, return_inverse=True, return_counts=True)
-    mean = np.bincount(place, torch.cat(list(outcomes)).double().numpy()) / count
-    fitted = isotonic_regression(mean, weights=count).x
-    return tuple(round(float(value), 4) for value in np.interp(CALIBRATED_AT, distinct, fitted))

@@ -22,6 +22,11 @@ class MedusaConfig:
         "such as 0/0-0/1; a JSON file with a list of rank paths; none; default: auto where the weights record how "
         "often each rank is right, else the paper's",
     )
+    stop: str = setting(
+        "",
+        "gain: no drafts while the question shows that the tree is not worth its cost on this device; never: "
+        "the whole tree in every step; default: gain where the tree is chosen for the device, never where it is named",
+    )
     draft_vocab: int = setting(
         -1, "draft from the n most frequent tokens only; 0: from all; -1: as stored with the heads"
     )
@@ -42,7 +47,7 @@ class MedusaConfig:
         "folder or Hugging Face id of the heads; default: those packaged for the model; paper: those built "
         "as published, if you trained them",
     )
-    costs: str = setting("", f"for tree=auto: {COSTS}")
+    costs: str = setting("", f"for tree=auto and stop=gain: {COSTS}")
 
     def __post_init__(self) -> None:
         if self.heads < 0:
@@ -55,6 +60,8 @@ class MedusaConfig:
             raise ValueError(f"first={self.first} is for accept=typical: leave one of them out")
         if self.tree not in ("", "auto", "chain"):
             read_tree(self.tree)
+        if self.stop not in ("", "gain", "never"):
+            raise ValueError(f"stop={self.stop} must be gain or never")
         check_knobs(self.draft_vocab, self.drafts, self.costs, self.draft_weights)
         if self.accept == "typical" and self.drafts == "sampled":
             raise ValueError("accept=typical does not use the drafts' distribution: it takes drafts=top")

@@ -5,15 +5,15 @@ tree, which one forward pass of the target verifies (sections 2.1.1 and 2.1.2). 
 `accept=typical` asks for the paper's typical acceptance (section 2.3.1). Needs trained heads.
 
 Beyond the paper: heads that share the target's LM head, cut to the most frequent tokens; heads that also read the
-newest token, which is known when they draft (as Hydra's first head does, arXiv 2402.05109); and a tree chosen for this
-model and device (`tree=auto`).
+newest token, which is known when they draft (as Hydra's first head does, arXiv 2402.05109); a tree chosen for this
+model and device (`tree=auto`); and steps without drafts where the tree does not pay in a question (`stop=gain`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from bench.drafting.method import SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States
+from bench.drafting.stopping import TreeRule
 from bench.drafting.tree import tree_from_paths, tree_of
-from bench.drafting.tree_choice import RankRecord, choose_tree, predict
+from bench.drafting.tree_choice import RankRecord, choose_tree, predict, shares
 from bench.drafting.tree_files import PUBLISHED, RankPath, chain_paths, check_fits, paths_for, spell
 from bench.drafting.verify import Verify, exact, typical
 from bench.engine import MAX_DRAFTS
@@ -58,6 +59,15 @@ def _published_call(target: Decoder) -> Callable[[], object]:
 def _check_count(config: MedusaConfig, made: HeadsConfig, folder: Path) -> None:
     if config.heads > made.heads:
         raise UserError(f"heads={config.heads} asked for, but {folder} has {made.heads}")
+
+
+@dataclass
+class Notes:
+    """The state of a sequence."""
+
+    state: Tensor  # [1, d], the last one: one position before the newest token
+    rule: TreeRule | None  # None: the tree is verified in every step
+    drafted: Many[int] | None = None  # its own draft of the current step
 
 
 class Medusa(SpeculativeMethod):
@@ -103,8 +113,6 @@ class Medusa(SpeculativeMethod):
         self.parents: list[int] = []
         self.most_ranks = min(_COSTS_AT_RANKS, size)
         self.by_count = [fast(heads) for heads in range(1, count + 1)]
-        if config.costs:
-            self.costs = Costs.parse(config.costs)
         asked = config.tree or ("auto" if record is not None else PUBLISHED)
         tree = self._choose(config, asked, record, folder)
         if self._predicted:  # ranks were recorded over a larger vocabulary than is drafted from
@@ -117,17 +125,26 @@ class Medusa(SpeculativeMethod):
         self.node_depths, self.node_ranks = (
             torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
         )
+        stop = config.stop or ("gain" if self._predicted else "never")
+        self.shares: list[float] = []  # of the tree's nodes, for the rule that stops
+        if stop == "gain":
+            if record is None:
+                raise UserError(
+                    f"{folder} has no record of how often each rank is right, which stop=gain needs: take stop=never"
+                )
+            self.shares = shares(record, tree)
         sampled = "sampled" if tree_of(self.parents).is_chain and config.accept == "exact" else "top"
         self.config = replace(
             config,
             heads=count,
             tree=asked if self._predicted else spell(tree),
+            stop=stop,
             draft_vocab=vocab,
             drafts=config.drafts or sampled,
             first=config.first or ("argmax" if config.accept == "typical" else ""),
         )
         self.measured_knobs = {"tree": spell(tree)} if self._predicted else {}
-        if self._predicted and not config.costs:
+        if (self._predicted or stop == "gain") and not config.costs:
             self.measured_knobs["costs"] = str(self.costs)
 
     def _choose(self, config: MedusaConfig, asked: str, record: RankRecord | None, folder: Path) -> list[RankPath]:
@@ -176,7 +193,7 @@ class Medusa(SpeculativeMethod):
         """Return a chain of all heads."""
         reach = min(windows, self.heads.config.heads)
         chain = spell(chain_paths(reach))
-        return replace(self.config, heads=self.heads.config.heads, tree=chain, drafts="", costs=""), reach
+        return replace(self.config, heads=self.heads.config.heads, tree=chain, stop="never", drafts="", costs=""), reach
 
     @property
     def extra_parameters(self) -> int:
@@ -205,24 +222,34 @@ class Medusa(SpeculativeMethod):
         return typical(sampler, *TYPICAL, draw_bonus=self.config.first == "sample")
 
     def open(self, sequence: Sequence, prompt: States) -> None:
-        """Keep the last state [1, d], one position before the newest token."""
-        sequence.notes = prompt.final[0, -1:]
+        """Keep the last state."""
+        rule = None
+        if self.config.stop == "gain":
+            rule = TreeRule(self.shares, self.parents, self.draft_cost(self.costs), self.costs)
+        sequence.notes = Notes(prompt.final[0, -1:], rule)
 
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
-        """Keep the last state."""
+        """Keep the last state, and note whether drafting paid."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
-            sequence.notes = outcome.kept.final[0, -1:]
+            notes: Notes = sequence.notes
+            notes.state = outcome.kept.final[0, -1:]
+            if notes.rule is not None and outcome.draft.tokens is notes.drafted:
+                notes.rule.end(len(notes.drafted), outcome.accepted)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
         """Draft for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        drafts = [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            sequence.notes.drafted = draft.tokens
+        return drafts
 
     def _draft(self, sequence: Sequence, budget: int) -> Draft:
         """Combine the heads' most probable (or drawn) tokens into the tree."""
         count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep comes last
-        if not count:
+        notes: Notes = sequence.notes
+        if not count or (notes.rule is not None and not notes.rule.pays(count)):
             return NO_DRAFT
-        logits, sampler = self.fast(self._input(sequence.notes, sequence.context[-1])), sequence.sampler
+        logits, sampler = self.fast(self._input(notes.state, sequence.context[-1])), sequence.sampler
         depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
         if sampler is None or self.config.drafts == "top":

@@ -14,6 +14,7 @@ from bench.drafting.tree_choice import MISS, RankRecord
 from bench.engine.decoder import Decoder
 from bench.train import prompts
 from bench.train.conversations import Conversations
+from bench.train.entropy import soft_cross_entropy
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, Trainer, count_by_kind, ridge_regression, shares_by_kind
 from methods.medusa.heads import Heads, HeadsConfig, save_heads
@@ -88,14 +89,14 @@ class HeadsTrainer(Trainer):
         Our heads learn the target's whole distribution over the token that they predict, published ones the token.
         """
         batch = self.found.batch(indices).to(self.device)
-        teacher = (batch.final_states[batch.taught] @ self.head.T).softmax(-1) if self.soft else None
+        teacher = batch.final_states[batch.taught] @ self.head.T if self.soft else None
         place = batch.taught.flatten().cumsum(0).view_as(batch.tokens) - 1  # of a taught position in `teacher`
         total = torch.zeros((), device=self.device)
         for head in range(self.config.heads):
             live = self._live(batch, head)
             logits = self._logits(batch, head, live)
             if teacher is not None:
-                entropy = F.cross_entropy(logits, teacher[place[_shifted(live, head + 1)]], reduction="sum")
+                entropy = soft_cross_entropy(logits, teacher[place[_shifted(live, head + 1)]])
             else:
                 expected = self.places[batch.tokens[_shifted(live, head + 2)]]
                 entropy = F.cross_entropy(logits, expected, reduction="sum", ignore_index=-1)

@@ -85,6 +85,9 @@ def test_the_page_says_for_which_models_weights_are_packaged(capsys, tmp_path, m
         assert f"weights packaged for {DEFAULT_MODEL}" in text
         assert f"train {name} --model MODEL" in text
     assert "weights none needed" in words(listed(capsys, methods.BASELINE))
+    assert "weights none packaged; name a folder or Hugging Face id: dflash:weights=..." in words(
+        listed(capsys, "dflash")
+    )
     folders = ("org/chat/NAME", "org/chat/NAME-paper", "other/NAMEX")
     for folder in folders:
         made = tmp_path / folder.replace("NAME", weights[0])

@@ -31,6 +31,8 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from methods.dflash.method import DFlash, DFlashConfig
+from methods.dspark.method import DSpark, DSparkConfig
 from methods.eagle.method import Eagle, EagleConfig
 from methods.eagle3.method import Eagle3, Eagle3Config
 from methods.hydra.method import Hydra, HydraConfig
@@ -176,6 +178,13 @@ def layer_skip(target: Target, **knobs: Any) -> LayerSkip:
     return LayerSkip(target.decoder, LayerSkipConfig(exit_layer=1, gamma=2, **knobs))
 
 
+def block(target: Target, name: str, **knobs: Any) -> DFlash:
+    folder = str(target.weights(name, target.model, useful=False))
+    if name == "dspark":
+        return DSpark(target.decoder, DSparkConfig(weights=folder, **knobs))
+    return DFlash(target.decoder, DFlashConfig(weights=folder, **knobs))
+
+
 FREE = "0.0/0.0/1:1.0/16:1.0"  # all drafts are worth their cost
 # Drafts of which the adapter is not sure are dropped.
 DEAR = "0.1/0.01/1:0.9/2:1.15/3:1.2"
@@ -213,6 +222,15 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "lookahead": lambda target: lookahead(target, window=2, guesses=2, costs=FREE),
     "lookahead, all guesses": lambda target: lookahead(target, window=2, guesses=2, stop="never"),
     "layer-skip, drawn": lambda target: layer_skip(target, stop="threshold"),
+    "dflash, by gain": lambda target: block(target, "dflash", costs=DEAR),
+    "dflash, drawn by threshold": lambda target: block(
+        target, "dflash", stop="threshold", threshold=0.3, drafts="sampled"
+    ),
+    "dspark, by gain": lambda target: block(target, "dspark", costs=FREE),
+    "dspark, drawn": lambda target: block(target, "dspark", stop="threshold", drafts="sampled"),
+    "dspark, drawn by threshold": lambda target: block(
+        target, "dspark", stop="threshold", threshold=0.4, drafts="sampled"
+    ),
     "layer-skip, drawn by gain": lambda target: layer_skip(target, costs=DEAR),
     "eagle, chain, drawn": lambda target: eagle(target, beam=1, draft_vocab=4),
     "eagle, tree": lambda target: eagle(target, beam=3),

@@ -18,7 +18,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from bench.drafting.costs import Costs, measure
 from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
-from bench.errors import UserError
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 
@@ -221,19 +220,17 @@ def test_gain_rule_worked_out_by_hand():
     assert rule.goes_on()  # a first draft: chance 1 against 0.05 + 0.1 + 0.1
     assert kept_by(rule, 1, (-1, 0.15)) == []  # 0.15 against 0.1 + (1.0 - 0.9)
     assert not rule.goes_on()
+    rule.end([8])  # a draft was made, though none verified: 0.1 + 0.05 + 0.9
+    assert rule.pace.tokens / rule.pace.time == pytest.approx(9 / 9.05)
+    assert rule.pace.rate == 1  # at least vanilla's
+    rule = GainRule(IDENTITY, costs)
     rule.begin()
     assert kept_by(rule, 1, (-1, 0.8)) == [(-1, 0.8)]
     assert rule.goes_on()  # 0.8 * 0.8 against 0.05 + 0.1 + 0.2
     assert kept_by(rule, 1, (0, 0.5)) == [(0, 0.5)]  # 0.4 against 0.1 + (1.2 - 1.0)
     assert not rule.goes_on()  # 0.4 * 0.5 against 0.05 + 0.1 + 0.1
-    rule.end(2)  # 3 tokens in 0.1 * 3 + 0.05 * 2 + 1.2 = 1.6 steps, after 8 in 8
-    assert rule.tokens / rule.time == pytest.approx(11 / 9.6)
-    rule.begin()
-    assert kept_by(rule, 1, (-1, 0.01)) == []
-    rule.end(0)  # a draft was made, though none verified: 0.1 + 0.05 + 0.9
-    assert rule.tokens / rule.time == pytest.approx(12 / 10.65)
-    fresh = GainRule(IDENTITY, costs)
-    assert fresh.tokens / fresh.time == 1
+    rule.end([7, 7, 8])  # 3 tokens in 0.1 * 3 + 0.05 * 2 + 1.2 = 1.6 steps, after 8 in 8
+    assert rule.pace.rate == pytest.approx(11 / 9.6)
 
 
 def test_gain_rule_of_a_beam_worked_out_by_hand():
@@ -244,13 +241,14 @@ def test_gain_rule_of_a_beam_worked_out_by_hand():
     # Best first: 0.5 against 0.1 + 0.1, then 0.3 against 0.05, then 0.04 against 0.05.
     assert kept_by(rule, 3, (-1, 0.3), (-1, 0.04), (-1, 0.5)) == [(-1, 0.5), (-1, 0.3)]
     assert not rule.goes_on()  # 0.5 * 0.25 + 0.3 * 0.15 = 0.17 against 0.05 + 0.1 + 0.05
+    rule = GainRule(halves, costs)
     rule.begin()
     assert kept_by(rule, 2, (-1, 0.4), (-1, 0.2), (-1, 0.6)) == [(-1, 0.6), (-1, 0.4)]  # 2 at most
     assert rule.goes_on()  # 0.6 * 0.3 + 0.4 * 0.2 = 0.26 against the same
     # 0.4 * 0.9 = 0.36 against 0.1 + 0.05, 0.6 * 0.5 = 0.3 against 0.2, 0.4 * 0.4 = 0.16 against 0.2.
     assert kept_by(rule, 4, (0, 0.5), (1, 0.4), (1, 0.9)) == [(1, 0.9), (0, 0.5)]
-    rule.end(1)  # 2 tokens in 0.1 * 3 + 0.05 * 2 + 1.3 = 1.7 steps, after 8 in 8
-    assert rule.tokens / rule.time == pytest.approx(10 / 9.7)
+    rule.end([7, 8])  # 2 tokens in 0.1 * 3 + 0.05 * 2 + 1.3 = 1.7 steps, after 8 in 8
+    assert rule.pace.rate == pytest.approx(10 / 9.7)
 
 
 def test_at_a_better_rate_a_draft_has_to_earn_more():
@@ -261,7 +259,7 @@ def test_at_a_better_rate_a_draft_has_to_earn_more():
     for _ in range(100):
         rule.begin()
         kept_by(rule, 1, (-1, 1.0))
-        rule.end(1)  # 2 tokens in 1.2 steps
+        rule.end([7, 8])  # 2 tokens in 1.2 steps
     rule.begin()
     assert kept_by(rule, 1, (-1, 0.3)) == []  # 0.3 against 0.2 at 208 tokens in 128 steps
     assert kept_by(rule, 1, (-1, 0.35)) == [(-1, 0.35)]
@@ -290,10 +288,17 @@ def test_no_more_is_drafted_than_the_costs_say_anything_of(scene, random_ids):
         assert {step.drafted for step in found[:-6]} == {most - 1}
 
 
-def test_a_missing_calibration_is_told(scene, tiny_adapter, tiny_model):
-    bare = tiny_adapter(tiny_model("tied", faint=True)[1])
-    with pytest.raises(UserError, match=r"no calibration.*take stop=threshold"):
-        Kangaroo(scene[0], KangarooConfig(weights=str(bare), stop="gain"))
+def test_without_a_calibration_the_question_tells_what_drafts_are_worth(
+    scene, tiny_adapter, tiny_model, hf_greedy, random_ids
+):
+    model, prompt = tiny_model("tied", faint=True)[1], random_ids(9, seed=3)
+    drafted = []
+    for useful in (True, False):
+        folder = tiny_adapter(model, useful=useful)
+        steps = steps_of(scene[0], folder, prompt, gamma=3, stop="gain", costs="0.1/0.1/1:0.9/2:1.1/4:1.4")
+        assert [token for step in steps for token in step.emitted] == hf_greedy(model, prompt, LIMIT)[1:]
+        drafted.append(sum(step.drafted for step in steps))
+    assert drafted[0] > drafted[1]
 
 
 def test_costs_are_read_back_as_written():

@@ -24,6 +24,7 @@ from bench.models.checkpoints import Checkpoint
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf
+from methods.pld import PLD
 from tests.oracle import Clock
 
 NEVER = frozenset()
@@ -141,8 +142,70 @@ def test_prompt_lookup_accepts_drafts_and_its_first_tokens_are_timed_by_the_firs
         assert passes[0] == end
         assert sum(passes[1:]) == len(answer.token_ids) == 12
         assert (answer.prefill_s, answer.decode_s) == (1 + 3, len(passes) - 2)
+        assert answer.decode_passes == len(passes) - 2
         several += passes[1] > 1
     assert several
+
+
+def repetitive(model, hf_greedy, random_ids) -> list[list[int]]:
+    """Prompts with what the model answers in them, so that many drafts are right."""
+    start = random_ids(12, seed=1)
+    text = start + hf_greedy(model, start, 120)
+    return [text[:end] for end in range(14, 110, 5)]
+
+
+@pytest.mark.parametrize(("tokens", "ngram"), [(10, 2), (4, 1), (6, 3)])
+def test_pld_takes_the_librarys_passes_at_equal_knobs(tokens, ngram, scene, hf_greedy, random_ids):
+    """The library drafts in the prefill, we after it: with our first token in its prompt, its passes are our steps.
+
+    On the same prompt, tokens per pass differ by less than 2%.
+    """
+    model, decoder, checkpoint = scene
+    peer = HFPromptLookup(decoder, PromptLookupConfig(tokens, ngram), checkpoint)
+    ours = PLD(decoder, methods.parse(f"pld:ngram={ngram},tokens={tokens},stop=never").config)
+    kept, saved, ours_tokens, steps, their_tokens, passes = 0, 0, 0, 0, 0, 0
+    for prompt in repetitive(model, hf_greedy, random_ids):
+        found = decode(ours, prompt, 40, NEVER)
+        shifted = decode(peer, [*prompt, found.token_ids[0]], 39, NEVER)
+        assert shifted.token_ids == found.token_ids[1:]
+        assert 1 + shifted.decode_passes == len(found.steps)
+        kept += sum(step.accepted for step in found.steps)
+        theirs = decode(peer, prompt, 40, NEVER)
+        saved += theirs.first_tokens > 1
+        ours_tokens += len(found.token_ids) - 1
+        steps += len(found.steps)
+        their_tokens += len(theirs.token_ids) - theirs.first_tokens
+        passes += theirs.decode_passes
+    assert kept > 50
+    assert saved
+    assert their_tokens / passes == pytest.approx(ours_tokens / steps, rel=0.02)
+
+
+def test_pld_takes_the_librarys_passes_to_an_end_token(scene, lookup, hf_greedy, random_ids):
+    """The library cuts a draft in front of an end token, which is then the pass's own token."""
+    model, decoder, _ = scene
+    ours = PLD(decoder, methods.parse("pld:ngram=2,tokens=10,stop=never").config)
+    drafted = 0
+    for prompt in repetitive(model, hf_greedy, random_ids):
+        answer = decode(ours, prompt, 40, NEVER)
+        accepted = {token for step in answer.steps for token in step.emitted[: step.accepted]}
+        for end in {*accepted, answer.token_ids[20]}:
+            eos = frozenset({end})
+            found = decode(ours, prompt, 40, eos)
+            if len(found.token_ids) < 2:
+                continue
+            shifted = decode(lookup, [*prompt, found.token_ids[0]], 39, eos)
+            assert shifted.token_ids == found.token_ids[1:]
+            last = found.steps[-1]
+            assert 1 + shifted.decode_passes == len(found.steps)
+            drafted += found.token_ids[-1] == end and last.accepted == len(last.emitted)
+    assert drafted
+
+
+def test_only_a_peer_that_drafts_counts_its_passes(scene, lookup):
+    _, decoder, checkpoint = scene
+    assert decode(HFGenerate(decoder, None, checkpoint), [1, 2, 3], 4, NEVER).decode_passes is None
+    assert decode(lookup, [1, 2, 3], 1, NEVER).decode_passes == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bench.drafting.sampling import Sampler
 from bench.drafting.tree import tree_of
 from bench.errors import UserError
 from methods import recycling
-from methods.recycling import Recycling, RecyclingConfig, authors_tree, recycle
+from methods.recycling import Recycling, RecyclingConfig, authors_tree, most_probable, recycle
 
 NEVER = frozenset()
 CHEAP = "0.000/0.000/1:1.000/2:1.010/16:1.100/64:1.400/96:1.600"
@@ -81,6 +81,15 @@ def test_of_equal_tokens_the_last_row_counts():
     matrix = {4: [1], 7: [2]}
     recycle(matrix, [7, 3, 7], logits)
     assert matrix == {4: [1], 3: logits[1].topk(8).indices.tolist(), 7: logits[2].topk(8).indices.tolist()}
+
+
+@pytest.mark.parametrize("vocabulary", [5, 8, 64, 272, 1000, 4096])
+def test_the_most_probable_tokens_are_those_of_a_sort(vocabulary):
+    generator = torch.Generator().manual_seed(vocabulary)
+    ranks = torch.arange(vocabulary)
+    shuffled = [torch.randperm(vocabulary, generator=generator) for _ in range(20)]
+    logits = torch.stack([ranks, ranks.flip(0), *shuffled]).float() - 1e6  # the largest ones in one block, then in many
+    assert torch.equal(most_probable(logits), logits.sort(descending=True).indices[:, :8])
 
 
 @pytest.mark.parametrize("knobs", [{}, {"prompt": False}, PAPER])

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 import methods
+from bench.drafting.loop import decode
 from bench.drafting.sequence import Draft, Outcome, Sequence
 from bench.errors import UserError
 from methods.suffix import Suffix
@@ -158,6 +159,24 @@ def test_what_is_remembered_is_forgotten_between_rounds_and_by_age():
     answered(method, [0], answer)
     assert (method.memory, recalled(method)) == ("question", [])
     assert Suffix(None, methods.parse("suffix:run,stop=never").config).memory == "run"
+
+
+def test_nothing_behind_the_end_token_is_remembered(tiny_model, tiny_decoder, hf_greedy, random_ids, monkeypatch):
+    config, model = tiny_model("tied", faint=True)
+    method = Suffix(tiny_decoder(config, model), methods.parse("suffix:run,stop=never").config)
+    last, behind = [], 0
+    observe = Suffix.observe
+    monkeypatch.setattr(Suffix, "observe", lambda self, *step: last.append(step[1][0].emitted) or observe(self, *step))
+    start = random_ids(12, seed=1)
+    text = start + hf_greedy(model, start, 120)
+    for end in range(40, 120, 4):
+        method.forget()
+        eos = frozenset({text[end + 9]})
+        answer = decode(method, text[:end], 30, eos).token_ids
+        remembered, begin = method.latest[0]
+        assert remembered[begin:] == answer == hf_greedy(model, text[:end], 30)[: len(answer)]
+        behind += bool(eos & set(last[-1][:-1]))
+    assert behind
 
 
 def test_presets_are_the_published_sizes():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bench.drafting.tree import ROOT
+import numpy as np
+import numpy.typing as npt
 
-Row = tuple[Sequence[int], int]  # a continuation and its count
-# A rank (-count, depth, first row), a token, its parent, and its numbered rows.
-Branch = tuple[tuple[int, int, int], int, int, list[tuple[int, Row]]]
+from bench.drafting.indexes import END
+from bench.drafting.tree import ROOT
 
 
 class CountedTree(NamedTuple):
@@ -21,33 +19,28 @@ class CountedTree(NamedTuple):
     counts: list[int]  # the continuations through each draft
 
 
-def tree_of_continuations(continuations: Iterable[Row], most: int) -> CountedTree:
-    """Return the tree of the `most` most counted beginnings of some token sequences.
+def tree_of_continuations(rows: npt.NDArray[np.int32], most: int) -> CountedTree:
+    """Return the tree of the `most` most counted beginnings of some continuations.
 
-    The counts of equal beginnings add up. With equal counts, shorter beginnings come first, then those listed first.
-    Continuations may differ in length and may be empty. Best-first search: only branches that are kept are split.
+    `rows` [n, depth]: the continuations in sorted order, with END from their end on. With equal counts, shorter
+    beginnings come first, then those that are first in `rows`. A beginning is thus never before its own beginnings.
     """
-    tree = CountedTree([], [], [])
-    heap = _branches(list(enumerate(continuations)), 0, ROOT)
-    heapq.heapify(heap)
-    while heap and len(tree.tokens) < most:
-        (count, depth, _), token, parent, rows = heapq.heappop(heap)
-        for branch in _branches(rows, depth + 1, len(tree.tokens)):
-            heapq.heappush(heap, branch)
+    # Rows with the same beginning are neighbours. By depth, then by row: the first rows of all beginnings.
+    is_first = np.ones(rows.shape, bool)
+    is_first[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
+    firsts = np.flatnonzero(is_first.T)
+    counts = np.diff(firsts, append=rows.size)
+    whole = rows.T.ravel()[firsts] != END
+    firsts, counts = firsts[whole], counts[whole]
+    ranks = (len(rows) - counts) * rows.size + firsts
+    best = np.argpartition(ranks, most)[:most] if most < len(ranks) else np.arange(len(ranks))
+    best = best[np.argsort(ranks[best])]
+
+    tree, numbers = CountedTree([], [], counts[best].tolist()), {(): ROOT}
+    for place in firsts[best].tolist():
+        depth, row = divmod(place, len(rows))
+        *before, token = rows[row, : depth + 1].tolist()
+        numbers[*before, token] = len(tree.tokens)
         tree.tokens.append(token)
-        tree.parents.append(parent)
-        tree.counts.append(-count)
+        tree.parents.append(numbers[tuple(before)])
     return tree
-
-
-def _branches(rows: list[tuple[int, Row]], depth: int, parent: int) -> list[Branch]:
-    """Return the branches into which numbered rows part at a depth."""
-    groups: dict[int, list[tuple[int, Row]]] = {}
-    for row in rows:
-        sequence = row[1][0]
-        if len(sequence) > depth:
-            groups.setdefault(sequence[depth], []).append(row)
-    return [
-        ((-sum(count for _, (_, count) in group), depth, group[0][0]), token, parent, group)
-        for token, group in groups.items()
-    ]

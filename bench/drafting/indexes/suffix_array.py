@@ -10,7 +10,6 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -151,20 +150,18 @@ class SuffixArray:
             return None
         return Hits(length, low, bisect_right(self._order, string, low, key=beginning))
 
-    def continuations(self, hits: Hits, tokens: int = 10, most: int = 5000) -> dict[tuple[int, ...], int]:
-        """Return the continuations of some occurrences with counts: `tokens` tokens each, fewer at a document's end.
+    def continuations(self, hits: Hits, tokens: int = 10, most: int = 5000) -> Ints:
+        """Return the continuations of some occurrences in sorted order [n, tokens], with END from a document's end on.
 
-        Of more than `most` occurrences, `most` evenly spaced ones in sorted order are used. Empty continuations are
-        left out. The others are sorted by their first `DEPTH - hits.length` tokens.
+        Of more than `most` occurrences, `most` evenly spaced ones in sorted order are used.
         """
         found = hits.high - hits.low
         picked = hits.low + np.arange(min(found, most)) * found // min(found, most)
         starts = self._order[picked].astype(np.int64) + hits.length
-        following = self.tokens[np.minimum(starts[:, None] + np.arange(tokens), len(self.tokens) - 1)]
-        lengths = np.logical_and.accumulate(following != END, axis=1).sum(axis=1)
-        counts = Counter(tuple(row[:length]) for row, length in zip(following.tolist(), lengths.tolist(), strict=True))
-        del counts[()]
-        return dict(counts)
+        rows: Ints = self.tokens[np.minimum(starts[:, None] + np.arange(tokens), len(self.tokens) - 1)]
+        rows[np.logical_or.accumulate(rows == END, axis=1)] = END
+        is_sorted = hits.length + tokens <= DEPTH
+        return rows if is_sorted else rows[np.lexsort(rows.T[::-1])]
 
 
 def _stored_in(folder: Path, header: Header) -> Path:

@@ -8,8 +8,8 @@ import random
 import pytest
 
 from bench.drafting.knobs import Costs
-from bench.drafting.pace import Chances, ConfidenceRule, Pace, grow
-from bench.drafting.stopping import Candidate
+from bench.drafting.pace import Chances, Pace, grow
+from bench.drafting.stopping import Candidate, GainRule
 
 COSTS = [
     Costs(0.0, (0.0,), ((1, 1.0), (2, 1.1), (4, 1.3), (8, 1.8), (16, 3.0))),
@@ -122,7 +122,7 @@ def cost_of(costs, steps):
 @pytest.mark.parametrize("confidence", [0.05, 0.5, 0.99])
 def test_a_draft_model_that_is_never_right_is_hardly_called(confidence):
     costs = COSTS[2]
-    steps = steps_of(ConfidenceRule(costs), itertools.repeat((confidence, False)))
+    steps = steps_of(GainRule(None, costs), itertools.repeat((confidence, False)))
     assert cost_of(costs, steps) <= 0.75 + 0.01 * len(steps)
     assert sum(calls for calls, _, _ in steps[100:]) > 0  # it is tried again
 
@@ -133,7 +133,7 @@ def test_a_draft_model_that_is_right_is_called_and_unsure_drafts_are_dropped():
         (confidence, rng.random() < (0.95 if confidence > 0.5 else 0.05))
         for confidence in iter(lambda: rng.choice([0.95, 0.95, 0.95, 0.1]), None)
     )
-    steps = steps_of(ConfidenceRule(COSTS[2]), answers)
+    steps = steps_of(GainRule(None, COSTS[2]), answers)
     late = steps[50:]
     accepted = sum(accepted for _, _, accepted in late)
     assert accepted > 2 * cost_of(COSTS[2], late)
@@ -142,5 +142,5 @@ def test_a_draft_model_that_is_right_is_called_and_unsure_drafts_are_dropped():
 
 def test_a_draft_model_that_becomes_right_is_found_again():
     wrong, right = [(0.9, False)] * 3, itertools.repeat((0.9, True))
-    steps = steps_of(ConfidenceRule(COSTS[2]), itertools.chain(wrong, right))
+    steps = steps_of(GainRule(None, COSTS[2]), itertools.chain(wrong, right))
     assert sum(accepted for *_, accepted in steps[-50:]) > 100

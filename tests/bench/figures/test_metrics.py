@@ -732,6 +732,24 @@ def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded():
     assert cell["speedup_total"]["value"] == pytest.approx((9 / 3.0) / (9 / 5.0))
 
 
+def test_a_peer_that_counts_its_passes_has_a_compression_rate(turns):
+    """Passes of answers in qa: none counted, 3 for 8 tokens, none needed; another task's 2 for 6."""
+    peers = [
+        make_turn("peer", 1, 9, 2.0),
+        make_turn("peer", 1, 9, 2.0, turn=1, first_tokens=1, decode_passes=3),
+        make_turn("peer", 2, 1, 0.0, decode_passes=0),
+        make_turn("peer", 3, 10, 2.0, task="translation", first_tokens=4, decode_passes=2),
+    ]
+    base = [make_turn("vanilla", t.question_id, 9, 4.0, task=t.task, turn=t.turn, steps=plain(9)) for t in peers]
+    tasks = summarized(make_run(peer="peer"), [*base, *peers])["methods"]["peer"]["tasks"]
+    assert [(cell["compression_rate"], cell["steps"]) for cell in tasks.values()] == [
+        (pytest.approx(8 / 3), 3),
+        (3, 2),
+        (pytest.approx((8 / 3 + 3) / 2), 5),
+    ]
+    assert {tasks["qa"][key] for key in ("ctar", "emitted_histogram", "draft_token_share")} == {None}
+
+
 def test_methods_are_compared_with_each_other_on_the_questions_that_both_answered(turns):
     other = [
         make_turn("other", 1, 9, 8.0, steps=plain(9)),

@@ -189,6 +189,18 @@ def test_the_page_has_an_overview_of_two_or_more(methods, figures_by_task):
         assert [row[0] for row in table if row[0] in ("end-to-end speedup", "CR")] == figures_by_task
 
 
+def test_a_peer_that_counts_its_passes_has_a_rate_in_the_tables():
+    methods = {"kangaroo": "method", "hf-generate": "peer", "hf-prompt-lookup": "peer"}
+    turns = make_turns(methods, ("qa", "rag"))
+    for turn in turns:
+        if turn.method == "hf-prompt-lookup":
+            turn.first_tokens, turn.decode_passes = 3, 2 if turn.task == "qa" else 4
+    table = rows(section(page_of(make_run(methods), turns), "## Overview"))
+    at = next(number for number, row in enumerate(table) if row[0] == "CR")
+    assert table[at] == ["CR", "kangaroo", "hf-prompt-lookup"]
+    assert [row[2] for row in table[at + 1 :]][-3:] == ["2.00", "1.00", "**1.50**"]
+
+
 def test_a_method_without_a_finished_question_has_gaps_in_the_overviews():
     methods = {"kangaroo": "method", "medusa": "method"}
     turns = [turn for turn in make_turns(methods, ("qa",)) if turn.method != "medusa"]

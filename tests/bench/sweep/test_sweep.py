@@ -86,7 +86,11 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
-        ("pld", ["train.exit_layer=1,2"], "method 'pld' is not trained; methods that are: kangaroo, medusa"),
+        (
+            "pld",
+            ["train.exit_layer=1,2"],
+            "method 'pld' is not trained; methods that are: eagle, eagle3, ",
+        ),
         ("vanilla", ["train.exit_layer=1,2"], "vanilla always takes part in sweep"),
         ("kangaroo", ["train.exit_layr=1"], "no setting of kangaroo's training, did you mean 'exit_layer'"),
         ("kangaroo", ["train.out=a,b"], "train.out: no setting"),
@@ -386,7 +390,7 @@ def test_weights_are_trained_once_a_value_and_not_again(trained, setting, capsys
     grid = ("--grid", "train.exit_layer=1,3", "--grid", "gamma=1,2", "--grid", "train.draft_vocab=0")
     assert trained(*grid) == 0
     assert trained.fits == [1, 3]
-    assert trained.passes == [[1, 3]]  # one pass of the target for both
+    assert trained.passes == [["final", 1, 3]]  # one pass of the target for both
     run, rows = read_run(setting.out), rows_of(setting.out)
     for row in rows:
         config = run.methods[row["label"]].config

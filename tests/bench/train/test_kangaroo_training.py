@@ -36,7 +36,8 @@ class Short(Recipe):
     answer_tokens: int = 40
 
 
-FLAGS = ["--tokens", "200", "--epochs", "1", "--exit-layer", str(EXIT), "--draft-vocab", "0", "--decontaminate", "mini"]
+FLAGS = ["--tokens", "200", "--epochs", "1", "--draft-vocab", "0", "--decontaminate", "mini"]
+KANGAROO = ["kangaroo", "--exit-layer", str(EXIT), *FLAGS]
 
 
 pytestmark = pytest.mark.usefixtures("short_prompts")
@@ -49,7 +50,7 @@ def train(setting, monkeypatch, tmp_path):
     out = tmp_path / "adapter"
 
     def call(*flags: str, model=setting.model) -> int:
-        return main(["train", "kangaroo", "--model", str(model), *FLAGS, "--out", str(out), *flags])
+        return main(["train", *KANGAROO, "--model", str(model), "--out", str(out), *flags])
 
     call.out = out
     return call
@@ -181,7 +182,7 @@ def test_conversations_may_be_packed_with_the_project_and_are_then_used(train, s
 @pytest.mark.parametrize("name", ["paper-own-head", "paper-mlp"])
 def test_other_architectures_do_not_replace_the_weights_that_runs_take(train, setting, monkeypatch, tmp_path, name):
     monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
-    assert main(["train", "kangaroo", "--model", str(setting.model), *FLAGS, "--architecture", name]) == 0
+    assert main(["train", *KANGAROO, "--model", str(setting.model), "--architecture", name]) == 0
     assert [path.name for path in (tmp_path / "weights").glob("*/*")] == [f"kangaroo-{name}"]
 
 
@@ -277,7 +278,7 @@ def material(tiny_model, tiny_decoder, tiny_tokenizer, tmp_path_factory):
     target = tiny_decoder(*tiny_model("tied", True))
     folder = tmp_path_factory.mktemp("material")
     made = conversations.make(target, ChatFormat(tiny_tokenizer), frozenset({258}), Short(tokens=900), folder)
-    return target, made, loop.features(target, made, EXIT, folder / "features")
+    return target, made, loop.features(target, made, folder / "features", [EXIT])
 
 
 def trainer_of(material, **settings) -> AdapterTrainer:
@@ -298,7 +299,8 @@ def shaken(trainer: AdapterTrainer) -> AdapterTrainer:
 def row(found, i: int):
     """Exit states, final states, tokens and taught positions of one conversation."""
     rows = slice(found.starts[i], found.starts[i] + int(found.lengths[i]))
-    return found.exit_states[rows].float(), found.final_states[rows].float(), found.tokens[rows], found.taught[rows]
+    states = (found.rows(column, i) for column in (found.taps[EXIT], found.final_states))
+    return *states, found.tokens[rows], found.taught[rows]
 
 
 def earlier(states: torch.Tensor) -> torch.Tensor:
@@ -307,7 +309,7 @@ def earlier(states: torch.Tensor) -> torch.Tensor:
 
 def test_final_states_under_the_head_prefer_the_tokens_that_follow(material):
     target, made, found = material
-    logits = found.final_states[found.taught].float() @ target.head_weight.T
+    logits = torch.cat(list(found.final_states))[found.taught].float() @ target.head_weight.T
     of_chosen = logits.gather(1, made.tokens[made.chosen].long()[:, None])[:, 0]
     assert (logits.amax(-1) - of_chosen).max() < 0.01  # features are in half precision
     assert logits.std() > 0.5
@@ -319,7 +321,7 @@ def test_paper_adapters_begin_as_the_logit_lens(material, architecture, ffn, dra
     target, _, found = material
     batch = found.batch([3])
     trainer = trainer_of(material, architecture=architecture, ffn=ffn, draft_vocab=draft_vocab)
-    (chain,) = trainer._chains(batch, batch.taught, 1)
+    (chain,) = trainer.chains(batch, batch.taught, 1)
     exits, _, _, taught = row(found, 3)
     torch.testing.assert_close(chain.logits, target.logits(exits)[taught][:, trainer.draft_ids])
 
@@ -342,7 +344,7 @@ def test_feedback_adapter_begins_as_the_best_linear_guess(material, monkeypatch,
     exits, finals, _, taught = row(found, trainer.held_out[0])
     guess = torch.cat((exits, earlier(finals)), dim=1) @ solution.float()
     batch = found.batch(trainer.held_out[:1])
-    (chain,) = trainer._chains(batch, batch.taught, 1)
+    (chain,) = trainer.chains(batch, batch.taught, 1)
     torch.testing.assert_close(chain.logits, target.logits(guess)[taught], rtol=1e-3, atol=1e-3)
 
 
@@ -456,7 +458,7 @@ def test_calibration_is_over_every_draft_of_every_chain(material, monkeypatch, d
         given.append((torch.cat(list(confidences)), torch.cat(list(outcomes)).bool()))
         return CALIBRATED_AT
 
-    monkeypatch.setattr(kangaroo_training, "_monotone", spy)
+    monkeypatch.setattr("bench.train.chains.monotone", spy)
     rows = [0, 3, 4, 5, 7, 8, 9, 10, 11]
     trainer.calibrate(rows)
     chains = chains_of(material, trainer, rows)
@@ -477,39 +479,6 @@ def test_calibration_never_falls(material, architecture):
         assert len(curve) == 21
         assert list(curve) == sorted(curve)
         assert 0 <= curve[0] < curve[-1] <= 1
-
-
-def test_calibration_gives_the_true_rates():
-    # Below 0.4 three in ten are right, from there to 0.7 half, then eight in ten; the right ones first, in each part.
-    parts = [(0.0, 0.4, 30), (0.4, 0.7, 50), (0.7, 1.0, 80)]
-    x = torch.cat([torch.linspace(low + 1e-3, high - 1e-3, 100) for low, high, _ in parts])
-    y = torch.cat([(torch.arange(100) < right).float() for *_, right in parts])
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    found = dict(zip(CALIBRATED_AT, kangaroo_training._monotone(x[order].split(70), y[order].split(70)), strict=True))
-    for at, rate in found.items():
-        if at not in (0.4, 0.7):  # between two parts
-            assert rate == (0.3 if at < 0.4 else 0.5 if at < 0.7 else 0.8)
-
-
-def test_calibration_is_the_least_squares_fit_that_never_falls():
-    generator = torch.Generator().manual_seed(1)
-    outcomes = (torch.rand(21, generator=generator) < 0.5).double()
-    order = torch.randperm(21, generator=generator)
-    found = kangaroo_training._monotone([torch.tensor(CALIBRATED_AT).double()[order]], [outcomes[order]])
-    means = [[float(outcomes[a : b + 1].mean()) for b in range(21)] for a in range(21)]
-    expected = [max(min(means[a][b] for b in range(i, 21)) for a in range(i + 1)) for i in range(21)]
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert 2 < len(set(expected)) < 21
-
-
-def test_drafts_of_one_confidence_have_one_worth():
-    sure = torch.ones(10)  # as probabilities that round to 1 are
-    for outcomes in (torch.arange(10) < 7, torch.arange(10) >= 3):
-        assert kangaroo_training._monotone([sure], [outcomes.float()])[-1] == pytest.approx(0.7)
-
-
-def test_calibration_of_nothing_expects_nothing():
-    assert kangaroo_training._monotone([torch.zeros(0)], [torch.zeros(0)]) == (0.0,) * 21
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -536,9 +505,9 @@ def test_training_lowers_the_loss(material, architecture, unroll, draft_vocab):
 @pytest.mark.parametrize(("architecture", "unroll", "later"), [("feedback", 3, 3), ("feedback", 1, 1), ("paper", 3, 1)])
 def test_chains_are_unrolled_from_half_way_on(material, monkeypatch, architecture, unroll, later):
     trainer = trainer_of(material, architecture=architecture, unroll=unroll, epochs=3, batch=10)
-    depths, chains = [], trainer._chains
+    depths, drafts = [], trainer.drafts
     monkeypatch.setattr(trainer, "scores", lambda indices: {})
-    monkeypatch.setattr(trainer, "_chains", lambda *given: depths.append(given[-1]) or chains(*given))
+    monkeypatch.setattr(trainer, "drafts", lambda *given: depths.append(given[-1]) or drafts(*given))
     trainer.fit()
     steps = 3 * -(-len(trainer.train_on) // 10)
     assert depths == [1] * -(-steps // 2) + [later] * (steps // 2)

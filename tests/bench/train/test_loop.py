@@ -51,7 +51,9 @@ def passes(monkeypatch):
 
 
 def same(a, b) -> bool:
-    return torch.equal(a.exit_states, b.exit_states) and torch.equal(a.final_states, b.final_states)
+    """Whether two sets of features are equal, state by state."""
+    columns = [(a.final_states, b.final_states), *((a.taps[layer], b.taps[layer]) for layer in a.taps)]
+    return all(torch.equal(torch.cat(list(x)), torch.cat(list(y))) for x, y in columns)
 
 
 # --- features --------------------------------------------------------------------------------------------------------
@@ -63,30 +65,42 @@ def test_taught_are_the_positions_before_those_that_the_target_chose():
     assert torch.equal(taught_positions(chosen), expected)
 
 
-def test_features_are_transformers_hidden_states(model, target, made, tmp_path):
-    found = features(target, made, EXIT, tmp_path)
-    assert found.exit_states.dtype == found.final_states.dtype == torch.float16
+@pytest.mark.parametrize("taps", [(), (EXIT,), (1, 2, 3), (3, 1)])
+def test_features_are_transformers_hidden_states(model, target, made, tmp_path, taps):
+    found = features(target, made, tmp_path, taps)
+    assert set(found.taps) == set(taps)
+    assert {chunk.dtype for chunk in found.final_states} == {torch.float16}
     assert torch.equal(found.taught, taught_positions(made.chosen))
     assert torch.equal(found.tokens, made.tokens.long())
-    for begin, length in zip(found.starts, made.lengths.tolist(), strict=True):
-        rows = slice(begin, begin + length)
+    for i, (begin, length) in enumerate(zip(found.starts, made.lengths.tolist(), strict=True)):
         with torch.inference_mode():
-            states = model[1](found.tokens[None, rows], output_hidden_states=True).hidden_states
-        torch.testing.assert_close(found.exit_states[rows].float(), states[EXIT][0], rtol=2e-3, atol=2e-3)
-        torch.testing.assert_close(found.final_states[rows].float(), states[-1][0], rtol=2e-3, atol=2e-3)
+            states = model[1](found.tokens[None, begin : begin + length], output_hidden_states=True).hidden_states
+        for layer, chunks in [(-1, found.final_states), *found.taps.items()]:
+            torch.testing.assert_close(found.rows(chunks, i), states[layer][0], rtol=2e-3, atol=2e-3)
+
+
+def test_states_read_in_bfloat16_are_near_those_of_float32(model, tiny_decoder, target, made, tmp_path):
+    exact = features(target, made, tmp_path / "float32", [EXIT])
+    reader = tiny_decoder(*model, dtype=torch.bfloat16, layout="plain")
+    rounded = features(reader, made, tmp_path / "bfloat16", [EXIT])
+    for theirs, ours in ((exact.final_states, rounded.final_states), (exact.taps[EXIT], rounded.taps[EXIT])):
+        theirs, ours = torch.cat(list(theirs)).float(), torch.cat(list(ours)).float()
+        assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.05
 
 
 def test_a_batch_is_padded_with_what_nobody_is_taught(target, made, tmp_path):
-    found = features(target, made, EXIT, tmp_path)
-    pick = [3, 0, 11]
+    found = features(target, made, tmp_path, [EXIT])
+    pick = [3, 0, 17]  # of both chunks
     batch = found.batch(pick)
     longest = int(made.lengths[pick].max())
-    assert batch.exit_states.shape == batch.final_states.shape == (3, longest, target.config.hidden)
-    assert batch.exit_states.dtype == torch.float32
+    assert batch.taps.keys() == {EXIT}
+    everywhere = {(3, longest, target.config.hidden)}
+    assert {batch.taps[EXIT].shape, batch.final_states.shape} == everywhere
+    assert batch.taps[EXIT].dtype == batch.final_states.dtype == torch.float32
     for row, i in enumerate(pick):
         rows, length = slice(found.starts[i], found.starts[i] + int(made.lengths[i])), int(made.lengths[i])
-        assert torch.equal(batch.exit_states[row, :length], found.exit_states[rows].float())
-        assert torch.equal(batch.final_states[row, :length], found.final_states[rows].float())
+        for states, chunks in ((batch.taps[EXIT], found.taps[EXIT]), (batch.final_states, found.final_states)):
+            assert torch.equal(states[row, :length], torch.cat(list(chunks))[rows].float())
         assert torch.equal(batch.tokens[row, :length], found.tokens[rows])
         assert torch.equal(batch.taught[row, :length], found.taught[rows])
         assert not batch.taught[row, length:].any()
@@ -95,58 +109,65 @@ def test_a_batch_is_padded_with_what_nobody_is_taught(target, made, tmp_path):
 
 def test_features_are_computed_once(target, made, tmp_path, passes):
     told: list[int] = []
-    once = features(target, made, EXIT, tmp_path, told.append)
+    once = features(target, made, tmp_path, [EXIT], told.append)
     assert passes == [16, 3]
     assert told == [int(made.lengths[:16].sum()), int(made.lengths[16:].sum())]
-    assert same(features(target, made, EXIT, tmp_path), once)
+    assert same(features(target, made, tmp_path, [EXIT]), once)
     assert passes == [16, 3]
 
 
-def test_one_pass_serves_several_exit_layers(target, made, tmp_path, passes):
-    folders = {layer: tmp_path / "together" / str(layer) for layer in (1, 2, 3)}
-    together = {2: features(target, made, 2, folders[2], others=folders)}
+def test_one_pass_serves_several_trainings(target, made, tmp_path, passes):
+    together = {2: features(target, made, tmp_path / "together", [2], others={1, 2, 3})}
     for layer in (1, 3):
-        together[layer] = features(target, made, layer, folders[layer], others=folders)
+        together[layer] = features(target, made, tmp_path / "together", [layer], others={1, 2, 3})
     assert passes == [16, 3]
     for layer, found in together.items():
-        alone = features(target, made, layer, tmp_path / "alone" / str(layer))
-        torch.testing.assert_close(found.exit_states, alone.exit_states)
-        torch.testing.assert_close(found.final_states, alone.final_states)
-    assert not torch.equal(together[1].exit_states, together[3].exit_states)
+        assert same(features(target, made, tmp_path / "alone" / str(layer), [layer]), found)
+    assert not torch.equal(together[1].taps[1][0], together[3].taps[3][0])
 
 
-def test_chunks_that_other_exit_layers_have_stay(target, made, tmp_path, passes):
-    folders = {layer: tmp_path / str(layer) for layer in (1, 2)}
-    features(target, first(made, 16), 1, folders[1])
-    (kept,) = folders[1].iterdir()
-    before = kept.stat().st_mtime_ns
-    features(target, made, 2, folders[2], others=folders)
-    assert kept.stat().st_mtime_ns == before
+def test_chunks_of_other_trainings_stay_and_are_used(target, made, tmp_path, passes):
+    features(target, first(made, 16), tmp_path, [1])
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    assert sorted(path.parent.name for path in kept) == ["1", "final"]
+    features(target, made, tmp_path, [2], others=[1])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert passes == [16, 16, 3]
-    features(target, made, 1, folders[1])
+    features(target, made, tmp_path, [1])
+    features(target, made, tmp_path)
     assert passes == [16, 16, 3]
+
+
+def test_states_that_nobody_reads_are_neither_computed_nor_kept(target, made, tmp_path, monkeypatch):
+    features(target, made, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    runs, run_layers = [], target.run_layers
+    monkeypatch.setattr(type(target), "run_layers", lambda self, *given: runs.append(given[3:]) or run_layers(*given))
+    features(target, made, tmp_path, [2])  # final states are there
+    assert runs == [(0, 2)] * 2
 
 
 def test_more_conversations_reuse_the_whole_chunks(target, made, tmp_path, passes):
-    features(target, first(made, 17), EXIT, tmp_path)
-    features(target, made, EXIT, tmp_path)
+    features(target, first(made, 17), tmp_path, [EXIT])
+    features(target, made, tmp_path, [EXIT])
     assert passes == [16, 1, 3]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "other conversations", "not tensors"])
 def test_damaged_piece_is_computed_again(target, made, tmp_path, passes, damage):
-    once = features(target, made, EXIT, tmp_path)
-    path = sorted(tmp_path.iterdir())[0]
+    once = features(target, made, tmp_path, [EXIT])
+    path = sorted((tmp_path / "final").iterdir())[0]
     if damage == "other conversations":
         path.unlink()
-        features(target, made.keep([i >= 3 for i in range(COUNT)]), EXIT, tmp_path)
+        features(target, made.keep([i >= 3 for i in range(COUNT)]), tmp_path, [EXIT])
     else:
         content = path.read_bytes()
+        path.unlink()  # `once` is mapped from it
         path.write_bytes({"cut short": content[:-100], "empty": b"", "not tensors": b"x" * 100}[damage])
     passes.clear()
-    assert same(features(target, made, EXIT, tmp_path), once)
+    assert same(features(target, made, tmp_path, [EXIT]), once)
     assert passes == [16]
-    assert same(features(target, made, EXIT, tmp_path), once)
+    assert same(features(target, made, tmp_path, [EXIT]), once)
     assert passes == [16]
 
 
@@ -155,9 +176,9 @@ def test_interrupted_features_go_on_where_they_stopped(target, made, tmp_path, p
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_half", lambda states: 1 / 0 if len(states) == last else states.half().contiguous())
         with pytest.raises(ZeroDivisionError):
-            features(target, made, EXIT, tmp_path)
+            features(target, made, tmp_path, [EXIT])
     passes.clear()
-    features(target, made, EXIT, tmp_path)
+    features(target, made, tmp_path, [EXIT])
     assert passes == [3]
 
 
@@ -175,7 +196,7 @@ def test_full_cache_names_the_remedy(target, made, tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", save)
     with pytest.raises(UserError, match=r"no space left in .*ROOBENCH_CACHE"):
-        features(target, made, EXIT, tmp_path / "features")
+        features(target, made, tmp_path / "features", [EXIT])
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -184,8 +205,7 @@ def test_full_cache_names_the_remedy(target, made, tmp_path, monkeypatch):
 def features_of(templates: list[int], answered: list[bool]) -> tuple[Features, torch.Tensor]:
     count = len(templates)
     taught = torch.tensor([[some, False] for some in answered]).flatten()
-    states = torch.zeros(2 * count, 4)
-    found = Features(states, states, torch.zeros(2 * count, dtype=torch.long), taught, torch.full((count,), 2))
+    found = Features([], torch.zeros(2 * count, dtype=torch.long), taught, torch.full((count,), 2), {})
     return found, torch.tensor(templates)
 
 
@@ -212,6 +232,19 @@ def regression():
     return module, lambda indices: ((module(x[list(indices)]) - y[list(indices)]) ** 2).mean()
 
 
+ALIKE = torch.full((10,), 7)  # lengths
+
+
+def test_batches_are_of_similar_lengths_in_random_order():
+    lengths = torch.randint(1, 100, (640,), generator=torch.Generator().manual_seed(3))
+    batches = list(loop._batches(range(640), lengths, 8, torch.Generator().manual_seed(0)))
+    assert sorted(i for batch in batches for i in batch) == list(range(640))
+    spreads = [int(lengths[batch].max() - lengths[batch].min()) for batch in batches]
+    assert max(spreads) < 15  # of 99
+    means = [float(lengths[batch].float().mean()) for batch in batches]
+    assert means != sorted(means)
+
+
 def test_fit_lowers_the_loss_and_sees_each_index_once_an_epoch():
     module, loss_of = regression()
     seen, losses, epochs = [], [], []
@@ -221,7 +254,7 @@ def test_fit_lowers_the_loss_and_sees_each_index_once_an_epoch():
         seen.append(list(indices))
         return loss_of(indices)
 
-    fit(module, watched, range(10), schedule, lambda step, loss: losses.append((step, loss)), epochs.append)
+    fit(module, watched, range(10), ALIKE, schedule, lambda step, loss: losses.append((step, loss)), epochs.append)
     assert [step for step, _ in losses] == list(range(1, steps_of(10, schedule) + 1)) == list(range(1, 91))
     assert epochs == list(range(1, 31))
     for i in range(0, 90, 3):
@@ -234,7 +267,7 @@ def test_fit_is_the_seeds():
     ends = []
     for seed in (1, 1, 2):
         module, loss_of = regression()
-        fit(module, loss_of, range(10), Schedule(2, 3, 0.1, seed))
+        fit(module, loss_of, range(10), ALIKE, Schedule(2, 3, 0.1, seed))
         ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])

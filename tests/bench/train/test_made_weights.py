@@ -20,7 +20,7 @@ from bench.files import sha256
 from bench.train import conversations, training, weights
 from bench.train.scores import Epoch, Scores, read_scores
 from bench.typed_json import decode_value
-from tests.bench.train.test_kangaroo_training import FLAGS, Short
+from tests.bench.train.test_kangaroo_training import KANGAROO, Short
 from tests.tiny import files_of, records
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def root(tmp_path, monkeypatch):
 def train(setting, root, monkeypatch):
     """(flags) -> the exit status of a short training."""
     monkeypatch.setattr(training, "Recipe", Short)
-    return lambda *flags: main(["train", "kangaroo", "--model", str(setting.model), *FLAGS, *flags])
+    return lambda *flags: main(["train", *KANGAROO, "--model", str(setting.model), *flags])
 
 
 @pytest.fixture

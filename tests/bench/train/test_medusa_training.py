@@ -92,12 +92,12 @@ def material(setting, monkeypatch, tiny_model, tiny_decoder, tmp_path):
     target = tiny_decoder(config, model)
     chat = ChatFormat(checkpoints.load_tokenizer(checkpoints.resolve(str(setting.model))))
     made = conversations.make(target, chat, frozenset(), Short(tokens=600), tmp_path)
-    return target, made, loop.features(target, made, 1, tmp_path / "features")
+    return target, made, loop.features(target, made, tmp_path / "features")
 
 
 def trainer_of(material, **settings):
     target, made, found = material
-    config = MedusaTraining(exit_layer=1, heads=HEADS, **{"draft_vocab": 0, "epochs": 1, "batch": 4, **settings})
+    config = MedusaTraining(heads=HEADS, **{"draft_vocab": 0, "epochs": 1, "batch": 4, **settings})
     trainer = HeadsTrainer(target, config, found, made, training.rank_tokens(made, target.config.vocab))
     generator = torch.Generator().manual_seed(9)
     for parameter in trainer.heads.parameters():  # so that no part is zero
@@ -110,7 +110,8 @@ def by_hand(material, trainer, conversation):
     target, _, found = material
     begin = found.starts[conversation]
     rows = slice(begin, begin + int(found.lengths[conversation]))
-    states, tokens, taught = found.final_states[rows].float(), found.tokens[rows], found.taught[rows].tolist()
+    states = found.rows(found.final_states, conversation)
+    tokens, taught = found.tokens[rows], found.taught[rows].tolist()
     for place in range(len(tokens)):
         for head in range(HEADS):
             if not all(taught[place : place + head + 2]) or place + head + 2 >= len(tokens):
@@ -190,7 +191,8 @@ def test_heads_that_read_the_newest_token_start_as_the_best_linear_guess(materia
         for conversation in fresh.train_on:
             begin = found.starts[conversation]
             rows = slice(begin, begin + int(found.lengths[conversation]))
-            states, tokens, taught = found.final_states[rows].float(), found.tokens[rows], found.taught[rows].tolist()
+            states = found.rows(found.final_states, conversation)
+            tokens, taught = found.tokens[rows], found.taught[rows].tolist()
             for place in range(len(tokens) - head - 1):
                 if all(taught[place : place + head + 2]):
                     x.append(torch.cat((states[place], target.final_norm(target.embedding[tokens[place + 1]]))))

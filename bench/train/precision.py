@@ -1,0 +1,25 @@
+"""The number format of the products in training: bfloat16 where the processor multiplies it several times as fast."""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def chosen(asked: str, device: torch.device) -> torch.dtype:
+    """Return the format that a setting stands for on a device."""
+    if asked == "auto":
+        return torch.bfloat16 if _is_faster(device) else torch.float32
+    return torch.bfloat16 if asked == "bfloat16" else torch.float32
+
+
+def _is_faster(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def products(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Return a context in which products round their inputs to `dtype`; weights and sums stay in float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

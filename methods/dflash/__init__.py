@@ -1,0 +1,1 @@
+"""DFlash: a block of drafts in one pass."""

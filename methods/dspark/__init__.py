@@ -1,0 +1,1 @@
+"""DSpark: DFlash with two more heads."""
