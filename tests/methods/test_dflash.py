@@ -75,7 +75,10 @@ def watch(method, monkeypatch):
     ids=["z-lab", "deepspec", "biased", "kernels"],
 )
 def test_the_network_is_the_official_one(options, double, tiny_model, tiny_decoder, tiny_weights):
-    """The context added at once and step by step, and blocks in between that leave nothing behind."""
+    """The context added at once and step by step, and blocks in between that leave nothing behind.
+
+    Tables of RoPE are float32 in transformers, here and there.
+    """
     config, model = tiny_model("tied", faint=True)
     dtype = torch.float64 if double else torch.float32
     decoder = tiny_decoder(config, copy.deepcopy(model).to(dtype), dtype=dtype)
@@ -95,14 +98,14 @@ def test_the_network_is_the_official_one(options, double, tiny_model, tiny_decod
             x = official.embed_block(model, values, start)
             expected = official.forward(weights, values, context[:start], x, torch.tensor(float(start)))[form.first :]
             assert block.shape == (values["block_size"] - form.first, config.hidden_size)
-            torch.testing.assert_close(block.double(), expected, atol=1e-9 if double else 2e-4, rtol=0)
+            torch.testing.assert_close(block.double(), expected, atol=1e-6 if double else 2e-4, rtol=0)
             drafter.read(context.to(dtype)[None, start : start + 2], start, by_steps)
         found = [drafter.block(7, 23, cache) for cache in (at_once, by_steps)]
         expected = official.forward(
             weights, values, context, official.embed_block(model, values, 7), torch.tensor(23.0)
         )[form.first :]
     for states in found:
-        torch.testing.assert_close(states.double(), expected, atol=1e-9 if double else 2e-4, rtol=0)
+        torch.testing.assert_close(states.double(), expected, atol=1e-6 if double else 2e-4, rtol=0)
 
 
 def literal(model, values, weights, context):
