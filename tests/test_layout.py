@@ -79,9 +79,6 @@ def test_imports_run_one_way():
     assert upwards == KNOWN
 
 
-# Methods that are built on another one: method, that one.
-
-
 def test_methods_do_not_know_each_other():
     for module, path in sources("methods").items():
         own = ".".join(module.split(".")[:2])

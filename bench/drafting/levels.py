@@ -32,7 +32,6 @@ from bench.engine.decoder import Decoder
 from bench.engine.kernels.draft import Drafted, DraftModel
 from bench.engine.places import Places
 from bench.engine.products import Linear
-from bench.errors import UserError
 
 
 class Rule(Protocol):
@@ -47,8 +46,8 @@ class Rule(Protocol):
     def keep(self, candidates: Many[Candidate], most: int) -> list[Candidate]:
         """Return those of a level that are drafted, best first, normally at most `most`."""
 
-    def end(self, accepted: int) -> None:
-        """End a step, with the number of accepted drafts."""
+    def end(self, emitted: Many[int]) -> None:
+        """End a step, with the tokens that it emitted."""
 
 
 # (inputs [1, n, d], their places, the network's cache, features one position before each) -> outputs [1, n, d]
@@ -147,12 +146,10 @@ class LevelMethod(SpeculativeMethod):
         else:
             self.draft_head = trained.own_head(own, ids(made), self.draft_ids, self.target, folder, quantize)
 
-    def choose_rule(self, stored: trained.Stored, what: str) -> None:
-        """Set the rule as the knob `stop` says; `what` is the draft model, for messages."""
+    def choose_rule(self, stored: trained.Stored) -> None:
+        """Set the rule as the knob `stop` says. Without a calibration, what a draft is worth is learned as it goes."""
         self.new_rule = partial(ThresholdRule, self.config.threshold)
         if self.config.stop == "gain":
-            if stored.calibration is None:
-                raise UserError(f"{what} has no calibration, which stop=gain needs: take stop=threshold")
             self.new_rule = partial(GainRule, stored.calibration, self.costs)
 
     def _cache(self, slot: int) -> KVCache:

@@ -106,8 +106,8 @@ def read_form(folder: Path, target: trained.Dimensioned) -> Form:
     trained.check_model(layers.hidden, 0, target, folder, _WHAT)
     unfit = f"the {_WHAT} in {folder} is for another model"
     if (made := file.num_target_layers or c.layers) != c.layers or max(taps) >= c.layers:
-        read = f"it reads layer {max(ids)} of {made}"
-        raise UserError(f"{unfit}: {read}, but {target.name} has {c.layers}, and the last one is not read")
+        read = f"it reads layer {max(ids)} of {made}, counted from 0"
+        raise UserError(f"{unfit}: {read}, but {target.name} has {c.layers}, of which the last cannot be read")
     if layers.vocab != c.vocab or mask >= c.vocab:
         given = f"it has {layers.vocab} tokens and mask_token_id={mask}"
         raise UserError(f"{unfit}: {given}, but {target.name} has {c.vocab} tokens")

@@ -40,11 +40,15 @@ Config = dict[str, Any]  # config.json
 Shapes = Mapping[str, tuple[int, ...]]
 _KINDS = ("llama", "qwen2", "qwen3")  # of the head's layer
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps", "vocab_size")
+_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+# What transformers reads of a layer.
+_READ = (*_SIZES, "hidden_act", "max_position_embeddings", "rms_norm_eps", "vocab_size", "rope_parameters",
+         "rope_scaling", "rope_theta")  # fmt: skip
 _NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 _AUX = "eagle_aux_hidden_state_layer_ids"
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 _FC_NORM, _FC_NORMS = NAMES["tap_norm"], "fc_norm.{}.weight"
-# Keys that change nothing in what a head computes. Those that transformers knows of a layer are read by it.
+# Keys that change nothing in what a head computes, besides those of a layer that transformers knows.
 _IGNORED = {
     "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "model_type",
     "max_sequence_length", "max_window_layers", "sliding_window", "layer_types", "pretraining_tp", "rope_theta",
@@ -135,7 +139,7 @@ def _vllm(config: Config, shapes: Shapes, target: DecoderConfig) -> Published:
 
 
 def _speculators(config: Config, shapes: Shapes, target: DecoderConfig) -> Published:
-    """EAGLE-1 in the layout of `speculators` before 0.5 (`EagleSpeculatorConfig`)."""
+    """EAGLE-1 in the layout of earlier versions of `speculators` (`EagleSpeculatorConfig`)."""
     inner = _part(config, "transformer_layer_config", ("fusion_bias", "tie_word_embeddings"))
     said = {"fusion_bias": config.get("fusion_bias")}
     return _version1(_layer(inner, target, required=()), shapes, said=said, fc="fusion_fc.", prefix="transformer.")
@@ -256,11 +260,9 @@ def _layer(
     if kind not in _KINDS:
         raise ValueError(f"model_type={json.dumps(kind)} is none of {', '.join(_KINDS)}")
     plain = AutoConfig.for_model(kind)
-    known = plain.to_dict().keys()
-    _check_keys(config, (*others, *known))
-    asked = {"rope_theta", "rope_scaling", *known} - {"model_type", "layer_types", "dtype"}
+    _check_keys(config, (*others, "attention_bias", *plain.to_dict()))
     try:
-        c = type(plain)(**{key: value for key, value in config.items() if key in asked})
+        c = type(plain)(**{key: config[key] for key in _READ if config.get(key) is not None})
     except Exception as error:  # transformers raises nearly every type here
         raise ValueError(f"config.json is no {kind} configuration ({first_line(error)})") from error
     if "sliding_attention" in (config.get("layer_types") or ()):
@@ -272,10 +274,10 @@ def _layer(
     rope = {key: value for key, value in c.rope_parameters.items() if key != "type"}
     theta, form = rope.pop("rope_theta"), rope.get("rope_type", "default")
     if form not in STATIC_ROPE or rope.pop("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"RoPE scaling {json.dumps(c.rope_parameters)} is not supported; supported: {STATIC_ROPE}")
+        supported = ", ".join(STATIC_ROPE)
+        raise ValueError(f"RoPE scaling {json.dumps(c.rope_parameters)} is not supported; supported: {supported}")
     bias = {key: config[key] for key in ("attention_bias", "qkv_bias") if key in config}
-    sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
-    dimensions = {name: getattr(c, name, None) for name in sizes}
+    dimensions = {name: getattr(c, name, None) for name in _SIZES}
     dimensions["head_dim"] = dimensions["head_dim"] or c.hidden_size // c.num_attention_heads
     scaling = {} if form == "default" else {"rope_scaling": rope}
     return {**dimensions, "rms_norm_eps": c.rms_norm_eps, "rope_theta": float(theta), **scaling, **bias}

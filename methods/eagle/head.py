@@ -366,8 +366,8 @@ def load_head(folder: Path, target: Decoder) -> tuple[Head, Stored]:
 
 
 def save_head(folder: Path, head: Head, stored: Stored) -> None:
-    """Write `head` and what belongs to it: two files in an existing folder."""
-    tensors = {NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in head.named_parameters()}
+    """Write `head` and what belongs to it: two files in an existing folder. Weights are stored in half precision."""
+    tensors = {NAMES[ours]: tensor.detach().half().cpu() for ours, tensor in head.named_parameters()}
     if stored.ranking is not None:
         tensors[trained.RANKING] = stored.ranking.to(torch.int32)
     save_tensors(tensors, folder / FILES[0])

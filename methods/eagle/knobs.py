@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from bench.config import setting
+from bench.config import ChainTraining, setting
 from bench.drafting.level_knobs import LevelConfig
 from bench.drafting.tree_files import RankPath, read_tree
 
@@ -18,7 +18,7 @@ class EagleConfig(LevelConfig):
     """EAGLE's knobs. Defaults are stored with the weights."""
 
     name: ClassVar[str] = "eagle"
-    defaults: ClassVar[dict[str, Any]] = {"gamma": 6, "beam": 4, "stop": "threshold", "threshold": 0.3}
+    defaults: ClassVar[dict[str, Any]] = {"gamma": 6, "beam": 4, "stop": "gain", "threshold": 0.3}
     as_chain: ClassVar[dict[str, Any]] = {"tree": GROWN}
 
     tree: str = setting(
@@ -66,3 +66,24 @@ presets: dict[str, dict[str, Any]] = {
     "paper": {"tree": STATIC, **_PUBLISHED},
     "paper2": {"tree": BEST, "gamma": 6, "beam": 10, "nodes": 59, **_PUBLISHED},
 }
+
+
+@dataclass(frozen=True)
+class EagleTraining(ChainTraining):
+    """How to train an EAGLE head."""
+
+    architecture: str = setting(
+        "normed",
+        "normed: a Llama layer with all of its norms, trained on the target's distributions; paper: without a norm "
+        "before and after, trained to copy the features, as published",
+        choices=("normed", "paper"),
+    )
+    batch: int = setting(8, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
+
+    @property
+    def form(self) -> str:
+        """The architecture; "" for ours."""
+        return "" if self.architecture == "normed" else self.architecture
+
+
+Training = EagleTraining

@@ -77,7 +77,7 @@ class Eagle(LevelMethod):
         self.choose_head(self.head.head, made.draft_vocab, stored, folder, quantize)
         self.draft_model = draft_model(target, self.head, self.draft_head)
         if self.config.tree == GROWN:
-            self.choose_rule(stored, f"the head in {folder}")
+            self.choose_rule(stored)
         else:
             self._choose_tree()
 

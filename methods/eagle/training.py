@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import ChainTraining, setting
+from bench.config import ChainTraining
 from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
 from bench.train.chains import Chain, ChainTrainer
@@ -19,29 +18,12 @@ from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, ridge_regression
 from methods.eagle.head import Head, HeadConfig, save_head
+from methods.eagle.knobs import EagleTraining
 
 # As published (arXiv 2401.15077, section 4.2): loss = SmoothL1 of features + 0.1 cross-entropy, on features with noise
 # from U(-0.1, 0.1).
 _OF_ENTROPY = 0.1
 _NOISE = 0.1
-
-
-@dataclass(frozen=True)
-class EagleTraining(ChainTraining):
-    """How to train an EAGLE head."""
-
-    architecture: str = setting(
-        "normed",
-        "normed: a Llama layer with all of its norms, trained on the target's distributions; paper: without a norm "
-        "before and after, trained to copy the features, as published",
-        choices=("normed", "paper"),
-    )
-    batch: int = setting(8, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
-
-    @property
-    def form(self) -> str:
-        """The architecture; "" for ours."""
-        return "" if self.architecture == "normed" else self.architecture
 
 
 class HeadTrainer(ChainTrainer):
@@ -120,10 +102,8 @@ class HeadTrainer(ChainTrainer):
         entropy = super().loss_of(chain, batch)
         if not self.is_paper:
             return entropy
-        width = chain.states.shape[-1]
-        return F.smooth_l1_loss(chain.states, batch.final_states[chain.live], reduction="sum") / width + (
-            _OF_ENTROPY * entropy
-        )
+        states, wanted = chain.states.float(), batch.final_states[chain.live]
+        return F.smooth_l1_loss(states, wanted, reduction="sum") / states.shape[-1] + _OF_ENTROPY * entropy
 
     def save(self, folder: Path) -> None:
         """Write the head with its ranking, its calibration and, unless it is as published, a default that uses this."""

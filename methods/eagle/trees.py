@@ -65,8 +65,8 @@ class WholeTree:
             confidences=[node.candidate.confidence for node in nodes],
         )
 
-    def end(self, accepted: int) -> None:
-        """End a step, with the number of accepted drafts."""
+    def end(self, emitted: Sequence[int]) -> None:
+        """End a step, with the tokens that it emitted."""
 
 
 class StaticTree(WholeTree):

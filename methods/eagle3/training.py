@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from bench.config import ChainTraining, setting
 from bench.engine.decoder import Decoder
 from bench.train.loop import Batch
 from methods.eagle.head import HeadConfig
 from methods.eagle.training import HeadTrainer
-
-
-@dataclass(frozen=True)
-class Eagle3Training(ChainTraining):
-    """How to train an EAGLE-3 head."""
-
-    batch: int = setting(8, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
+from methods.eagle3.knobs import Eagle3Training
 
 
 class Head3Trainer(HeadTrainer):
@@ -31,6 +22,7 @@ class Head3Trainer(HeadTrainer):
     unroll_from = 0.0
     only_after_hits = False
     decay = 0.8
+    loss_text = f"{HeadTrainer.loss_text}, the w-th draft of a chain (from 0) weighted {decay}^w"
 
     @classmethod
     def taps(cls, config: Eagle3Training, target: Decoder) -> tuple[int, ...]:

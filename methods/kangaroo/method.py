@@ -66,7 +66,7 @@ class Kangaroo(LevelMethod):
         self.draft_model = draft_model(
             target, self.exit_layer, self.adapter, self.draft_head, quantize if copied else "none"
         )
-        self.choose_rule(stored, f"the adapter in {folder}")
+        self.choose_rule(stored)
 
     def new_cache(self) -> KVCache:
         """The adapter's, of one layer."""

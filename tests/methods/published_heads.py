@@ -177,6 +177,7 @@ CASES = {
     ),
     "modelopt": Case(
         LLAMA | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": DRAFTED, "pretraining_tp": None,
+                 "rope_theta": None, "rope_scaling": None, "attention_bias": None, "mlp_bias": None, "use_cache": None,
                  "eagle_config": MODELOPT | {"eagle_aux_hidden_state_layer_ids": [1, 3, 4]}},
         layer(3), "layers.0.", THREE, also=("d2t",),
     ),

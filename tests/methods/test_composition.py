@@ -24,9 +24,8 @@ def scene(tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny_weights):
     decoder = tiny_decoder(config, model, max_len=128)
     adapter, heads = f"weights={tiny_adapter(model)},threshold=0.2,gamma=3", f"weights={tiny_heads(model)},tree=0/1/0-0"
     spelled = {"kangaroo": f"kangaroo:{adapter}", "tree": f"kangaroo:{adapter},beam=2", "medusa": f"medusa:{heads}"}
-    spelled |= {
-        name: f"{name}:weights={tiny_weights(name, model)},threshold=0.2,gamma=3" for name in ("eagle", "eagle3")
-    }
+    eagles = {name: tiny_weights(name, model) for name in ("eagle", "eagle3")}
+    spelled |= {name: f"{name}:weights={folder},threshold=0.2,gamma=3" for name, folder in eagles.items()}
     spelled |= {"pld": "pld:ngram=2,tokens=3,follow=3,least=1,stop=never", "vanilla": "vanilla"}
     spelled |= {"sam": "sam:paper,tokens=3", "suffix": "suffix:tree,tokens=3,least=1,stop=never"}
     spelled |= {name: f"{name}:{COSTS}" for name in ("recycling", "lookahead", "layer-skip")}

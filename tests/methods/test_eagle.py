@@ -195,6 +195,23 @@ def test_gain_draws_a_tree_by_cost(tiny_model, tiny_decoder, tiny_weights, hf_gr
     assert counts[0] > counts[1] > counts[2] == 0
 
 
+def test_without_a_calibration_the_question_tells_what_drafts_are_worth(
+    tiny_model, tiny_decoder, tiny_weights, hf_greedy, random_ids
+):
+    """So published heads draft by cost, too."""
+    config, model = tiny_model("tied", faint=True)
+    prompt, drafted = random_ids(12, seed=1), []
+    for useful in (True, False):
+        folder = tiny_weights("eagle", model, useful=useful)
+        costs = "0.0/0.1/1:1.0/2:1.1/4:1.4/32:9.0"
+        method = Eagle(tiny_decoder(config, model), EagleConfig(weights=str(folder), costs=costs))
+        assert method.config.stop == "gain"
+        answer = decode(method, prompt, 40, frozenset())
+        assert answer.token_ids == hf_greedy(model, prompt, 40)
+        drafted.append(sum(step.drafted for step in answer.steps))
+    assert drafted[0] > drafted[1]
+
+
 def test_a_head_of_the_other_version_is_sent_to_the_other_method(tiny_model, tiny_decoder, tiny_weights):
     config, model = tiny_model("tied")
     decoder = tiny_decoder(config, model)

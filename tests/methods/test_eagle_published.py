@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+import methods
 from bench.drafting import trained
+from bench.drafting.loop import decode
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from methods.eagle import formats
@@ -77,6 +79,26 @@ def test_a_published_head_computes_what_the_paper_says(case, build, tmp_path):
     assert (stored.ranking is None) == (drafted == 0)
     if stored.ranking is not None:
         assert stored.ranking.tolist() == [3 + 6 * i for i in range(DRAFTED)]
+
+
+@pytest.mark.parametrize("name", ["authors 1, biased, pickled", "authors 3", "deepspec"])
+def test_a_method_runs_it(name, build, tmp_path, random_ids):
+    case = CASES[name]
+    target, model = build(case.target)
+    folder = case.write(tmp_path, model)
+    mine, other = ("eagle", "eagle3") if case.form["version"] == 1 else ("eagle3", "eagle")
+    knobs = f"weights={folder},gamma=2,beam=1,threshold=0"
+
+    def made(text: str):
+        variant = methods.parse(text)
+        return variant.method(target, variant.config)
+
+    prompt = random_ids(9, seed=4)
+    answer = decode(made(f"{mine}:{knobs}"), prompt, 8, frozenset())
+    assert answer.token_ids == decode(made("vanilla"), prompt, 8, frozenset()).token_ids
+    assert sum(step.drafted for step in answer.steps) > 4
+    with pytest.raises(UserError, match=f"{mine}:weights={folder}"):
+        made(f"{other}:{knobs}")
 
 
 def test_rows_of_the_lm_head_follow_their_tokens(build, tmp_path):

@@ -18,7 +18,6 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 from bench.drafting.costs import Costs, measure
 from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
-from bench.errors import UserError
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
 
@@ -289,10 +288,17 @@ def test_no_more_is_drafted_than_the_costs_say_anything_of(scene, random_ids):
         assert {step.drafted for step in found[:-6]} == {most - 1}
 
 
-def test_a_missing_calibration_is_told(scene, tiny_adapter, tiny_model):
-    bare = tiny_adapter(tiny_model("tied", faint=True)[1])
-    with pytest.raises(UserError, match=r"no calibration.*take stop=threshold"):
-        Kangaroo(scene[0], KangarooConfig(weights=str(bare), stop="gain"))
+def test_without_a_calibration_the_question_tells_what_drafts_are_worth(
+    scene, tiny_adapter, tiny_model, hf_greedy, random_ids
+):
+    model, prompt = tiny_model("tied", faint=True)[1], random_ids(9, seed=3)
+    drafted = []
+    for useful in (True, False):
+        folder = tiny_adapter(model, useful=useful)
+        steps = steps_of(scene[0], folder, prompt, gamma=3, stop="gain", costs="0.1/0.1/1:0.9/2:1.1/4:1.4")
+        assert [token for step in steps for token in step.emitted] == hf_greedy(model, prompt, LIMIT)[1:]
+        drafted.append(sum(step.drafted for step in steps))
+    assert drafted[0] > drafted[1]
 
 
 def test_costs_are_read_back_as_written():

@@ -67,12 +67,22 @@ def test_a_useless_draft_model_costs_at_most_three_percent(
 
 
 def test_a_tree_that_is_named_is_verified_in_every_step_unless_told_otherwise(target, tiny_heads, random_ids):
-    prompt = random_ids(9, seed=4)
-    for knobs, verified in (({"tree": "0/0-0"}, LIMIT - 2), ({"tree": "0/0-0", "stop": "gain"}, 30)):
-        method = medusa(target, tiny_heads, **knobs)
-        steps = decode(method, prompt, LIMIT, frozenset()).steps
-        drafted = sum(bool(step.drafted) for step in steps)
-        assert drafted <= verified
-        assert method.config.stop == ("gain" if verified == 30 else "never")
-    assert medusa(target, tiny_heads, stop="never").config.stop == "never"
-    assert medusa(target, tiny_heads).config.stop == "gain"
+    def drafting(method):
+        steps = decode(method, random_ids(9, seed=4), LIMIT, frozenset()).steps
+        return [bool(step.drafted) for step in steps[:-1]]  # the last one has no budget for drafts
+
+    named = medusa(target, tiny_heads, tree="0/0-0")
+    assert (named.config.stop, all(drafting(named))) == ("never", True)
+    stopping = medusa(target, tiny_heads, tree="0/0-0", stop="gain")
+    assert (stopping.config.stop, sum(drafting(stopping)) < 30) == ("gain", True)
+    chosen = medusa(target, tiny_heads, stop="never")
+    assert (chosen.config.stop, all(drafting(chosen))) == ("never", True)
+
+
+def test_a_run_repeated_with_the_tree_it_recorded_decides_the_same(target, tiny_heads, random_ids):
+    method = medusa(target, tiny_heads)
+    recorded = method.knobs() | method.measured
+    again = Medusa(target[1], Medusa.repeated(MedusaConfig(), recorded))
+    first, second = (decode(one, random_ids(9, seed=4), LIMIT, frozenset()).steps for one in (method, again))
+    assert [step.drafted for step in first] == [step.drafted for step in second]
+    assert again.probing(2)[0].stop == "never"

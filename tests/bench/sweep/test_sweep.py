@@ -86,7 +86,11 @@ def test_a_training_axis_names_weights_in_the_runs_folder():
         ("kangaroo", ["threshold=0,0.0"], "kangaroo:threshold=0.0 and kangaroo:threshold=0 are one and the same"),
         ("kangaro", ["gamma=2"], "unknown method 'kangaro'"),
         ("hf-generate", ["gamma=2"], "'hf-generate' is a peer"),
-        ("pld", ["train.exit_layer=1,2"], "method 'pld' is not trained; methods that are: kangaroo, medusa"),
+        (
+            "pld",
+            ["train.exit_layer=1,2"],
+            "method 'pld' is not trained; methods that are: eagle, eagle3, ",
+        ),
         ("vanilla", ["train.exit_layer=1,2"], "vanilla always takes part in sweep"),
         ("kangaroo", ["train.exit_layr=1"], "no setting of kangaroo's training, did you mean 'exit_layer'"),
         ("kangaroo", ["train.out=a,b"], "train.out: no setting"),

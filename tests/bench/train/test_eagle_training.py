@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
 
+from bench.cli import main
 from bench.engine.cache import KVCache
 from bench.models.chat import ChatFormat
 from bench.train import conversations, loop, training
 from methods.eagle.head import load_head
 from methods.eagle.training import EagleTraining, HeadTrainer
 from methods.eagle3.training import Eagle3Training, Head3Trainer
-from tests.bench.train.test_kangaroo_training import Short
+from tests.bench.train.test_kangaroo_training import FLAGS, Short
+from tests.tiny import records, run_bench
 
 pytestmark = pytest.mark.usefixtures("short_prompts")
 
@@ -65,6 +69,48 @@ def test_taps_are_a_low_a_middle_and_a_high_layer(material):
         target = type("Target", (), {"config": type("Config", (), {"layers": layers})})
         assert Head3Trainer.taps(Eagle3Training(), target) == expected
     assert HeadTrainer.taps(EagleTraining(), material[0]) == ()
+
+
+# --- from the command to a run ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"), [("eagle", []), ("eagle", ["--architecture", "paper"]), ("eagle3", [])], ids=FORMS
+)
+def test_trained_heads_run_losslessly_and_draft(method, flags, setting, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(training, "Recipe", Short)
+    out = tmp_path / "head"
+    given = ["--model", str(setting.model), *FLAGS, "--epochs", "4", "--out", str(out)]
+    assert main(["train", method, *given, *flags]) == 0
+    assert f"run with these weights: roobench --model {setting.model} --method {method}:weights={out}" in (
+        capsys.readouterr().out.replace("python -m bench.cli", "roobench")
+    )
+    names = ["README.md", "config.json", "head.safetensors", "scores.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    config = json.loads((out / "config.json").read_text())
+    assert (config["version"], config["output_norm"]) == (3 if method == "eagle3" else 1, not flags)
+    assert config.get("knobs") == (None if flags else {"stop": "gain"})
+    card = (out / "README.md").read_text()
+    assert ("SmoothL1 of features + 0.1 soft cross-entropy" in card) == bool(flags)
+    assert ("states after 1, 2 layers" in card) == (method == "eagle3")
+    assert ("(from 0) weighted 0.8^w" in card) == (method == "eagle3")
+    drafts = ("stop=threshold,threshold=0,beam=1", "stop=threshold,threshold=0", "tree=best,gamma=3,beam=3,nodes=8")
+    labels = [f"{method}:weights={out},{knobs}" for knobs in drafts]
+    asked = [flag for label in labels for flag in ("--method", label)]
+    assert run_bench(setting.model, setting.questions, setting.out, *asked) == 0
+    run, turns = records(setting.out)
+    c = json.loads((setting.model / "config.json").read_text())
+    d, inner, heads, kv_heads = (
+        c[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    )
+    wide = 2 if method == "eagle3" else 1
+    layer = wide * d * (d + 2 * d // heads * kv_heads) + d * d + 3 * d * inner
+    extra = 4 * d + 272 * d if method == "eagle3" else 2 * d if flags else 3 * d  # norms; LM head; fc's bias
+    for label in labels:
+        assert run.methods[label].extra_parameters == 2 * d * d + layer + extra
+        mine = [turn for turn in turns if turn.method == label]
+        assert {turn.audit.verdict for turn in mine} == {"identical"}
+        assert sum(sum(turn.per_step_accepted) for turn in mine) > 0
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -205,9 +251,10 @@ def test_eagle_3_unrolls_from_the_first_step_on(material, monkeypatch, form, ear
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_training_lowers_the_loss(material, form):
-    trainer = trainer_of(material, form, draft_vocab=40, epochs=8, learning_rate=5e-3)
+def test_training_lowers_the_loss(material, form, precision):
+    trainer = trainer_of(material, form, draft_vocab=40, epochs=8, learning_rate=5e-3, precision=precision)
     before = trainer.scores(trainer.train_on)
     history = trainer.fit()
     after = trainer.scores(trainer.train_on)

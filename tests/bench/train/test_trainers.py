@@ -12,6 +12,8 @@ from bench.cli import main
 from bench.errors import UserError
 from bench.sweep import grid
 from bench.train import training
+from methods.eagle.training import HeadTrainer
+from methods.eagle3.training import Head3Trainer
 from methods.kangaroo.training import AdapterTrainer
 from methods.medusa.training import HeadsTrainer
 from tests.bench.train.test_kangaroo_training import FLAGS, Short
@@ -105,10 +107,12 @@ def lens(tmp_path, monkeypatch):
 def test_trained_methods_are_found_without_importing_them():
     code = (
         "import sys, methods\n"
-        "assert methods.trained() == ['kangaroo', 'medusa']\n"
+        "assert methods.trained() == ['eagle', 'eagle3', 'kangaroo', 'medusa']\n"
         "assert not {'torch', 'methods.kangaroo.method', 'methods.kangaroo.training'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert training.trainer_of("eagle") is HeadTrainer
+    assert training.trainer_of("eagle3") is Head3Trainer
     assert training.trainer_of("kangaroo") is AdapterTrainer
     assert training.trainer_of("medusa") is HeadsTrainer
 
@@ -116,7 +120,7 @@ def test_trained_methods_are_found_without_importing_them():
 def test_a_method_outside_is_trained_like_any_other(lens, setting, short_prompts, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(training, "Recipe", Short)
     monkeypatch.setattr("bench.drafting.knobs.WEIGHTS_ROOT", tmp_path / "weights")
-    assert methods.trained() == ["kangaroo", "lens", "medusa"]
+    assert methods.trained() == ["eagle", "eagle3", "kangaroo", "lens", "medusa"]
     assert not [name for name in sys.modules if name.startswith("lens_package.")]
     for flags in ([], ["--scale", "0.5"]):
         assert main(["train", "lens", "--model", str(setting.model), *FLAGS, *flags]) == 0
