@@ -111,7 +111,7 @@ def read_form(folder: Path, target: trained.Dimensioned) -> Form:
     if layers.vocab != c.vocab or mask >= c.vocab:
         given = f"it has {layers.vocab} tokens and mask_token_id={mask}"
         raise UserError(f"{unfit}: {given}, but {target.name} has {c.vocab} tokens")
-    if hf_config.sliding_window and "sliding_attention" in hf_config.layer_types:
+    if hf_config.sliding_window and "sliding_attention" in (hf_config.layer_types or ()):
         raise UserError(f"the {_WHAT} in {folder} has layers with sliding windows, which are not supported")
     return Form(block, mask, taps, int(file.dflash_config is not None), file, layers, hf_config)
 

@@ -276,7 +276,7 @@ def _layer(
     if form not in STATIC_ROPE or rope.pop("partial_rotary_factor", 1) != 1:
         supported = ", ".join(STATIC_ROPE)
         raise ValueError(f"RoPE scaling {json.dumps(c.rope_parameters)} is not supported; supported: {supported}")
-    bias = {key: config[key] for key in ("attention_bias", "qkv_bias") if key in config}
+    bias: dict[str, Any] = {key: config[key] for key in ("attention_bias", "qkv_bias") if key in config}
     dimensions = {name: getattr(c, name, None) for name in _SIZES}
     dimensions["head_dim"] = dimensions["head_dim"] or c.hidden_size // c.num_attention_heads
     scaling = {} if form == "default" else {"rope_scaling": rope}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -136,17 +137,22 @@ class Tree:
         depths = tree_of(self.parents).depths[1:]
         self.levels: list[Level] = []
         self.ends: list[int] = []  # of each level: the number of drafts up to its last
+        tensor = functools.partial(torch.tensor, dtype=torch.long, device=device)
         rows, first = [ROOT], ROOT
         for depth in range(1, max(depths, default=0) + 1):
             drafts = [draft for draft, own in enumerate(depths) if own == depth]
             before, rows = rows, sorted({self.parents[draft] for draft in drafts})
             above = [before.index(self.parents[row]) if row != ROOT else 0 for row in rows]
-            numbers = (
-                above, [row - first for row in rows], [rows.index(self.parents[draft]) for draft in drafts],
-                [ranks[draft] for draft in drafts],
-            )  # fmt: skip
-            tensors = (torch.tensor(own, dtype=torch.long, device=device) for own in numbers)
-            self.levels.append(Level(*tensors, most=1 + max(numbers[3])))
+            ranked = [ranks[draft] for draft in drafts]
+            self.levels.append(
+                Level(
+                    above=tensor(above),
+                    of=tensor([row - first for row in rows]),
+                    row=tensor([rows.index(self.parents[draft]) for draft in drafts]),
+                    rank=tensor(ranked),
+                    most=1 + max(ranked),
+                )
+            )
             self.ends.append(drafts[-1] + 1)
             first = drafts[0]
 
