@@ -71,10 +71,10 @@ def _row(name: str, summary: Summary) -> Iterator[str]:
     title = methods.about(name).partition("\n")[0]
     yield f"[{name}]({page})" if (page := _page(name)) else Code(name)
     yield _PAPER.sub("", title).rstrip(".")
-    yield methods.load(name).family or UNDEFINED
+    yield "baseline" if name == methods.BASELINE else methods.load(name).family or UNDEFINED
     yield _needs(name, knobs)
     measured = [label for label in summary.methods if label.partition(":")[0] == name and "+" not in label]
-    unknown = UNDEFINED if "weights" in knobs else "0"
+    unknown = "not in this run" if "weights" in knobs else count(0)
     yield count(summary.methods[min(measured, key=len)].extra_parameters) if measured else unknown
     yield _source(title)
 

@@ -38,7 +38,7 @@ def test_every_method_has_its_needs_and_its_paper():
     assert shown["pld"][2:] == [
         "text",
         "nothing",
-        "0",
+        "-",
         "Saxena, 2023, [apoorvumang/prompt-lookup-decoding](https://github.com/apoorvumang/prompt-lookup-decoding)",
     ]
     assert shown["suffix"][0] == "[suffix](methods/text.md#suffix)"
@@ -61,7 +61,7 @@ def test_figures_are_the_runs(tmp_path, monkeypatch):
     header, *measured = [row for row in rows(made) if len(row) == 8]
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in measured}
     assert by_name["kangaroo"]["Question answering"] == "9.87x, CR 6.54"
-    assert re.fullmatch(r"0\.\d\dx", by_name["hf-generate"]["Question answering"])
+    assert re.fullmatch(r"0\.\d\dx", by_name["hf-generate (6 of 480 questions)"]["Question answering"])
     assert (
         next(row for row in rows(made) if row[0].endswith("kangaroo`") or row[0].startswith("[kangaroo"))[4]
         == "123,456"

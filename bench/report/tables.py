@@ -101,13 +101,11 @@ def fastest(summary: Summary, *kinds: str) -> dict[str, Entry]:
 
 
 def overview(summary: Summary) -> list[Table]:
-    """All methods and peers by task: end-to-end speedup, then CR."""
+    """All methods and peers by task: end-to-end speedup, then CR, which most peers do not show."""
     shown = in_order(summary, "method", "peer")
+    known = {name: e for name, e in shown.items() if e.kind == "method" or e.overall.compression_rate is not None}
     found = [_side_by_side("end-to-end speedup", shown, lambda cell: times_between(cell.speedup_total))]
-    # Most peers bring a loop whose steps are not seen.
-    if known := {name: e for name, e in shown.items() if e.kind == "method" or e.overall.compression_rate is not None}:
-        found.append(_side_by_side("CR", known, lambda cell: number(cell.compression_rate)))
-    return found
+    return [*found, _side_by_side("CR", known, lambda cell: number(cell.compression_rate))] if known else found
 
 
 def short_overview(entries: Mapping[str, Entry]) -> Table:

@@ -73,7 +73,7 @@ def test_a_runs_record_is_refused_with_its_field(damaged, change, said):
         ({"round": -1}, "round: must be at least 0, not -1"),
         ({"accepted_confidence": [1.5]}, r"accepted_confidence\[0\]: Input should be less than or equal to 1, not 1.5"),
         ({"per_step_drafted": [1]}, "per_step_drafted: has 1 steps, but per_step_emitted has 4"),
-        ({"decode_passes": 9}, "decode_passes: 9 for 6 tokens after the prefill"),
+        ({"decode_passes": 9}, "decode_passes: 9 for 8 tokens after the prefill"),
         ({"question_id": 0, "task": "qa"}, "kangaroo answered question 0, turn 0, in round 0 before"),
     ],
 )

@@ -732,7 +732,7 @@ def test_tokens_that_came_with_the_prefill_are_not_counted_as_decoded():
     assert cell["speedup_total"]["value"] == pytest.approx((9 / 3.0) / (9 / 5.0))
 
 
-def test_a_peer_that_counts_its_passes_has_a_compression_rate(turns):
+def test_a_peer_that_counts_its_passes_has_a_compression_rate():
     """Passes of answers in qa: none counted, 3 for 8 tokens, none needed; another task's 2 for 6."""
     peers = [
         make_turn("peer", 1, 9, 2.0),
