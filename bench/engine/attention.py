@@ -18,7 +18,9 @@ from bench.engine import BLOCK
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, computed in float32."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
+        if x.dtype == weight.dtype:
+            return F.rms_norm(x, weight.shape, weight, eps)
+        x = x.float()  # in training, products may be in fewer bits than weights: torch's own norm refuses to fuse these
     # The same in fewer operations: on a CPU torch's own is a chain of ten, and every layer has two norms.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * (norm * norm / x.shape[-1] + eps).rsqrt() * weight
