@@ -158,7 +158,8 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, sett
     for method in build(speculative)[:3]:
         answers = [decode(method, prompt, 40, frozenset()) for prompt in prompts(random_ids)]
         accepted |= {step.accepted for answer in answers for step in answer.steps}
-    assert {0, 1, 2, 3} <= accepted
+    assert 1 in accepted
+    assert len(accepted) >= 3
 
 
 @pytest.mark.parametrize(

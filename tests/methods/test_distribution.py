@@ -241,7 +241,7 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 # Drafts that a step accepts at least once; of other methods two as well.
-LEAST_ACCEPTED = {Vanilla: {0}} | {kind: {0, 1} for kind in (PLD, SAM, Suffix, Recycling, Lookahead)}
+LEAST_ACCEPTED = {Vanilla: {0}} | {kind: {0, 1} for kind in (PLD, SAM, Suffix, Recycling, Lookahead, DFlash, DSpark)}
 
 
 def warped(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:

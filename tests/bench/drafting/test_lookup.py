@@ -86,10 +86,10 @@ def test_in_front_of_another_member_a_match_needs_more_tokens():
         return built[-1]
 
     config = LookupConfig(stop="never")
-    members = [Member("first", make, config), Member("own", make, LookupConfig(stop="never", least=2))]
+    members = [Member("first", make, config), Member("own", make, LookupConfig(stop="never", least=1))]
     both = Composition(None, CompositionConfig((*members, Member("last", make, config))))
     assert [one.followed for one in built] == [True, True, False]
-    assert [one.least for one in built] == [FOLLOWED, 2, 1]
+    assert [one.least for one in built] == [FOLLOWED, 1, 1]
     sequence = Sequence([1, 2, 3], 2, None)
     both.open(sequence, None)
     (draft,) = both.propose([sequence], [9])

@@ -88,7 +88,7 @@ def test_every_part_is_measured_and_told(small, setting, tmp_path, capsys):
     assert found["answers"]["vanilla"]["over_vanilla"] == 1.0
     assert list(found["passes"])[:4] == ["1", "2", "3", "4"]
     assert found["random_weights"] is False
-    assert list(found["drafters"]) == list(found["published"]) == ["hydra", "kangaroo", "medusa"]
+    assert list(found["drafters"]) == list(found["published"]) == ["eagle", "hydra", "kangaroo", "medusa"]
     assert found["vanilla"]["weight_bytes"] > 4 * found["parameters"] * 0.9
     times = [ms for part in ("passes", "drafts", "drafters", "head", "cache") for ms in found[part].values()]
     assert all(value > 0 for value in times)

@@ -472,7 +472,7 @@ def test_standard_input_of_another_encoding_is_told_in_a_sentence(setting, capsy
         (["hi", "--method", "kangaro"], "unknown method 'kangaro', did you mean 'kangaroo'"),
         (["hi", "--method", "hf-generate"], "'hf-generate' is a peer, which brings its own loop"),
         (["hi", "--method", "vanilla"], "vanilla always takes part in generate: name the method to compare with"),
-        (["hi", "--method", "all"], "generate takes one method, not all of them; give one of kangaroo"),
+        (["hi", "--method", "all"], "generate takes one method, not all of them; give one of dflash"),
         (["hi", "--json", "--rejected"], "--rejected: --json has no text of drafts"),
         (["hi", "--model", "no/such/folder"], "unknown model 'no/such/folder'"),
         (["hi", "--max-new-tokens", "0"], "--max-new-tokens 0 is too small"),
