@@ -31,8 +31,7 @@ TOP = 8  # successors of a token
 # The tree that the authors call 2.2.2: at each depth, the number of children of each node of the depth before.
 TREE = ("8", "84321111", "832111112100100101100", "5211100010010000001001100", "311001000010100", "20010000")
 PRIOR = (0.33, 0.1, 0.05, 0.04, 0.03, 0.02, 0.02, 0.01)  # chances by rank, measured on answers of SmolLM2-135M-Instruct
-_CHUNK = 128  # rows of the prompt that are ranked at a time
-_BLOCK = 64  # tokens whose largest logit is found first
+_CHUNK = 128  # rows of a prompt ranked at a time
 
 Matrix = dict[int, list[int]]  # token -> its successors, most probable first
 
@@ -42,9 +41,7 @@ class RecyclingConfig(PacedConfig):
     """The knobs of Token Recycling."""
 
     nodes: int = setting(64, "for stop=gain: most drafts in a step; stop=never drafts the authors' tree of 80")
-    memory: str = setting(
-        "question", "question: each question starts with an empty matrix; run: the matrix is kept for a whole round"
-    )
+    memory: str = setting("question", "question: each has a matrix of its own; run: it is kept for a whole round")
     prompt: bool = setting(True, "start with the prompt's own successors, which the prefill has to rank")
 
     def __post_init__(self) -> None:
@@ -135,22 +132,9 @@ class Recycling(PacedMethod):
 
 def recycle(matrix: Matrix, tokens: Many[int], logits: Tensor) -> None:
     """Set the successors of tokens [n], given the logits [n, V] after them. Of equal tokens, the last one counts."""
-    matrix.update(zip(tokens, most_probable(logits).tolist(), strict=True))
+    from bench.drafting.sampling import most_probable
 
-
-def most_probable(logits: Tensor) -> Tensor:
-    """Return the tokens [n, TOP] with the largest logits [n, V], as `topk` does, but faster on a CPU.
-
-    They are in the TOP blocks of tokens with the largest maxima, and only these are ranked.
-    """
-    import torch
-
-    top, missing = min(TOP, logits.shape[-1]), -logits.shape[-1] % _BLOCK
-    padded = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
-    blocks = padded.unflatten(-1, (-1, _BLOCK))
-    best = blocks.amax(-1).topk(min(top, blocks.shape[1])).indices
-    places = blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK)).flatten(1).topk(top).indices
-    return best.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
+    matrix.update(zip(tokens, most_probable(logits, TOP).tolist(), strict=True))
 
 
 def authors_tree(matrix: Matrix, newest: int, budget: int) -> Draft:

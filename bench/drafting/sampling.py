@@ -1,4 +1,4 @@
-"""Sampling: from logits to a distribution, and draws from it. Target and drafts use the same."""
+"""From logits to the most probable tokens, or to a distribution and draws from it. Target and drafts use the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_BLOCK = 64  # tokens whose largest logit is found first
 
 class Sampler:
     """Draws tokens at a temperature, from the `top_k` most probable (0: all) and of these from the `top_p` mass.
@@ -64,3 +65,16 @@ class Sampler:
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self.number)
         return self._generators[device]
+
+
+def most_probable(logits: Tensor, count: int) -> Tensor:
+    """Return the `count` tokens [n, count] with the largest logits [n, V], as `topk` does, but faster on a CPU.
+
+    They are in the `count` blocks of tokens with the largest maxima, and only these are ranked.
+    """
+    top, missing = min(count, logits.shape[-1]), -logits.shape[-1] % _BLOCK
+    padded = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing else logits
+    blocks = padded.unflatten(-1, (-1, _BLOCK))
+    best = blocks.amax(-1).topk(min(top, blocks.shape[1])).indices
+    places = blocks.gather(1, best[..., None].expand(-1, -1, _BLOCK)).flatten(1).topk(top).indices
+    return best.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK

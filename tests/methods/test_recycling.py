@@ -11,11 +11,11 @@ import methods
 from bench.drafting.knobs import Costs
 from bench.drafting.loop import decode
 from bench.drafting.method import SpeculativeMethod
-from bench.drafting.sampling import Sampler
+from bench.drafting.sampling import Sampler, most_probable
 from bench.drafting.tree import tree_of
 from bench.errors import UserError
 from methods import recycling
-from methods.recycling import Recycling, RecyclingConfig, authors_tree, most_probable, recycle
+from methods.recycling import Recycling, RecyclingConfig, authors_tree, recycle
 
 NEVER = frozenset()
 CHEAP = "0.000/0.000/1:1.000/2:1.010/16:1.100/64:1.400/96:1.600"
@@ -89,7 +89,7 @@ def test_the_most_probable_tokens_are_those_of_a_sort(vocabulary):
     ranks = torch.arange(vocabulary)
     shuffled = [torch.randperm(vocabulary, generator=generator) for _ in range(20)]
     logits = torch.stack([ranks, ranks.flip(0), *shuffled]).float() - 1e6  # the largest ones in one block, then in many
-    assert torch.equal(most_probable(logits), logits.sort(descending=True).indices[:, :8])
+    assert torch.equal(most_probable(logits, 8), logits.sort(descending=True).indices[:, :8])
 
 
 @pytest.mark.parametrize("knobs", [{}, {"prompt": False}, PAPER])
