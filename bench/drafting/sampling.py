@@ -12,6 +12,7 @@ from torch import Tensor
 
 _BLOCK = 64  # tokens whose largest logit is found first
 
+
 class Sampler:
     """Draws tokens at a temperature, from the `top_k` most probable (0: all) and of these from the `top_p` mass.
 
