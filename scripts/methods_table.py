@@ -25,7 +25,7 @@ from bench.report import markdown, tables  # noqa: E402
 from bench.report.formats import UNDEFINED, count, number, setting_text, times  # noqa: E402
 from bench.report.model import Code, Table, table  # noqa: E402
 
-RUN = Path("results/reference/smollm2-135m-instruct-cpu")  # in the repository: the run that the tables show
+RUN = Path("results/reference/all-methods-cpu")  # in the repository: the run that the tables show
 PAGE = Path("docs/methods.md")
 BEGIN, END = "<!-- tables: scripts/methods_table.py -->", "<!-- /tables -->"
 _PAPER = re.compile(r" \(([^()]*(?:arXiv|github\.com)[^()]*)\)")  # in the first line of a docstring
