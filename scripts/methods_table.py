@@ -56,6 +56,7 @@ def _tables(summary: Summary, run: str) -> str:
             f"{', '.join(setting_text(summary))}\n"
             f"([report](../{run}/report.md), with intervals; [command](../{run}/run.json)):",
             markdown.table_text(tables.by_method("method", summary.ranked("method", "peer"), _gain)),
+            *(f"{one.label}: `{name}`." for name, one in summary.methods.items() if one.label != name),
         ]
     )
 
