@@ -38,10 +38,10 @@ from bench.report.model import table  # noqa: E402
 from bench.typed_json import read  # noqa: E402
 
 TRIAL_FILE = "trial.json"
-KANGAROO = "methods/kangaroo/method.py"
+LEVELS = "bench/drafting/levels.py"  # how Kangaroo drafts
 # Counters are exact: what a fault does to them shows in the first answers, and need not wait for the times.
 COUNTED = ("--method", "kangaroo", "--budget-min", "4")
-# Before this line of Kangaroo's, a fault puts another acceptance.
+# Before this line of the methods that draft level by level, a fault puts another acceptance.
 HOOK = "    def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:\n"
 
 
@@ -68,7 +68,7 @@ TRIALS = (
     Trial(
         "one-token", "Kangaroo's hundredth accepted run of drafts loses its last one, once",
         "kangaroo: speedup at base's costs",  # not CR: by the answer's end the token may have been made up for
-        edits=((KANGAROO, HOOK, """\
+        edits=((LEVELS, HOOK, """\
     runs = 0
 
     def verification(self, sampler: Sampler | None) -> Any:
@@ -76,8 +76,8 @@ TRIALS = (
 
         def losing(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
             accepted, bonus = verify(draft, logits)
-            Kangaroo.runs += bool(accepted)
-            if Kangaroo.runs == 100 and accepted:
+            LevelMethod.runs += bool(accepted)
+            if LevelMethod.runs == 100 and accepted:
                 bonus = draft.tokens[accepted.pop()]
             return accepted, bonus
 
@@ -90,7 +90,7 @@ TRIALS = (
         "lost-exit-states", "Kangaroo's verification runs the layers below the exit again",
         "kangaroo:draft_weights=plain: time per token, ms",
         edits=(
-            (KANGAROO, "return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)",
+            (LEVELS, "return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)",
              "return draft"),
         ),
         flags=("--method", "kangaroo:draft_weights=plain"),
@@ -98,27 +98,27 @@ TRIALS = (
     Trial(
         "lost-second-exit", "Kangaroo drafts on however unsure it is", "kangaroo: drafted per step",
         edits=(
-            (KANGAROO, " and rule.goes_on():", ":"),
+            (LEVELS, " and rule.goes_on():", ":"),
             (
-                KANGAROO,
-                "rule.keep(candidates, min(self.config.beam, self.config.nodes - len(tokens)))",
-                "candidates[: min(self.config.beam, self.config.nodes - len(tokens))]",
+                LEVELS,
+                "rule.keep(candidates, most)",
+                "candidates[:most]",
             ),
         ),
         flags=COUNTED,
     ),
     Trial(
         "doubled-prefill", "Kangaroo reads the prompt twice", "kangaroo: prefill per prompt token, ms",
-        edits=((KANGAROO, "        self.adapter(exit_states, 0, cache, before)\n", """\
-        self.adapter(exit_states, 0, cache, before)
+        edits=((LEVELS, "        sequence.notes = Progress(self.new_rule(), cache, none, none, last)\n", """\
         self.target.run_layers(self.target.embed(sequence.context[:-1]), 0, sequence.cache)
+        sequence.notes = Progress(self.new_rule(), cache, none, none, last)
 """),),
         flags=("--method", "kangaroo"),
     ),
     Trial(
         "broken-losslessness", "Kangaroo also accepts what the target finds second best",
         "kangaroo: answers not vanilla's",
-        edits=((KANGAROO, HOOK, """\
+        edits=((LEVELS, HOOK, """\
     def verification(self, sampler: Sampler | None) -> Any:
         def generous(draft: Draft, logits: Tensor) -> tuple[list[int], int]:
             best = logits.topk(2, dim=-1).indices.tolist()

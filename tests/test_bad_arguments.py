@@ -47,7 +47,7 @@ json.dump(found, sys.stdout)
 """
 NO_USER = "there is no such user's home"
 RUN = [
-    (["--method", "kangaro"], r"unknown method 'kangaro', did you mean 'kangaroo'\?; available: all, hf-generate, "),
+    (["--method", "kangaro"], r"unknown method 'kangaro', did you mean 'kangaroo'\?; available: all, dflash, "),
     (["--method", "al"], r"unknown method 'al', did you mean 'all'\?"),
     (["--method", "none"], "unknown method 'none'"),
     (["--method", "all:gamma=2"], "'all' stands for every built-in method, alone and without knobs.*name one of "),
@@ -129,9 +129,9 @@ RUN = [
     (["--metod", "pld"], "unrecognized arguments: --metod"),
 ]
 OTHERS = [
-    (["generate", "hi", "--method", "all"], "generate takes one method, not all of them; give one of kangaroo"),
+    (["generate", "hi", "--method", "all"], "generate takes one method, not all of them; give one of dflash"),
     (["generate", "hi", "--method", "vanilla"], "vanilla always takes part in generate: name the method"),
-    (["generate", "hi", "--method", "hf-generate"], "'hf-generate' is a peer.*give one of kangaroo"),
+    (["generate", "hi", "--method", "hf-generate"], "'hf-generate' is a peer.*give one of dflash"),
     (["generate", "hi", "--method", "kangaroo:weights=absent"], "absent is neither a folder"),
     (["generate", " "], "the prompt is empty"),
     (["generate", "hi", "--json", "--rejected"], "--rejected: --json has no text of drafts"),

@@ -210,7 +210,7 @@ def install(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny_heads):
+def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny_heads, tiny_weights):
     """A tiny model with weights of every method where runs look, and a finished run of it."""
     folder = tmp_path_factory.mktemp("world")
     hf, model = tiny_model("tied", True)[1], tiny_checkpoint("tied", True).folder
@@ -220,6 +220,7 @@ def tiny_world(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter, tiny
         "kangaroo": tiny_adapter(hf),
         "kangaroo-paper": tiny_adapter(hf),
         "medusa": tiny_heads(hf, ranks=ranks),
+        "eagle": tiny_weights("eagle", hf),
     }.items():
         shutil.copytree(made, weights / name)
     questions = write_questions(folder / "questions.jsonl", ONE_TURN)

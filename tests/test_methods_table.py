@@ -61,7 +61,9 @@ def test_figures_are_the_runs(tmp_path, monkeypatch):
     header, *measured = [row for row in rows(made) if len(row) == 8]
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in measured}
     assert by_name["kangaroo"]["Question answering"] == "9.87x, CR 6.54"
-    assert re.fullmatch(r"0\.\d\dx", by_name["hf-generate (6 of 480 questions)"]["Question answering"])
+    assert re.fullmatch(
+        r"0\.\d\dx", next(row for name, row in by_name.items() if name.startswith("hf-generate"))["Question answering"]
+    )
     assert (
         next(row for row in rows(made) if row[0].endswith("kangaroo`") or row[0].startswith("[kangaroo"))[4]
         == "123,456"

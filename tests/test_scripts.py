@@ -69,7 +69,7 @@ def test_a_fault_is_planted_as_one_commit_of_valid_code(name, clone):
 
 
 def test_a_fault_that_no_longer_fits_the_code_is_refused(clone):
-    (clone / trials.KANGAROO).write_text("", encoding="utf-8")
+    (clone / trials.LEVELS).write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="stands 0 times"):
         trials.planted(clone, TRIALS["one-token"])
 

@@ -19,8 +19,8 @@ from bench.drafting.tree import ROOT
 from bench.drafting.worth import LENGTHS, PRIOR, Found, WorthRule
 from bench.engine import MAX_DRAFTS
 
-# Tokens that must match where another member drafts otherwise. In front of Medusa, on the mini questions, 2 gained more
-# than 1, 3 and 5 (which SAM-Decoding takes, arXiv 2411.10666): 1.68x against 1.66x, 1.63x and 1.57x.
+# Tokens that must match where another member drafts otherwise. On the mini questions, before trained heads, 2 gained
+# more than 1, 3 and 5 (which SAM-Decoding takes, arXiv 2411.10666): 1.68x against 1.66x, 1.63x and 1.57x.
 FOLLOWED = 2
 
 

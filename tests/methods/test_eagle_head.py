@@ -146,7 +146,7 @@ def test_a_head_is_read_back_as_written(scene, tmp_path, tiny_model, tiny_decode
     again, stored = load_head(tmp_path, tiny_decoder(*tiny_model("tied"), dtype=torch.float64))
     assert again.config == head.config
     assert {name: value.tolist() for name, value in again.state_dict().items()} == {
-        name: value.float().double().tolist() for name, value in head.state_dict().items()
+        name: value.half().double().tolist() for name, value in head.state_dict().items()
     }
     assert stored.ranking.tolist() == [3, 1, 2]
     assert (stored.calibration, stored.knobs) == (calibration, {"beam": 3, "stop": "gain"})
