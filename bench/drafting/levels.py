@@ -110,7 +110,6 @@ class LevelMethod(SpeculativeMethod):
     draft_ids: Tensor | None  # that may be drafted, rising; None: all
     draft_head: Linear  # for these
     new_rule: Callable[[], Rule]
-    digest: str  # of the weights
 
     def __init__(self, target: Decoder, config: LevelConfig):
         super().__init__(target, config)
@@ -192,11 +191,6 @@ class LevelMethod(SpeculativeMethod):
     def measured(self) -> dict[str, Any]:
         """The costs that stop=gain uses."""
         return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """The digest of the weights."""
-        return {"weights_sha256": self.digest}
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Prefill the draft model."""

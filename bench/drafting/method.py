@@ -93,6 +93,12 @@ class SpeculativeMethod(Method):
     published: ClassVar[Published | None] = None  # the cost of its published form, for the lab
     memory: str = QUESTION  # how long it remembers: "question", "run", or "corpus:<sha256>"
     followed: bool = False  # in a composition: whether another member may draft where it does not
+    digest: str = ""  # of its weights, the sha256 of their files; "": it has none
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """The digest of the weights."""
+        return {"weights_sha256": self.digest} if self.digest else {}
 
     @abstractmethod
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:

@@ -1,10 +1,11 @@
-"""What methods with trained weights share: how the weights are read and checked, and the cut LM head."""
+"""What methods with trained weights share: how the weights are read, checked and written, and the cut LM head."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -22,11 +23,12 @@ from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
-from bench.files import sha256
+from bench.files import save_tensors, sha256
 from bench.models import weight_files
 from bench.typed_json import Share, decode
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=nn.Module)
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of states, vocabularies, feed-forward blocks
 Count = Annotated[int, Field(ge=0, le=2**20)]
 RANKING = "token_ranking"  # the tensor of token ids by falling frequency
@@ -116,25 +118,49 @@ def _fault(name: object, value: object) -> str:
     return "" if value.dtype in _WHOLE or bool(value.float().isfinite().all()) else "has NaN or infinite values"
 
 
-def fill(
-    module: nn.Module,
+def filled(
+    make: Callable[[], Module],
     stored: Mapping[str, Tensor],
-    names: Mapping[str, str],
+    names: Mapping[str, str] | None,
+    target: Decoder,
     folder: Path,
     what: str,
     others: Collection[str] = (),
-) -> None:
-    """Put `stored` tensors, called as `names` says of the module's own parameters, into it, as float32.
+) -> Module:
+    """Return the module that `make` makes with `stored` tensors, for inference on the device of `target`, in its dtype.
 
-    `others`: tensors that are not weights of the module. The module may be on the meta device.
+    `names`: what the module's own parameters are called in the file; None: the same. `others`: tensors that are not
+    weights of the module.
 
     Raises:
         UserError: a tensor is missing, unknown, or has another shape or no floating-point numbers.
 
     """
-    check_shapes(stored, {names[ours]: tuple(p.shape) for ours, p in module.named_parameters()}, folder, what, others)
-    weights = {ours: stored[names[ours]].float() for ours, _ in module.named_parameters()}
-    module.load_state_dict(weights, assign=True)
+    with torch.device("meta"):
+        module = make()
+    theirs = {ours: ours if names is None else names[ours] for ours, _ in module.named_parameters()}
+    check_shapes(stored, {theirs[ours]: tuple(p.shape) for ours, p in module.named_parameters()}, folder, what, others)
+    module.load_state_dict({ours: stored[name].float() for ours, name in theirs.items()}, assign=True)
+    return module.to(target.device, target.dtype).requires_grad_(False)
+
+
+def save(
+    path: Path, module: nn.Module, names: Mapping[str, str], dtype: torch.dtype, config: Any, stored: Stored
+) -> None:
+    """Write a draft model: its weights to `path`, its dimensions (a dataclass) and what is stored with it beside them.
+
+    `names`: as for `filled`.
+    """
+    tensors = {names[ours]: tensor.detach().to("cpu", dtype) for ours, tensor in module.named_parameters()}
+    if stored.ranking is not None:
+        tensors[RANKING] = stored.ranking.to(torch.int32)
+    save_tensors(tensors, path)
+    value = asdict(config)
+    if stored.calibration is not None:
+        value["calibration"] = asdict(stored.calibration)
+    if stored.knobs:
+        value["knobs"] = stored.knobs
+    path.with_name(CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def check_shapes(

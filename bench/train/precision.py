@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-
 
 def chosen(asked: str, device: torch.device) -> torch.dtype:
     """Return the format that a setting stands for on a device."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,11 +107,6 @@ class DFlash(PacedMethod):
     def extra_parameters(self) -> int:
         """The network's weights."""
         return self.parameters
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """The digest of the weights, of each file."""
-        return {"weights_sha256": self.digest}
 
     def probing(self, windows: int) -> tuple[DFlashConfig, int]:
         """Return whole blocks."""

@@ -338,7 +338,7 @@ def read_weights(folder: Path, target: Decoder, what: str) -> tuple[dict[str, Te
             weights[_FC_NORM] = _stacked(weights, len(found.config.taps), found.config.hidden_size)
         if "d2t" in weights:
             tokens = draft_tokens(weights["d2t"], weights.get("t2d"), found.config.draft_vocab, target.config.vocab)
-            if len(weights.get(_HEAD, ())) == len(tokens):  # else `trained.fill` names it
+            if len(weights.get(_HEAD, ())) == len(tokens):  # else `trained.filled` names it
                 weights[_HEAD] = weights[_HEAD][tokens.argsort()]
             if found.config.draft_vocab:
                 weights[trained.RANKING] = tokens

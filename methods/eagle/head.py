@@ -10,9 +10,8 @@ section 3.1): the feature is a projection of states after several layers, and at
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +32,7 @@ from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
-from bench.files import first_line, save_tensors
+from bench.files import first_line
 from bench.typed_json import Json
 
 FILES = ("head.safetensors", "model.safetensors", "pytorch_model.bin")  # ours, and published ones: see `formats`
@@ -358,22 +357,10 @@ def load_head(folder: Path, target: Decoder) -> tuple[Head, Stored]:
         weights, names = formats.read_weights(folder, target, _WHAT)
     else:
         weights, names = trained.read_tensors(folder, _WHAT, FILES), NAMES
-    with torch.device("meta"):
-        head = Head(config)
-    trained.fill(head, weights, names, folder, _WHAT, {trained.RANKING})
-    stored = Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
-    return head.to(target.device, target.dtype).requires_grad_(False), stored
+    head = trained.filled(lambda: Head(config), weights, names, target, folder, _WHAT, {trained.RANKING})
+    return head, Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
 
 
 def save_head(folder: Path, head: Head, stored: Stored) -> None:
     """Write `head` and what belongs to it: two files in an existing folder. Weights are stored in half precision."""
-    tensors = {NAMES[ours]: tensor.detach().half().cpu() for ours, tensor in head.named_parameters()}
-    if stored.ranking is not None:
-        tensors[trained.RANKING] = stored.ranking.to(torch.int32)
-    save_tensors(tensors, folder / FILES[0])
-    value = asdict(head.config)
-    if stored.calibration is not None:
-        value["calibration"] = asdict(stored.calibration)
-    if stored.knobs:
-        value["knobs"] = stored.knobs
-    (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    trained.save(folder / FILES[0], head, NAMES, torch.float16, head.config, stored)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,11 +108,6 @@ class Hydra(SpeculativeMethod):
     def extra_parameters(self) -> int:
         """The weights of the prefix layer and of the heads in use."""
         return self.parameters
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """The digest of the weights."""
-        return {"weights_sha256": self.digest}
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Prefill the prefix layer."""

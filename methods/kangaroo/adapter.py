@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +27,6 @@ from bench.engine.places import Places
 from bench.engine.products import Layout, Linear
 from bench.engine.quantize import GROUP
 from bench.errors import UserError
-from bench.files import save_tensors
 
 ADAPTER_FILE, AUTHORS_FILE = FILES = ("adapter.safetensors", "pytorch_model.bin")
 _WHAT = "Kangaroo adapter"
@@ -316,25 +314,13 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
     if _is_authors(folder):
         others = {"embed_tokens.weight", "layers.0.self_attn.rotary_emb.inv_freq"}  # which drafting does not use
     weights = trained.read_tensors(folder, _WHAT, FILES)
-    with torch.device("meta"):
-        adapter = Adapter(config)
-    trained.fill(adapter, weights, _NAMES, folder, _WHAT, others)
-    stored = Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
-    return adapter.to(target.device, target.dtype).requires_grad_(False), stored
+    adapter = trained.filled(lambda: Adapter(config), weights, _NAMES, target, folder, _WHAT, others)
+    return adapter, Stored(trained.token_ranking(weights, target, folder), calibration, dict(knobs))
 
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
     """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
-    tensors = {_NAMES[ours]: tensor.detach().float().cpu() for ours, tensor in adapter.named_parameters()}
-    if stored.ranking is not None:
-        tensors[trained.RANKING] = stored.ranking.to(torch.int32)
-    save_tensors(tensors, folder / ADAPTER_FILE)
-    value = asdict(adapter.config)
-    if stored.calibration is not None:
-        value["calibration"] = asdict(stored.calibration)
-    if stored.knobs:
-        value["knobs"] = stored.knobs
-    (folder / trained.CONFIG_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    trained.save(folder / ADAPTER_FILE, adapter, _NAMES, torch.float32, adapter.config, stored)
 
 
 def published_call(target: Decoder) -> Callable[[], object] | None:

@@ -131,12 +131,9 @@ def load_heads(folder: Path, target: Decoder) -> tuple[Heads, Tensor | None, Ran
         h, vocab, d = tensors["lm_heads"].shape
         config = HeadsConfig(d, h, vocab)
         _check(config, target, folder)
-    with torch.device("meta"):
-        heads = Heads(config)
-    names = {name: name for name, _ in heads.named_parameters()}
-    trained.fill(heads, tensors, names, folder, _WHAT, {trained.RANKING, *_RECORD})
-    ranking, record = trained.token_ranking(tensors, target, folder), _record(tensors, config, folder)
-    return heads.to(target.device, target.dtype).requires_grad_(False), ranking, record
+    known = {trained.RANKING, *_RECORD}
+    heads = trained.filled(lambda: Heads(config), tensors, None, target, folder, _WHAT, known)
+    return heads, trained.token_ranking(tensors, target, folder), _record(tensors, config, folder)
 
 
 def _record(tensors: dict[str, Tensor], config: HeadsConfig, folder: Path) -> RankRecord | None:

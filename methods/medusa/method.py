@@ -208,7 +208,7 @@ class Medusa(SpeculativeMethod):
     @property
     def notes(self) -> dict[str, Any]:
         """The digest of the weights, and what is predicted of the tree and the best chain under greedy decoding."""
-        return {"weights_sha256": self.digest} | ({"predicted": self._predicted} if self._predicted else {})
+        return super().notes | ({"predicted": self._predicted} if self._predicted else {})
 
     @property
     def lossless(self) -> bool:
