@@ -6,6 +6,7 @@ predict (final states, the target's own choices) is cached, so that epochs need 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,13 +109,15 @@ def features(
     taps: Iterable[int] = (),
     progress: Callable[[int], None] = lambda count: None,
     others: Iterable[int] = (),
+    reader: Callable[[], Decoder] | None = None,
 ) -> Features:
     """Return the final states over all conversations, and those after each of `taps` layers.
 
     They are computed in chunks that are cached in `folder`, a file a chunk and layer. `progress` is called with the
     number of tokens of each chunk. `others`: layers whose missing chunks are computed in the same forward passes, for
-    later trainings.
+    later trainings. `reader` loads the decoder that computes them, once there is one to compute (default: `target`).
     """
+    read = functools.cache(reader or (lambda: target))
     rows = conversations.tokens.long().split(conversations.lengths.tolist())
     found: dict[_Layer, list[Tensor]] = {_FINAL: [], **{layer: [] for layer in taps}}
     for start in range(0, len(rows), _CHUNK):
@@ -124,7 +127,7 @@ def features(
         there = {layer: load(paths[layer], shape) for layer in found}
         if missing := [layer for layer, states in there.items() if states is None]:
             also = [layer for layer in others if layer not in found and not paths[layer].is_file()]
-            for layer, computed in _states(target, here, [*missing, *also]).items():
+            for layer, computed in _states(read(), here, [*missing, *also]).items():
                 keep(paths[layer], _half(computed))
             there |= {layer: load(paths[layer], shape) for layer in missing}
         for layer, states in there.items():

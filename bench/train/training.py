@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import sys
@@ -184,7 +185,8 @@ def train(
     dtype = precision.chosen(config.precision, target.device)
     with _bar(len(made.tokens), "computing states (tokens)") as bar:
         folder, later = _features_folder(checkpoint, made, dtype), _taps_of(of, others, target)
-        features = loop.features(_reader(loaded, dtype), made, folder, taps, bar.update, later)
+        reader = functools.partial(_reader, loaded, dtype)
+        features = loop.features(target, made, folder, taps, bar.update, later, reader)
 
     log("initialising the weights")
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))

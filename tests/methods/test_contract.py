@@ -25,6 +25,8 @@ from tests.own_answers import write_conversations
 
 LIMITS = (1, 2, 7, 40)
 KINDS = ("tied", "qwen3")
+# Numbers of drafts that some step accepts with the tiny weights of a method; of others 0 to 3.
+LEAST_ACCEPTED = {"dspark": {0, 1, 3}, "eagle": {0, 1, 2}, "eagle3": {1, 2, 3}}
 
 
 def module_of(name: str) -> str:
@@ -158,8 +160,7 @@ def test_drafts_are_sometimes_right_and_sometimes_wrong(speculative, build, sett
     for method in build(speculative)[:3]:
         answers = [decode(method, prompt, 40, frozenset()) for prompt in prompts(random_ids)]
         accepted |= {step.accepted for answer in answers for step in answer.steps}
-    assert 1 in accepted
-    assert len(accepted) >= 3
+    assert LEAST_ACCEPTED.get(speculative, {0, 1, 2, 3}) <= accepted
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import pytest
@@ -112,7 +113,8 @@ def test_features_are_computed_once(target, made, tmp_path, passes):
     once = features(target, made, tmp_path, [EXIT], told.append)
     assert passes == [16, 3]
     assert told == [int(made.lengths[:16].sum()), int(made.lengths[16:].sum())]
-    assert same(features(target, made, tmp_path, [EXIT]), once)
+    not_read = functools.partial(pytest.fail, "there is nothing to compute")
+    assert same(features(target, made, tmp_path, [EXIT], reader=not_read), once)
     assert passes == [16, 3]
 
 
