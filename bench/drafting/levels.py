@@ -29,7 +29,7 @@ from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.tree import ROOT, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.engine.kernels.draft import Drafted, DraftModel
+from bench.engine.kernels.draft import Drafted, DraftModel, Level
 from bench.engine.places import Places
 from bench.engine.products import Linear
 
@@ -64,23 +64,13 @@ class ByOperations:
     head: Linear
     states: Callable[[Tensor], Tensor] | None = None  # outputs -> what the head reads; None: outputs
 
-    def __call__(
-        self,
-        x: Tensor,
-        places: Places,
-        cache: KVCache,
-        *,
-        unread: Tensor,
-        before: Tensor | None,
-        own_places: Places,
-        own_cache: KVCache,
-        best: int,
-        is_exit: bool = False,
-    ) -> Drafted:
+    def __call__(self, level: Level, best: int) -> Drafted:
         """See `DraftModel`."""
-        exits = x if is_exit or not self.count else self.target.run_layers(x, places, cache, 0, self.count)
-        read = torch.cat((unread, exits), dim=1)
-        outputs = self.network(read, own_places, own_cache, before)[:, unread.shape[1] :]
+        exits = level.x
+        if self.count and not level.is_exit:
+            exits = self.target.run_layers(exits, level.places, level.cache, 0, self.count)
+        read = torch.cat((level.unread, exits), dim=1)
+        outputs = self.network(read, level.own_places, level.own_cache, level.before)[:, level.unread.shape[1] :]
         logits = self.head(outputs[0] if self.states is None else self.states(outputs[0])).float()
         chances, tokens = logits.softmax(-1).topk(best, dim=-1)
         return Drafted(exits, outputs, logits, tokens, chances)
@@ -164,11 +154,8 @@ class LevelMethod(SpeculativeMethod):
         none, shared = state[:, :0], bool(self.resume_layer)
 
         def call() -> list[Candidate]:
-            drafted = self.draft_model(
-                state, places, cache, unread=none, before=before, own_places=places, own_cache=self._cache(0),
-                best=self._best, is_exit=shared,
-            )  # fmt: skip
-            return self._candidates(drafted, [ROOT], None)
+            level = Level(state, places, cache, none, before, places, self._cache(0), is_exit=shared)
+            return self._candidates(self.draft_model(level, self._best), [ROOT], None)
 
         return [call]
 
@@ -279,10 +266,9 @@ class LevelMethod(SpeculativeMethod):
             above = [parents[node] - (level[0] - outputs.shape[1]) for node in level]
             before = outputs if above == list(range(outputs.shape[1])) else outputs[:, above]
             own_places = self._places(row, level, parents) if self.skipped else places
-        return self.draft_model(
-            self.target.embed(tokens), places, sequence.cache, unread=unread, before=before if self.feedback else None,
-            own_places=own_places, own_cache=progress.cache, best=self._best,
-        )  # fmt: skip
+        x, states = self.target.embed(tokens), before if self.feedback else None
+        read = Level(x, places, sequence.cache, unread, states, own_places, progress.cache)
+        return self.draft_model(read, self._best)
 
     def _candidates(self, drafted: Drafted, level: list[int], sampler: Sampler | None) -> list[Candidate]:
         """Return the tokens that may follow a level's nodes."""

@@ -17,7 +17,7 @@ from bench.drafting.tree import tree_of
 from bench.drafting.tree_files import read_tree
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
-from bench.engine.kernels.draft import DraftModel
+from bench.engine.kernels.draft import DraftModel, Level
 from bench.engine.places import Places
 from bench.errors import UserError
 from methods.eagle.drafting import network
@@ -305,16 +305,7 @@ def test_one_call_is_what_torchs_operations_give(wide, tiny_weights, changes):
         places = tree.places(length, target.device, row, width)
         own_places = Places.after(length - 3, 4) if row == 0 else places
         before = torch.randn(1, late.shape[1] + width, D)
-        found = method.draft_model(
-            x,
-            places,
-            target.new_cache(),
-            unread=late,
-            before=before,
-            own_places=own_places,
-            own_cache=caches[0],
-            best=5,
-        )
+        found = method.draft_model(Level(x, places, target.new_cache(), late, before, own_places, caches[0]), 5)
         outputs = by_operations(torch.cat((late, x), dim=1), own_places, caches[1], before)[:, late.shape[1] :]
         torch.testing.assert_close(found.outputs, outputs, rtol=0, atol=1e-4)
         logits = method.draft_head(method.head.head_states(outputs[0]))

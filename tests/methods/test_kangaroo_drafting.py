@@ -10,7 +10,7 @@ from bench.drafting.loop import decode
 from bench.drafting.tree import tree_of
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
-from bench.engine.kernels.draft import DraftModel
+from bench.engine.kernels.draft import DraftModel, Level
 from bench.engine.places import Places
 from methods.kangaroo.drafting import ByOperations
 from methods.kangaroo.method import Kangaroo, KangarooConfig
@@ -81,7 +81,7 @@ def test_one_call_is_what_torchs_operations_give(model, tiny_adapter, feedback, 
             own_places = Places.after(length - 3, 4)
         states = torch.randn(1, late.shape[1] + width, D).to(dtype) if feedback else None
         one, two = (
-            run(x, places, cache, unread=late, before=states, own_places=own_places, own_cache=own, best=5)
+            run(Level(x, places, cache, late, states, own_places, own), 5)
             for run, (cache, own) in zip((method.draft_model, other), caches, strict=True)
         )
         for name in ("exits", "outputs", "logits", "chances"):
@@ -91,9 +91,8 @@ def test_one_call_is_what_torchs_operations_give(model, tiny_adapter, feedback, 
         assert torch.equal(one.tokens, best.indices)
         torch.testing.assert_close(one.chances, best.values)
         given = method.draft_model(
-            one.exits, places, caches[0][0], unread=late, before=states, own_places=own_places, own_cache=caches[0][1],
-            best=5, is_exit=True,
-        )  # fmt: skip
+            Level(one.exits, places, caches[0][0], late, states, own_places, caches[0][1], True), 5
+        )
         assert torch.equal(given.logits, one.logits)
 
 
@@ -102,10 +101,8 @@ def test_of_equal_logits_the_first_is_taken(model, tiny_adapter):
     method = kangaroo(target, adapter_of(model, tiny_adapter, feedback=False), draft_weights="plain")
     method.draft_model.norm.zero_()  # all logits are then 0
     state, places = target.embed([5]), Places.after(0, 1)
-    drafted = method.draft_model(
-        state, places, target.new_cache(), unread=state[:, :0], before=None, own_places=places,
-        own_cache=method._cache(0), best=4,
-    )  # fmt: skip
+    level = Level(state, places, target.new_cache(), state[:, :0], None, places, method._cache(0))
+    drafted = method.draft_model(level, 4)
     assert drafted.tokens.tolist() == [[0, 1, 2, 3]]
     torch.testing.assert_close(drafted.chances, torch.full((1, 4), 1 / 272))
 

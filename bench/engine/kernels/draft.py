@@ -32,6 +32,20 @@ Tables = tuple[Tensor, Tensor]  # cosines and sines [positions, D], as for `appl
 
 
 @dataclass(frozen=True)
+class Level:
+    """What a draft model reads to draft after a level of r tokens. `own_places` and `own_cache` are the network's."""
+
+    x: Tensor  # [1, r, d]: the tokens, embedded
+    places: Places  # in the target's cache
+    cache: KVCache
+    unread: Tensor  # [1, e, d]: exit states of rows before those of x that the network has not read yet
+    before: Tensor | None  # [1, e + r, d], for `join`: the states one position before, of all of these rows
+    own_places: Places  # of all of them
+    own_cache: KVCache
+    is_exit: bool = False  # x is after the target's first layers
+
+
+@dataclass(frozen=True)
 class Drafted:
     """What is known after a level's r rows."""
 
@@ -70,39 +84,23 @@ class DraftModel:
         self.head = head
         self.scratch = torch.empty(0)
 
-    def __call__(
-        self,
-        x: Tensor,
-        places: Places,
-        cache: KVCache,
-        *,
-        unread: Tensor,
-        before: Tensor | None,
-        own_places: Places,
-        own_cache: KVCache,
-        best: int,
-        is_exit: bool = False,
-    ) -> Drafted:
-        """Draft after a level's tokens, embedded, x [1, r, d], at their places in the target's cache.
-
-        `unread` [1, e, d]: exit states of rows that the network has not read yet, before those of x. `before`
-        [1, e + r, d], for `join`: of all of them the states one position before. `own_places`, `own_cache`: the
-        network's, of all of them. `best`: k. `is_exit`: x is after the first layers.
-        """
-        library, dtype = native.kernels(), x.dtype
+    def __call__(self, level: Level, best: int) -> Drafted:
+        """Return the `best` most probable tokens after each of a level's."""
+        library, dtype = native.kernels(), level.x.dtype
         assert library is not None
-        shallow = self.first.asked(x, native.Rows.of(places, *self.tables), cache, (0, 0 if is_exit else self.count))
-        own = native.Rows.of(own_places, *self.own_tables)
-        deep = self.layers.asked(None, own, own_cache, (0, len(self.layers.pointers)))
-        level, whole = shallow.out.shape[1], deep.out.shape[1]
-        unread = unread.float().contiguous()
-        assert unread.shape[1] == whole - level, f"{unread.shape[1]} unread rows of {whole}, {level} of them new"
+        rows = native.Rows.of(level.places, *self.tables)
+        shallow = self.first.asked(level.x, rows, level.cache, (0, 0 if level.is_exit else self.count))
+        own = native.Rows.of(level.own_places, *self.own_tables)
+        deep = self.layers.asked(None, own, level.own_cache, (0, len(self.layers.pointers)))
+        new, whole = shallow.out.shape[1], deep.out.shape[1]
+        unread, before = level.unread.float().contiguous(), level.before
+        assert unread.shape[1] == whole - new, f"{unread.shape[1]} unread rows of {whole}, {new} of them new"
         assert (self.join is None) == (before is None), "the states before are read by `join`"
         if before is not None:
             before = before.float().contiguous()
             assert before.shape[1] == whole, f"{before.shape[1]} states before {whole} rows"
-        outputs, logits = torch.empty_like(shallow.out), torch.empty(level, self.head.out_features)
-        tokens, chances = torch.empty(level, best, dtype=torch.long), torch.empty(level, best)
+        outputs, logits = torch.empty_like(shallow.out), torch.empty(new, self.head.out_features)
+        tokens, chances = torch.empty(new, best, dtype=torch.long), torch.empty(new, best)
         asked = _Draft(
             shallow=pointer(shallow.call), deep=pointer(deep.call), join=_matrix(self.join), unread=unread.data_ptr(),
             before=None if before is None else before.data_ptr(), norm=self.norm.data_ptr(), head=_matrix(self.head),
