@@ -23,6 +23,7 @@ from bench.engine.decoder import Decoder
 from bench.models.checkpoints import Checkpoint
 from tests import reference
 from tests.reference import VOCAB
+from tests.wide import make_faint
 
 CONTEXT = 512
 ROPE_LLAMA3 = {
@@ -87,10 +88,8 @@ def _model(kind: str, faint: bool) -> tuple[Any, Any]:
                 weight.copy_(0.3 * noise)
             else:
                 weight.copy_(noise * 1.5 / weight.shape[1] ** 0.5)
-        if faint:
-            for layer in model.model.layers[1:]:
-                layer.self_attn.o_proj.weight.mul_(0.15)
-                layer.mlp.down_proj.weight.mul_(0.15)
+    if faint:
+        make_faint(model)
     return config, model
 
 

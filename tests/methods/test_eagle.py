@@ -8,14 +8,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 import methods
 from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.tree import tree_of
 from bench.drafting.tree_files import read_tree
-from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.kernels.draft import DraftModel, Level
 from bench.engine.places import Places
@@ -26,6 +25,7 @@ from methods.eagle.method import Eagle
 from methods.eagle3.method import Eagle3, Eagle3Config
 from tests.eagle_reference import PaperHead, Path, beam_paths, dynamic_tree, static_tree
 from tests.methods.tiny_weights.eagle import RANKING
+from tests.wide import D, make_faint, target_of, wide_config
 
 LIMIT = 24
 VERSIONS = {1: (Eagle, EagleConfig), 3: (Eagle3, Eagle3Config)}
@@ -260,28 +260,12 @@ def test_the_published_call_runs_on_models_with_enough_layers(version, tiny_conf
             assert 0 <= call()[0] < 272
 
 
-D = 64  # eight bits need groups of 32
-
-
 @pytest.fixture(scope="module")
 def wide():
-    config = LlamaConfig(
-        vocab_size=272, hidden_size=D, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
     torch.manual_seed(4)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for layer in model.model.layers[1:]:  # faint
-            layer.self_attn.o_proj.weight.mul_(0.15)
-            layer.mlp.down_proj.weight.mul_(0.15)
+    model = AutoModelForCausalLM.from_config(wide_config()).eval()
+    make_faint(model)
     return model
-
-
-def target_of(model, dtype=torch.float32) -> Decoder:
-    weights = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
-    return Decoder.from_weights(model.config, weights, dtype=dtype, max_len=256, name="tiny")
 
 
 @pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")

@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from bench.drafting.loop import decode
 from bench.drafting.tree import tree_of
-from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.engine.kernels.draft import DraftModel, Level
 from bench.engine.places import Places
 from methods.kangaroo.drafting import ByOperations
 from methods.kangaroo.method import Kangaroo, KangarooConfig
+from tests.wide import D, make_faint, target_of, wide_config
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")
-D, EXIT, LIMIT = 64, 2, 40  # D: eight bits need groups of 32
+EXIT, LIMIT = 2, 40
 
 
 @pytest.fixture(scope="module")
 def model():
-    config = LlamaConfig(
-        vocab_size=272, hidden_size=D, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
     torch.manual_seed(4)
-    made = AutoModelForCausalLM.from_config(config).eval()
+    made = AutoModelForCausalLM.from_config(wide_config()).eval()
     with torch.no_grad():
         for name, weight in made.named_parameters():
             weight.copy_(torch.randn(weight.shape) * (0.3 if weight.dim() == 1 else weight.shape[1] ** -0.5))
             if name.endswith("norm.weight"):
                 weight.add_(1)
-        for layer in made.model.layers[1:]:  # faint: the states after the first often suffice to guess the next token
-            layer.self_attn.o_proj.weight.mul_(0.15)
-            layer.mlp.down_proj.weight.mul_(0.15)
+    make_faint(made)
     return made
-
-
-def target_of(model, dtype=torch.float32, **options) -> Decoder:
-    weights = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
-    return Decoder.from_weights(model.config, weights, dtype=dtype, max_len=256, name="tiny", **options)
 
 
 def adapter_of(model, tiny_adapter, feedback: bool):
@@ -91,7 +79,7 @@ def test_one_call_is_what_torchs_operations_give(model, tiny_adapter, feedback, 
         assert torch.equal(one.tokens, best.indices)
         torch.testing.assert_close(one.chances, best.values)
         given = method.draft_model(
-            Level(one.exits, places, caches[0][0], late, states, own_places, caches[0][1], True), 5
+            Level(one.exits, places, caches[0][0], late, states, own_places, caches[0][1], is_exit=True), 5
         )
         assert torch.equal(given.logits, one.logits)
 
