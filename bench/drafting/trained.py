@@ -108,6 +108,14 @@ def read_tensors(folder: Path, what: str, files: Sequence[str]) -> dict[str, Ten
     return dict(stored)
 
 
+def read_shards(folder: Path, what: str) -> dict[str, Tensor]:
+    """Read the tensors of all weight files of a folder; otherwise as `read_tensors`."""
+    stored: dict[str, Tensor] = {}
+    for path in weight_files.find(folder):
+        stored |= read_tensors(folder, what, [path.name])
+    return stored
+
+
 def _fault(name: object, value: object) -> str:
     """Return what makes a stored value unusable as a named tensor; "" if nothing does."""
     if not isinstance(name, str) or not isinstance(value, Tensor):

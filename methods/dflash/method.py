@@ -26,8 +26,6 @@ from bench.drafting.stopping import BlockRule
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.files import sha256
-from bench.models import weight_files
 from methods.dflash import knobs
 from methods.dflash.knobs import DFlashConfig
 from methods.dflash.network import Drafter, Form, choose_quantize, read_form, read_weights
@@ -79,7 +77,7 @@ class DFlash(PacedMethod):
         shapes = self.shapes()
         stored = read_weights(folder, shapes)
         self.parameters = sum(map(math.prod, shapes.values()))
-        self.digest = " ".join(map(sha256, weight_files.find(folder)))
+        self.digest = trained.digest(folder, ())
         self.quantize = choose_quantize(config.draft_weights, self.form, target)
         self.drafter = Drafter(self.form, stored, target, self.quantize)
         self.caches: dict[int, KVCache] = {}  # by a sequence's slot

@@ -30,7 +30,6 @@ from bench.engine.quantize import GROUP
 from bench.engine.weights import DecoderConfig
 from bench.errors import UserError
 from bench.files import first_line
-from bench.models import weight_files
 from bench.typed_json import TokenId
 
 _WHAT = "block drafter"
@@ -123,9 +122,7 @@ def read_weights(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         UserError: they cannot be read, or are not these.
 
     """
-    stored: dict[str, Tensor] = {}
-    for path in weight_files.find(folder):
-        stored |= trained.read_tensors(folder, _WHAT, [path.name])
+    stored = trained.read_shards(folder, _WHAT)
     trained.check_shapes(stored, shapes, folder, _WHAT, _COPIES)
     return {name: stored[name] for name in shapes}
 

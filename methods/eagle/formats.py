@@ -327,9 +327,7 @@ def read_weights(folder: Path, target: Decoder, what: str) -> tuple[dict[str, Te
 
     """
     found = read(folder, target, what)
-    weights: dict[str, Tensor] = {}
-    for path in weight_files.find(folder):
-        weights |= trained.read_tensors(folder, what, (path.name,))
+    weights = trained.read_shards(folder, what)
     try:
         for name, ours in ((_EMBEDDING, target.embedding), (_HEAD, target.head_weight)):
             if name in found.unused and name in weights:
