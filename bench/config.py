@@ -230,6 +230,9 @@ class Collecting(_OfModel):
             user_path(self.out)
 
 
+_PEAK_RATES = {"muon": 7e-4, "adamw": 2e-3}
+
+
 @dataclass(frozen=True)
 class TrainConfig(Writing, Collecting):
     """How to train a method's weights: what all methods share. A method's own settings are a subclass next to it."""
@@ -258,8 +261,16 @@ class TrainConfig(Writing, Collecting):
     )
     epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
     batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
+    optimiser: str = setting(
+        "auto",
+        "muon (AdamW for norms and LM heads) or adamw; auto: muon, for published forms adamw, the papers'",
+        choices=("auto", "muon", "adamw"),
+    )
     learning_rate: float = setting(
-        2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
+        0.0,
+        "peak, after a linear warm-up and before a cosine decay; 0: 0.0007 for muon, 0.002 for adamw",
+        metavar="X",
+        bounds=(0, 10),
     )
     seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
     out: str | None = setting(
@@ -275,6 +286,17 @@ class TrainConfig(Writing, Collecting):
         Weights of different forms are kept side by side.
         """
         return ""
+
+    @property
+    def chosen_optimiser(self) -> str:
+        """The optimiser, muon or adamw."""
+        default = "adamw" if self.form else "muon"
+        return default if self.optimiser == "auto" else self.optimiser
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak of the learning rate."""
+        return self.learning_rate or _PEAK_RATES[self.chosen_optimiser]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Trainer(ABC):
     def fit(self) -> list[dict[str, float]]:
         """Train; returns the mean loss and the held-out scores of every epoch."""
         config = self.config
-        schedule = Schedule(config.epochs, config.batch, config.learning_rate, config.seed)
+        schedule = Schedule(config.epochs, config.batch, config.peak_rate, config.seed, config.chosen_optimiser)
         history: list[dict[str, float]] = []
         losses: list[float] = []
 

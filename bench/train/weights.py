@@ -27,7 +27,7 @@ from bench.report.markdown import table_text
 from bench.report.model import table
 from bench.run import environment
 from bench.run.processor import describe_processor
-from bench.train import destination
+from bench.train import destination, optimiser
 from bench.train.scores import SCORES_FILE, Scores, read_scores
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: floa
             f"- Decontamination: {checked['dropped']} conversations were dropped because they share 13 words in a row, "
             f"or a whole shorter question, with {', '.join(checked['against'])}{missing}.",
             f"- Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.",
-            f"- Loss: {trainer.loss_text}; AdamW (0.9, 0.95), clip 0.5.",
+            f"- Loss: {trainer.loss_text}; {optimiser.NAMES[trainer.config.chosen_optimiser]}, clip 0.5.",
             "",
             f"Scores on {data.held_out} conversations whose templates were held out: {trainer.scores_text}",
             "",
