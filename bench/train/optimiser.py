@@ -13,7 +13,7 @@ _SIDES = 8  # the most times that one side of a matrix between hidden states is 
 
 
 class Optimiser:
-    """AdamW, as in the Kangaroo and Medusa papers; or Muon (Jordan et al., 2024; steps scaled as in Liu et al., 2025,
+    """AdamW, as the published forms were trained; or Muon (Jordan et al., 2024; steps scaled as in Liu et al., 2025,
     arXiv:2502.16982, section 2.2) for the matrices between hidden states, and AdamW for norms, biases and LM heads.
     """
 
