@@ -82,7 +82,11 @@ def plan(gguf: Gguf) -> Plan:
         with quiet():
             config = DecoderConfig.from_hf(AutoConfig.for_model(**values))
     except Exception as error:  # ours, and transformers' for sizes that do not belong together
-        reason = str(error) if isinstance(error, UserError) else f"its sizes do not fit ({str(error).splitlines()[-1].strip()})"
+        reason = (
+            str(error)
+            if isinstance(error, UserError)
+            else f"its sizes do not fit ({str(error).splitlines()[-1].strip()})"
+        )
         raise gguf.refused(reason, _OTHER_MODEL) from error
     weights = _assigned(gguf, config)
     for tensor in weights.values():
@@ -251,7 +255,8 @@ def _stored_as(tensor: Tensor) -> tuple[str, str]:
 def _write_weights(planned: Plan, out: BinaryIO) -> None:
     """Write a safetensors file, in the order and with the header that its own library writes."""
     order = sorted(planned.weights, key=lambda name: (-np.dtype(_stored_as(planned.weights[name])[1]).itemsize, name))
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in order:
         tensor = planned.weights[name]
         dtype, as_wide = _stored_as(tensor)

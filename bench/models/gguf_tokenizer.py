@@ -76,8 +76,8 @@ def tokenizer_of(gguf: Gguf) -> Any:
 def end_tokens(gguf: Gguf) -> list[int]:
     """Ids of the tokens that end an answer: those that the file names, and known ends of a turn."""
     tokens, _ = _vocabulary(gguf)
-    named = {_token_id(gguf, key, len(tokens)) for key in _ENDING} - {None}
-    return sorted(named | {i for i, text in enumerate(tokens) if text in _ENDS})
+    named = [_token_id(gguf, key, len(tokens)) for key in _ENDING]
+    return sorted({i for i in named if i is not None} | {i for i, text in enumerate(tokens) if text in _ENDS})
 
 
 def _vocabulary(gguf: Gguf) -> tuple[list[str], list[int]]:

@@ -11,6 +11,7 @@ import math
 import random
 import shutil
 import struct
+import tracemalloc
 from collections import namedtuple
 from pathlib import Path
 
@@ -172,6 +173,24 @@ def test_chat_template_is_the_files_or_vicunas(cache, tmp_path, tied):
     assert VICUNA_TEMPLATE
 
 
+def test_a_conversion_holds_some_rows_at_a_time(tmp_path, monkeypatch):
+    config = AutoConfig.for_model(
+        "llama", vocab_size=8192, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4
+    )
+    write(tmp_path / "a.gguf", AutoModelForCausalLM.from_config(config), change=quantized(Kind.Q8_0))
+    planned = gguf_convert.plan(gguf_file.read(tmp_path / "a.gguf"))
+    monkeypatch.setattr(gguf_convert, "_CHUNK_BYTES", 200_000)
+    tracemalloc.start()
+    try:
+        with (tmp_path / "out").open("wb") as out:
+            gguf_convert._write_weights(planned, out)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out").stat().st_size > 17_000_000  # embedding and LM head have 8 MB each
+    assert peak_bytes < 2_000_000
+
+
 # --- the cache and the records ---------------------------------------------------------------------------------------
 
 
@@ -314,7 +333,10 @@ REFUSED = {
     "too many layers": (settings(llama__block_count=2**31), "out of bounds .*num_hidden_layers"),
     "no heads": (settings(llama__attention__head_count=0), "out of bounds .*num_attention_heads"),
     "heads in no groups": (settings(llama__attention__head_count_kv=4), "no multiple of num_key_value_heads"),
-    "sizes that do not fit": (settings(llama__attention__head_count=7), r"its sizes do not fit .*48.* multiple .* \(7\)"),
+    "sizes that do not fit": (
+        settings(llama__attention__head_count=7),
+        r"its sizes do not fit .*48.* multiple .* \(7\)",
+    ),
     "norm": (settings(llama__attention__layer_norm_rms_epsilon=math.nan), "out of bounds"),
     "rope theta": (settings(llama__rope__freq_base=-1.0), "out of bounds"),
     "rope kind": (
