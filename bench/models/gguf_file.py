@@ -93,7 +93,8 @@ def check_name(path: Path) -> None:
     except OSError as error:
         raise refused(path, f"it cannot be read ({error.strerror})", "check its permissions") from error
     if begin != MAGIC:
-        raise refused(path, f"it is not one (it begins with {begin!r}, not {MAGIC!r})", "give a GGUF file or a folder")
+        wanted = "give one, or a folder in Hugging Face's layout"
+        raise UserError(f"{path} is not a GGUF file (it begins with {begin!r}, not {MAGIC!r}): {wanted}")
 
 
 def read(path: Path) -> Gguf:

@@ -405,8 +405,8 @@ def test_a_larger_vocabulary_than_the_embedding_is_refused(cache, tmp_path, tied
 @pytest.mark.parametrize(
     ("begin", "told"),
     [
-        (b"PK\x03\x04", "it is not one (it begins with b'PK"),
-        (b"", "it is not one"),
+        (b"PK\x03\x04", "a.gguf is not a GGUF file (it begins with b'PK"),
+        (b"", "a.gguf is not a GGUF file (it begins with b''"),
         (b"GGUF", "it is incomplete"),
         (b"GGUF\x01\x00\x00\x00", "it is of version 1, and only"),
         (b"GGUF\x00\x00\x00\x03", "in big-endian order"),
@@ -432,7 +432,7 @@ def test_every_truncated_file_is_refused(cache, tmp_path, tied):
     begin = min(tensor.begin for tensor in gguf_file.read(tmp_path / "whole.gguf").tensors.values())
     for size in [*range(0, begin, 97), begin, begin + 1, len(whole) // 2, len(whole) - 33]:
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"incomplete|is not one"):
+        with pytest.raises(UserError, match=r"incomplete|is not a GGUF file"):
             gguf_file.read(path)
 
 
@@ -466,7 +466,7 @@ def test_a_file_that_shrinks_meanwhile_is_refused(cache, tmp_path, tied):
         ("models/absent.gguf", "there is no file 'models/absent.gguf': give the path of a GGUF file, or ORG/NAME:FILE"),
         ("{}/a-00001-of-00003.gguf", "it is one of several parts; join all parts"),
         ("{}/inside", r"it has no config.json; name one of its files \(a.gguf\)"),
-        ("{}/notes.txt", "it is not one .* give a GGUF file or a folder"),
+        ("{}/notes.txt", "notes.txt is not a GGUF file .* give one, or a folder"),
     ],
 )
 def test_mistaken_names_are_refused_before_torch_is_loaded(cache, tmp_path, name, told):
