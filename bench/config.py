@@ -80,7 +80,10 @@ class RunConfig(Settings):
         metavar="NAME",
     )
     model: str = setting(
-        DEFAULT_MODEL, "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), or a folder", metavar="NAME"
+        DEFAULT_MODEL,
+        "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), a folder, a GGUF file, or one on the hub "
+        "(ORG/NAME:FILE.gguf)",
+        metavar="NAME",
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
     questions: str = setting(
@@ -188,7 +191,7 @@ _EPOCHS = (1, 1000)
 @dataclass(frozen=True)
 class _OfModel(Settings):
     model: str = setting(
-        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
+        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, a folder, or a GGUF file", metavar="NAME"
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
 

