@@ -90,6 +90,33 @@ class ThresholdRule:
         """End a step, with the tokens that it emitted."""
 
 
+class HeuristicRule:
+    """The schedule of Spec-Bench and of transformers' assisted generation (heuristic_transient): a question starts with
+    five drafts, and there are two more after a full match, else one less.
+    """
+
+    def __init__(self) -> None:
+        self.length = 5
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.made = 0
+
+    def goes_on(self) -> bool:
+        """Return whether to make another draft."""
+        return self.made < self.length
+
+    def keep(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+        """Return the most probable candidate."""
+        self.made += 1
+        return [max(candidates, key=lambda candidate: candidate.confidence)]
+
+    def end(self, emitted: Sequence[int]) -> None:
+        """End a step, with the tokens that it emitted: after a full match, one more than were drafted."""
+        self.length = self.length + 2 if len(emitted) > self.made else max(1, self.length - 1)
+
+
 class Estimate(Protocol):
     """What a confidence is worth in a question."""
 
