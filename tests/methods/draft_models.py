@@ -24,11 +24,6 @@ LIMIT = 40
 ALWAYS = {"stop": "threshold", "gamma": 4}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
-
-
 @dataclass
 class Scene:
     """A target with a draft model of its first layer."""
