@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bench.engine.decoder import Decoder
 
 SELF = "self"  # in place of the draft model's name
+_SURE = 0.95  # the chance of the first drafts of a question where the draft model is the target itself
 _WIDE = 16  # tokens of the wider one of the two calls that are timed
 
 
@@ -123,6 +124,7 @@ class SpS(PacedMethod):
             self.draft = second.load(target, None if config.model == SELF else config.model, config.quantize)
         self.digest = loading.checkpoint_of(self.draft).sha256
         self.vocab = min(target.config.vocab, self.draft.config.vocab)  # the last rows of either may be padding
+        self.expected = _SURE if second.is_same(target, self.draft) else None
         self.caches: dict[int, KVCache] = {}  # the draft model's, by a sequence's slot
         super().__init__(target, replace(config, quantize=self.draft.quantize))
 
@@ -144,13 +146,9 @@ class SpS(PacedMethod):
     @property
     def notes(self) -> dict[str, Any]:
         """The draft model."""
-        return super().notes | self._about
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
         from bench.models import second
 
-        return second.notes(self.target, self.draft)
+        return super().notes | second.notes(self.target, self.draft)
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Read one token, or several, half-way in the context, and choose the next one."""
@@ -173,7 +171,7 @@ class SpS(PacedMethod):
             self.caches[sequence.slot] = self.draft.new_cache()
         c, cache = self.config, self.caches[sequence.slot]
         if c.stop == "gain":
-            sequence.notes = Notes(GainRule(None, self.costs), cache)
+            sequence.notes = Notes(GainRule(None, self.costs, self.expected), cache)
         else:
             sequence.notes = Notes(HeuristicRule() if c.stop == "heuristic" else ThresholdRule(c.threshold), cache)
         if sequence.length <= self.draft.max_len:

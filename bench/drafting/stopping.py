@@ -172,8 +172,9 @@ class Counted:
 
     lost = _UNKNOWN
 
-    def __init__(self) -> None:
-        self.chances = Chances(_BY_CONFIDENCE, _TRIES)
+    def __init__(self, expected: float | None) -> None:
+        prior = _BY_CONFIDENCE if expected is None else [expected] * len(_BY_CONFIDENCE)
+        self.chances = Chances(prior, _TRIES)
 
     @property
     def first(self) -> float:
@@ -210,8 +211,9 @@ class GainRule:
     are compared at the question's rate so far. Where drafting does not pay, it is tried again at times.
     """
 
-    def __init__(self, calibration: Calibration | None, costs: Costs):
-        self.estimate: Estimate = Calibrated(calibration) if calibration else Counted()
+    def __init__(self, calibration: Calibration | None, costs: Costs, expected: float | None = None):
+        """`expected`: without a calibration, the chance of drafts to begin with; None: by their confidence."""
+        self.estimate: Estimate = Calibrated(calibration) if calibration else Counted(expected)
         self.pace = Pace(costs, self.estimate.lost, _SHARE)
         self.idle = 0  # steps since the last call
         self.spent = 0.0  # since the last step that ended: one that another method drafted for does not

@@ -22,6 +22,7 @@ from bench.models.loading import checkpoint_of, load_decoder
 
 _ON_THE_GRID = 0.01  # rounding that moves weights by less than this, relative to their norm, finds them on its grid
 
+_rounding: WeakKeyDictionary[Decoder, float] = WeakKeyDictionary()
 _loaded: WeakKeyDictionary[Decoder, WeakValueDictionary[tuple[Checkpoint, str], Decoder]] = WeakKeyDictionary()
 
 
@@ -73,13 +74,19 @@ def _quantize(target: Decoder, config: DecoderConfig) -> str:
     return "q4" if target.quantize == "q4" else "q8"
 
 
+def is_same(target: Decoder, second: Decoder) -> bool:
+    """Return whether a second decoder is the target itself in a format on whose grid the weights were before."""
+    moved = rounding(target, second)
+    return moved is not None and moved < _ON_THE_GRID
+
+
 def notes(target: Decoder, second: Decoder) -> dict[str, Any]:
-    """Return what a record says of a second decoder; a *caution* where it is the target itself in another format."""
+    """Return what a record says of a second decoder; a *caution* where it is the target itself."""
     found: dict[str, Any] = {"draft_model": f"{second.name}, {second.precision}"}
-    if checkpoint_of(target).sha256 != checkpoint_of(second).sha256:
+    if (moved := rounding(target, second)) is None:
         return found
-    found["rounding"] = moved = rounding(target, second)
-    if moved < _ON_THE_GRID:
+    found["rounding"] = moved
+    if is_same(target, second):
         found["caution"] = (
             f"it drafts with the target's own weights in {second.precision}, and these were on that grid already "
             f"(rounding moves them by {moved:.2%}): nearly every draft is accepted by construction, and a model with "
@@ -88,14 +95,22 @@ def notes(target: Decoder, second: Decoder) -> dict[str, Any]:
     return found
 
 
-def rounding(target: Decoder, second: Decoder) -> float:
-    """Return how far the target's own matrices in another format are from the target's, relative to their norm."""
+def rounding(target: Decoder, second: Decoder) -> float | None:
+    """Return how far the target's own matrices in another format are from the target's, relative to their norm.
+
+    None: the weights are another model's.
+    """
+    if checkpoint_of(target).sha256 != checkpoint_of(second).sha256:
+        return None
+    if second in _rounding:
+        return _rounding[second]
     moved = total = 0.0
     for ours, theirs in zip(target.products[:-1], second.products[:-1], strict=True):
         weight = ours.weight.float()
         moved += float((theirs.weight.to(weight) - weight).square().sum())
         total += float(weight.square().sum())
-    return (moved / total) ** 0.5
+    found = _rounding[second] = (moved / total) ** 0.5
+    return found
 
 
 def _check_tokens(first: Checkpoint, second: Checkpoint) -> None:

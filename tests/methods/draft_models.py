@@ -17,7 +17,7 @@ from bench.models.checkpoints import Checkpoint, resolve
 from methods.sps import SpS, SpSConfig
 from tests.byte_tokenizer import byte_tokenizer
 from tests.methods.tiny_weights.sps import small_model
-from tests.wide import wide_config
+from tests.wide import make_faint, wide_config
 
 NEVER = frozenset()
 LIMIT = 40
@@ -102,8 +102,11 @@ def wide(tmp_path):
             for name, weight in model.named_parameters():
                 if weight.dim() == 2:
                     weight.copy_(torch.randn(weight.shape) * weight.shape[1] ** -0.5)
-                    if on_the_grid and "embed" not in name:
-                        weight.copy_((Q8 if "lm_head" in name else Q4).of(weight).plain())
+        make_faint(model)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if on_the_grid and ("_proj" in name or "lm_head" in name):
+                    weight.copy_((Q8 if "lm_head" in name else Q4).of(weight).plain())
         folder = tmp_path / "wide"
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)

@@ -126,8 +126,8 @@ def test_the_targets_four_bit_copy_drafts_for_it(on_the_grid, dtype, wide, rando
     for text, drafts in made:
         if drafts:
             assert drafts == decode(Vanilla(alone, None), text, len(drafts), NEVER).token_ids
-    accepted, drafted = (sum(counts) for counts in zip(*counters(answer), strict=True))
-    assert 0 < drafted < accepted * (1.1 if on_the_grid else 5)
+    drafted, accepted = (sum(counts) for counts in zip(*counters(answer), strict=True))
+    assert 0 < drafted <= accepted * (1.1 if on_the_grid else 4)
     plain = {name: weight.detach().to(dtype).float() for name, weight in model.named_parameters() if "_proj" in name}
     moved = sum(float((Q4.of(weight).plain() - weight).square().sum()) for weight in plain.values())
     norm = sum(float(weight.square().sum()) for weight in plain.values())
