@@ -99,7 +99,7 @@ def wide(tmp_path):
         torch.manual_seed(4)
         model = AutoModelForCausalLM.from_config(wide_config()).eval()
         with torch.no_grad():
-            for name, weight in model.named_parameters():
+            for weight in model.parameters():
                 if weight.dim() == 2:
                     weight.copy_(torch.randn(weight.shape) * weight.shape[1] ** -0.5)
         make_faint(model)
