@@ -96,8 +96,9 @@ def _weights(name: str) -> str:
     from bench.drafting import knobs
 
     if not methods.training_module(name):
-        named = "weights" in {knob for knob, *_ in methods.knobs(methods.declared(name))}
-        return f"none packaged; name a folder or Hugging Face id: {name}:weights=..." if named else "none needed"
+        knobs_of = {knob for knob, *_ in methods.knobs(methods.declared(name))}
+        named = next((knob for knob in ("weights", "model") if knob in knobs_of), None)
+        return f"none packaged; name a folder or Hugging Face id: {name}:{named}=..." if named else "none needed"
     root, found = knobs.WEIGHTS_ROOT, []
     for file in sorted(root.rglob("*.safetensors")):
         folder, model = file.parent.name, file.parent.parent.relative_to(root).as_posix()

@@ -25,6 +25,7 @@ class _Notes(TypedDict, total=False):
 
     parts: list[str]
     probe_windows: Count
+    caution: str
 
 
 def check_run(run: Run) -> None:

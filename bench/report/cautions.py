@@ -22,6 +22,7 @@ def cautions(run: Run, summary: Summary) -> list[str]:
     """Everything that limits what a run's figures mean, as Markdown sentences."""
     return [
         *(f"**{text[:1].upper()}{text[1:]}.**" for text in _recorded(run)),
+        *_of_methods(run, summary),
         *_busy(run),
         *_busy_turns(summary),
         *_outliers(summary),
@@ -50,6 +51,14 @@ def _recorded(run: Run) -> list[str]:
     found = [*run.provenance.get("warnings", [])]
     found += [text for session in sessions(run) for text in session.get("warnings") or []]
     return list(dict.fromkeys(found))
+
+
+def _of_methods(run: Run, summary: Summary) -> Iterable[str]:
+    """What methods, and members of compositions, say of their own figures."""
+    for name, info in run.methods.items():
+        for notes in (info.notes, *(part for part in info.notes.values() if isinstance(part, dict))):
+            if text := notes.get("caution"):
+                yield f"**{summary.label(name)}**: {text}."
 
 
 def _busy(run: Run) -> Iterable[str]:
