@@ -71,8 +71,7 @@ inline float exponentials(float* scores, const float* mask, float scale, int64_t
         high = values > high ? values : high;
         store(scores + whole, values);
     }
-    float highest = -INFINITY;
-    for (int i = 0; i < LANES; ++i) highest = std::max(highest, high[i]);
+    float highest = largest(high);
     for (int64_t s = whole; s < seen; ++s) {
         scores[s] = scores[s] * scale + (mask ? mask[s] : 0.0f);
         highest = std::max(highest, scores[s]);

@@ -60,23 +60,19 @@ struct Activations {
             highest = size > highest ? size : highest;
             nothing += value - value;
         }
-        float most = 0.0f;
-        for (int i = 0; i < LANES; ++i) most = std::max(most, highest[i]);
+        const float most = largest(highest);
         const bool finite = sum(nothing) == 0.0f;
         scale = finite ? most / 127.0f : NAN;
         const float inverse = finite && most > 0.0f ? 127.0f / most : 0.0f;
         const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, held in the lowest bits
-        int32_t whole[GROUP];
-        total = 0;
+        Integers all = {};
         for (int i = 0; i < GROUP; i += LANES) {
             const Vector shifted = (finite ? load(x + i) : Vector{}) * inverse + shift;
             const Integers code = reinterpret_cast<Integers>(shifted) - 0x4b400000;
-            std::memcpy(whole + i, &code, sizeof code);
+            store_bytes(codes + i, code);
+            all += code;
         }
-        for (int i = 0; i < GROUP; ++i) {
-            codes[i] = static_cast<int8_t>(whole[i]);
-            total += whole[i];
-        }
+        total = sum(all);
     }
 };
 
