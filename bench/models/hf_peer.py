@@ -135,7 +135,8 @@ def _put_on_the_grid(model: Any) -> None:
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.copy_((Q8 if module is head else Q4).of(module.weight).plain())
+            for rows in module.weight.split(4096):  # an LM head's copies in between would take gigabytes
+                rows.copy_((Q8 if module is head else Q4).of(rows).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:

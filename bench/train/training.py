@@ -66,7 +66,7 @@ class Trainer(ABC):
         size = config.draft_vocab or vocab
         self.draft_vocab = size if size < vocab else 0
         self.draft_ids = ranking[:size].sort().values if self.draft_vocab else torch.arange(vocab)
-        self.head = target.head_weight[self.draft_ids.to(self.device)].float()  # [V', d]
+        self.head = target.head_rows(self.draft_ids.to(self.device)).float()  # [V', d]
         # Places of tokens in the draft vocabulary; -1: not in it.
         places = torch.full((vocab,), -1).index_put((self.draft_ids,), torch.arange(len(self.draft_ids)))
         self.places = places.to(self.device)

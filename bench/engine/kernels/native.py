@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bench.engine.cache import KVCache
     from bench.engine.places import Places
 
-MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
+MOST_ROWS = 512  # of a pass; a prefill goes through all layers in parts, so that its scratch memory stays small
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
 
@@ -218,13 +218,22 @@ class Layers:
         self.kept += products.values()
         return LayerPointers(**norms, **{name: product.matrix for name, product in products.items()})
 
-    def run(self, x: Tensor, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Tensor:
-        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`."""
+    def run(
+        self, x: Tensor, places: Places, tables: tuple[Tensor, Tensor], cache: KVCache, layers: tuple[int, int]
+    ) -> Tensor:
+        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
+
+        `tables`: cosines and sines [positions, D] as for `apply_rope`.
+        """
         library = kernels()
         assert library is not None
-        asked = self.asked(x, rows, cache, layers)
-        library.run_layers(byref(asked.call))
-        return asked.out.to(x.dtype)
+        states, done = [], 0
+        for part in places.in_parts(max(1, MOST_ROWS // places.batch)):
+            asked = self.asked(x[:, done : done + part.width], Rows.of(part, *tables), cache, layers)
+            library.run_layers(byref(asked.call))
+            states.append(asked.out)
+            done += part.width
+        return (states[0] if len(states) == 1 else torch.cat(states, dim=1)).to(x.dtype)
 
     def asked(self, x: Tensor | None, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Asked:
         """What the kernels are given for a pass; x None: `out` is filled in before it begins."""

@@ -29,9 +29,9 @@ struct Pass {
     float* scratch;                        // scratch_floats(pass) of them
 
     int64_t rows() const { return texts * width; }
-    int64_t stride() const {  // of the scores of a query
+    int64_t stride() const {  // of the scores of a query: whole panels of keys, and more
         int64_t most = 0;
         for (int64_t i = 0; i < texts; ++i) most = std::max(most, text[i].start);
-        return most + width + 2 * LANES;
+        return (most + width + PANEL - 1) / PANEL * PANEL + PANEL;
     }
 };
