@@ -84,7 +84,10 @@ class RunConfig(Settings):
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
     questions: str = setting(
-        "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
+        "mini",
+        "mini (bundled), official (Spec-Bench's, downloaded once), or a file: in its format, SPEED-Bench's prepared "
+        "files, or chat logs (JSON lines with messages or conversations)",
+        metavar="NAME",
     )
     tasks: str = setting(
         "all",

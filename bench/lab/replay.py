@@ -145,7 +145,8 @@ def recorded(run: Run, turns: Iterable[Turn], model: Model, asked: QuestionSet) 
             missing = f"no {place}" if question is None or turn.turn >= len(question.turns) else f"all before {place}"
             raise UserError(f"{asked.name} questions have {missing}, which run {run.run_id} recorded: {_REMEDY}")
         texts[turn.question_id, turn.turn] = model.chat.answer_text(turn.token_ids)
-        prompt = model.chat.prompt(zip(question.turns, map(str, earlier), strict=False), question.turns[turn.turn])
+        history = zip(question.turns, map(str, earlier), strict=False)
+        prompt = model.chat.prompt(history, question.turns[turn.turn], question.system)
         if len(prompt) != turn.prompt_tokens or (turn.prompt_digest and prompt_digest(prompt) != turn.prompt_digest):
             raise UserError(
                 f"the prompt of {place} is not the one that run {run.run_id} recorded ({len(prompt)} tokens now, "

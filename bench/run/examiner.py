@@ -79,7 +79,7 @@ class Examiner:
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
             try:
-                prompt = self.loaded.chat.prompt(history, user)
+                prompt = self.loaded.chat.prompt(history, user, question.system)
             except UserError as error:  # some chat templates refuse a second turn
                 records += [_new_turn(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break

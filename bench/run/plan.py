@@ -86,8 +86,8 @@ class Plan:
     def prompt_lengths(self, question: Question, chat: ChatFormat) -> list[int]:
         """Tokens of each turn's prompt, earlier answers taken as long as they may become."""
         lengths, before = [], 0
-        for user in question.turns:
-            lengths.append(before + len(chat.prompt([], user)))
+        for index, user in enumerate(question.turns):
+            lengths.append(before + len(chat.prompt([], user, "" if index else question.system)))
             before = lengths[-1] + self.config.max_new_tokens
         return lengths
 

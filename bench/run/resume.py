@@ -136,7 +136,7 @@ def check_prompts(run: Run, folder: Path, asked: Sequence[Question], chat: ChatF
     recorded = {turn.question_id: turn.prompt_digest for turn in read_turns(folder) if turn.turn == 0}
     for question in asked:
         before = recorded.get(question.question_id)
-        if before and before != (now := prompt_digest(chat.prompt([], question.turns[0]))):
+        if before and before != (now := prompt_digest(chat.prompt([], question.turns[0], question.system))):
             _refuse(run, {f"the prompt of question {question.question_id} (digest of its token ids)": (before, now)})
 
 
