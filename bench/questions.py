@@ -223,7 +223,9 @@ def _question(line: dict[str, Any]) -> Question:
     """A line's question, of any of the formats; raises MismatchError."""
     asked = {key: line[key] for key in ("question_id", "category", "turns") if key in line}
     form = next((key for key in _LOGS if key in line), None)
-    if "turns" not in line and form is not None:
+    if "turns" not in line:
+        if form is None:
+            raise MismatchError("turns: missing, and so are messages and conversations")
         asked = {"category": ""} | asked | _of_log(line[form], form)
     if form is not None or any(key in line for key in _SPEED_BENCH):
         asked |= {"task": line.get("category") or UNCATEGORIZED, "sub_category": line.get("sub_category") or ""}

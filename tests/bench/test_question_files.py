@@ -141,7 +141,7 @@ USER = {"role": "user", "content": "Hi."}
         (openai(("user", "Hi."), category=7), "category: Input should be a valid string, not 7"),
         (openai(("user", "Hi."), question_id=-1), "question_id: .*greater than or equal to 0"),
         (openai(("user", "Hi."), question_id=5), "question_id: some lines have numbers and others do not"),
-        ({"prompt": "Hi."}, "question_id: missing"),
+        ({"prompt": "Hi."}, "turns: missing, and so are messages and conversations"),
     ],
 )  # fmt: skip
 def test_malformed_log_is_told_with_line_and_field(line, told):
