@@ -221,7 +221,7 @@ def _as_lines(content: bytes, where: str) -> bytes:
 
 def _question(line: dict[str, Any]) -> Question:
     """A line's question, of any of the formats; raises MismatchError."""
-    asked = {key: line[key] for key in ("question_id", "category", "turns") if key in line}
+    asked: dict[str, Any] = {key: line[key] for key in ("question_id", "category", "turns") if key in line}
     form = next((key for key in _LOGS if key in line), None)
     if "turns" not in line:
         if form is None:

@@ -24,7 +24,8 @@ from bench.drafting.sequence import Draft, Outcome, States, Step
 from bench.drafting.sequence import Sequence as Text
 from bench.drafting.verify import accept_greedy
 from bench.errors import UserError, told
-from bench.figures.metrics import sampling, vanilla_name
+from bench.figures.axis import at_first, sampling
+from bench.figures.metrics import vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
 from bench.figures.summary import Hindsight
@@ -115,6 +116,9 @@ def prepare(
             "sampled other answers: replay a greedy run"
         )
     config = resume.recorded_settings(run)
+    if config.prompt_lengths:
+        raise UserError(f"run {run.run_id} padded its questions, and its prompts are not recorded: replay another run")
+    turns = at_first(run, list(turns))
     found = find(model or config.model, config.revision if model is None else None, log)
     answers = list(recorded(run, turns, found, load_questions(questions or config.questions)))
     if not answers:
