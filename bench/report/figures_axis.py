@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def draw(summary: Summary) -> dict[str, Figure | None]:
     if axis is None or len(axis.points) < 2 or not entries:
         return {}
     kind = axis.name.replace(" ", "_")
-    over = _many(summary, axis, entries, kind) if len(entries) > MANY else _over(summary, axis, entries, kind)
+    over = _many(summary, axis, entries) if len(entries) > MANY else _over(summary, axis, entries, kind)
     return {f"by_{kind}": over, f"acceptance_by_{kind}": _acceptance(summary, axis, entries, kind)}
 
 
@@ -58,7 +59,8 @@ def _over(summary: Summary, axis: Axis, entries: Mapping[str, Entry], kind: str)
     of_length = axis.name == "prompt length"
     title, note = PLOTS[f"by_{kind}"].title, "over all tasks; lines: bootstrap intervals of the speedup"
     rows = 2 if of_length else 1
-    figure, panels = canvas.canvas(summary, title, height=1.6 + 3.0 * rows, rows=rows, columns=2, note=note)
+    made_of = _provenance(summary)
+    figure, panels = canvas.canvas(made_of, title, height=1.6 + 3.0 * rows, rows=rows, columns=2, note=note)
     vanilla = in_order(summary, "vanilla")
     _panel(summary, axis, panels[0], entries, lambda name, cell, at: cell.speedup_decode, "decode speedup")
     _panel(summary, axis, panels[1], entries, lambda name, cell, at: Estimate(cell.compression_rate), "tokens per step")
@@ -105,7 +107,7 @@ def _panel(
     axes.set_ylabel(label)
 
 
-def _many(summary: Summary, axis: Axis, entries: Mapping[str, Entry], kind: str) -> Figure:
+def _many(summary: Summary, axis: Axis, entries: Mapping[str, Entry]) -> Figure:
     """A small panel a method: its speedup."""
     cells = {name: [(p.value, p.methods[name].speedup_decode.value) for p in axis.points] for name in entries}
     curves = {
@@ -113,7 +115,8 @@ def _many(summary: Summary, axis: Axis, entries: Mapping[str, Entry], kind: str)
         for name, points in cells.items()
     }
     labels, note = (_label(axis), "decode speedup"), "over all tasks; CR, times and intervals are in the table"
-    figure, panels = figures_many.panels_of(summary, PLOTS[f"by_{kind}"].title, curves, labels, note)
+    title = f"Decode speedup over vanilla, by {axis.name}"
+    figure, panels = figures_many.panels_of(_anywhere(summary), title, curves, labels, note)
     for axes in panels[: len(curves)]:
         axes.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", zorder=1.5)
         _values(axes, axis)
@@ -136,14 +139,22 @@ def _acceptance(summary: Summary, axis: Axis, entries: Mapping[str, Entry], kind
     note = "over all tasks; of steps that drafted at least w deep and had w - 1 accepted: few where w is large"
     shape = {"rows": rows, "columns": columns, "sharex": True, "sharey": True}
     title = PLOTS[f"acceptance_by_{kind}"].title
-    figure, panels = canvas.canvas(summary, title, height=1.9 + 2.1 * rows, note=note, **shape)
+    figure, panels = canvas.canvas(_provenance(summary), title, height=1.9 + 2.1 * rows, note=note, **shape)
     order = sorted(point.value for point in axis.points)
     for place, (axes, (name, entry)) in enumerate(zip(panels, known.items(), strict=False)):
         for point in axis.points:
             share = order.index(point.value) / (len(order) - 1)
             shade = colormaps["viridis_r"](0.12 + 0.83 * share)
             at = canvas.points(point.methods[name].conditional_acceptance or [])
-            axes.plot(*at, color=shade, marker="o", markersize=3.5, linewidth=1.8, label=at_text(axis, point.value))
+            axes.plot(
+                *at,
+                color=shade,
+                marker="o",
+                markersize=3.5,
+                linewidth=1.8,
+                clip_on=False,
+                label=at_text(axis, point.value),
+            )
         axes.set_title(canvas.two_lines(shown_name(name, entry)), fontsize=9, loc="left", parse_math=False)
         axes.set_xlabel("position w of the draft" if place + columns >= len(known) else "", fontsize=9)
         axes.set_ylabel("share accepted" if place % columns == 0 else "", fontsize=9)
@@ -156,6 +167,15 @@ def _acceptance(summary: Summary, axis: Axis, entries: Mapping[str, Entry], kind
     return figure
 
 
+def _anywhere(summary: Summary) -> Summary:
+    """The summary without the value of the axis that its other figures are at."""
+    return dataclasses.replace(summary, axis=None, sampling=None)
+
+
+def _provenance(summary: Summary) -> str:
+    return canvas.provenance(_anywhere(summary))
+
+
 def _label(axis: Axis) -> str:
     return "temperature" if axis.name == "temperature" else "prompt length (tokens)"
 
@@ -165,5 +185,6 @@ def _values(axes: Axes, axis: Axis) -> None:
     values = [point.value for point in axis.points]
     if axis.name == "prompt length":
         axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{value:g}" if value < 1e5 else f"{value:,.0f}" for value in values], fontsize=9)
+    labels = [f"{value / 1024:g}k" if value >= 1024 and value % 1024 == 0 else f"{value:g}" for value in values]
+    axes.set_xticks(values, labels, fontsize=9)
     axes.minorticks_off()

@@ -80,11 +80,12 @@ def _table(axis: Axis, caption: str, entries: Mapping[str, Entry], show: Callabl
         [shown_name(name, entry), *(show(point.methods[name]) for point in axis.points)]
         for name, entry in entries.items()
     ]
-    return Table(_columns(axis), rows, caption)
+    return Table(_columns(axis, caption), rows, caption)
 
 
-def _columns(axis: Axis) -> Sequence[Column]:
-    return [Column("method", left=True), *(Column(at_text(axis, point.value)) for point in axis.points)]
+def _columns(axis: Axis, figure: str) -> Sequence[Column]:
+    heading = figure if figure == "CR" else f"{figure[:1].lower()}{figure[1:]}"
+    return [Column(heading, left=True), *(Column(at_text(axis, point.value)) for point in axis.points)]
 
 
 def _memory(axis: Axis, entries: Mapping[str, Entry]) -> list[Table]:
@@ -94,4 +95,5 @@ def _memory(axis: Axis, entries: Mapping[str, Entry]) -> list[Table]:
         for name, entry in entries.items()
         if cache_mib(entry, 1) is not None
     ]
-    return [Table(_columns(axis), rows, "Memory of keys and values, MiB (the target's, and the draft model's)")]
+    caption = "Keys and values, MiB (the target's and a draft model's)"
+    return [Table(_columns(axis, caption), rows, caption)]

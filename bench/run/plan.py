@@ -227,9 +227,9 @@ def fitted(plan: Plan, model: Model) -> Plan:
     room = model.context - config.max_new_tokens
     lengths = [int(value) for value in plan.values if value is not None and value <= room]
     long = ", ".join(f"{value:,.0f}" for value in plan.values if value is not None and value > room)
-    limit = f"{model.checkpoint.name} has {model.config.limit}, and answers take {config.max_new_tokens}"
+    limit = f"with answers of {config.max_new_tokens} they exceed {model.config.limit} of {model.checkpoint.name}"
     if not lengths:
-        raise UserError(f"--prompt-lengths {long} cannot be asked: {limit}; give shorter ones, or a model with more")
+        raise UserError(f"--prompt-lengths {long} cannot be asked: {limit}; give shorter ones, or another model")
     padding = Padding(chat, config.seed, paragraphs_of(config))
     kept = tuple(q for q in plan.questions.questions if padding.own_tokens(q) <= lengths[0])
     if not kept:

@@ -92,7 +92,7 @@ def test_page_and_plots_show_every_value(asked):
     summary = summarize(run, turns)
     (found,) = [each for each in sections(run, summary, sources=[]) if each.title == "By temperature"]
     captions = {table.caption: table for table in found.parts if hasattr(table, "caption")}
-    assert captions["CR"].header == ["method", "temperature 0", "temperature 1"]
+    assert captions["CR"].header == ["CR", "temperature 0", "temperature 1"]
     assert captions["Output identical"].rows == [["pld", "4/4", "-"]]
     figures = figures_axis.draw(summary)
     assert set(figures) == {"by_temperature", "acceptance_by_temperature"}
