@@ -29,6 +29,11 @@ Pass = Callable[[SpeculativeMethod, Sequence, Draft], Outcome]  # verifies a dra
 _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
 
 
+def target_caches(method: Method) -> dict[int, KVCache]:
+    """The target's caches for a method's sequences, by slot."""
+    return _caches.get(method, {}) if isinstance(method, SpeculativeMethod) else {}
+
+
 @torch.inference_mode()
 def open_sequence(
     method: SpeculativeMethod, prompt: Many[int], sampler: Sampler | None = None, slot: int = 0

@@ -12,6 +12,7 @@ Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, disturbed, hindsight, stats
+from bench.figures.axis import over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
@@ -32,7 +34,6 @@ from bench.figures.summary import (
     Estimate,
     Failure,
     Predicted,
-    Sampling,
     Statistics,
     StepTime,
     Summary,
@@ -53,10 +54,21 @@ Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
 def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
     """Every figure of a run: the content of `summary.json`.
 
+    Of a run with an axis they are those of its first value; `axis` has the others. Failures and divergences are listed
+    for all.
+
     Raises:
         UserError: the run has no vanilla, so nothing can be compared.
 
     """
+    return over_axis(run, turns, _at)
+
+
+def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
+    """The figures of the turns at one value of the run's axis."""
+    sampled = sampling(run, value)
+    if sampled is not None:  # costs are of greedy decoding
+        run = dataclasses.replace(run, methods={n: dataclasses.replace(i, costs=None) for n, i in run.methods.items()})
     vanilla = vanilla_name(run)
     failed = [turn for turn in turns if turn.error is not None]
     dead = {name: error for name, error in _failed_throughout(run, turns).items() if name != vanilla}
@@ -76,13 +88,13 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         device=run.machine,
         dtype=run.dtype,
         activations=run.engine.get("activations", ""),
-        sampling=sampling(run),
+        sampling=sampled,
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
         statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
-        failed=[Failure(*disturbed.where(turn), str(turn.error)) for turn in failed],
+        failed=[Failure(*disturbed.where(turn), str(turn.error), at=turn.at) for turn in failed],
         divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
         busy_turns=disturbed.busy_turns(kept),
         outliers=disturbed.outliers(paired, vanilla),
@@ -221,13 +233,6 @@ def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
     different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
-
-
-def sampling(run: Run) -> Sampling | None:
-    """How tokens were drawn; None: greedy decoding."""
-    if not run.config.get("temperature", 0):
-        return None
-    return Sampling(run.config["temperature"], run.config.get("top_p", 1.0), run.config.get("top_k", 0))
 
 
 def vanilla_name(run: Run) -> str:
@@ -386,7 +391,8 @@ def _divergence(turn: Turn) -> Iterator[Divergence]:
     audit = turn.audit
     if audit is not None and audit.verdict != "identical":
         what = audit.verdict, audit.position, audit.token, audit.vanilla_token
-        yield Divergence(*disturbed.where(turn), *what, finite(audit.gap), finite(audit.tolerance))
+        gaps = finite(audit.gap), finite(audit.tolerance)
+        yield Divergence(*disturbed.where(turn), *what, *gaps, at=turn.at)
 
 
 def _generated(turns: Iterable[Turn]) -> int:

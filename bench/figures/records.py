@@ -121,6 +121,7 @@ class Turn:
     error: str | None = None  # why the turn failed; every other figure is then void
     prompt_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""  # of the prompt's ids; empty: not recorded
     others_share: Share | None = None  # of the processors, used by other programs meanwhile; None: not recorded
+    at: Real | None = None  # the value of the run's axis (a temperature or a prompt length); None: the run has none
 
 
 def prompt_digest(token_ids: Iterable[int]) -> str:

@@ -228,6 +228,7 @@ class Where:
     method: str
     turn: Count
     round: Count
+    at: Finite | None = field(default=None, kw_only=True)  # the value of the run's axis
 
 
 @dataclass(slots=True)
@@ -284,6 +285,22 @@ class Outlier(Where):
     speedups: dict[str, WithAndWithout]  # in its task, by method
 
 
+@dataclass(slots=True)
+class AtValue:
+    """What all methods did at one value of the run's axis, over all tasks."""
+
+    value: Finite
+    methods: dict[str, Cell]
+
+
+@dataclass(slots=True)
+class Axis:
+    """A setting that took several values in one run. The rest of a summary is about the first one."""
+
+    name: Annotated[str, Field(pattern="^(temperature|prompt length)$")]
+    points: list[AtValue]
+
+
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Everything that is computed from a run's records."""
@@ -308,6 +325,7 @@ class Summary:
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
     hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
+    axis: Axis | None = None
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()

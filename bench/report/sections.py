@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import diagnosis, tables
+from bench.report import diagnosis, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -17,6 +17,7 @@ from bench.report.figures import PLOTS
 from bench.report.formats import (
     NO_INTERVALS,
     UNDEFINED,
+    axis_text,
     count,
     interval_text,
     lossless_text,
@@ -87,7 +88,7 @@ def sections(
     """
     setting = [
         precision_text(summary.dtype, summary.activations),
-        *([sampling_text(summary.sampling)] if summary.sampling else []),
+        *filter(None, [sampling_text(summary.sampling) or axis_text(summary)]),
     ]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods, others = tables.in_order(summary, "method"), summary.of_kind("method", "peer")
@@ -96,6 +97,7 @@ def sections(
         Section(title, list(_top(summary, plots)), "Results"),
         Section("Warnings", listed(cautions(run, summary)), "Warnings"),
         Section("Overview", [*tables.overview(summary), shown_is(summary)] if len(summary.methods) > 2 else []),
+        over_axis.section(summary),
         _three_ways(summary),
         _times(summary),
         diagnosis.section(summary),

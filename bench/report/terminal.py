@@ -10,6 +10,7 @@ from bench.figures.summary import Entry, Summary
 from bench.report import tables
 from bench.report.formats import (
     NOT_LOSSLESS,
+    axis_text,
     device_name,
     identical_text,
     intervals,
@@ -190,8 +191,8 @@ def _heading(summary: Summary) -> str:
         f"{summary.model} ({precision_text(summary.dtype, summary.activations)}) on "
         f"{device_name(summary.device)}, {dataset.name} questions ({dataset.questions})"
     )
-    if summary.sampling:
-        text += f", {sampling_text(summary.sampling)}"
+    if setting := sampling_text(summary.sampling) or axis_text(summary):
+        text += f", {setting}"
     lines = _wrapped(text)
     if not summary.complete:
         lines += _wrapped("INTERRUPTED: only the questions that were finished")

@@ -120,9 +120,9 @@ def prober(method: Method, windows: int) -> tuple[SpeculativeMethod | None, int]
     return (type(method)(method.target, forced), reach) if reach else (None, 0)
 
 
-def sampler_of(config: RunConfig) -> Sampler | None:
+def sampler_of(config: RunConfig, temperature: float) -> Sampler | None:
     """One sampler for all, where the run samples."""
-    return Sampler(config.temperature, config.top_p, config.top_k) if config.temperature else None
+    return Sampler(temperature, config.top_p, config.top_k) if temperature else None
 
 
 def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:

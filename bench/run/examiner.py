@@ -11,7 +11,6 @@ import methods
 from bench.config import RunConfig
 from bench.drafting.loop import at_once, decoding, probe
 from bench.drafting.method import Answer, SpeculativeMethod
-from bench.drafting.sampling import Sampler
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.figures.records import Turn, prompt_digest
@@ -20,7 +19,7 @@ from bench.progress import Log
 from bench.questions import Question
 from bench.run import environment
 from bench.run.audit import Auditor
-from bench.run.contestants import Contestant, Fails, each_able, raising
+from bench.run.contestants import Contestant, Fails, each_able, raising, sampler_of
 from bench.run.memory import PeakMeter
 from bench.run.plan import WARM_UP
 
@@ -46,10 +45,17 @@ class Examiner:
     loaded: Loaded
     contestants: list[Contestant]
     config: RunConfig
-    sampler: Sampler | None  # None: greedy decoding, whose answers are audited
     auditor: Auditor
     memory: PeakMeter
     warnings: Warnings
+    at: float | None = None  # the value of the run's axis at which is being asked
+
+    def __post_init__(self) -> None:
+        self.sample(self.config.sampled_at[0])
+
+    def sample(self, temperature: float) -> None:
+        """Draw tokens at a temperature; 0: greedy decoding, whose answers are audited."""
+        self.sampler = sampler_of(self.config, temperature)
 
     @property
     def context(self) -> int:
@@ -57,14 +63,19 @@ class Examiner:
         return min(self.loaded.target.max_len, self.loaded.target.config.context)
 
     def warm_up(self, fails: Fails = raising) -> None:
-        """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out."""
-        prompt = self.loaded.chat.prompt([], WARM_UP)
-        self.contestants = each_able(
-            "warming up",
-            self.contestants,
-            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
-            fails,
-        )
+        """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out.
+
+        Of several temperatures at the highest, then at the lowest, at which forward passes are measured.
+        """
+        prompt, temperatures = self.loaded.chat.prompt([], WARM_UP), self.config.sampled_at
+        for temperature in dict.fromkeys([max(temperatures), min(temperatures)]):
+            self.sample(temperature)
+            self.contestants = each_able(
+                "warming up",
+                self.contestants,
+                lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+                fails,
+            )
 
     def forget(self) -> None:
         """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
@@ -73,15 +84,28 @@ class Examiner:
                 if isinstance(method, SpeculativeMethod):
                     method.forget()
 
-    def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
-        """All turns of a question in round `number`, by all methods, up to the one in which vanilla fails."""
+    def ask(
+        self,
+        question: Question,
+        number: int,
+        taking_part: Sequence[Contestant],
+        *,
+        backwards: bool,
+        at: float | None = None,
+    ) -> list[Turn]:
+        """All turns of a question in round `number`, by all methods, up to the one in which vanilla fails.
+
+        `at`: the value of the run's axis.
+        """
+        self.at = at
+        self.sample(self.config.temperature_at(at))
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
             try:
-                prompt = self.loaded.chat.prompt(history, user)
+                prompt = self.loaded.chat.prompt(history, user, question.system)
             except UserError as error:  # some chat templates refuse a second turn
-                records += [_new_turn(contestant, question, index, number, str(error)) for contestant in taking_part]
+                records += [self._turn(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
@@ -112,7 +136,7 @@ class Examiner:
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
         """`answer` with pauses, see `bench.drafting.loop.decoding`."""
-        turn = _new_turn(contestant, question, index, number)
+        turn = self._turn(contestant, question, index, number)
         turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
         limit = min(self.config.max_new_tokens, self.context - len(prompt))
         if limit < 1:
@@ -134,6 +158,13 @@ class Examiner:
         fill(turn, answer, self.loaded.eos)
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
+
+    def _turn(
+        self, contestant: Contestant, question: Question, index: int, number: int, error: str | None = None
+    ) -> Turn:
+        """The record of a turn before its answer; `error`: why it cannot be asked."""
+        what = question.question_id, question.task, question.category
+        return Turn(contestant.label, *what, index, number, error=error, at=self.at)
 
     def audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
         """Give every answer that must be vanilla's its verdict."""
@@ -178,11 +209,6 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
             return on(torch.device("cpu"))
 
     return Auditor(target, reference)
-
-
-def _new_turn(contestant: Contestant, question: Question, index: int, number: int, error: str | None = None) -> Turn:
-    """The record of a turn before its answer; `error`: why it cannot be asked."""
-    return Turn(contestant.label, question.question_id, question.task, question.category, index, number, error=error)
 
 
 def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

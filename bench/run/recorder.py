@@ -29,7 +29,7 @@ from bench.progress import Log
 from bench.run import environment
 from bench.run.examiner import Examiner, Warnings
 from bench.run.folder import set_aside
-from bench.run.memory import merged
+from bench.run.memory import cache_bytes_per_token, merged
 from bench.run.plan import Plan
 from bench.typed_json import decode_value
 
@@ -108,7 +108,13 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "chat_template_sha256": template_digest(loaded.chat.tokenizer),
             "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
-        dataset={"name": asked.name, "sha256": asked.sha256, "questions": len(asked.questions), "tasks": asked.tasks},
+        dataset={
+            "name": asked.name,
+            "sha256": asked.sha256,
+            "questions": len(asked.questions),
+            "tasks": asked.tasks,
+            **({"passages": plan.padding.digest} if plan.padding else {}),
+        },
         machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
         dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),
@@ -118,7 +124,14 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
                 c.method.lossless,
                 c.method.extra_parameters,
                 c.method.knobs(),
-                c.method.notes | memory_of(c.method) | ({"probe_windows": c.windows} if c.windows else {}),
+                c.method.notes
+                | memory_of(c.method)
+                | ({"probe_windows": c.windows} if c.windows else {})
+                | (
+                    {"cache_bytes_per_token": size}
+                    if plan.padding and (size := cache_bytes_per_token(c.method))
+                    else {}
+                ),
                 costs[c.label],
                 c.method.measured,
                 c.method.family,

@@ -47,7 +47,7 @@ def test_each_setting_has_a_flag_with_help_and_its_default(of):
         assert " ".join(item.metadata["help"].split()) in text
         shown = " ".join(item.default) if isinstance(item.default, tuple) else item.default
         is_switch = item.default is False  # off unless given
-        assert item.default is None or is_switch or f"(default: {shown})" in text
+        assert item.default in (None, ()) or is_switch or f"(default: {shown})" in text
 
 
 @pytest.mark.parametrize("of", [RunConfig, TrainConfig, KangarooTraining, MedusaTraining])
