@@ -67,13 +67,13 @@ class Summary:
         """
         import pandas as pd
 
-        rows, spread = [], set()
+        rows, not_columns = [], {"confidence", "context"}  # distributions
         for name, entry in self.data["methods"].items():
             for task, cell in entry["tasks"].items():
                 row = {"method": name, "kind": entry["kind"], "task": task} | _flat(cell)
                 rows.append(row | {"lossless_claimed": entry["lossless"]})
-                spread |= cell.keys() - row.keys()
-        return pd.DataFrame(rows).drop(columns=list(spread), errors="ignore")  # None in rows that lack all of them
+                not_columns |= cell.keys() - row.keys()  # what is spread over several, and None where there is none
+        return pd.DataFrame(rows).drop(columns=list(not_columns), errors="ignore")
 
 
 def run(*methods: str, **settings: Any) -> Summary:

@@ -38,13 +38,13 @@ def summary(small, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ROOBENCH_CACHE", str(folder / "cache"))
-        return roobench.run("pld", "ngram:min_match=3", peer=["hf-generate"], **small)
+        return roobench.run("pld", "ngram:tokens=3", peer=["hf-generate"], **small)
 
 
 def test_a_run_leaves_its_files_in_the_current_folder(summary):
     assert summary.folder.parts[-3:-1] == ("results", "runs")
     run, turns = read_records(summary.folder)
-    assert list(run.methods) == ["vanilla", "pld", "ngram:min_match=3", "hf-generate"]
+    assert list(run.methods) == ["vanilla", "pld", "ngram:tokens=3", "hf-generate"]
     assert {turn.audit.verdict for turn in turns if turn.audit} == {"identical"}
     assert summary.data == json.loads((summary.folder / "summary.json").read_text())
     assert roobench.Summary.load(summary.folder) == summary
