@@ -121,7 +121,7 @@ def _flags(settings: dict[str, Any]) -> list[str]:
 
 def _flat(cell: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a cell that fit into a row; distributions do not."""
-    row = {}
+    row: dict[str, Any] = {}
     for key, value in cell.items():
         if isinstance(value, dict):  # the estimate itself has the name of both
             row |= {key if name == "value" else f"{key}_{name}": one for name, one in value.items() if _is_one(one)}
