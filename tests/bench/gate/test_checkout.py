@@ -74,7 +74,7 @@ def test_what_cannot_be_checked_out_is_told(repository, tmp_path, monkeypatch):
         pass
     with monkeypatch.context() as patch:
         patch.setattr(checkout, "ROOT", tmp_path)
-        with pytest.raises(UserError, match="--base HEAD: .*without its history"), checked_out("HEAD", None, print):
+        with pytest.raises(UserError, match=r"--base HEAD: .*without its history"), checked_out("HEAD", None, print):
             pass
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="git cannot be run"), checked_out("HEAD", None, print):
