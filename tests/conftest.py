@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,3 +192,28 @@ def tiny_adapter(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
 def tiny_heads(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
     """(hf_model, options) -> the folder of Medusa heads."""
     return functools.partial(tiny_weights, "medusa")
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The project as users have it: `archive`, the `wheel` that is built from it, and the `python` it is installed for.
+
+    Made offline. The environment has these tests' packages, but not this checkout.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    source, made, env = folder / "source", folder / "dist", folder / "env"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "gates")
+    shutil.copytree(Path(__file__).parents[1], source, ignore=left_out)
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(made)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (archive,) = made.glob("*.tar.gz")
+    offline = ["--no-index", "--no-deps", "--disable-pip-version-check", "--quiet"]
+    wheel_of = [sys.executable, "-m", "pip", "wheel", *offline, "--no-build-isolation", "--wheel-dir", made, archive]
+    subprocess.run(wheel_of, check=True, cwd=folder)
+    (wheel,) = made.glob("*.whl")
+    venv.create(env)
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    python = env / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", *offline, wheel], check=True, cwd=folder)
+    return SimpleNamespace(archive=archive, wheel=wheel, python=python)
