@@ -93,6 +93,11 @@ class LlamaCpp(Peer):
         _library().llama_set_n_threads(self.model.ctx, threads, threads)
 
     @property
+    def engine(self) -> dict[str, Any]:
+        """The binding, and the file that it runs."""
+        return {"name": "llama.cpp (llama-cpp-python)", "version": self._notes["llama_cpp_python"], "flags": ""}
+
+    @property
     def notes(self) -> dict[str, Any]:
         """The file and the arithmetic."""
         return self._notes
