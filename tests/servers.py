@@ -129,9 +129,7 @@ class Scripted:
         made = {"openai": self._openai, "vllm": self._openai, "sglang": self._sglang, "llama-server": self._llama}
         yield from made[self.api](prompt, ids, finish, passes)
 
-    def _openai(
-        self, prompt: int, ids: list[int], finish: str, passes: list[list[int]], accepted: int
-    ) -> Iterator[Any]:
+    def _openai(self, prompt: int, ids: list[int], finish: str, passes: list[list[int]]) -> Iterator[Any]:
         for number, part in enumerate(passes):
             last = number == len(passes) - 1
             choice: dict[str, Any] = {"index": 0, "text": self.shown(part), "finish_reason": finish if last else None}
@@ -139,9 +137,7 @@ class Scripted:
         usage = {"prompt_tokens": prompt, "completion_tokens": len(ids)}
         yield {"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": self.cached}}}
 
-    def _sglang(
-        self, prompt: int, ids: list[int], finish: str, passes: list[list[int]], accepted: int
-    ) -> Iterator[Any]:
+    def _sglang(self, prompt: int, ids: list[int], finish: str, passes: list[list[int]]) -> Iterator[Any]:
         so_far: list[int] = []
         for number, part in enumerate(passes):
             so_far += part

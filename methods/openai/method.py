@@ -86,9 +86,8 @@ class OpenAIServer(Peer):
         self.server = Server(config.url, config.key_env, config.timeout)
         model, owner, vocab = self._find_model()
         if vocab not in (None, target.config.vocab):
-            raise UserError(
-                f"{config.url} serves another model: it has {vocab} tokens, {target.name} {target.config.vocab}"
-            )
+            own = f"{target.name} has {target.config.vocab}"
+            raise UserError(f"{config.url} serves another model: it has {vocab} tokens, {own}")
         kind = dialect_of(owner) if config.api == AUTO else DIALECTS[config.api]
         self.dialect: OpenAI = kind(self.server, model)
         self._notes: dict[str, Any] = {"url": config.url, "model": model, "api": self.dialect.name}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -66,6 +67,7 @@ class Server:
             timeout=timeout_s,
             trust_env=False,
         )
+        weakref.finalize(self, self._client.close)
 
     def get(self, url: str) -> Any:
         """Return the JSON at a URL.

@@ -5,6 +5,7 @@ Such a file loads its model and calls `run_eval(model=..., tokenizer=..., forwar
 input, and one goes out for it on what was standard output. Whatever the file prints goes to standard error.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -118,10 +119,8 @@ def main():
     stand_in("evaluation", __path__=[str(file.parent)])
     stand_in("evaluation.eval", run_eval=serve(replies), reorg_answer_file=lambda *_, **__: None)
     if importlib.util.find_spec("fastchat") is None:  # of which such files take one function
-        import torch
-
         stand_in("fastchat", __path__=[])
-        stand_in("fastchat.utils", str_to_torch_dtype=lambda name: getattr(torch, name))
+        stand_in("fastchat.utils", str_to_torch_dtype=lambda name: getattr(importlib.import_module("torch"), name))
     sys.argv = [str(file), *sys.argv[2:]]
     runpy.run_path(str(file), run_name="__main__")
 

@@ -36,7 +36,8 @@ def lookup_forward(inputs, model, tokenizer, max_new_tokens, ngram=2, drafts=10)
         if tokenizer.eos_token_id in new:
             new = new[: new.index(tokenizer.eos_token_id) + 1]
         ids += new
-        cache.crop(len(ids) - 1)
+        if (behind := cache.get_seq_length() - (len(ids) - 1)) > 0:
+            cache.crop(-behind)
         accept_lengths.append(len(new))
     return torch.tensor([ids]), len(ids) - prompt, len(accept_lengths), accept_lengths
 
