@@ -64,7 +64,8 @@ class LlamaCpp(Peer):
         }
         self._drafts = Drafts(config, library, vocab, options) if config is not None and config.draft else None
         try:
-            drafting = {"draft_model": self._drafts} if self._drafts else {}
+            # Without `logits_all` the library keeps no more rows than one batch of the prompt has.
+            drafting: dict[str, Any] = {"draft_model": self._drafts, "logits_all": True} if self._drafts else {}
             self.model: Any = library.Llama(model_path=str(path), **options, **drafting)
         except (ValueError, RuntimeError) as error:
             raise UserError(
@@ -100,7 +101,7 @@ class LlamaCpp(Peer):
     def engine(self) -> dict[str, Any]:
         """The binding, and the file that it runs."""
         flags = ", ".join(f"{key} {value}" for key, value in self.knobs().items()) if self._drafts else ""
-        return {"name": "llama.cpp (llama-cpp-python)", "version": self._notes["llama_cpp_python"], "flags": flags}
+        return {"name": "llama-cpp-python", "version": self._notes["llama_cpp_python"], "flags": flags}
 
     @property
     def notes(self) -> dict[str, Any]:

@@ -316,7 +316,7 @@ class LlamaServer(OpenAI):
         return str(self._props.get("build_info", ""))
 
     def flags(self) -> dict[str, Any]:
-        """The file's name and format."""
+        """The file's name and format; it does not tell what drafts."""
         found = {"model": str(self._props.get("model_path", "")).rpartition("/")[2]}
         found["ftype"] = str(self._props.get("model_ftype", ""))
         return {key: value for key, value in found.items() if value}

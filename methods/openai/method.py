@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bench.models.checkpoints import Checkpoint
 
 AUTO = "auto"
-BY_IDS, BY_TEXT = "by their ids", "text, counted with the model's tokenizer"
+BY_IDS, BY_TEXT = "tokens come as ids", "answers come as text, counted with the model's tokenizer"
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class OpenAIServer(Peer):
         kind = dialect_of(owner) if config.api == AUTO else DIALECTS[config.api]
         self.dialect: OpenAI = kind(self.server, model)
         self._notes: dict[str, Any] = {"url": config.url, "model": model, "api": self.dialect.name}
+        if config.name:
+            self._notes["name"] = config.name
         if not config.audit:
             self._notes["arithmetic"] = "own arithmetic: not audited against vanilla"
         if kind is OpenAI:

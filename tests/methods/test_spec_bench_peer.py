@@ -176,9 +176,9 @@ def test_wrong_knobs_are_told(knobs, told):
 def test_a_lossy_file_and_one_beside_quantised_weights_are_not_audited(monkeypatch, scene):
     from types import SimpleNamespace
 
-    made = SimpleNamespace(stdout=SimpleNamespace(readline=lambda: '{"versions": {}, "device": "cpu"}'))
+    out = SimpleNamespace(readline=lambda: '{"versions": {}, "device": "cpu"}', close=lambda: None)
+    made = SimpleNamespace(stdin=None, stdout=out, kill=lambda: None, wait=lambda: 0)
     monkeypatch.setattr("methods.spec_bench.method.subprocess.Popen", lambda *_, **__: made)
-    monkeypatch.setattr("methods.spec_bench.method._end", lambda *_: None)
     config = SpecBenchConfig(file=str(LOOKUP))
     assert SpecBench(scene[1], config, scene[2]).lossless
     assert not SpecBench(scene[1], SpecBenchConfig(file=str(LOOKUP), audit=False), scene[2]).lossless
