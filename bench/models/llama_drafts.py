@@ -54,7 +54,7 @@ class Drafts:
         if config.draft == LOOKUP:
             from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-            self._draft = LlamaPromptLookupDecoding(max_ngram_size=config.ngram, num_pred_tokens=config.tokens)
+            self._draft: Any = LlamaPromptLookupDecoding(max_ngram_size=config.ngram, num_pred_tokens=config.tokens)
             return
         path = user_path(config.draft)
         try:

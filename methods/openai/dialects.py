@@ -213,7 +213,7 @@ class SGLang(OpenAI):
 
     name, engine = "sglang", "SGLang"
     path = "/generate"
-    _FLAGS = (
+    _FLAGS: tuple[str, ...] = (
         "speculative_algorithm",
         "speculative_num_steps",
         "speculative_eagle_topk",

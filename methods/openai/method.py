@@ -96,6 +96,7 @@ class OpenAIServer(Peer):
         if not config.audit:
             self._notes["arithmetic"] = "own arithmetic: not audited against vanilla"
         if kind is OpenAI:
+            self._notes["prefix_cache"] = "whether it keeps the beginnings of prompts in a cache is not known"
             ids = self._chat.prompt([], "Hello")
             if said := self.dialect.settle(ids, self._text(ids)):
                 self._notes["prompts"] = said

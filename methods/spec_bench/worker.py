@@ -13,48 +13,59 @@ import runpy
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 # What `run_eval` keeps for itself; all else goes on to `forward_func`.
-_OWN = ("model_id", "question_file", "question_begin", "question_end", "answer_file", "max_new_tokens", "num_choices")
+_OWN: tuple[str, ...] = (
+    "model_id",
+    "question_file",
+    "question_begin",
+    "question_end",
+    "answer_file",
+    "max_new_tokens",
+    "num_choices",
+)
 _OWN += ("num_gpus_per_model", "num_gpus_total")
 
 
 class Heads:
     """Watches the LM head: its first call ends the prefill."""
 
-    def __init__(self, model, tokenizer, torch):
+    def __init__(self, model: Any, tokenizer: Any, torch: Any) -> None:
         """Watches every linear layer that gives a logit a token."""
         config = getattr(model, "config", None) or getattr(getattr(model, "base_model", None), "config", None)
         vocab = getattr(config, "vocab_size", None) or len(tokenizer)
         found = model if isinstance(model, torch.nn.Module) else getattr(model, "base_model", None)
         modules = found.modules() if isinstance(found, torch.nn.Module) else ()
         heads = [part for part in modules if isinstance(part, torch.nn.Linear) and part.out_features == vocab]
-        self.torch, self.calls, self.first_s = torch, 0, None
+        self.torch, self.calls = torch, 0
+        self.first_s: Any = None
         for head in heads:
             head.register_forward_hook(self._called)
 
-    def _called(self, *_):
+    def _called(self, *_: Any) -> None:
         self.calls += 1
         if self.calls == 1:
             self.first_s = now_s(self.torch)
 
-    def forget(self):
+    def forget(self) -> None:
         """Start a new answer."""
         self.calls, self.first_s = 0, None
 
 
-def now_s(torch):
+def now_s(torch: Any) -> float:
     """Return the host's clock, after the device has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def serve(replies):
+def serve(replies: IO[str]) -> Callable[..., None]:
     """Return what takes the place of `run_eval`: it answers requests until there are no more."""
 
-    def run_eval(model, tokenizer, forward_func, **given):
+    def run_eval(model: Any, tokenizer: Any, forward_func: Any, **given: Any) -> None:
         import torch
         import transformers
 
@@ -94,13 +105,13 @@ def serve(replies):
     return run_eval
 
 
-def reply(replies, content):
+def reply(replies: IO[str], content: Any) -> None:
     """Write one JSON object on a line."""
     replies.write(json.dumps(content) + "\n")
     replies.flush()
 
 
-def stand_in(name, **contents):
+def stand_in(name: str, **contents: Any) -> types.ModuleType:
     """Make a module known."""
     module = types.ModuleType(name)
     vars(module).update(contents)
@@ -108,7 +119,7 @@ def stand_in(name, **contents):
     return module
 
 
-def main():
+def main() -> None:
     """Run the file as its own command would."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
