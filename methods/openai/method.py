@@ -60,9 +60,8 @@ class ServerConfig:
             raise UserError(f"openai: {error}") from None
 
     def _check(self) -> None:
-        if not self.url:
-            raise ValueError("url= is missing: openai:url=http://localhost:8000/v1")
-        check_url(self.url)
+        if self.url:
+            check_url(self.url)
         if self.key_env and not self.key_env.isidentifier():
             raise ValueError("key_env= takes the name of an environment variable, and not the key itself")
         if self.api not in (AUTO, *DIALECTS):
@@ -71,6 +70,11 @@ class ServerConfig:
             raise ValueError(f"timeout={self.timeout} must be above 0")
         if self.audit and self.baseline:
             raise ValueError("with baseline= answers are compared with that server's: leave audit= out")
+
+    def check_files(self, model: str) -> None:
+        """Raise UserError if no server is named."""
+        if not self.url:
+            raise UserError("openai: url= is missing: openai:url=http://localhost:8000/v1")
 
 
 class OpenAIServer(Peer):

@@ -50,8 +50,6 @@ class SpecBenchConfig:
     audit: bool = field(default=True, metadata={"help": "answers must be vanilla's; false: for one that is lossy"})
 
     def __post_init__(self) -> None:
-        if not self.file:
-            raise ValueError("file= is missing: spec-bench:file=evaluation/inference_eagle.py")
         try:
             self.arguments("", "")
         except (KeyError, IndexError, ValueError) as error:
@@ -63,6 +61,8 @@ class SpecBenchConfig:
 
     def check_files(self, model: str) -> None:
         """Raise UserError if the file or its interpreter is not there."""
+        if not self.file:
+            raise UserError("spec-bench: file= is missing: spec-bench:file=evaluation/inference_eagle.py")
         for knob, path in (("file", self.file), ("python", self.python)):
             if path and not user_path(path).is_file():
                 raise UserError(f"spec-bench: {knob}={path}: there is no such file")

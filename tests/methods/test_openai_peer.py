@@ -359,7 +359,7 @@ def test_secrets_on_the_command_line_are_refused_and_not_repeated(before, knobs,
 )
 def test_wrong_knobs_are_told(knobs, told):
     with pytest.raises(UserError) as raised:
-        methods.parse(f"openai:{knobs}")
+        methods.parse(f"openai:{knobs}").check_files("tiny")
     assert told in str(raised.value)
 
 

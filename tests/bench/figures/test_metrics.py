@@ -371,6 +371,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "failed_methods",
         "against",
         "hindsight",
+        "beside",
         "failed",
         "divergences",
         "busy_turns",
