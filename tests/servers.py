@@ -36,6 +36,7 @@ class Scripted:
         self.headers: list[dict[str, str]] = []
         self.counters = {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}
         self.over = threading.Event()
+        self.hang_up = False
         handler = type("Handler", (_Handler,), {"script": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._http.daemon_threads = True
@@ -171,12 +172,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing is logged."""
 
     def do_GET(self) -> None:
+        if self.script.hang_up:
+            self.script.hang_up, self.close_connection = False, True
+            return None
         if self.script.fault == "html":
             return self._send(200, "<html><body>Welcome to nginx!</body></html>")
         found = self.script.page(self.path)
         return self._send(404, {"detail": "Not Found"}) if found is None else self._send(200, found)
 
     def do_POST(self) -> None:
+        assert not self.script.hang_up, "an answer was asked for on a connection that is gone"
         script, body = self.script, json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
         if self.path == "/flush_cache":
             return self._send(200, "Cache flushed.")

@@ -127,6 +127,7 @@ class OpenAI:
     def before(self) -> None:
         """Prepare for a request, untimed."""
         self.told = Told()
+        self.server.wake()
 
     def after(self, tokens: int) -> None:
         """Complete `told` after an answer of so many tokens, untimed."""

@@ -1,7 +1,8 @@
-"""Requests to an HTTP server, and the events that it streams. Nothing is retried: a repeated request is not timed."""
+"""Requests to an HTTP server, and the events that it streams. What is timed is never retried."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -68,6 +69,10 @@ class Server:
             trust_env=False,
         )
         weakref.finalize(self, self._client.close)
+
+    def wake(self) -> None:
+        """Have a connection that the server has not closed meanwhile: some close idle ones after seconds."""
+        self.text(f"{self.url}/models")
 
     def get(self, url: str) -> Any:
         """Return the JSON at a URL.
@@ -137,11 +142,16 @@ class Server:
         import httpx2
 
         try:
-            response = self._client.request(method, url, json=body)
+            with contextlib.suppress(httpx2.RemoteProtocolError):
+                return self._body(self._client.request(method, url, json=body))
+            # The server closed an idle connection just then: nothing of this is timed, and a new one will do.
+            return self._body(self._client.request(method, url, json=body))
         except httpx2.HTTPError as error:
             raise self._failed(url, error) from error
+
+    def _body(self, response: Any) -> str:
         if response.status_code != 200:
-            raise self._refused(url, response.status_code, response.text)
+            raise self._refused(str(response.url), response.status_code, response.text)
         return str(response.text)
 
     def _json(self, url: str, text: str) -> Any:

@@ -269,6 +269,15 @@ def test_faults_within_an_answer_are_told_and_nothing_is_asked_twice(api, fault,
     assert decode(asking, random_ids(5), 5, frozenset({EOS})).token_ids == SAID[:5]
 
 
+def test_a_connection_that_the_server_closed_meanwhile_costs_no_answer(serve, peer):
+    """As llama.cpp's server does with one that was idle for seconds, perhaps just as the next request comes."""
+    server = serve("llama-server")
+    asking = peer(server)
+    for _ in range(3):
+        assert decode(asking, [1, 2], 4, frozenset({EOS})).token_ids == SAID[:4]
+        server.hang_up = True  # at the next request
+
+
 def test_no_server_another_server_and_another_model_are_told(serve, peer):
     server = serve("vllm", models=["tiny", "tall"])
     with pytest.raises(UserError, match=r"serves 2 models \(tiny, tall\): choose one with model="):
