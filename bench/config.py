@@ -78,8 +78,9 @@ class RunConfig(Settings):
     )
     peer: tuple[str, ...] = setting(
         ("hf-generate",),
-        "another library's decoding to run as well, besides peers named by --method; may be repeated; none: no peer",
-        metavar="NAME",
+        "another engine's decoding to run as well, besides peers named by --method: a library's, or a server's "
+        "(openai:url=http://localhost:8000/v1); may be repeated; none: no peer",
+        metavar="NAME[:KEY=VALUE,...]",
     )
     model: str = setting(
         DEFAULT_MODEL,

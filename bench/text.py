@@ -16,6 +16,7 @@ MOST_COLUMNS = 110
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _LONG = re.compile(r"\S{4097,}")
+_CREDENTIALS = re.compile(r"://\S*@")
 
 
 def visible(text: str) -> str:
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
 def shortened(text: str) -> str:
     """`text` with the longest words cut, such as a number of thousands of digits; no path is as long."""
     return _LONG.sub(lambda found: f"{found[0][:60]}..", text)
+
+
+def without_credentials(text: str) -> str:
+    """`text` with what stands before the @ of a URL, name and password, made unreadable."""
+    return _CREDENTIALS.sub("://***@", text)
 
 
 def columns() -> int:

@@ -250,5 +250,6 @@ def scene(tiny_world, tmp_path, monkeypatch):
     for name in FOLDERS:
         shutil.copytree(world / "run", tmp_path / "results" / "runs" / name)
     write_questions(tmp_path / "my-questions.jsonl", (1, "support", ("How do I reset my password?",)))
+    (tmp_path / "templates").symlink_to(ROOT / "templates")
     monkeypatch.chdir(tmp_path)
     return Scene(tmp_path, model, questions)

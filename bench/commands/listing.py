@@ -75,7 +75,7 @@ def _page(name: str) -> Iterator[str]:
         yield f"  {title}{'' if entries else ': none'}"
         yield from _entries(entries, "    ")
     yield "  example"
-    yield f"    {program()} --method {name} --limit 2"
+    yield f"    {program()} --method {getattr(known, 'example', '') or name} --limit 2"
     if not is_peer and name != methods.BASELINE:
         yield f'    {program()} generate "Why is the sky blue?" --method {name}'
 

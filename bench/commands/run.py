@@ -37,6 +37,7 @@ examples:
   python run_bench.py --method kangaroo --tasks all
   python run_bench.py --method kangaroo --method kangaroo:paper --tasks all
   python run_bench.py --method pld+kangaroo --method hf-prompt-lookup --peer none --limit 4
+  python run_bench.py --method kangaroo --peer openai:url=http://localhost:8000/v1,name=vllm --peer-limit 0
   python run_bench.py --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 

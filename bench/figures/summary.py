@@ -62,7 +62,7 @@ class Predicted:
 class Drafts:
     """How often steps drafted, how much then, and how much of that was accepted."""
 
-    steps: Share  # that drafted at all
+    steps: Share | None  # that drafted at all; None: not known, of a peer
     tokens: Finite | None = None  # per step that did
     accepted: Finite | None = None  # share
 
@@ -187,6 +187,15 @@ class Entry:
     def timed(self) -> bool:
         """Return whether its steps were timed: not those of a peer or of an empty run."""
         return self.overall.step_time is not None and self.overall.step_time.total is not None
+
+
+@dataclass(slots=True)
+class Beside:
+    """A peer beside the one that it has as its baseline, on the turns that both answered."""
+
+    baseline: str
+    tasks: dict[str, Cell]  # as an entry's, with the baseline in the place of vanilla; `overall` last
+    gap: Finite | None = None  # the largest of reference logits where answers first differ
 
 
 @dataclass(slots=True)
@@ -326,12 +335,13 @@ class Summary:
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
     hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
     axis: Axis | None = None
+    beside: dict[str, Beside] = field(default_factory=dict)  # peers with a baseline of their own
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()
         for name, entry in self.methods.items():
-            entry.label = name
-            if len(name) > _NAME_CHARS and ":" in name:
+            entry.label = str(entry.notes.get("name") or name)
+            if entry.label == name and len(name) > _NAME_CHARS and ":" in name:
                 base = re.sub(":[^+]*", "", name)  # a composition has several members
                 numbers[base] += 1
                 entry.label = f"{base} ({numbers[base]})"

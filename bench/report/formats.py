@@ -113,9 +113,18 @@ def shown_name(name: str, entry: Entry) -> str:
     answered = entry.answered
     fewer = f"{answered.questions} of {answered.of} questions" if answered.questions < answered.of else ""
     remembers = "remembers the run" if remembers_the_run(entry.notes) else ""
-    notes = [note for note in ("" if entry.lossless else "not lossless", remembers, fewer) if note]
+    lossless = "" if entry.lossless else "not lossless"
+    notes = [note for note in (engine_text(entry), lossless, remembers, fewer) if note]
     label = entry.label or name
     return f"{label} ({', '.join(notes)})" if notes else label
+
+
+def engine_text(entry: Entry) -> str:
+    """The engine of a peer, like `another engine: vLLM 0.11.0`; empty where none is recorded."""
+    match entry.notes.get("engine"):
+        case {"name": str(name), "version": str(version)}:
+            return f"another engine: {name} {version}".strip()
+    return ""
 
 
 def where(turn: Where, summary: Summary) -> str:

@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import diagnosis, over_axis, tables
+from bench.report import diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -19,6 +19,7 @@ from bench.report.formats import (
     UNDEFINED,
     axis_text,
     count,
+    engine_text,
     interval_text,
     lossless_text,
     number,
@@ -105,6 +106,8 @@ def sections(
         *(_method(run, summary, name) for name in methods),
         _against(summary),
         _peers(summary),
+        engines.beside(summary),
+        engines.engines(summary),
         *(
             Section(name, [tables.vanilla(e), *tables.folded(e)], folded=bool(others))
             for name, e in summary.of_kind("vanilla").items()
@@ -131,7 +134,8 @@ def headline(name: str, entry: Entry, *, sampled: bool = False) -> str:
     many = _NUMERALS[len(values)] if len(values) < len(_NUMERALS) else len(values)
     mean = "one task" if len(values) == 1 else f"mean of {many} tasks"
     if entry.kind == "peer":
-        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean})."
+        other = f"; {engine_text(entry)}" if engine_text(entry) else ""
+        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean}{other})."
     span = f", {times(min(values))}-{times(max(values))} by task" if len(values) > 1 else ""
     speed = times_between(overall.speedup_decode)
     return f"**{label}** decodes {speed} as fast as vanilla ({mean}{span}), {_output(overall, sampled)}."

@@ -41,6 +41,7 @@ class Contestant:
     windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
     warm_prompt: int = 0  # tokens of its prompt
+    baseline: str = ""  # the label of the peer that this one is compared with
 
     @property
     def is_peer(self) -> bool:
@@ -91,7 +92,8 @@ def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant
     target = loaded.target
     with memory_errors(f"method {variant.label}"):
         if issubclass(variant.method, Peer):
-            return Contestant(variant.label, variant.method(target, variant.config, loaded.checkpoint))
+            peer = variant.method(target, variant.config, loaded.checkpoint)
+            return Contestant(variant.label, peer, baseline=variant.baseline)
         method = variant.method(target, variant.config)
         if target.device.type == "cpu":
             use_huge_pages()  # not for peers, which come later: they run as they do elsewhere

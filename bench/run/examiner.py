@@ -167,16 +167,18 @@ class Examiner:
         return Turn(contestant.label, *what, index, number, error=error, at=self.at)
 
     def audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
-        """Give every answer that must be vanilla's its verdict."""
+        """Give every answer that must be vanilla's its verdict, and every one that has another baseline."""
         vanilla = turns[methods.BASELINE]
         for contestant in self.contestants:
-            turn = turns.get(contestant.label)
-            if turn is None or turn is vanilla or turn.error is not None or not contestant.method.lossless:
+            turn, other = turns.get(contestant.label), turns.get(contestant.baseline or methods.BASELINE)
+            if turn is None or turn is vanilla or turn.error is not None or other is None or other.error is not None:
+                continue
+            if not (contestant.method.lossless or contestant.baseline):
                 continue
             try:
                 with memory_errors("the audit's reference"):
                     turn.audit = self.auditor.compare(
-                        prompt, turn.token_ids, vanilla.token_ids, by_peer=contestant.is_peer
+                        prompt, turn.token_ids, other.token_ids, by_peer=contestant.is_peer
                     )
             except UserError as error:  # what was measured is worth more than this one verdict
                 self.warnings(f"some answers of {turn.method} are not audited: {error}")
@@ -215,7 +217,7 @@ def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     """Record an answer and its steps."""
     turn.token_ids = list(answer.token_ids)
     turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
-    turn.decode_passes = answer.decode_passes
+    turn.decode_passes, turn.drafted, turn.accepted = answer.decode_passes, answer.drafted, answer.accepted
     turn.finish = answer.finish(eos)
     turn.per_step_drafted = [step.drafted for step in answer.steps]
     turn.per_step_accepted = [step.accepted for step in answer.steps]

@@ -170,6 +170,7 @@ def variants(config: RunConfig, shape: str | None = None) -> tuple[list[methods.
     for variant in found:
         if variant.label in config.peers and not variant.is_peer:
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+    found = _beside_baselines(found)
     model, able, left_out = shape or checkpoints.name_of(config.model, config.revision), [], []
     for variant in found:
         try:
@@ -180,6 +181,33 @@ def variants(config: RunConfig, shape: str | None = None) -> tuple[list[methods.
                 raise
             left_out.append(f"{variant.label} is left out of --method {methods.ALL}: {error}")
     return sorted(able, key=lambda variant: (variant.is_peer, variant.label != methods.BASELINE)), left_out
+
+
+def _beside_baselines(found: list[methods.Variant]) -> list[methods.Variant]:
+    """The variants, each peer with the label of its baseline: one that its knobs name, or one that it goes with.
+
+    Raises:
+        UserError: no peer of the run has the name or URL, or two have the same name.
+
+    """
+    called: dict[str, str] = {}
+    for variant in (variant for variant in found if variant.is_peer):
+        spellings = (variant.label, getattr(variant.config, "name", ""), getattr(variant.config, "url", "").rstrip("/"))
+        for word in filter(None, dict.fromkeys(spellings)):
+            if called.setdefault(word, variant.label) != variant.label and word == spellings[1]:
+                raise UserError(f"two peers are called {word!r}: give each name= once")
+    return [replace(variant, baseline=_baseline_of(variant, called)) for variant in found]
+
+
+def _baseline_of(variant: methods.Variant, called: dict[str, str]) -> str:
+    named = getattr(variant.config, "baseline", "") if variant.is_peer else ""
+    label = called.get((named or getattr(variant.config, "plain", "")).rstrip("/"), "")
+    if named and label in ("", variant.label):
+        others = ", ".join(word for word, other in called.items() if other != variant.label)
+        raise UserError(
+            f"baseline={named} is no other peer of this run: name one that takes part ({others or 'there is none'})"
+        )
+    return label
 
 
 def make_plan(

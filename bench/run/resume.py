@@ -27,7 +27,7 @@ from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
 
 # Older runs do not say these.
-_NOT_ALWAYS_RECORDED = ("chat template", "tokenizer")
+_NOT_ALWAYS_RECORDED = ("chat template", "tokenizer", "engines of peers")
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
 # What a run's figures depend on besides its settings. A commit may change without touching any of it: it is recorded.
@@ -50,6 +50,9 @@ _FIXED: dict[str, Callable[[Run], Any]] = {
         for label, info in run.methods.items()
         if (digests := {key: value for key, value in info.notes.items() if key.endswith("sha256")})
     },
+    "engines of peers": lambda run: (
+        {label: engine for label, info in run.methods.items() if (engine := info.notes.get("engine"))} or None
+    ),
     "memory of methods": lambda run: {
         label: memory for label, info in run.methods.items() if (memory := info.notes.get("memory"))
     },

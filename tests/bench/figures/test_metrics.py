@@ -373,6 +373,7 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "against",
         "hindsight",
         "axis",
+        "beside",
         "failed",
         "divergences",
         "busy_turns",
