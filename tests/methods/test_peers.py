@@ -444,11 +444,7 @@ def drafts_of(*made: tuple[int, list[int]]) -> Drafts:
 def test_drafts_are_accepted_as_far_as_the_answer_goes_on_with_them():
     tokens = [5, 6, 7, 8, 9]  # after a prompt of 3: 5 by the prefill, 6 7 8 by one pass, 9 by another
     assert drafts_of((4, [6, 7, 1]), (7, [])).fates(3, tokens) == (2, 3, 2)
-    assert drafts_of((4, [6, 7, 8, 9, 10])).fates(3, tokens) == (
-        1,
-        5,
-        4,
-    )  # the limit cuts it
+    assert drafts_of((4, [6, 7, 8, 9, 10])).fates(3, tokens) == (1, 5, 4)  # the limit cuts it
     assert drafts_of().fates(3, tokens[:1]) == (0, 0, 0)
 
 
@@ -457,7 +453,7 @@ def test_drafts_are_accepted_as_far_as_the_answer_goes_on_with_them():
 def test_llama_cpp_speculates_without_changing_its_answer(drafter, scene, tmp_path, hf_greedy, random_ids):
     """Of a draft model that is the target itself, every draft is right."""
     hf, decoder, _ = scene
-    write_gguf(tmp_path / "tiny.gguf", hf.config, hf)
+    gguf_files.write(tmp_path / "tiny.gguf", hf)
     draft = "lookup" if drafter == "lookup" else str(tmp_path / "tiny.gguf")
     peer = LlamaCpp(decoder, LlamaCppConfig(draft=draft, tokens=4), Checkpoint("tiny", tmp_path, "0" * 64, None))
     start = random_ids(12, seed=1)
