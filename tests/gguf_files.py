@@ -13,7 +13,7 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
-from tests.conftest import CHAT_TEMPLATE
+from tests.byte_tokenizer import CHAT_TEMPLATE
 
 Stored = dict[str, tuple[NDArray[Any], Kind | None]]  # tensors in GGUF's names; a kind for raw blocks
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
