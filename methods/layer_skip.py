@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import setting
@@ -81,7 +80,8 @@ class LayerSkip(PacedMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """The LM head on an exit state."""
-        return [partial(self._candidate, self.target.embed([0]), ROOT, None)]
+        state = self.target.embed([0])
+        return [lambda: [self._candidate(state, ROOT, None) for _ in range(self.target.sequences)]]
 
     @property
     def widest(self) -> int:

@@ -113,13 +113,13 @@ class DFlash(PacedMethod):
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Read the features of one position, and draft a block."""
         features = self._features({tap: self.target.embed([0]) for tap in self.taps})
-        cache = self._cache(0)
+        caches = [self._cache(slot) for slot in range(self.target.sequences)]
 
-        def call() -> object:
+        def call(cache: KVCache) -> object:
             self.drafter.read(features, 0, cache)
             return self.choose(self.drafter.block(0, 1, cache), 0, None)
 
-        return [call]
+        return [lambda: [call(cache) for cache in caches]]
 
     def _cache(self, slot: int) -> KVCache:
         if slot not in self.caches:

@@ -33,7 +33,7 @@ struct Scratch {
 
     Scratch(const Pass& p, int64_t thread) {
         const Sizes sizes(p);
-        const int64_t n = p.rows();
+        const int64_t n = p.rows;
         float* at = p.scratch;
         auto take = [&](int64_t floats) {
             float* own = at;
@@ -52,7 +52,7 @@ struct Scratch {
     }
     static int64_t floats(const Pass& p) {
         const Sizes sizes(p);
-        return p.rows() * (sizes.qkv + 2 * sizes.queries + sizes.inner) + 64 + p.threads * sizes.own(p);
+        return p.rows * (sizes.qkv + 2 * sizes.queries + sizes.inner) + 64 + p.threads * sizes.own(p);
     }
 
   private:
@@ -65,7 +65,7 @@ struct Scratch {
             widest = std::max({p.hidden, queries, inner});
         }
         int64_t own(const Pass& p) const {
-            const int64_t n = p.rows();
+            const int64_t n = p.rows;
             return (n * (p.hidden + PANEL) + Inputs::floats(n, widest) + SHARING * p.stride()) / 16 * 16 + 80;  // each part of it is rounded up
         }
     };
@@ -73,8 +73,9 @@ struct Scratch {
 
 // y += attention, then y += MLP, if the layer has one.
 template <class T>
-inline void run_layer(const Layer& layer, const Pass& p, const Scratch& s, Worker& worker, T* cache) {
-    const int64_t n = p.rows(), d = p.hidden, inner = layer.gate_up.outputs / 2;
+inline void run_layer(const Pass& p, int64_t number, const Scratch& s, Worker& worker) {
+    const Layer& layer = p.layers[number];
+    const int64_t n = p.rows, d = p.hidden, inner = layer.gate_up.outputs / 2;
     const int64_t queries = p.heads * p.head_dim, all = queries + 2 * p.kv_heads * p.head_dim;
     // Shares out the panels of a product of `x`, whose sums go to `emit`.
     auto product = [&](const Matrix& m, const float* x, const float* norm, int64_t unit, auto emit) {
@@ -95,10 +96,10 @@ inline void run_layer(const Layer& layer, const Pass& p, const Scratch& s, Worke
         std::copy(sums, sums + count, s.qkv + j * all + o);
     });
     worker.share(n * (p.heads + 2 * p.kv_heads), [&](int64_t first, int64_t end) {
-        place(layer, p, s.qkv, s.queries, cache, first, end);
+        place<T>(layer, p, number, s.qkv, s.queries, first, end);
     });
     worker.share(n * p.heads, [&](int64_t first, int64_t end) {
-        attend(p, s.queries, cache, s.scores, first, end, s.attended);
+        attend<T>(p, number, s.queries, s.scores, first, end, s.attended);
     });
     product(layer.out, s.attended, nullptr, 1, add);
     if (!inner) return;  // attention alone
@@ -118,6 +119,5 @@ constexpr int64_t PHASES = 6;  // of a layer, at most
 template <class T>
 inline void run_pass(const Pass& p, Worker& worker, int64_t thread) {
     const Scratch own(p, thread);
-    for (int64_t i = 0; i < p.count; ++i)
-        run_layer(p.layers[i], p, own, worker, static_cast<T*>(p.cache) + i * p.layer_stride);
+    for (int64_t i = 0; i < p.count; ++i) run_layer<T>(p, i, own, worker);
 }

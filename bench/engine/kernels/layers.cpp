@@ -37,7 +37,7 @@ inline void by_kind(const Pass& p, Work work) {
     }
 }
 
-inline void begin(const Pass& p) { std::copy(p.x, p.x + p.rows() * p.hidden, p.y); }
+inline void begin(const Pass& p) { std::copy(p.x, p.x + p.rows * p.hidden, p.y); }
 
 constexpr int64_t MANY = 64;  // positions from which on a product is shared out by them instead of by panels
 
