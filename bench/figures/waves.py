@@ -18,6 +18,7 @@ import numpy as np
 from bench.figures import stats
 from bench.figures.breakdown import finite, mean, ratio
 from bench.figures.checks import turn_check
+from bench.figures.facts import PassCosts
 from bench.figures.metrics import compression_rate, lossless_counts, vanilla_name
 from bench.figures.records import BATCHES_FILE, Run, Turn, whole_lines
 from bench.figures.summary import BatchCell, Crossover, Estimate, Summary
@@ -53,6 +54,16 @@ class Block:
         """Of every step of every turn: its wave, and the tokens that it added to the kept answer."""
         for turn, first in zip(self.turns, self.first_waves, strict=True):
             yield from enumerate(turn.per_step_emitted, first)
+
+    def shapes(self) -> list[list[tuple[int, int, int, int]]]:
+        """Of every wave its steps: rows verified, depth, calls of the draft model, tokens added."""
+        waves: list[list[tuple[int, int, int, int]]] = [[] for _ in self.live]
+        for turn, first in zip(self.turns, self.first_waves, strict=True):
+            scouts = turn.per_step_scouts or [0] * len(turn.per_step_emitted)
+            columns = (turn.per_step_drafted, scouts, turn.per_step_depth, turn.per_step_calls, turn.per_step_emitted)
+            for wave, (drafted, others, depth, calls, emitted) in enumerate(zip(*columns, strict=True), first):
+                waves[wave].append((1 + drafted + others, depth, calls, emitted))
+        return waves
 
     def is_full(self, wave: int) -> bool:
         """Return whether every slot was taken."""
@@ -125,7 +136,10 @@ def add_batches(summary: Summary, run: Run, blocks: Sequence[Block]) -> None:
         own = {size: [b for b in blocks if b.method == name and b.batch == size] for size in sizes}
         cells = [
             _cell(
-                own[size], [block for block in blocks if (block.method, block.batch) == (vanilla, size)], info.lossless
+                own[size],
+                [block for block in blocks if (block.method, block.batch) == (vanilla, size)],
+                info.lossless,
+                known.costs if (known := run.batches.get(str(size), {}).get(name)) else None,
             )
             for size in sizes
             if own[size]
@@ -139,7 +153,7 @@ def add_batches(summary: Summary, run: Run, blocks: Sequence[Block]) -> None:
                 )
 
 
-def _cell(blocks: Sequence[Block], vanilla: Sequence[Block], lossless: bool) -> BatchCell:
+def _cell(blocks: Sequence[Block], vanilla: Sequence[Block], lossless: bool, costs: PassCosts | None) -> BatchCell:
     """One method at one batch size."""
     failed = [block for block in blocks if block.error is not None]
     blocks = [block for block in blocks if block.error is None]
@@ -164,7 +178,34 @@ def _cell(blocks: Sequence[Block], vanilla: Sequence[Block], lossless: bool) -> 
         lossless=lossless_counts(turns) if lossless else None,
         failed=len(failed),
         error=str(failed[0].error) if failed else "",
+        predicted=predicted_speedup(blocks, costs),
     )
+
+
+def predicted_speedup(blocks: Sequence[Block], costs: PassCosts | None) -> float | None:
+    """Throughput over vanilla's, from costs measured before the batches and the steps of their full waves.
+
+    A wave costs draft · calls + shallow · (depth + 1) + verify(rows) + rest in vanilla steps of the batch: calls and
+    depth are the most of any sequence, as all go on together, and rows the mean over the sequences. Verify is linear
+    between the measured widths; where a wave was wider than these, nothing is predicted.
+    """
+    if costs is None:
+        return None
+    widths = sorted(int(width) for width in costs["verify"])
+    verify = [costs["verify"][str(width)] for width in widths]
+    tokens, cost = 0, 0.0
+    for block in blocks:
+        for steps in block.shapes():
+            if len(steps) < block.batch:
+                continue
+            rows, depths, calls, emitted = zip(*steps, strict=True)
+            wide = sum(rows) / block.batch
+            if wide > widths[-1]:
+                return None
+            tokens += sum(emitted)
+            drafting = costs["draft"] * max(calls) + costs["shallow"] * (max(depths) + 1)
+            cost += block.batch * (drafting + float(np.interp(wide, widths, verify)) + costs["rest"])
+    return ratio(tokens or None, cost)
 
 
 def _speedup(blocks: Sequence[Block], vanilla: Sequence[Block]) -> Estimate:

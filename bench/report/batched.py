@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.figures.summary import BatchCell, Summary
 from bench.report import tables
-from bench.report.formats import UNDEFINED, lossless_text, number, shown_name, times_between
+from bench.report.formats import UNDEFINED, lossless_text, number, shown_name, times, times_between
 from bench.report.formats import share as share_text
 from bench.report.model import Code, Section, Table, table
 
@@ -14,12 +14,13 @@ ABOUT = (
     "The same questions, so many at once. Each sequence goes at its own pace; a slot that falls free takes the next "
     "question. Throughput, speedup and times per token are of *full* waves (steps in which every slot is taken), "
     "without prefills. Speedup is throughput over vanilla's at the same batch size; in brackets the 95% bootstrap "
-    "interval, clustered by blocks of questions (four at least). Time per token: of a sequence, a step's time over the "
-    "tokens that the step adds. Output is held against vanilla's of the questions one by one."
+    "interval, clustered by blocks of questions (four at least). Time per token: of a sequence, a step's time over "
+    "the tokens that the step adds. Output is held against vanilla's of the questions one by one."
 )
 CROSSOVER = (
-    "The crossover is the batch size at which a method's throughput falls to vanilla's, interpolated between sizes that "
-    "ran. Beyond it, drafts cost more than they gain."
+    "The crossover is the batch size at which a method's throughput falls to vanilla's, interpolated between sizes "
+    "that ran. Beyond it, drafts cost more than they gain. It is predicted from costs measured before the batches and "
+    "from the steps that they took."
 )
 
 
@@ -61,24 +62,29 @@ def _shown(cell: BatchCell | None, *, vanilla: bool) -> str:
 
 def _crossovers(summary: Summary) -> Table:
     """Where each method crosses vanilla."""
-    largest = _sizes(summary)[-1]
     rows = []
     for name, found in summary.crossovers.items():
         cells = summary.batches[name]
-        known = [cell.speedup.value for cell in cells if cell.speedup.value is not None]
-        if not known:
-            continue
-        measured = number(found.measured, 1) if found.measured is not None else f"above {largest}"
-        if known[0] < 1:
-            measured = f"below 1 from batch {cells[0].batch} on"
-        rows.append([shown_name(name, summary.methods[name]), measured])
-    return table(["method", "crossover (batch size)"], rows, caption="Where throughput falls to vanilla's")
+        measured = _crossover(found.measured, [(cell.batch, cell.speedup.value) for cell in cells])
+        predicted = _crossover(found.predicted, [(cell.batch, cell.predicted) for cell in cells])
+        rows.append([shown_name(name, summary.methods[name]), measured, predicted])
+    caption = "Batch size at which throughput falls to vanilla's"
+    return table(["method", "crossover", "predicted"], rows, caption=caption)
+
+
+def _crossover(found: float | None, curve: Sequence[tuple[int, float | None]]) -> str:
+    known = [(batch, value) for batch, value in curve if value is not None]
+    if not known:
+        return UNDEFINED
+    if known[0][1] < 1:
+        return f"below 1 from batch {known[0][0]} on"
+    return number(found, 1) if found is not None else f"above {known[-1][0]}"
 
 
 def _method(name: str, cells: Sequence[BatchCell], sampled: bool) -> Table:
     """A method's figures, a row a batch size."""
     header = ["batch", "throughput", "each sequence", "speedup", "ms per token: mean", "p50", "p99"]
-    header += ["CR", "accepted", "full waves", "with the drain", "prefill", "output"]
+    header += ["predicted", "CR", "accepted", "full waves", "with the drain", "prefill", "output"]
     rows = [
         [
             str(cell.batch),
@@ -88,6 +94,7 @@ def _method(name: str, cells: Sequence[BatchCell], sampled: bool) -> Table:
             number(cell.ms_per_token, 1),
             number(cell.ms_per_token_p50, 1),
             number(cell.ms_per_token_p99, 1),
+            times(cell.predicted),
             number(cell.compression_rate),
             share_text(cell.accepted),
             share_text(cell.full_share),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import methods
-from bench.drafting.batch import Request, Slots, decode_batch
+from bench.drafting.batch import Batch, Request, Slots, decode_batch
 from bench.drafting.method import SpeculativeMethod
 from bench.engine.joined import for_batch
 from bench.errors import UserError, told
@@ -22,7 +22,7 @@ from bench.figures.waves import Block
 from bench.models.loading import memory_errors, stands_for
 from bench.progress import Log, progress
 from bench.run import environment
-from bench.run.contestants import Contestant, line_up, sampler_of
+from bench.run.contestants import Contestant, StepTimes, costs_of, line_up, sampler_of
 from bench.run.examiner import Examiner, fill
 from bench.run.plan import WARM_UP
 from bench.run.recorder import Recorder
@@ -123,11 +123,22 @@ class _Stage:
         known = record.batches.get(str(size))
         chosen = [_variant(one, known) for one in examiner.contestants if not one.is_peer]
         stage = cls(examiner, line_up(chosen, dataclasses.replace(loaded, target=target), 0), Slots(target, size))
-        stage.warm_up()
+        times = stage.warm_up()
         if known is None:
-            record.batches[str(size)] = {c.label: BatchInfo(c.method.measured) for c in stage.contestants}
+            record.batches[str(size)] = stage.infos(times)
             recorder.save()
         return stage
+
+    def infos(self, times: dict[str, StepTimes]) -> dict[str, BatchInfo]:
+        """What is recorded of everybody at this batch size; `times`: of the warm-up's waves."""
+        found = {}
+        for contestant in self.contestants:
+            vanilla = None if contestant.label == methods.BASELINE else times[methods.BASELINE]
+            costs = None
+            if self.examiner.sampler is None:  # nothing that is timed here samples
+                costs = costs_of(_method(contestant), times[contestant.label], vanilla)
+            found[contestant.label] = BatchInfo(contestant.method.measured, costs)
+        return found
 
     def forget(self) -> None:
         """Let methods drop what outlives a question."""
@@ -135,8 +146,9 @@ class _Stage:
             if isinstance(contestant.method, SpeculativeMethod):
                 contestant.method.forget()
 
-    def warm_up(self) -> None:
-        """Let everybody fill the batch with a prompt of no task; never counted."""
+    def warm_up(self) -> dict[str, StepTimes]:
+        """Let everybody fill the batch with a prompt of no task, never counted; returns the times of waves."""
+        times = {}
         prompt = self.examiner.loaded.chat.prompt([], WARM_UP)
         limit = min(_WARM_UP_TOKENS, self.examiner.context - len(prompt))
         for contestant in self.contestants:
@@ -144,13 +156,15 @@ class _Stage:
                 requests = [Request(prompt, limit, sampler_of(self.examiner.config)) for _ in range(self.slots.count)]
                 try:
                     with memory_errors(f"method {contestant.label} in a batch of {self.slots.count}"):
-                        decode_batch(_method(contestant), requests, self.slots, frozenset())
+                        batch = decode_batch(_method(contestant), requests, self.slots, frozenset())
                 except UserError:
                     raise
                 except Exception as error:
                     raise UserError(
                         f"{contestant.label} fails in a batch of {self.slots.count}, in the warm-up: {told(error)}"
                     ) from error
+            times[contestant.label] = _wave_times(batch)
+        return times
 
     def answer(self, contestant: Contestant, place: tuple[int, int, int], items: Sequence[Item]) -> Block:
         """One contestant's answers to a block, or why it failed."""
@@ -204,6 +218,16 @@ def _variant(contestant: Contestant, known: dict[str, BatchInfo] | None) -> meth
         return variant
     ran = over(contestant.method.knobs(), known[contestant.label].measured)
     return dataclasses.replace(variant, config=variant.method.repeated(variant.config, ran))
+
+
+def _wave_times(batch: Batch) -> StepTimes:
+    """A mean wave."""
+    waves, answers = batch.waves, [served.answer for served in batch.served]
+    draft_s = sum(wave.draft_s for wave in waves)
+    rest_s = sum(wave.wall_s - wave.verify_s for wave in waves) - draft_s
+    calls = sum(max(one.steps[n].calls for one in answers if n < len(one.steps)) for n in range(len(waves)))
+    total_s = sum(wave.wall_s for wave in waves)
+    return StepTimes(total_s / len(waves), rest_s / len(waves), draft_s / calls if calls else 0.0)
 
 
 def _method(contestant: Contestant) -> SpeculativeMethod:
