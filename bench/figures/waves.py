@@ -83,7 +83,7 @@ def read_blocks(folder: Path, run: Run) -> list[Block]:
 
     """
     path = folder / BATCHES_FILE
-    if not path.exists() and not run.batches:
+    if not path.exists() and not (run.complete and run.batches):
         return []
     return decode_lines(Block, whole_lines(path, run.complete), path, "a block's record", check=_block_check(run))
 

@@ -83,8 +83,17 @@ def _frontier(summary: Summary) -> Figure | None:
         for name, cells in summary.batches.items()
     }
     curves = {name: points for name, points in curves.items() if points}
-    if not curves or len(curves) > MANY:  # too many cross each other: the table has them
+    if not curves:
         return None
+    labels = ("tokens per second of a sequence", "tokens per second of the batch")
+    if len(curves) > MANY + 1:
+        found = {
+            name: ([x or 0.0 for x, *_ in points], [y or 0.0 for _, y, _ in points]) for name, points in curves.items()
+        }
+        (vanilla,) = (found.pop(name) for name in summary.of_kind("vanilla"))
+        beside = dict.fromkeys(found, vanilla)
+        title, note = PLOTS["batch_frontier"].title, "dashed: vanilla"
+        return figures_many.panels_of(summary, title, found, labels, note, beside)[0]
     note = "numbers: batch sizes; full waves only"
     figure, (axes,) = canvas.canvas(summary, PLOTS["batch_frontier"].title, note=note)
     for name, points in curves.items():
@@ -96,8 +105,8 @@ def _frontier(summary: Summary) -> Figure | None:
             axes.annotate(str(batch), (x or 0.0, y or 0.0), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens per second of a sequence")
-    axes.set_ylabel("tokens per second of the batch")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
 

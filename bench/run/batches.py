@@ -123,7 +123,11 @@ class _Stage:
         known = record.batches.get(str(size))
         chosen = [_variant(one, known) for one in examiner.contestants if not one.is_peer]
         stage = cls(examiner, line_up(chosen, dataclasses.replace(loaded, target=target), 0), Slots(target, size))
+        if target.graphs is not None:
+            target.graphs.reopen()
         times = stage.warm_up()
+        if target.graphs is not None:
+            target.graphs.close()
         if known is None:
             record.batches[str(size)] = stage.infos(times)
             recorder.save()

@@ -189,7 +189,8 @@ class DFlash(PacedMethod):
     def choose(self, states: Tensor, logits: Tensor, newest: int, sampler: Sampler | None) -> Chosen:
         """Choose the most probable drafts after the newest token, or with a sampler drawn ones.
 
-        By states [m, d] and the target's logits [m, V] of these. A confidence does not depend on the token that is drawn at its place, so stopping by it is lossless.
+        By states [m, d] and the target's logits [m, V] of these. A confidence does not depend on the token that is
+        drawn at its place, so stopping by it is lossless.
         """
         best = logits.softmax(-1).max(-1)
         if sampler is not None:
