@@ -91,7 +91,7 @@ def read_blocks(folder: Path, run: Run) -> list[Block]:
 def _block_check(run: Run) -> Callable[[Block], None]:
     """A check to call with each block in the file's order; it raises MismatchError."""
     seen: set[tuple[str, tuple[int, int, int]]] = set()
-    checks = {}
+    checks: dict[tuple[int, int], Callable[[Turn], None]] = {}
 
     def check(block: Block) -> None:
         if (key := (block.method, block.place)) in seen:

@@ -8,7 +8,7 @@ from bench.figures.summary import BatchCell, Summary
 from bench.report import tables
 from bench.report.formats import UNDEFINED, lossless_text, number, shown_name, times, times_between
 from bench.report.formats import share as share_text
-from bench.report.model import Code, Section, Table, table
+from bench.report.model import Code, Part, Section, Table, table
 
 ABOUT = (
     "The same questions, so many at once. Each sequence goes at its own pace; a slot that falls free takes the next "
@@ -29,7 +29,7 @@ def section(summary: Summary) -> Section:
     if not summary.batches:
         return Section("Batches")
     sampled = summary.sampling is not None
-    parts = [ABOUT, _throughput(summary), CROSSOVER, _crossovers(summary)]
+    parts: list[Part] = [ABOUT, _throughput(summary), CROSSOVER, _crossovers(summary)]
     details = [
         _method(shown_name(name, summary.methods[name]), cells, sampled) for name, cells in summary.batches.items()
     ]
