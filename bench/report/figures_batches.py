@@ -78,31 +78,28 @@ def _crossover(summary: Summary) -> Figure | None:
 
 def _frontier(summary: Summary) -> Figure | None:
     """A curve a method, vanilla too: tokens/s of a sequence and of the whole batch, a point a batch size."""
+    known = {name: [cell for cell in cells if cell.tok_per_s] for name, cells in summary.batches.items()}
     curves = {
-        name: [(cell.tok_per_s_each, cell.tok_per_s, cell.batch) for cell in cells if cell.tok_per_s is not None]
-        for name, cells in summary.batches.items()
+        name: ([cell.tok_per_s_each or 0.0 for cell in cells], [cell.tok_per_s or 0.0 for cell in cells])
+        for name, cells in known.items()
+        if cells
     }
-    curves = {name: points for name, points in curves.items() if points}
-    if not curves:
+    baseline = next((name for name in curves if summary.methods[name].kind == "vanilla"), None)
+    if baseline is None:
         return None
-    labels = ("tokens per second of a sequence", "tokens per second of the batch")
+    title, labels = PLOTS["batch_frontier"].title, ("tokens/s of a sequence", "tokens/s of the batch")
     if len(curves) > MANY + 1:
-        found = {
-            name: ([x or 0.0 for x, *_ in points], [y or 0.0 for _, y, _ in points]) for name, points in curves.items()
-        }
-        (vanilla,) = (found.pop(name) for name in summary.of_kind("vanilla"))
-        beside = dict.fromkeys(found, vanilla)
-        title, note = PLOTS["batch_frontier"].title, "dashed: vanilla"
-        return figures_many.panels_of(summary, title, found, labels, note, beside)[0]
-    note = "numbers: batch sizes; full waves only"
-    figure, (axes,) = canvas.canvas(summary, PLOTS["batch_frontier"].title, note=note)
-    for name, points in curves.items():
-        vanilla = summary.methods[name].kind == "vanilla"
-        style: dict[str, Any] = {"color": GREY, "marker": "x"} if vanilla else _style(canvas.rank(summary, name))
-        each, whole = [point[0] for point in points], [point[1] for point in points]
+        beside = dict.fromkeys(curves, curves[baseline])
+        found = {name: curve for name, curve in curves.items() if name != baseline}
+        return figures_many.panels_of(summary, title, found, labels, "dashed: vanilla", beside)[0]
+    figure, (axes,) = canvas.canvas(summary, title, note="numbers: batch sizes; full waves only")
+    for name, (each, whole) in curves.items():
+        style: dict[str, Any] = {"color": GREY, "marker": "x"}
+        if name != baseline:
+            style = _style(canvas.rank(summary, name))
         axes.plot(each, whole, label=shown_name(name, summary.methods[name]), **style)
-        for x, y, batch in points:
-            axes.annotate(str(batch), (x or 0.0, y or 0.0), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        for x, y, cell in zip(each, whole, known[name], strict=True):
+            axes.annotate(str(cell.batch), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(labels[0])
