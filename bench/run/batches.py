@@ -54,24 +54,32 @@ def serve(examiner: Examiner, recorder: Recorder, log: Log, note: Callable[[], N
     items = _items(examiner, recorder)
     done = {block.place for block in recorder.blocks}
     for size in sizes:
-        left = [place for place in _places(items, size) if place not in done]
-        if not left:
-            continue
-        log(f"decoding in batches of {size}: {len(left)} blocks of questions")
-        stage = _Stage.of(examiner, recorder, size)
-        with progress(len(left) * len(stage.contestants), f"batches of {size}", keep=True) as bar:
-            for place in left:
-                _, number, block = place
-                if block == 0 or place == left[0]:
-                    stage.forget()
-                taking_part = stage.contestants if (block + number) % 2 == 0 else stage.contestants[::-1]
-                found = {}
-                for contestant in taking_part:
-                    bar.at(contestant.label)
-                    found[contestant.label] = stage.answer(contestant, place, _blocks(items[number], size)[block])
-                    bar.add(1)
-                recorder.keep_blocks([found[contestant.label] for contestant in stage.contestants])
-                note()
+        if left := [place for place in _places(items, size) if place not in done]:
+            log(f"decoding in batches of {size}: {len(left)} blocks of questions")
+            _serve(_Stage.of(examiner, recorder, size), recorder, items, left, note)
+
+
+def _serve(
+    stage: _Stage,
+    recorder: Recorder,
+    items: dict[int, list[Item]],
+    left: Sequence[tuple[int, int, int]],
+    note: Callable[[], None],
+) -> None:
+    """Answer the blocks that are left of one batch size."""
+    with progress(len(left) * len(stage.contestants), f"batches of {stage.slots.count}", keep=True) as bar:
+        for size, number, block in left:
+            if block == 0 or (size, number, block) == left[0]:
+                stage.forget()
+            taking_part = stage.contestants if (block + number) % 2 == 0 else stage.contestants[::-1]
+            found = {}
+            for contestant in taking_part:
+                bar.at(contestant.label)
+                asked = _blocks(items[number], size)[block]
+                found[contestant.label] = stage.answer(contestant, (size, number, block), asked)
+                bar.add(1)
+            recorder.keep_blocks([found[contestant.label] for contestant in stage.contestants])
+            note()
 
 
 def _items(examiner: Examiner, recorder: Recorder) -> dict[int, list[Item]]:
@@ -185,8 +193,9 @@ class _Stage:
         for item, served in zip(items, batch.served, strict=True):
             turn = dataclasses.replace(_blank(item.alone), method=contestant.label)
             fill(turn, served.answer, eos)
-            turn.per_step_s = []  # of all sequences together, which the waves have
-            turn.text = examiner.loaded.chat.answer_text(turn.token_ids)
+            # Times are of all sequences together: the waves have them. The rest is as alone, where it is recorded.
+            turn.per_step_s, turn.per_step_rejected = [], []
+            turn.accepted_confidence, turn.rejected_confidence = [], []
             self._audit(contestant, turn, item)
             made.turns.append(turn)
             made.first_waves.append(served.first_wave)

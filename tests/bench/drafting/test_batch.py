@@ -6,12 +6,16 @@ import math
 
 import pytest
 
+from bench.drafting import costs
 from bench.drafting.batch import Request, Slots, decode_batch
 from bench.drafting.loop import decode
 from bench.drafting.method import NoKnobs, SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft
 from bench.drafting.together import in_step
+from bench.engine.joined import for_batch, run_joined
+from methods.kangaroo.knobs import KangarooConfig
+from methods.kangaroo.method import Kangaroo
 from methods.layer_skip import LayerSkip, LayerSkipConfig
 from methods.vanilla import Vanilla
 
@@ -128,3 +132,40 @@ def test_questions_of_all_are_answered_together_and_each_gets_its_own():
     found = in_step([asking(2, "a"), asking(0, "bb"), asking(3, "ccc")], answer)
     assert found == [("a", 1 + 11), ("bb", 0), ("ccc", 3 + 13 + 23)]
     assert asked == [["a", "ccc"], ["a", "ccc"], ["ccc"]]
+
+
+def test_costs_are_of_passes_over_all_sequences(scene, monkeypatch):
+    decoder, seen = scene[0], set()
+
+    def noting(target, x, parts, *layers):
+        seen.add((len(parts), x.shape[1], len({id(part.cache) for part in parts})))
+        return run_joined(target, x, parts, *layers)
+
+    monkeypatch.setattr(costs, "run_joined", noting)
+    three = costs.measure(for_batch(decoder, 3), 0, [])
+    assert {sequences for sequences, *_ in seen} == {3}
+    assert {rows // 3 for _, rows, _ in seen} >= {1, 2}
+    assert {caches for *_, caches in seen} == {3}
+    assert three.verifying(1) == pytest.approx(1, abs=0.01)
+    seen.clear()
+    costs.measure(decoder, 0, [])  # has a table of its own
+    assert {sequences for sequences, *_ in seen} == {1}
+
+
+@pytest.mark.parametrize("method", ["level", "blocks"])
+def test_drafts_are_made_in_one_call_for_all(method, scene, tiny_model, tiny_adapter, monkeypatch):
+    """Of Kangaroo a level, of LayerSkip a token of all sequences that still draft."""
+    decoder, requests, answers = scene
+    rows: list[int] = []
+    if method == "level":
+        made = Kangaroo(decoder, KangarooConfig(weights=str(tiny_adapter(tiny_model("tied")[1])), threshold=0, gamma=3))
+        model = made.draft_model
+        made.draft_model = lambda levels, best: rows.append(len(levels)) or model(levels, best)
+    else:
+        made = LayerSkip(decoder, LayerSkipConfig(stop="threshold", gamma=3))
+        answer = made._answer
+        made._answer = lambda asked: rows.append(len(asked)) or answer(asked)
+    batch = decode_batch(made, requests, Slots(decoder, 4), NEVER)
+    assert [served.answer.token_ids for served in batch.served] == answers
+    assert max(rows) == 4
+    assert sum(rows) >= sum(step.calls for served in batch.served for step in served.answer.steps)
