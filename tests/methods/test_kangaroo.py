@@ -232,8 +232,14 @@ def test_dynamic_trees_are_those_grown_from_scratch(kind, gamma, beam, nodes, th
     knobs = {"gamma": gamma, "beam": beam, "nodes": nodes, "threshold": threshold}
     method = Kangaroo(decoder, KangarooConfig(exit_layer=1, weights=str(folder), **knobs))
     made = []
-    propose = method._draft
-    method._draft = lambda one, room: made.append((tuple(one.context), room, propose(one, room))) or made[-1][2]
+    propose = method.propose
+
+    def noted(sequences, rooms):
+        drafts = propose(sequences, rooms)
+        made.append((tuple(sequences[0].context), rooms[0], drafts[0]))
+        return drafts
+
+    method.propose = noted
     answer = decode(method, random_ids(12, seed=1), LIMIT, frozenset())
     for context, room, draft in made:
         tokens, parents = grown(reference, context, 1, min(gamma, room), beam, nodes, threshold)
