@@ -6,6 +6,7 @@ Command-line flags are made from these fields: `help` is what `--help` shows, `b
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import types
 from argparse import Namespace
@@ -21,6 +22,7 @@ MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 QUANTIZE = ("none", "q4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NO_PEER = "none"
+MOST_SEQUENCES = 256  # of a batch
 LEAST_TEMPERATURE = 1e-3  # logits divided by less overflow sooner or later
 MANY = 1_000_000  # of whatever is counted: more is a slip of the keyboard
 _SEED = (0, 2**32 - 1)
@@ -106,6 +108,12 @@ class RunConfig(Settings):
         metavar="N",
         bounds=(0, MOST_WINDOWS),
     )
+    batch: str = setting(
+        "",
+        "sequences to decode at once, or several numbers separated by commas: after the questions were answered one by "
+        "one, vanilla and all methods (no peers) answer them in batches of each size",
+        metavar="B[,B..]",
+    )
     temperature: float = setting(
         0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", bounds=(0, 100)
     )
@@ -153,8 +161,20 @@ class RunConfig(Settings):
             )
         if self.temperature == 0 and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
+        _ = self.batches  # checks them
         if self.temperature and self.probe_windows:
             raise UserError("--probe-windows is for greedy decoding: leave --temperature out")
+
+    @functools.cached_property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes asked for by --batch."""
+        parts = [part.strip() for part in self.batch.split(",")] if self.batch else []
+        sizes = [int(part) for part in parts if re.fullmatch(r"[0-9]{1,4}", part)]
+        if len(sizes) < len(parts) or any(not 1 <= size <= MOST_SEQUENCES for size in sizes):
+            raise UserError(f"--batch {self.batch}: give whole numbers from 1 to {MOST_SEQUENCES}, such as 1,2,4,8")
+        if len(set(sizes)) < len(sizes):
+            raise UserError(f"--batch {self.batch} names a size twice: give each once")
+        return tuple(sorted(sizes))
 
     @property
     def peers(self) -> tuple[str, ...]:

@@ -111,13 +111,16 @@ def _carry_out(planned: Plan) -> int:
         say("interrupted: the figures are those of the questions finished so far;")
         say(_how_to_go_on(planned))
         return 130
-    failed = metrics.not_lossless(record, left.turns)
+    failed = metrics.not_lossless(record, [*left.turns, *(turn for block in left.blocks for turn in block.turns)])
     if failed:
         say(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}")
     dead = metrics.failed_throughout(record, left.turns)
     for label, error in dead.items():
         say(f"{label} failed in every question, first with: {error}")
-    return 1 if failed or dead else 0
+    fallen = {block.method: block.error for block in reversed(left.blocks) if block.error is not None}
+    for label, error in fallen.items():
+        say(f"{label} failed in batches, first with: {error}")
+    return 1 if failed or dead or fallen else 0
 
 
 def _how_to_go_on(planned: Plan) -> str:

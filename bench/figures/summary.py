@@ -141,6 +141,41 @@ class Cell:
     numerical_rate: Finite | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class BatchCell:
+    """The figures of one method at one batch size. Rates are of *full* waves, in which every slot was taken."""
+
+    batch: Count
+    turns: Count = 0
+    speedup: Estimate = field(default_factory=Estimate)  # throughput over vanilla's at the same batch size
+    tok_per_s: Finite | None = None  # throughput
+    tok_per_s_whole: Finite | None = None  # the drain included
+    full_share: Finite | None = None  # of the decode time
+    ms_per_token: Finite | None = None  # of a sequence: the mean, and below it the quantiles, over its tokens
+    ms_per_token_p50: Finite | None = None
+    ms_per_token_p99: Finite | None = None
+    compression_rate: Finite | None = None
+    accepted: Finite | None = None  # share of the drafted tokens
+    ttft_s: Finite | None = None
+    lossless: dict[str, Count] | None = None  # audited turns by verdict; None: not claimed
+    failed: Count = 0  # blocks of questions
+    error: str = ""  # of the first of these
+    predicted: Finite | None = None  # speedup, from costs measured before
+
+    @property
+    def tok_per_s_each(self) -> float | None:
+        """Of a sequence."""
+        return None if self.tok_per_s is None else self.tok_per_s / self.batch
+
+
+@dataclass(slots=True)
+class Crossover:
+    """Where a method's throughput falls to vanilla's, as a batch size; None: nowhere among those that ran."""
+
+    measured: Finite | None
+    predicted: Finite | None = None
+
+
 @dataclass(slots=True)
 class Answered:
     """Questions that a method answered, of those that vanilla did; a peer may be asked less than the others."""
@@ -308,6 +343,8 @@ class Summary:
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
     hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
+    batches: dict[str, list[BatchCell]] = field(default_factory=dict)  # of each method, by batch size; vanilla first
+    crossovers: dict[str, Crossover] = field(default_factory=dict)  # of each method that ran in batches
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import diagnosis, tables
+from bench.report import batched, diagnosis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -98,6 +98,7 @@ def sections(
         Section("Overview", [*tables.overview(summary), shown_is(summary)] if len(summary.methods) > 2 else []),
         _three_ways(summary),
         _times(summary),
+        batched.section(summary),
         diagnosis.section(summary),
         published_section(summary, read_published() if sources is None else sources),
         *(_method(run, summary, name) for name in methods),

@@ -131,6 +131,12 @@ def check(config: RunConfig, shape: str | None = None) -> Checked:
 
     """
     asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    turns, most = sum(len(question.turns) for question in asked.questions), max(config.batches, default=1)
+    if most > turns:
+        raise UserError(
+            f"--batch {config.batch}: {turns} turns of questions never fill a batch of {most}: ask more questions "
+            "(--limit, --tasks), or give a smaller batch"
+        )
     return Checked(asked, *variants(config, shape))
 
 
