@@ -5,6 +5,7 @@ Runs, `generate`, the window probe and the gate use it. EOS and the token limit 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from typing import TypeVar
@@ -116,12 +117,11 @@ def _run_through(
 
     Rows that drafting has taken further than others wait for these.
     """
-    first, rows = max(firsts), list(rows)
-    behind = [i for i, own in enumerate(firsts) if own < first]
-    if behind:
-        (begin,) = {firsts[i] for i in behind}
+    rows, first = list(rows), max(firsts)
+    for begin, end in itertools.pairwise(sorted(set(firsts))):
+        behind = [i for i, own in enumerate(firsts) if own <= begin]
         some = [parts[i] for i in behind]
-        done = run_joined(target, joined([rows[i] for i in behind]), some, begin, first)
+        done = run_joined(target, joined([rows[i] for i in behind]), some, begin, end)
         for i, own in zip(behind, done.split([part.width for part in some], dim=1), strict=True):
             rows[i] = own
     x, taps = joined(rows), {}

@@ -11,7 +11,7 @@ from bench.drafting.batch import Request, Slots, decode_batch
 from bench.drafting.loop import decode
 from bench.drafting.method import NoKnobs, SpeculativeMethod
 from bench.drafting.sampling import Sampler
-from bench.drafting.sequence import Draft
+from bench.drafting.sequence import NO_DRAFT, Draft
 from bench.drafting.together import in_step
 from bench.engine.joined import for_batch, run_joined
 from methods.kangaroo.knobs import KangarooConfig
@@ -132,6 +132,34 @@ def test_questions_of_all_are_answered_together_and_each_gets_its_own():
     found = in_step([asking(2, "a"), asking(0, "bb"), asking(3, "ccc")], answer)
     assert found == [("a", 1 + 11), ("bb", 0), ("ccc", 3 + 13 + 23)]
     assert asked == [["a", "ccc"], ["a", "ccc"], ["ccc"]]
+
+
+class Skipping(SpeculativeMethod):
+    """Drafts with one layer for some sequences, with two or with none for others: rows are not equally far."""
+
+    def __init__(self, target):
+        super().__init__(target, NoKnobs())
+        knobs = {"stop": "threshold", "gamma": 2}
+        self.members = [None, *(LayerSkip(target, LayerSkipConfig(exit_layer=n, **knobs)) for n in (1, 2))]
+
+    def member(self, sequence):
+        return self.members[sequence.slot % 3]
+
+    def open(self, sequence, prompt):
+        if (member := self.member(sequence)) is not None:
+            member.open(sequence, prompt)
+
+    def propose(self, sequences, budgets):
+        return [
+            NO_DRAFT if (member := self.member(one)) is None else member.propose([one], [budget])[0]
+            for one, budget in zip(sequences, budgets, strict=True)
+        ]
+
+
+def test_rows_that_drafting_has_taken_further_wait_for_the_others(scene):
+    decoder, requests, answers = scene
+    batch = decode_batch(Skipping(decoder), requests, Slots(decoder, 6), NEVER)
+    assert [served.answer.token_ids for served in batch.served] == answers
 
 
 def test_costs_are_of_passes_over_all_sequences(scene, monkeypatch):
