@@ -8,6 +8,7 @@ from bench import config
 from bench.commands import COMPUTE_FLAGS, add_run_flags, given_of, new_parser, refuse_given, say
 from bench.errors import UserError
 from bench.files import check_output, user_file, user_path
+from bench.text import counts
 
 _EPILOG = """\
 Forward passes, exit layers and the published draft models are measured on this device, with random weights of the
@@ -40,7 +41,8 @@ def parser() -> ArgumentParser:
     )
     made.add_argument(
         "--batch",
-        metavar="B[,B..]",
+        type=counts,
+        metavar="B,B,...",
         help="project the throughput of the runs' recorded steps in batches of these sizes instead, see run's --batch",
     )
     made.add_argument("--json", type=user_path, metavar="FILE", help="also write it for programs")
@@ -60,10 +62,12 @@ def run(options: Namespace) -> int:
         refuse_given(asked, f"{options.engine} has its own: leave them out")
     shape = asked.pop("shape", _SHAPE)
     check_shape(shape)
-    batch = {} if options.batch is None else {"batch": options.batch}
-    settings = config.from_flags(asked | batch | {"method": ("vanilla",), "peer": (config.NO_PEER,)}, "laptop")
-    if settings.batches and not any(source.is_dir() for source in options.acceptance or ()):
-        raise UserError(f"--batch {options.batch} projects a run's recorded steps: name its folder with --acceptance")
+    settings = config.from_flags(
+        asked | {"method": ("vanilla",), "peer": (config.NO_PEER,), "batch": options.batch}, "laptop"
+    )
+    sizes = sorted(settings.batch)
+    if sizes and not any(source.is_dir() for source in options.acceptance or ()):
+        raise UserError("--batch projects a run's recorded steps: name its folder with --acceptance")
     check_output(options.json, "--json")
     from bench.lab import projection as project
     from bench.lab.batch_projection import project_batches
@@ -76,9 +80,9 @@ def run(options: Namespace) -> int:
         engine = engine_bench.run(settings, shape, context=1024, repeats=15, log=say)
     else:
         engine = read_engine(options.engine)
-    if settings.batches:
-        rows = project_batches(engine, [source for source in sources if source.is_dir()], settings.batches)
-        print(engine_page.batches(engine, rows, settings.batches))
+    if sizes:
+        rows = project_batches(engine, [source for source in sources if source.is_dir()], sizes)
+        print(engine_page.batches(engine, rows, sizes))
     else:
         rows = project.project(engine, sources)
         print(engine_page.projection(engine, rows))

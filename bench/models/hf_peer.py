@@ -36,6 +36,14 @@ class HFPeer(Peer):
         self.model = shared_model(checkpoint, target.dtype, target.device, target.quantize)
 
     @property
+    def engine(self) -> dict[str, Any]:
+        """Return the library's version and options."""
+        import transformers
+
+        flags = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return {"name": "transformers", "version": transformers.__version__, "flags": flags}
+
+    @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Arguments of `generate` beyond prompt, limit, end tokens and sampling."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import methods
 from bench.drafting.batch import Batch, Request, Slots, decode_batch
 from bench.drafting.method import SpeculativeMethod
+from bench.drafting.sampling import Sampler
 from bench.engine.joined import for_batch
 from bench.errors import UserError, told
 from bench.figures.records import BatchInfo, Turn, over
@@ -49,7 +50,7 @@ def serve(examiner: Examiner, recorder: Recorder, log: Log, note: Callable[[], N
         UserError: the folder cannot be written any more, or a method cannot be made for a batch.
 
     """
-    if not (sizes := recorder.plan.config.batches):
+    if not (sizes := sorted(recorder.plan.config.batch)):
         return
     items = _items(examiner, recorder)
     done = {block.place for block in recorder.blocks}
@@ -90,13 +91,13 @@ def _items(examiner: Examiner, recorder: Recorder) -> dict[int, list[Item]]:
         if turn.method == methods.BASELINE and turn.error is None
     }
     found: dict[int, list[Item]] = {}
-    for number, question, _ in recorder.plan.todo(()):
+    for number, question, *_ in recorder.plan.todo(()):
         history: list[tuple[str, str]] = []
         for index, user in enumerate(question.turns):
             turn = alone.get((number, question.question_id, index))
             if turn is None:
                 break
-            found.setdefault(number, []).append(Item(turn, examiner.loaded.chat.prompt(history, user)))
+            found.setdefault(number, []).append(Item(turn, examiner.loaded.chat.prompt(history, user, question.system)))
             history.append((user, turn.text))
     return found
 
@@ -165,7 +166,7 @@ class _Stage:
         limit = min(_WARM_UP_TOKENS, self.examiner.context - len(prompt))
         for contestant in self.contestants:
             for _ in range(_WARM_UPS):
-                requests = [Request(prompt, limit, sampler_of(self.examiner.config)) for _ in range(self.slots.count)]
+                requests = [Request(prompt, limit, self._sampler()) for _ in range(self.slots.count)]
                 try:
                     with memory_errors(f"method {contestant.label} in a batch of {self.slots.count}"):
                         batch = decode_batch(_method(contestant), requests, self.slots, frozenset())
@@ -204,10 +205,14 @@ class _Stage:
             setattr(made, name, [round(getattr(wave, name), 6) for wave in batch.waves])
         return made
 
+    def _sampler(self) -> Sampler | None:
+        """A sampler of one sequence; None: greedy decoding."""
+        return sampler_of(self.examiner.config, self.examiner.config.temperature)
+
     def _request(self, item: Item) -> Request:
         """The turn as it was asked for alone, with the same stream of random numbers."""
         examiner, turn = self.examiner, item.alone
-        sampler = sampler_of(examiner.config)
+        sampler = self._sampler()
         if sampler is not None:
             sampler.seed(examiner.stream(turn.question_id, turn.turn, turn.round))
         return Request(item.prompt, examiner.limit(item.prompt), sampler)

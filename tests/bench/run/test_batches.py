@@ -146,10 +146,20 @@ def test_a_method_that_fails_in_a_batch_is_told_and_the_others_go_on(setting, ad
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("0", "from 1 to"), ("2,x", "whole numbers"), ("2,2", "twice"), ("5", "never fill a batch of 5"), (",", "whole")],
+    [
+        ("0", "--batch 0 is too small: at least 1"),
+        ("999", "--batch 999 is too large: at most 256"),
+        ("2,x", "argument --batch: invalid counts value: '2,x'"),
+        ("2,2", "'2,2' has a value twice"),
+        ("5", "--batch 5: 4 turns of questions never fill it"),
+    ],
 )
 def test_batches_that_cannot_be_are_refused(setting, capsys, given, said):
-    assert run_bench(setting.model, setting.questions, setting.out, "--batch", given) == 2
+    try:
+        status = run_bench(setting.model, setting.questions, setting.out, "--batch", given)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
     assert said in capsys.readouterr().err
     assert not setting.out.exists()
 
