@@ -41,8 +41,9 @@ examples:
   python run_bench.py --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
-Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's, or a
-method failed in every question or in a batch, 2 a mistake in the command, 130 interrupted (what is finished is kept)."""
+Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or a
+method failed in every question or in a batch, 2 a mistake in the command, 130 interrupted (finished questions are
+kept)."""
 
 
 def parser() -> ArgumentParser:
