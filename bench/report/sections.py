@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.figures.breakdown import ratio
+from bench.figures.notable import Divergence
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
-from bench.figures.summary import Cell, Divergence, Entry, Summary
+from bench.figures.summary import Cell, Entry, Summary
 from bench.report import batched, diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
