@@ -18,7 +18,7 @@ from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.engine.joined import for_batch
 from bench.errors import UserError, told
-from bench.figures.records import BatchInfo, Turn, over
+from bench.figures.records import BatchInfo, Turn, over, prompt_digest
 from bench.figures.waves import Block
 from bench.models.loading import memory_errors, stands_for
 from bench.progress import Log, progress
@@ -97,7 +97,9 @@ def _items(examiner: Examiner, recorder: Recorder) -> dict[int, list[Item]]:
             turn = alone.get((number, question.question_id, index))
             if turn is None:
                 break
-            found.setdefault(number, []).append(Item(turn, examiner.loaded.chat.prompt(history, user, question.system)))
+            prompt = examiner.loaded.chat.prompt(history, user, question.system)
+            assert prompt_digest(prompt) == turn.prompt_digest, f"question {question.question_id} has another prompt"
+            found.setdefault(number, []).append(Item(turn, prompt))
             history.append((user, turn.text))
     return found
 

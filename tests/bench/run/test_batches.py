@@ -93,6 +93,17 @@ def test_figures_are_those_of_the_records(setting, flags):
     assert table.header == ["throughput", "batch 1", "batch 3"]
 
 
+def test_a_system_message_is_part_of_the_prompt(setting, tmp_path):
+    said = (("system", "Be brief."), ("user", "Hi."), ("assistant", "Oh!"), ("user", "Bye."))
+    log = {"messages": [{"role": role, "content": text} for role, text in said]}
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(log) + "\n")
+    assert run_bench(setting.model, str(path), setting.out, "--method", "pld", "--batch", "2") == 0
+    _, turns, blocks = blocks_of(setting.out)
+    assert {turn.prompt_digest for block in blocks for turn in block.turns} == {turn.prompt_digest for turn in turns}
+    assert {turn.audit.verdict for block in blocks for turn in block.turns} == {"identical"}
+
+
 def test_a_mix_up_of_slots_is_found(setting, flags, monkeypatch, capsys):
     """All sequences of a batch share one cache: those of one slot are right, others read each other's text."""
     cache = batch.Slots.cache
