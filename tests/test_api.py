@@ -134,7 +134,10 @@ def test_settings_become_flags():
 
 def test_an_interrupt_ends_the_run_which_keeps_what_it_has(small, tmp_path):
     """As in a notebook, where the interrupt goes to the kernel's process alone."""
-    code = f"import roobench; roobench.run('pld', peer='none', rounds=1000, out='out', **{small!r})"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background
+        f"import roobench; roobench.run('pld', peer='none', rounds=1000, out='out', **{small!r})"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROOBENCH_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True

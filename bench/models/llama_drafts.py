@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,9 +53,8 @@ class Drafts:
         self.notes: dict[str, Any] = {}
         self.made: list[tuple[int, list[int]]] = []  # the context's length, and the drafts behind it
         if config.draft == LOOKUP:
-            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-
-            self._draft: Any = LlamaPromptLookupDecoding(max_ngram_size=config.ngram, num_pred_tokens=config.tokens)
+            lookup = importlib.import_module("llama_cpp.llama_speculative").LlamaPromptLookupDecoding
+            self._draft: Any = lookup(max_ngram_size=config.ngram, num_pred_tokens=config.tokens)
             return
         path = user_path(config.draft)
         try:
