@@ -1,3 +1,3 @@
 """Roobench: compare speculative decoding methods on your own device and believe the result."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,7 +14,7 @@ from typing import Any
 
 import bench
 from bench.errors import UserError
-from bench.text import shortened, visible
+from bench.text import shortened, visible, without_credentials
 
 # Name -> module of `bench.commands`, imported when it is used.
 COMMANDS = {
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except UserError as error:
-        return _end(2, f"error: {' '.join(str(error).splitlines())}")
+        return _end(2, f"error: {without_credentials(' '.join(str(error).splitlines()))}")
     except KeyboardInterrupt:
         return _end(INTERRUPTED, "interrupted")
     except BrokenPipeError:  # who read has seen enough

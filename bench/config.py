@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from bench.errors import UserError
 from bench.files import user_path
+from bench.text import numbers, token_counts
 
 DEFAULT_MODEL = "smollm2-135m-instruct"  # from a PyPI package, see bench.models.packaged
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
@@ -42,7 +43,8 @@ class Settings:
         for item in fields(self):  # type: ignore[arg-type]  # of a subclass, which is a dataclass
             value = getattr(self, item.name)
             if "bounds" in item.metadata and value is not None:
-                _check(flag_of(item.name), value, *item.metadata["bounds"])
+                for number in value if isinstance(value, tuple) else (value,):
+                    _check(flag_of(item.name), number, *item.metadata["bounds"])
 
 
 def _check(flag: str, value: float, least: float, most: float) -> None:
@@ -78,15 +80,22 @@ class RunConfig(Settings):
     )
     peer: tuple[str, ...] = setting(
         ("hf-generate",),
-        "another library's decoding to run as well, besides peers named by --method; may be repeated; none: no peer",
-        metavar="NAME",
+        "another engine's decoding to run as well, besides peers named by --method: a library's, or a server's "
+        "(openai:url=http://localhost:8000/v1); may be repeated; none: no peer",
+        metavar="NAME[:KEY=VALUE,...]",
     )
     model: str = setting(
-        DEFAULT_MODEL, "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), or a folder", metavar="NAME"
+        DEFAULT_MODEL,
+        "the packaged default, a Hugging Face id (lmsys/vicuna-7b-v1.3), a folder, a GGUF file, or one on the hub "
+        "(ORG/NAME:FILE.gguf)",
+        metavar="NAME",
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
     questions: str = setting(
-        "mini", "mini (bundled), official (Spec-Bench's, downloaded once), or a file in its format", metavar="NAME"
+        "mini",
+        "mini (bundled), official (Spec-Bench's, downloaded once), or a file: in its format, SPEED-Bench's prepared "
+        "files, or chat logs (JSON lines with messages or conversations)",
+        metavar="NAME",
     )
     tasks: str = setting(
         "all",
@@ -116,6 +125,28 @@ class RunConfig(Settings):
     )
     temperature: float = setting(
         0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", bounds=(0, 100)
+    )
+    temperatures: tuple[float, ...] = setting(
+        (),
+        "several temperatures in one run, each with a baseline of its own (0,0.5,1): shows what sampling costs; the "
+        "report is of the first one, with tables and a figure over all",
+        type=numbers,
+        metavar="X,X,...",
+        bounds=(0, 100),
+    )
+    prompt_lengths: tuple[int, ...] = setting(
+        (),
+        "pad every question with passages of its own kind to prompts of so many tokens (256,1k,2k), all in one run, "
+        "each length with a baseline of its own; longer questions are left out",
+        type=token_counts,
+        metavar="N,N,...",
+        bounds=(1, MANY),
+    )
+    passages: str | None = setting(
+        None,
+        "text file with passages for --prompt-lengths, separated by blank lines (default: the project's own, of the "
+        "question's kind)",
+        metavar="FILE",
     )
     top_p: float = setting(
         1.0, "sample from the most probable tokens that hold this share", metavar="X", bounds=(1e-6, 1)
@@ -154,16 +185,39 @@ class RunConfig(Settings):
         if NO_PEER in self.peer and set(self.peer) != {NO_PEER}:
             named = ", ".join(name for name in dict.fromkeys(self.peer) if name != NO_PEER)
             raise UserError(f"--peer {NO_PEER} and --peer {named} contradict each other: leave one of them out")
-        if 0 < self.temperature < LEAST_TEMPERATURE:
-            raise UserError(
-                f"--temperature {self.temperature} is too small to sample at: at least {LEAST_TEMPERATURE}, "
-                "or 0 for greedy decoding"
-            )
-        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+        if self.temperatures and (self.temperature or self.prompt_lengths):
+            other = "--temperature" if self.temperature else "--prompt-lengths"
+            raise UserError(f"--temperatures and {other} exclude each other: leave one of them out")
+        if self.passages is not None and not self.prompt_lengths:
+            raise UserError("--passages is what prompts are padded with: give --prompt-lengths as well")
+        flag = "--temperatures" if self.temperatures else "--temperature"
+        for value in self.sampled_at:
+            if 0 < value < LEAST_TEMPERATURE:
+                raise UserError(
+                    f"{flag} {value} is too small to sample at: at least {LEAST_TEMPERATURE}, or 0 for greedy decoding"
+                )
+        if not any(self.sampled_at) and (self.top_p != 1 or self.top_k):
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
         _ = self.batches  # checks them
-        if self.temperature and self.probe_windows:
-            raise UserError("--probe-windows is for greedy decoding: leave --temperature out")
+        if self.batch and (self.temperatures or self.prompt_lengths):
+            other = "--temperatures" if self.temperatures else "--prompt-lengths"
+            raise UserError(f"--batch and {other} exclude each other: leave one of them out")
+        if any(self.sampled_at) and self.probe_windows:
+            raise UserError(f"--probe-windows is for greedy decoding: leave {flag} out")
+
+    @property
+    def sampled_at(self) -> tuple[float, ...]:
+        """Every temperature of the run."""
+        return self.temperatures or (self.temperature,)
+
+    @property
+    def axis(self) -> tuple[float | None, ...]:
+        """The values that one setting takes in turn: temperatures, or rising prompt lengths; (None,) without one."""
+        return self.temperatures or tuple(sorted(self.prompt_lengths)) or (None,)
+
+    def temperature_at(self, value: float | None) -> float:
+        """The temperature where the axis has that value."""
+        return self.temperature if value is None or not self.temperatures else value
 
     @functools.cached_property
     def batches(self) -> tuple[int, ...]:
@@ -193,6 +247,8 @@ def check_device(name: str) -> None:
         raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
 
 
+# Flags of a run that a sweep does not take: it varies knobs, and nothing else.
+AXES = ("--temperatures", "--prompt-lengths", "--passages")
 # What a preset sets; flags given as well win.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},
@@ -208,7 +264,7 @@ _EPOCHS = (1, 1000)
 @dataclass(frozen=True)
 class _OfModel(Settings):
     model: str = setting(
-        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, or a folder", metavar="NAME"
+        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, a folder, or a GGUF file", metavar="NAME"
     )
     revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
 
@@ -250,6 +306,9 @@ class Collecting(_OfModel):
             user_path(self.out)
 
 
+_PEAK_RATES = {"muon": 7e-4, "adamw": 2e-3}
+
+
 @dataclass(frozen=True)
 class TrainConfig(Writing, Collecting):
     """How to train a method's weights: what all methods share. A method's own settings are a subclass next to it."""
@@ -278,8 +337,16 @@ class TrainConfig(Writing, Collecting):
     )
     epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
     batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
+    optimiser: str = setting(
+        "auto",
+        "muon (AdamW for norms and LM heads) or adamw; auto: muon, for published forms adamw, the papers'",
+        choices=("auto", "muon", "adamw"),
+    )
     learning_rate: float = setting(
-        2e-3, "peak, after a linear warm-up and before a cosine decay", metavar="X", bounds=(1e-9, 10)
+        0.0,
+        "peak, after a linear warm-up and before a cosine decay; 0: 0.0007 for muon, 0.002 for adamw",
+        metavar="X",
+        bounds=(0, 10),
     )
     seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
     out: str | None = setting(
@@ -295,6 +362,17 @@ class TrainConfig(Writing, Collecting):
         Weights of different forms are kept side by side.
         """
         return ""
+
+    @property
+    def chosen_optimiser(self) -> str:
+        """The optimiser, muon or adamw."""
+        default = "adamw" if self.form else "muon"
+        return default if self.optimiser == "auto" else self.optimiser
+
+    @property
+    def peak_rate(self) -> float:
+        """The peak of the learning rate."""
+        return self.learning_rate or _PEAK_RATES[self.chosen_optimiser]
 
 
 @dataclass(frozen=True)
@@ -344,10 +422,10 @@ def frozen(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _argument(item: Field[Any], hint: Any) -> dict[str, Any]:
     assert item.default is not MISSING
-    many = isinstance(item.default, tuple)
+    many = isinstance(item.default, tuple) and "type" not in item.metadata
     options = {key: value for key, value in item.metadata.items() if key not in ("help", "bounds")}
     shown = " ".join(item.default) if many else item.default
-    text = item.metadata["help"] + (f" (default: {shown})" if shown not in (None, "") else "")
+    text = item.metadata["help"] + (f" (default: {shown})" if shown not in (None, "", ()) else "")
     kind = str if many else next(k for k in (get_args(hint) or (hint,)) if k is not types.NoneType)
     if kind is bool:  # a switch, off unless given
         return {"help": item.metadata["help"], "action": "store_const", "const": True, "default": None}

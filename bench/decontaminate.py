@@ -21,8 +21,8 @@ class Filter:
         self._whole: set[str] = set()  # questions of fewer words (most of QA), which are matched whole
         for question_set in sets:
             for question in question_set.questions:
-                for turn in question.turns:
-                    self._add(words(turn))
+                for text in filter(None, (*question.turns, question.system)):
+                    self._add(words(text))
 
     def _add(self, turn: list[str]) -> None:
         if len(turn) < NGRAM:

@@ -37,7 +37,8 @@ def program() -> str:
     called = Path(sys.argv[0])
     if called.name == "roobench":
         return _spelled("roobench", called)
-    script = "-m bench" if called.parts[-2:] == ("bench", "__main__.py") else "run_bench.py"
+    is_package = called.name == "__main__.py" and called.parent.name in ("roobench", "bench")
+    script = f"-m {called.parent.name}" if is_package else "run_bench.py"
     return f"{_spelled('python', Path(sys.executable))} {script}"
 
 

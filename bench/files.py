@@ -19,6 +19,8 @@ from bench.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SOURCES = Path(__file__).parents[1]  # where `bench` and `methods` are: a checkout, or a folder of an environment
+IS_INSTALLED = not (SOURCES / "run_bench.py").is_file()  # what is written there would go with the next version
 MOST_BYTES = 256_000_000  # of a file of the user's that is read whole
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}

@@ -40,6 +40,7 @@ class Variant:
     label: str  # as spelled by the user, for tables
     names: tuple[str, ...]  # of the method; of several, a composition
     config: Any  # an instance of the method's Config
+    baseline: str = ""  # of a peer: the label of another one that it is compared with
 
     @property
     def method(self) -> type[Method]:
@@ -247,6 +248,7 @@ def _parse_one(text: str) -> Variant:
             continue
         if not equals or key not in types:
             known = [*method.presets, *types]
+            item = f"***{item[item.rindex('@') :]}" if "@" in item else item  # half a password with a comma, perhaps
             hint = did_you_mean(key, known) + (f"; its knobs: {', '.join(known)}" if known else "; it has none")
             raise UserError(f"method {name!r} has no knob {item!r}{hint} (spelled {name}:key=value,key=value)")
         if key in given:

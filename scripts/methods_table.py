@@ -75,7 +75,7 @@ def _row(name: str, summary: Summary) -> Iterator[str]:
     yield "baseline" if name == methods.BASELINE else methods.load(name).family or UNDEFINED
     yield _needs(name, knobs)
     measured = [label for label in summary.methods if label.partition(":")[0] == name and "+" not in label]
-    unknown = "not in this run" if "weights" in knobs else count(0)
+    unknown = "not in this run" if knobs.keys() & {"weights", "model"} else count(0)
     yield count(summary.methods[min(measured, key=len)].extra_parameters) if measured else unknown
     yield _source(title)
 
@@ -94,6 +94,8 @@ def _page(name: str) -> str:
 
 def _needs(name: str, knobs: Mapping[str, Any]) -> str:
     found = ["training"] if methods.training_module(name) else ["published weights"] if "weights" in knobs else []
+    if "model" in knobs:
+        found.append("a draft model")
     if "corpus" in knobs:
         found.append("a corpus" if knobs["corpus"] else "optionally a corpus")
     if "memory" in knobs:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import functools
 import importlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bench.engine.decoder import Decoder
 from bench.models.checkpoints import Checkpoint
 from tests import reference
+from tests.byte_tokenizer import byte_tokenizer
 from tests.reference import VOCAB
 from tests.wide import make_faint
 
@@ -44,10 +49,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}),
 }
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(params=list(KINDS))
@@ -150,14 +151,7 @@ def random_ids() -> Callable[..., list[int]]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, three special tokens (ids 256 to 258) and a chat template."""
-    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -198,3 +192,28 @@ def tiny_adapter(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
 def tiny_heads(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
     """(hf_model, options) -> the folder of Medusa heads."""
     return functools.partial(tiny_weights, "medusa")
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The project as users have it: `archive`, the `wheel` that is built from it, and the `python` it is installed for.
+
+    Made offline. The environment has these tests' packages, but not this checkout.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    source, made, env = folder / "source", folder / "dist", folder / "env"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "gates")
+    shutil.copytree(Path(__file__).parents[1], source, ignore=left_out)
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(made)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (archive,) = made.glob("*.tar.gz")
+    offline = ["--no-index", "--no-deps", "--disable-pip-version-check", "--quiet"]
+    wheel_of = [sys.executable, "-m", "pip", "wheel", *offline, "--no-build-isolation", "--wheel-dir", made, archive]
+    subprocess.run(wheel_of, check=True, cwd=folder)
+    (wheel,) = made.glob("*.whl")
+    venv.create(env)
+    (site,) = env.glob("lib/python*/site-packages")
+    (site / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    python = env / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", *offline, wheel], check=True, cwd=folder)
+    return SimpleNamespace(archive=archive, wheel=wheel, python=python)

@@ -20,7 +20,12 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "templates/method-plugin/README.md",
 ]
-LINKING = [*PAGES, ROOT / "bench/train/data/README.md", *sorted((ROOT / "results/reference").glob("*/README.md"))]
+LINKING = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "bench/train/data/README.md",
+    *sorted((ROOT / "results/reference").glob("*/README.md")),
+]
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*")
 _EXAMPLE = re.compile(r"<!-- example: (methods/[\w/]+\.py) -->\n```python\n(.*?)```", re.DOTALL)
 PROGRAM = ".venv/bin/roobench"

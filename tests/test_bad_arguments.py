@@ -88,7 +88,7 @@ RUN = [
     (["--model", NOBODY], NO_USER),
     (["--model", LONG], "File name too long"),
     (["--model", "empty"], "empty is not a model's folder: it has no config.json"),
-    (["--model", "file"], "file is not a model's folder"),
+    (["--model", "file"], "file is not a GGUF file"),
     (["--model", "model", "--revision", "v2", "--method", "pld"], "takes no revision"),
     (["--questions", "absent.jsonl"], "questions 'absent.jsonl' cannot be read .No such file"),
     (["--questions", "empty"], "Is a directory"),

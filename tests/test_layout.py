@@ -12,7 +12,7 @@ from bench.drafting.method import Peer
 ROOT = Path(__file__).parents[1]
 # From the top: a module imports from its own floor and from those below. `bench` itself has the version alone.
 FLOORS = (
-    ("run_bench", "bench.__main__", "bench.cli", "bench.commands"),
+    ("run_bench", "roobench", "bench.__main__", "bench.cli", "bench.commands"),
     ("bench.gate", "bench.sweep", "bench.lab", "bench.spec_bench", "bench.train", "bench.run"),
     ("bench.report",),
     ("bench.figures",),
@@ -45,7 +45,7 @@ def sources(*folders: str) -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
-MODULES = sources("bench", "methods") | {"run_bench": ROOT / "run_bench.py"}
+MODULES = sources("bench", "methods", "roobench") | {"run_bench": ROOT / "run_bench.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -6,15 +6,15 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sysconfig
+import sys
 import tomllib
-import venv
 from pathlib import Path
 
 import pytest
 import yaml
 
 import methods
+from bench import __version__
 from bench.commands.gate import parser
 from bench.drafting.method import SpeculativeMethod
 from tests.tiny import ONE_TURN, records, write_questions
@@ -47,21 +47,22 @@ def test_its_method_is_lossless(module, tiny_config, tiny_model, tiny_decoder, h
     assert decode(made, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
 
 
-def test_it_installs_into_a_fresh_environment_and_runs(tmp_path, tiny_checkpoint):
-    """Offline: in an environment that has Roobench and nothing of the template's."""
-    source, env = tmp_path / "my-method", tmp_path / "env"
+def test_it_installs_next_to_the_package_and_runs(tmp_path, tiny_checkpoint, installed):
+    """Offline: into a folder of its own, which only this test looks into. Results go to the current folder."""
+    source, site = tmp_path / "my-method", tmp_path / "site"
     shutil.copytree(TEMPLATE, source)
-    venv.create(env)
-    python = env / "bin" / "python"
-    (site,) = env.glob("lib/python*/site-packages")
-    (site / "roobench.pth").write_text("\n".join([str(ROOT), sysconfig.get_path("purelib")]))
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([python, "-m", "pip", "install", *offline, str(source)], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", site, source], check=True)
     questions = write_questions(tmp_path / "questions.jsonl", ONE_TURN)
     flags = ["--model", str(tiny_checkpoint("tied").folder), "--questions", questions, "--max-new-tokens", "6"]
-    command = [python, "-m", "bench", *flags, "--method", "my-method:length=2", "--peer", "none", "--out", "out"]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "ROOBENCH_CACHE": str(tmp_path / "cache")})
-    _, turns = records(tmp_path / "out")
+    command = [installed.python.parent / "roobench", *flags, "--method", "my-method:length=2", "--peer", "none"]
+    environment = {**os.environ, "ROOBENCH_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    run, turns = records(folder)
+    assert run.provenance["commit"] is None
+    assert run.provenance["packages"]["roobench"] == __version__
+    assert (tmp_path / "plots" / folder.name / "speedup_by_task.png").is_file()
     verdicts = [turn.audit.verdict for turn in turns if turn.method == "my-method:length=2"]
     assert verdicts == ["identical"]
 

@@ -57,7 +57,7 @@ def _overview() -> Iterator[str]:
     default = "in the cache" if DEFAULT_MODEL in cached else "93 MB to fetch"
     yield from _entries([(DEFAULT_MODEL, f"(the default, {default})")])
     yield from _entries((name, "(in the cache)") for name in sorted(cached - {DEFAULT_MODEL}))
-    yield "  any Llama-family chat model: a Hugging Face id like lmsys/vicuna-7b-v1.3, or a folder"
+    yield "  any Llama-family chat model: a Hugging Face id like lmsys/vicuna-7b-v1.3, a folder, or a GGUF file"
 
 
 def _page(name: str) -> Iterator[str]:
@@ -75,7 +75,7 @@ def _page(name: str) -> Iterator[str]:
         yield f"  {title}{'' if entries else ': none'}"
         yield from _entries(entries, "    ")
     yield "  example"
-    yield f"    {program()} --method {name} --limit 2"
+    yield f"    {program()} --method {getattr(known, 'example', '') or name} --limit 2"
     if not is_peer and name != methods.BASELINE:
         yield f'    {program()} generate "Why is the sky blue?" --method {name}'
 
@@ -96,8 +96,9 @@ def _weights(name: str) -> str:
     from bench.drafting import knobs
 
     if not methods.training_module(name):
-        named = "weights" in {knob for knob, *_ in methods.knobs(methods.declared(name))}
-        return f"none packaged; name a folder or Hugging Face id: {name}:weights=..." if named else "none needed"
+        knobs_of = {knob for knob, *_ in methods.knobs(methods.declared(name))}
+        named = next((knob for knob in ("weights", "model") if knob in knobs_of), None)
+        return f"none packaged; name a folder or Hugging Face id: {name}:{named}=..." if named else "none needed"
     root, found = knobs.WEIGHTS_ROOT, []
     for file in sorted(root.rglob("*.safetensors")):
         folder, model = file.parent.name, file.parent.parent.relative_to(root).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import shlex
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ examples:
   python run_bench.py --method kangaroo --tasks all
   python run_bench.py --method kangaroo --method kangaroo:paper --tasks all
   python run_bench.py --method pld+kangaroo --method hf-prompt-lookup --peer none --limit 4
+  python run_bench.py --method kangaroo --peer openai:url=http://localhost:8000/v1,name=vllm --peer-limit 0
   python run_bench.py --method kangaroo:threshold=0,gamma=4 --tasks qa,rag --limit 4
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
@@ -61,6 +63,11 @@ def parser() -> ArgumentParser:
         metavar="RUN_DIR",
         help="go on with a run that was killed or interrupted, with its own settings",
     )
+    made.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object instead of the tables: the run's folder, and the methods that failed",
+    )
     return made
 
 
@@ -71,7 +78,7 @@ def _spell(values: dict[str, object]) -> str:
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
     given = {name: value for name, value in vars(options).items() if value is not None}
-    folder, preset = given.pop("resume", None), given.pop("preset", None)
+    folder, preset, as_json = given.pop("resume", None), given.pop("preset", None), given.pop("json")
     from bench.run import plan, resume  # no torch yet: mistakes in the command are reported at once
 
     resumed = None if folder is None else (folder, resume.begun(folder))
@@ -84,13 +91,13 @@ def run(options: Namespace) -> int:
         refuse_given(given.keys() & {"peer_limit"}, "no peer takes part: leave it out, or name one with --peer")
     with plan.in_own_folder(planned) as own:
         try:
-            return _carry_out(own)
+            return _carry_out(own, as_json)
         except KeyboardInterrupt:
             say(f"interrupted: {_how_to_go_on(own)}")
             return 130
 
 
-def _carry_out(planned: Plan) -> int:
+def _carry_out(planned: Plan, as_json: bool) -> int:
     from bench.figures import metrics
     from bench.report import write_report
     from bench.report.conclusion import conclusion
@@ -105,16 +112,19 @@ def _carry_out(planned: Plan) -> int:
     if not left.turns:
         raise KeyboardInterrupt
     paths = write_report(folder, planned.plots)
-    print(conclusion(folder))
-    tell_written(paths)
+    dead = metrics.failed_throughout(record, left.turns)
+    failed = metrics.not_lossless(record, [*left.turns, *(turn for block in left.blocks for turn in block.turns)])
+    if as_json:
+        print(json.dumps({"folder": str(folder), "complete": record.complete, "not_lossless": failed, "failed": dead}))
+    else:
+        print(conclusion(folder))
+        tell_written(paths)
     if not record.complete:
         say("interrupted: the figures are those of the questions finished so far;")
         say(_how_to_go_on(planned))
         return 130
-    failed = metrics.not_lossless(record, [*left.turns, *(turn for block in left.blocks for turn in block.turns)])
     if failed:
         say(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}")
-    dead = metrics.failed_throughout(record, left.turns)
     for label, error in dead.items():
         say(f"{label} failed in every question, first with: {error}")
     fallen = {block.method: block.error for block in reversed(left.blocks) if block.error is not None}

@@ -15,6 +15,7 @@ from pathlib import Path
 from bench.errors import UserError, program
 from bench.files import user_path
 from bench.models import checkpoints
+from bench.models.gguf_file import model_of
 
 CONFIG_FILE = "config.json"
 DRAFT_WEIGHTS = (  # help of the knob `draft_weights`
@@ -158,4 +159,4 @@ def packaged(method: str, model: str, form: str = "", example: str = "") -> Path
 
 def default_folder(method: str, model: str, form: str = "") -> Path:
     """Return where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
-    return WEIGHTS_ROOT / model / (f"{method}-{form}" if form else method)
+    return WEIGHTS_ROOT / model_of(model) / (f"{method}-{form}" if form else method)

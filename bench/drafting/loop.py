@@ -32,6 +32,11 @@ Pass = Callable[[SpeculativeMethod, Many[Sequence], Many[Draft]], list[Outcome]]
 _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
 
 
+def target_caches(method: Method) -> dict[int, KVCache]:
+    """The target's caches for a method's sequences, by slot."""
+    return _caches.get(method, {}) if isinstance(method, SpeculativeMethod) else {}
+
+
 @torch.inference_mode()
 def open_sequence(
     method: SpeculativeMethod,

@@ -174,10 +174,16 @@ class Peer(Method):
     lossless: bool = True
     extra_parameters: int = 0
     needs: ClassVar[dict[str, str]] = {}  # module -> the package that has it, of what does not come with the project
+    example: ClassVar[str] = ""  # as `--peer` takes it, where the name alone is not enough
 
     def __init__(self, target: Decoder, config: Any, checkpoint: Checkpoint):
         super().__init__(target, config)  # the target: for its dtype and device
         self.checkpoint = checkpoint
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """Return the library that decodes: `name`, `version`, and the `flags` that matter; empty: this one."""
+        return {}
 
     def tune(self, prompt: Many[int]) -> None:
         """Choose what makes it fastest on this machine, such as its threads, and add it to `notes`."""
@@ -197,6 +203,8 @@ class Answer:
     steps: list[Step] = field(default_factory=list)  # as kept: the tail after EOS is cut off
     first_tokens: int = 1  # emitted by the prefill
     decode_passes: int | None = None  # after the prefill, of a peer that counts them; None: see `steps`
+    drafted: int | None = None  # tokens, of a peer whose engine tells them; None: see `steps`
+    accepted: int | None = None  # likewise
 
     def finish(self, eos: frozenset[int]) -> str:
         """Return why it ended: "eos" or "length"."""

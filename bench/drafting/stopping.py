@@ -90,6 +90,33 @@ class ThresholdRule:
         """End a step, with the tokens that it emitted."""
 
 
+class HeuristicRule:
+    """The schedule of Spec-Bench and of transformers' assisted generation (heuristic_transient): a question starts with
+    five drafts, and there are two more after a full match, else one less.
+    """
+
+    def __init__(self) -> None:
+        self.length = 5
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.made = 0
+
+    def goes_on(self) -> bool:
+        """Return whether to make another draft."""
+        return self.made < self.length
+
+    def keep(self, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+        """Return the most probable candidate."""
+        self.made += 1
+        return [max(candidates, key=lambda candidate: candidate.confidence)]
+
+    def end(self, emitted: Sequence[int]) -> None:
+        """End a step, with the tokens that it emitted: after a full match, one more than were drafted."""
+        self.length = self.length + 2 if len(emitted) > self.made else max(1, self.length - 1)
+
+
 class Estimate(Protocol):
     """What a confidence is worth in a question."""
 
@@ -145,8 +172,9 @@ class Counted:
 
     lost = _UNKNOWN
 
-    def __init__(self) -> None:
-        self.chances = Chances(_BY_CONFIDENCE, _TRIES)
+    def __init__(self, expected: float | None) -> None:
+        prior = _BY_CONFIDENCE if expected is None else [expected] * len(_BY_CONFIDENCE)
+        self.chances = Chances(prior, _TRIES)
 
     @property
     def first(self) -> float:
@@ -183,8 +211,9 @@ class GainRule:
     are compared at the question's rate so far. Where drafting does not pay, it is tried again at times.
     """
 
-    def __init__(self, calibration: Calibration | None, costs: Costs):
-        self.estimate: Estimate = Calibrated(calibration) if calibration else Counted()
+    def __init__(self, calibration: Calibration | None, costs: Costs, expected: float | None = None):
+        """`expected`: without a calibration, the chance of drafts to begin with; None: by their confidence."""
+        self.estimate: Estimate = Calibrated(calibration) if calibration else Counted(expected)
         self.pace = Pace(costs, self.estimate.lost, _SHARE)
         self.idle = 0  # steps since the last call
         self.spent = 0.0  # since the last step that ended: one that another method drafted for does not

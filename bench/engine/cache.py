@@ -60,6 +60,11 @@ class KVCache:
         """[L, B, H_kv, S, D]."""
         return self.data[:, 1]
 
+    @property
+    def bytes_per_position(self) -> int:
+        """What one position of one sequence takes."""
+        return sum(part[:, :, :1, :, :1].numel() * part.element_size() for part in self._parts)
+
     def zero(self) -> None:
         """Clear all rows, which then lie in memory of their own."""
         for part in self._parts:

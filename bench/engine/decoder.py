@@ -35,11 +35,12 @@ from bench.engine.cache import KVCache
 from bench.engine.graphs import Fixed, choose_graphs
 from bench.engine.huge_pages import use_huge_pages
 from bench.engine.kernels import native
+from bench.engine.mapped import MappedFiles
 from bench.engine.placement import choose_homes
 from bench.engine.places import Places
 from bench.engine.products import Layout, Linear, choose_layout
 from bench.engine.quantize import GROUP
-from bench.engine.weights import DecoderConfig, Taker, agreed, sizes
+from bench.engine.weights import DecoderConfig, Joined, Taker, agreed, sizes
 from bench.errors import UserError
 from bench.progress import progress
 
@@ -141,20 +142,24 @@ class Decoder:
         )
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         self.config = config = agreed(named, config)
-        take = Taker(named, dtype, device)
-        d = config.hidden
+        files = MappedFiles()
+        take = Taker(named, dtype, device, files)
         self.homes = list(homes or choose_homes(device, *sizes(named, config, dtype)))
         if len(set(self.homes)) > 1:
             self.graphs = None  # a graph is of one device
-        self.embedding = take("embed_tokens.weight", (config.vocab, d))
         with progress(len(self.homes), "preparing layers") as bar:
             for i, home in enumerate(self.homes):
-                self.layers.append(self._build_layer(Taker(named, dtype, home), f"layers.{i}."))
+                self.layers.append(self._build_layer(Taker(named, dtype, home, files), f"layers.{i}."))
                 bar.add(1)
-        self.norm = take("norm.weight", (d,))
-        self.head = self._head(self.embedding if config.tied else take("lm_head.weight", (config.vocab, d)))
+        self.norm = take("norm.weight", (config.hidden,))
+        shape = (config.vocab, config.hidden)
+        embedding = take.joined([("embed_tokens.weight", shape)])
         if quantize != "none" and config.tied:  # what the codes stand for is the model
+            self.head = self._head(embedding)
             self.embedding = self.head.weight
+        else:
+            self.embedding = embedding.whole()
+            self.head = self._head(self.embedding if config.tied else take.joined([("lm_head.weight", shape)]))
         self.cos, self.sin = rope_table(hf_config, self.max_len + BLOCK, dtype, device)
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
@@ -165,27 +170,26 @@ class Decoder:
     def _build_layer(self, take: Taker, prefix: str) -> _Layer:
         c = self.config
         d, q, kv = c.hidden, c.heads * c.head_dim, c.kv_heads * c.head_dim
-        attn, mlp = prefix + "self_attn.", prefix + "mlp."
-        ffn = take.rows(mlp + "up_proj.weight")
+        ffn = take.rows(prefix + "mlp.up_proj.weight")
+
+        def linear(columns: int, rows: dict[str, int], *, paired: bool = False) -> Linear:
+            """Projections of one input, by name, as one product."""
+            weight = take.joined([(f"{prefix}{name}_proj.weight", (n, columns)) for name, n in rows.items()])
+            bias = take.bias([(f"{prefix}{name}_proj.bias", n) for name, n in rows.items()])
+            return self._linear(weight, bias, paired=paired)
+
         return _Layer(
             input_norm=take(prefix + "input_layernorm.weight", (d,)),
-            qkv=self._linear(
-                torch.cat([take(f"{attn}{n}_proj.weight", (o, d)) for n, o in (("q", q), ("k", kv), ("v", kv))]),
-                take.bias([(f"{attn}{n}_proj.bias", o) for n, o in (("q", q), ("k", kv), ("v", kv))]),
-            ),
-            q_norm=take(attn + "q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
-            k_norm=take(attn + "k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
-            out=self._linear(take(attn + "o_proj.weight", (d, q)), take.bias([(attn + "o_proj.bias", d)])),
+            qkv=linear(d, {"self_attn.q": q, "self_attn.k": kv, "self_attn.v": kv}),
+            q_norm=take(prefix + "self_attn.q_norm.weight", (c.head_dim,)) if c.qk_norm else None,
+            k_norm=take(prefix + "self_attn.k_norm.weight", (c.head_dim,)) if c.qk_norm else None,
+            out=linear(q, {"self_attn.o": d}),
             post_norm=take(prefix + "post_attention_layernorm.weight", (d,)),
-            gate_up=self._linear(
-                torch.cat([take(f"{mlp}{n}_proj.weight", (ffn, d)) for n in ("gate", "up")]),
-                take.bias([(f"{mlp}{n}_proj.bias", ffn) for n in ("gate", "up")]),
-                paired=True,
-            ),
-            down=self._linear(take(mlp + "down_proj.weight", (d, ffn)), take.bias([(mlp + "down_proj.bias", d)])),
+            gate_up=linear(d, {"mlp.gate": ffn, "mlp.up": ffn}, paired=True),
+            down=linear(ffn, {"mlp.down": d}),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
+    def _linear(self, weight: Joined, bias: Tensor | None = None, *, paired: bool = False) -> Linear:
         if self.quantize != "none" and weight.shape[1] % GROUP:
             size = weight.shape[1]
             raise UserError(
@@ -193,7 +197,7 @@ class Decoder:
             )
         return Linear(weight, bias, layout=self.layout, quantize=self.quantize, paired=paired)
 
-    def _head(self, weight: Tensor) -> Linear:
+    def _head(self, weight: Tensor | Joined) -> Linear:
         """Rows of the LM head. Of four-bit models they are kept finer, as GGUF files do: in eight bits."""
         return Linear(weight, layout=self.layout, quantize="none" if self.quantize == "none" else "q8")
 
@@ -201,6 +205,10 @@ class Decoder:
     def head_weight(self) -> Tensor:
         """The LM head's weights [V, d], plain."""
         return self.embedding if self.config.tied else self.head.weight
+
+    def head_rows(self, token_ids: Tensor) -> Tensor:
+        """The LM head's weights for some tokens [len(token_ids), d], plain."""
+        return self.embedding[token_ids] if self.config.tied else self.head.rows(token_ids)
 
     def new_cache(self, batch: int = 1, max_len: int | None = None) -> KVCache:
         """A cache for all layers, with room for padding beyond `max_len` (default: the decoder's own)."""
@@ -214,8 +222,8 @@ class Decoder:
     def by_operations(self, *, own_products: bool = False) -> Decoder:
         """The same weights, run operation by operation by torch: what our own kernels are held against.
 
-        `own_products`: only what is between products is torch's, as in passes that are too wide for the kernels. The
-        arithmetic of products (eight-bit activations of quantised weights) is then the same.
+        `own_products`: only what is between products is torch's. The arithmetic of products (eight-bit activations of
+        quantised weights) is then the same.
         """
         other = copy.copy(self)
         other.narrow, other.graphs = None, None
@@ -266,8 +274,8 @@ class Decoder:
         if isinstance(places, int):
             places = Places.after(places, n, batch)
         assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
-        if self.narrow is not None and batch * n <= native.MOST_ROWS:
-            return self.narrow.run(x, native.Rows.of([places], self.cos, self.sin), [cache] * batch, (first, last))
+        if self.narrow is not None:
+            return self.narrow.run(x, places, (self.cos, self.sin), cache, (first, last))
         if self.graphs is not None and first < last:
             body = functools.partial(self._run_fixed, cache, first, last)
             states = self.graphs.run(cache, (first, last), body, [x], places)
@@ -338,7 +346,7 @@ class Decoder:
 
         `quantize`: as `Linear`'s; none: as the whole head is.
         """
-        rows = self.head_weight[token_ids]
+        rows = self.head_rows(token_ids)
         return self._head(rows) if quantize == "none" else Linear(rows, layout=self.layout, quantize=quantize)
 
     def _mask_for(self, n: int, start: int) -> Tensor | None:

@@ -62,7 +62,7 @@ def run_joined(target: Decoder, x: Tensor, parts: Sequence[Part], first: int = 0
             done = target.run_layers(rows, of[0].places, of[0].cache, first, last)
         elif target.narrow is not None:
             places = native.Rows.of([part.places for part in of], target.cos, target.sin)
-            done = target.narrow.run(rows, places, [part.cache for part in of], (first, last))
+            done = target.narrow.run_rows(rows, places, [part.cache for part in of], (first, last))
         else:
             done = _by_operations(target, rows, of, first, last)
         if len(group) == len(parts):
@@ -77,7 +77,7 @@ def _groups(target: Decoder, parts: Sequence[Part]) -> Iterator[list[int]]:
     group: list[int] = []
     rows = 0
     for i, part in enumerate(parts):
-        if target.narrow is not None and part.width > native.MOST_ROWS:
+        if target.narrow is not None and part.width > native.MANY:
             yield [i]
             continue
         if target.narrow is not None and rows + part.width > MOST_ROWS:

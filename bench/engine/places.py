@@ -8,7 +8,7 @@ depth, and each node attends to its ancestors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +56,15 @@ class Places:
     def batch(self) -> int:
         """B."""
         return len(self.spans)
+
+    def in_parts(self, most: int) -> Iterator[Places]:
+        """The same rows in passes of at most `most` rows a sequence, one after the other; a tree stays whole."""
+        if self.width <= most or any(span.depths is not None for span in self.spans):
+            yield self
+            return
+        for done in range(0, self.width, most):
+            spans = tuple(replace(span, base=span.first + done, before=0) for span in self.spans)
+            yield Places(spans, min(most, self.width - done))
 
     @functools.cached_property
     def together(self) -> Span | None:

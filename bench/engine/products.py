@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.engine.kernels import native
 from bench.engine.kernels.panels import Panels
 from bench.engine.quantize import GRIDS
+from bench.engine.weights import Joined
 
 Layout = Literal["plain", "native"]
 
@@ -26,7 +27,7 @@ class Linear:
 
     def __init__(
         self,
-        weight: Tensor,
+        weight: Tensor | Joined,
         bias: Tensor | None = None,
         *,
         layout: Layout = "plain",
@@ -39,19 +40,22 @@ class Linear:
         self.layout = layout
         self.paired = paired
         self.product: native.Product | None = None
-        self._stored: Tensor | Panels = weight
+        self._stored: Tensor | Panels
         if layout == "native":
-            matrix = weight if quantize == "none" else GRIDS[quantize].of(weight)
-            self._stored = Panels.of(matrix, paired=paired)
+            self._stored = Panels.of(weight, GRIDS.get(quantize), paired=paired)
             self.product = native.Product(self._stored, bias)
         else:
             assert quantize == "none", f"{quantize} weights in the {layout} layout"
-            self._stored = weight.contiguous()
+            self._stored = weight.contiguous() if isinstance(weight, Tensor) else weight.whole()
 
     @property
     def weight(self) -> Tensor:
         """W [n_out, n_in]; in the native layout a copy, of codes in float32."""
         return self._stored.plain() if isinstance(self._stored, Panels) else self._stored
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some rows of W, [len(numbers), n_in]; as `weight`, but without a copy of all."""
+        return self._stored.rows(numbers) if isinstance(self._stored, Panels) else self._stored[numbers]
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.engine.attention import rope_table
+from bench.engine.kernels.panels import BLOCK_NUMBERS
+from bench.engine.mapped import MappedFiles
 from bench.errors import UserError
 from bench.files import first_line
 
@@ -232,11 +234,14 @@ def sizes(named: dict[str, Tensor], config: DecoderConfig, dtype: torch.dtype) -
 class Taker:
     """Takes weights by name, each once, on the device and in the dtype of the run; `agreed` has checked their form.
 
-    What was taken is let go, so that a model need not fit into memory twice.
+    What was taken is let go, so that a model need not fit into memory twice: neither whole nor a matrix of it.
     """
 
-    def __init__(self, named: dict[str, Tensor], dtype: torch.dtype, device: torch.device):
-        self.named, self.dtype, self.device = named, dtype, device
+    def __init__(
+        self, named: dict[str, Tensor], dtype: torch.dtype, device: torch.device, files: MappedFiles | None = None
+    ):
+        """`files`: those that the weights may be mapped from."""
+        self.named, self.dtype, self.device, self.files = named, dtype, device, files
 
     def rows(self, name: str) -> int:
         """Rows of a weight that has not been taken yet."""
@@ -249,10 +254,61 @@ class Taker:
             UserError: it holds NaN or infinite values, or values that the dtype cannot hold.
 
         """
-        tensor, scale = self.named.pop(name), self.named.pop(f"{name}_scale_inv", None)
-        assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)}, not {shape}"
-        if scale is not None:
-            tensor = _dequantized(tensor, scale)
+        return self.joined([(name, shape)]).whole()
+
+    def joined(self, parts: Sequence[tuple[str, tuple[int, ...]]]) -> Joined:
+        """Take weights of these shapes, one below the other."""
+        tensors = {}
+        for name, shape in parts:
+            tensor, scale = self.named.pop(name), self.named.pop(f"{name}_scale_inv", None)
+            assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)}, not {shape}"
+            tensors[name] = tensor if scale is None else _dequantized(tensor, scale)
+        return Joined(tensors, self.dtype, self.device, self.files)
+
+    def bias(self, parts: Collection[tuple[str, int]]) -> Tensor | None:
+        """The biases of a fused product, or None if the model has none."""
+        if not any(name in self.named for name, _ in parts):
+            return None
+        return torch.cat([self(name, (size,)) for name, size in parts])
+
+
+class Joined:
+    """Weights one below the other, [n, ..], converted to a device and dtype as their rows are asked for.
+
+    The rows of a weight in a file should be asked for once: afterwards, they are read from the file again.
+    """
+
+    def __init__(
+        self, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device, files: MappedFiles | None = None
+    ):
+        self.tensors, self.dtype, self.device, self.files = tensors, dtype, device, files
+        first, *others = tensors.values()
+        self.shape = torch.Size((first.shape[0] + sum(other.shape[0] for other in others), *first.shape[1:]))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Copy rows [start, stop).
+
+        Raises:
+            UserError: they hold NaN or infinite values, or values that the dtype cannot hold.
+
+        """
+        pieces, begin = [], 0
+        for name, tensor in self.tensors.items():
+            first, end = max(rows.start - begin, 0), min(rows.stop - begin, tensor.shape[0])
+            if first < end:
+                pieces.append(self._converted(name, tensor[first:end]))
+            begin += tensor.shape[0]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        rows = max(1, BLOCK_NUMBERS * made.shape[0] // max(1, made.numel()))
+        for first in range(0, made.shape[0], rows):
+            made[first : first + rows] = self[first : first + rows]
+        return made
+
+    def _converted(self, name: str, tensor: Tensor) -> Tensor:
         # A copy even where nothing has to change: a file's own pages are small ones, and read more slowly.
         taken = tensor.to(device=self.device, dtype=self.dtype, copy=True)
         if not _is_finite(taken):
@@ -260,13 +316,9 @@ class Taker:
                 dtype = str(self.dtype).removeprefix("torch.")
                 raise UserError(f"weight {_stored(name)!r} is too large for {dtype}: take --dtype float32 or bfloat16")
             raise UserError(f"weight {_stored(name)!r} holds NaN or infinite values: fetch the checkpoint again")
+        if self.files is not None:
+            self.files.release(tensor)
         return taken
-
-    def bias(self, parts: Collection[tuple[str, int]]) -> Tensor | None:
-        """The biases of a fused product, or None if the model has none."""
-        if not any(name in self.named for name, _ in parts):
-            return None
-        return torch.cat([self(name, (size,)) for name, size in parts])
 
 
 def _dequantized(codes: Tensor, scales: Tensor) -> Tensor:

@@ -112,6 +112,14 @@ def drafts(turns: Iterable[Turn]) -> Drafts | None:
     return Drafts(drafting / len(steps), ratio(drafted, drafting), ratio(accepted, drafted)) if steps else None
 
 
+def told_drafts(turns: Iterable[Turn]) -> Drafts | None:
+    """What the engine of a peer tells of its drafts; None: nothing."""
+    told = [turn for turn in turns if turn.drafted is not None]
+    drafted, accepted = sum(turn.drafted or 0 for turn in told), sum(turn.accepted or 0 for turn in told)
+    passes = sum(turn.decode_passes or 0 for turn in told)
+    return Drafts(None, ratio(drafted, passes), ratio(accepted, drafted)) if told else None
+
+
 def emitted_histogram(turns: Iterable[Turn], longest: int) -> list[int]:
     """Steps by what they added to the kept answer: entry i counts those of i + 1 tokens, i < longest."""
     emitted = [count for turn in turns for count in turn.per_step_emitted]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
@@ -25,6 +25,7 @@ class _Notes(TypedDict, total=False):
 
     parts: list[str]
     probe_windows: Count
+    caution: str
 
 
 def check_run(run: Run) -> None:
@@ -44,16 +45,21 @@ def check_run(run: Run) -> None:
             raise MismatchError(f"methods.{label}.notes.{error}") from error
 
 
+def axis_values(config: Mapping[str, Any]) -> list[float | None]:
+    """The values of the axis of a run's settings; [None] without one."""
+    return list(config.get("temperatures") or sorted(config.get("prompt_lengths") or []) or [None])
+
+
 def turn_check(run: Run | None) -> Callable[[Turn], None]:
     """A check to call with each turn in the file's order; it raises MismatchError. No `run`: turns alone."""
-    seen: set[tuple[str, int, int, int]] = set()
+    seen: set[tuple[str, int, int, int, float | None]] = set()
 
     def check(turn: Turn) -> None:
         _check_alone(turn)
         if run is None:
             return
         _check_in(turn, run)
-        key = (turn.method, turn.question_id, turn.turn, turn.round)
+        key = (turn.method, turn.question_id, turn.turn, turn.round, turn.at)
         if key in seen:
             raise MismatchError(
                 f"{turn.method} answered question {turn.question_id}, turn {turn.turn}, in round {turn.round} before"
@@ -88,6 +94,8 @@ def _check_in(turn: Turn, run: Run) -> None:
     rounds = run.config.get("rounds")
     if rounds is not None and turn.round >= rounds and "interleaved" not in run.provenance:  # a gate asks on and on
         raise MismatchError(f"round: {turn.round} is beyond the run's {rounds} rounds, which count from 0")
+    if turn.at not in (values := axis_values(run.config)):
+        raise MismatchError(f"at: {turn.at} is none of the run's values, {values}")
     parts = info.notes.get("parts")
     if parts and max(turn.per_step_part, default=0) >= len(parts):
         raise MismatchError(

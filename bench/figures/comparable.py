@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.config import RunConfig, flag_of
 from bench.errors import UserError, program
-from bench.figures import disturbed, metrics
+from bench.figures import axis, disturbed
 from bench.figures.records import Run, Turn
 from bench.figures.rules import IDENTITY, Rules
 
@@ -26,7 +26,7 @@ def identity(run: Run) -> dict[str, Any]:
         run.dtype,
         str(run.machine),
         run.config.get("max_new_tokens"),
-        metrics.sampling(run),
+        axis.sampling(run),
     )
     return dict(zip(IDENTITY, values, strict=True))
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UserError
-from bench.figures import breakdown, comparable, metrics, stats
+from bench.figures import axis, breakdown, comparable, metrics, stats
 from bench.figures.comparable import Pair, check_comparable
 from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
 from bench.figures.facts import PassCosts
@@ -69,6 +69,7 @@ def compare(base: Records, new: Records, rules: Rules | None = None) -> Comparis
 
     """
     rules = rules or Rules()
+    base, new = ((run, axis.at_first(run, turns)) for run, turns in (base, new))
     made = _Comparison(base, new, rules)
     warnings = check_comparable(base[0], new[0], rules, made.asked)
     if not made.asked:
@@ -197,9 +198,7 @@ class _Comparison:
     def _other_text(self, tasks: list[list[Pair]]) -> Metric:
         """Vanilla's answers that changed: audits are against vanilla, and would not see a fault that hits it too."""
         count = sum(pair[0].token_ids != pair[1].token_ids for task in tasks for pair in task)
-        counts = (
-            self.exact(self.baseline) and metrics.sampling(self.base[0]) is None and ANSWERS not in self.rules.allow
-        )
+        counts = self.exact(self.baseline) and axis.sampling(self.base[0]) is None and ANSWERS not in self.rules.allow
         return new_metric(0, count, verdict=WORSE if count else SAME, counts=counts)
 
     def _counters(self, label: str, tasks: list[list[Pair]]) -> dict[str, Metric]:

@@ -43,6 +43,7 @@ class DatasetFacts(TypedDict, total=False):
     sha256: str
     questions: Count  # how many were asked
     tasks: list[str]
+    passages: Digest  # of the text that questions were padded with
 
 
 class EngineFacts(TypedDict, total=False):

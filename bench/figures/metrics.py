@@ -12,19 +12,21 @@ Liu et al.'s, arXiv 2404.18911. Words have one meaning everywhere:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from bench.errors import UserError
 from bench.figures import breakdown, disturbed, hindsight, stats
+from bench.figures.axis import over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
     Answered,
+    Beside,
     Cell,
     Dataset,
     Divergence,
@@ -32,11 +34,11 @@ from bench.figures.summary import (
     Estimate,
     Failure,
     Predicted,
-    Sampling,
     Statistics,
     StepTime,
     Summary,
 )
+from bench.figures.sums import Pair, by_steady_steps, question_sums
 from bench.questions import TASKS
 from bench.typed_json import decode_value
 
@@ -47,16 +49,25 @@ REPETITION_N = 8  # length of the n-grams whose repetition is counted
 _MEANS = ("tok_per_s", "tok_per_s_vanilla", "repetition", "ttft_s", "eos_share", "compression_rate")
 _MEANS_OF_STEPS = ("draft_token_share", "draft_time_share")
 
-Pair = tuple[Turn, Turn]  # the method's turn, then vanilla's
-
 
 def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
     """Every figure of a run: the content of `summary.json`.
+
+    Of a run with an axis they are those of its first value; `axis` has the others. Failures and divergences are listed
+    for all.
 
     Raises:
         UserError: the run has no vanilla, so nothing can be compared.
 
     """
+    return over_axis(run, turns, _at)
+
+
+def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
+    """The figures of the turns at one value of the run's axis."""
+    sampled = sampling(run, value)
+    if sampled is not None:  # costs are of greedy decoding
+        run = dataclasses.replace(run, methods={n: dataclasses.replace(i, costs=None) for n, i in run.methods.items()})
     vanilla = vanilla_name(run)
     failed = [turn for turn in turns if turn.error is not None]
     dead = {name: error for name, error in _failed_throughout(run, turns).items() if name != vanilla}
@@ -76,14 +87,20 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         device=run.machine,
         dtype=run.dtype,
         activations=run.engine.get("activations", ""),
-        sampling=sampling(run),
+        sampling=sampled,
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
         statistics=decode_value(Statistics, stats.STATISTICS),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
-        failed=[Failure(*disturbed.where(turn), str(turn.error)) for turn in failed],
-        divergences=[found for name in run.methods for turn, _ in paired[name] for found in _divergence(turn)],
+        failed=[Failure(*disturbed.where(turn), str(turn.error), at=turn.at) for turn in failed],
+        divergences=[
+            found
+            for name, info in run.methods.items()
+            if "baseline" not in info.notes
+            for turn, _ in paired[name]
+            for found in _divergence(turn)
+        ],
         busy_turns=disturbed.busy_turns(kept),
         outliers=disturbed.outliers(paired, vanilla),
         methods={
@@ -101,6 +118,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
         },
         against=_against(run, paired),
         hindsight=hindsight.bounds({name: info.costs for name, info in run.methods.items()}, paired),
+        beside=_beside(run, kept),
     )
 
 
@@ -212,22 +230,27 @@ def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, Est
         turns = [turn for turn, _ in paired[name]]
         both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
         tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
-        sums = [_question_sums(task, prefilled=False) for task in tasks if task]
+        sums = [question_sums(task, prefilled=False) for task in tasks if task]
         found[name][other] = stats.estimates(sums)["ratio_of_sums"]
     return found if len(names) > 1 else {}
+
+
+def _beside(run: Run, turns: Sequence[Turn]) -> dict[str, Beside]:
+    """The peers with a baseline of their own, in units of that; their audits are against its answers."""
+    found = {}
+    for name, info in run.methods.items():
+        other = str(info.notes.get("baseline", ""))
+        if paired := pairs(turns, name, other) if other else []:
+            gaps = [abs(turn.audit.gap) for turn, _ in paired if turn.audit is not None and turn.audit.gap is not None]
+            tasks = _by_task(paired, replace(info, lossless=True), 0)
+            found[name] = Beside(other, tasks, max(gaps, default=None))
+    return found
 
 
 def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
     different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
-
-
-def sampling(run: Run) -> Sampling | None:
-    """How tokens were drawn; None: greedy decoding."""
-    if not run.config.get("temperature", 0):
-        return None
-    return Sampling(run.config["temperature"], run.config.get("top_p", 1.0), run.config.get("top_k", 0))
 
 
 def vanilla_name(run: Run) -> str:
@@ -332,45 +355,22 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         "generated_tokens": _generated(turns),
         "steps": None if peer and not steps(turns) else steps(turns),
         "confidence": None if peer else breakdown.confidence(turns),
-        "drafts": breakdown.drafts(turns) if info.kind == "method" else None,
-        "speedup_decode_median": Estimate(stats.median_ratio([_question_sums(t, prefilled=False) for t in tasks])),
-        "speedup_decode_steps": _by_steady_steps(tasks),
+        "drafts": breakdown.drafts(turns) if info.kind == "method" else breakdown.told_drafts(turns),
+        "speedup_decode_median": Estimate(stats.median_ratio([question_sums(t, prefilled=False) for t in tasks])),
+        "speedup_decode_steps": by_steady_steps(tasks),
         "context": breakdown.context(paired),
     }
     if info.lossless and info.kind != "vanilla":  # how the audits of a method that claims to be lossless ended
         counts = lossless_counts(turns)
         found |= {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
     for key, prefilled in (("decode", False), ("total", True)):
-        sums = [_question_sums(task, prefilled=prefilled) for task in tasks]
+        sums = [question_sums(task, prefilled=prefilled) for task in tasks]
         estimates = stats.estimates(sums)
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
         if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
             found[f"worth_{key}"] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])["ratio_of_sums"]
     return found
-
-
-def _by_steady_steps(tasks: list[list[Pair]]) -> Estimate:
-    """The ratio of sums in which each step takes the median time of its like within the turn."""
-    steady = [[(disturbed.steady(turn), disturbed.steady(vanilla)) for turn, vanilla in task] for task in tasks]
-    known = [[(turn, vanilla) for turn, vanilla in task if turn and vanilla] for task in steady]
-    if list(map(len, known)) != list(map(len, tasks)):
-        return Estimate()
-    return stats.estimates([_question_sums(task, prefilled=False) for task in known])["ratio_of_sums"]
-
-
-def _question_sums(paired: list[Pair], prefilled: bool) -> stats.Array:
-    """Tokens and seconds of the method, then of vanilla, summed over each question's turns and rounds [questions, 4].
-
-    With the prefill: all tokens and seconds. Without: what came with it is not counted.
-    """
-    sums = {question: np.zeros(4) for question in sorted({turn.question_id for turn, _ in paired})}
-    for pair in paired:
-        row = [
-            (len(t.token_ids), t.prefill_s + t.decode_s) if prefilled else (t.decode_tokens, t.decode_s) for t in pair
-        ]
-        sums[pair[0].question_id] += np.array(row).ravel()
-    return np.array(list(sums.values())).reshape(-1, 4)
 
 
 def _predict(cell: Cell, step_cost: float | None, speedup: float | None) -> None:
@@ -386,7 +386,8 @@ def _divergence(turn: Turn) -> Iterator[Divergence]:
     audit = turn.audit
     if audit is not None and audit.verdict != "identical":
         what = audit.verdict, audit.position, audit.token, audit.vanilla_token
-        yield Divergence(*disturbed.where(turn), *what, finite(audit.gap), finite(audit.tolerance))
+        gaps = finite(audit.gap), finite(audit.tolerance)
+        yield Divergence(*disturbed.where(turn), *what, *gaps, at=turn.at)
 
 
 def _generated(turns: Iterable[Turn]) -> int:

@@ -13,10 +13,11 @@ from pydantic import Field
 
 from bench.errors import UserError
 from bench.figures.summary import OVERALL, Entry, Summary
+from bench.files import SOURCES
 from bench.questions import TASKS
 from bench.typed_json import Count, Json, MismatchError, Real, read
 
-PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+PUBLISHED = SOURCES / "results" / "published"
 SCHEMA = 1
 COMPARABLE = "speedup_total_mean_rates"  # ours that is nearest to theirs: papers measure with Spec-Bench's script
 PLACES = (*TASKS, OVERALL)

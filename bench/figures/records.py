@@ -119,10 +119,15 @@ class Turn:
         """Tokens that `decode_s` was spent on."""
         return len(self.token_ids) - self.first_tokens
 
-    audit: Audit | None = None  # None for vanilla, for methods that are not lossless, and for failed turns
+    # Against vanilla's answer, or that of the peer which this one has as its baseline. None for vanilla, for methods
+    # that are not lossless, and for failed turns.
+    audit: Audit | None = None
     error: str | None = None  # why the turn failed; every other figure is then void
     prompt_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""  # of the prompt's ids; empty: not recorded
     others_share: Share | None = None  # of the processors, used by other programs meanwhile; None: not recorded
+    at: Real | None = None  # the value of the run's axis (a temperature or a prompt length); None: the run has none
+    drafted: Count | None = None  # tokens, of a peer whose engine tells them; None: see `per_step_drafted`
+    accepted: Count | None = None  # likewise
 
 
 def prompt_digest(token_ids: Iterable[int]) -> str:

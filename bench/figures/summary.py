@@ -62,7 +62,7 @@ class Predicted:
 class Drafts:
     """How often steps drafted, how much then, and how much of that was accepted."""
 
-    steps: Share  # that drafted at all
+    steps: Share | None  # that drafted at all; None: not known, of a peer
     tokens: Finite | None = None  # per step that did
     accepted: Finite | None = None  # share
 
@@ -225,6 +225,15 @@ class Entry:
 
 
 @dataclass(slots=True)
+class Beside:
+    """A peer beside the one that it has as its baseline, on the turns that both answered."""
+
+    baseline: str
+    tasks: dict[str, Cell]  # as an entry's, with the baseline in the place of vanilla; `overall` last
+    gap: Finite | None = None  # the largest of reference logits where answers first differ
+
+
+@dataclass(slots=True)
 class Dataset:
     """What was asked."""
 
@@ -263,6 +272,7 @@ class Where:
     method: str
     turn: Count
     round: Count
+    at: Finite | None = field(default=None, kw_only=True)  # the value of the run's axis
 
 
 @dataclass(slots=True)
@@ -319,6 +329,22 @@ class Outlier(Where):
     speedups: dict[str, WithAndWithout]  # in its task, by method
 
 
+@dataclass(slots=True)
+class AtValue:
+    """What all methods did at one value of the run's axis, over all tasks."""
+
+    value: Finite
+    methods: dict[str, Cell]
+
+
+@dataclass(slots=True)
+class Axis:
+    """A setting that took several values in one run. The rest of a summary is about the first one."""
+
+    name: Annotated[str, Field(pattern="^(temperature|prompt length)$")]
+    points: list[AtValue]
+
+
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Everything that is computed from a run's records."""
@@ -345,12 +371,14 @@ class Summary:
     hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
     batches: dict[str, list[BatchCell]] = field(default_factory=dict)  # of each method, by batch size; vanilla first
     crossovers: dict[str, Crossover] = field(default_factory=dict)  # of each method that ran in batches
+    axis: Axis | None = None
+    beside: dict[str, Beside] = field(default_factory=dict)  # peers with a baseline of their own
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()
         for name, entry in self.methods.items():
-            entry.label = name
-            if len(name) > _NAME_CHARS and ":" in name:
+            entry.label = str(entry.notes.get("name") or name)
+            if entry.label == name and len(name) > _NAME_CHARS and ":" in name:
                 base = re.sub(":[^+]*", "", name)  # a composition has several members
                 numbers[base] += 1
                 entry.label = f"{base} ({numbers[base]})"

@@ -22,13 +22,14 @@ from bench.figures.metrics import OVERALL
 from bench.figures.records import RUN_FILE, TURNS_FILE, Records, Run, read_records, write_json, write_turns
 from bench.figures.rules import Rules
 from bench.figures.verdicts import SAME, WORSE, new_metric, settle
+from bench.files import IS_INSTALLED, SOURCES
 from bench.gate.measured import measured_by, with_knobs
 from bench.models import loading
 from bench.progress import Log
 from bench.run import resume, runner
 from bench.typed_json import Amount, MismatchError, read
 
-BASELINES = Path(__file__).parents[2] / "results" / "baselines"
+BASELINES = (Path() if IS_INSTALLED else SOURCES) / "results" / "baselines"
 FLOOR_FILE = "floor.json"
 FLOOR_SHARE = 0.9  # of the speedup that a new baseline measured: what another day's noise leaves of it for sure
 DEFAULTS: dict[str, Any] = {"method": ("all",), "peer": ("none",), "limit": 1, "max_new_tokens": 32}

@@ -15,11 +15,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from bench.errors import UserError
-from bench.files import cache_root
+from bench.files import SOURCES, cache_root
 from bench.gate.protocol import PROTOCOL
 from bench.progress import Log
 
-ROOT = Path(__file__).parents[2]
+ROOT = SOURCES
 REQUIREMENTS = "requirements.txt"
 CACHED = "environments"  # of bases that pin other packages
 _PROTOCOL_FILE = "bench/gate/protocol.py"
@@ -53,6 +53,11 @@ def checked_out(revision: str, plugin: Path | None, log: Log) -> Iterator[Checko
         UserError: no such revision, no git, its gate speaks another protocol, or its packages cannot be installed.
 
     """
+    if plugin is None and not (ROOT / ".git").exists():
+        raise UserError(
+            f"--base {revision}: Roobench is here without its history: gate in a clone of it, or name the repository "
+            "of a method with --plugin"
+        )
     repository = plugin or ROOT
     commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", why=f"--base {revision}")
     with tempfile.TemporaryDirectory(prefix="roobench-gate-") as temporary:

@@ -104,8 +104,9 @@ class Worker:
         return self.history.setdefault((asked["question"], asked["round"]), [])
 
     def _prompt(self, asked: dict[str, Any]) -> list[int]:
-        text = self.questions[asked["question"]].turns[asked["turn"]]
-        return self.examiner.loaded.chat.prompt(self._said(asked)[: asked["turn"]], text)
+        question = self.questions[asked["question"]]
+        history = self._said(asked)[: asked["turn"]]
+        return self.examiner.loaded.chat.prompt(history, question.turns[asked["turn"]], question.system)
 
 
 def _tell(line: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.drafting.published import Published
 from bench.errors import UserError
+from bench.figures.axis import at_first
 from bench.figures.engine_record import EngineRecord
 from bench.figures.metrics import OVERALL
 from bench.figures.published import read_source
@@ -129,6 +130,7 @@ def _overall(by_task: dict[str, float]) -> float:
 def _recorded(timings: Timings, folder: Path) -> Iterator[dict[str, Any]]:
     """From a run, which records every step."""
     run, turns = read_records(folder)
+    turns = at_first(run, turns)
     for label, info in run.methods.items():
         method = label.partition(":")[0]
         own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_emitted]

@@ -24,7 +24,8 @@ from bench.drafting.sequence import Draft, Outcome, States, Step
 from bench.drafting.sequence import Sequence as Text
 from bench.drafting.verify import accept_greedy
 from bench.errors import UserError, told
-from bench.figures.metrics import sampling, vanilla_name
+from bench.figures.axis import at_first, sampling
+from bench.figures.metrics import vanilla_name
 from bench.figures.records import Run, Turn, prompt_digest
 from bench.figures.replayed import Replayed, costs_of, weighed
 from bench.figures.summary import Hindsight
@@ -116,6 +117,9 @@ def prepare(
             "sampled other answers: replay a greedy run"
         )
     config = resume.recorded_settings(run)
+    if config.prompt_lengths:
+        raise UserError(f"run {run.run_id} padded its questions, and its prompts are not recorded: replay another run")
+    turns = at_first(run, list(turns))
     found = find(model or config.model, config.revision if model is None else None, log)
     answers = list(recorded(run, turns, found, load_questions(questions or config.questions)))
     if not answers:
@@ -146,7 +150,8 @@ def recorded(run: Run, turns: Iterable[Turn], model: Model, asked: QuestionSet) 
             missing = f"no {place}" if question is None or turn.turn >= len(question.turns) else f"all before {place}"
             raise UserError(f"{asked.name} questions have {missing}, which run {run.run_id} recorded: {_REMEDY}")
         texts[turn.question_id, turn.turn] = model.chat.answer_text(turn.token_ids)
-        prompt = model.chat.prompt(zip(question.turns, map(str, earlier), strict=False), question.turns[turn.turn])
+        history = zip(question.turns, map(str, earlier), strict=False)
+        prompt = model.chat.prompt(history, question.turns[turn.turn], question.system)
         if len(prompt) != turn.prompt_tokens or (turn.prompt_digest and prompt_digest(prompt) != turn.prompt_digest):
             raise UserError(
                 f"the prompt of {place} is not the one that run {run.run_id} recorded ({len(prompt)} tokens now, "

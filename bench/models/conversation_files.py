@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import bench
 from bench.errors import UserError
 from bench.models.checkpoints import Checkpoint
+from bench.models.gguf_file import model_of
 
 FOLDER = Path(bench.__file__).parent / "train" / "data"
 _COLUMNS = ("tokens", "chosen", "lengths", "kinds", "templates")  # see the folder's README
@@ -23,7 +24,7 @@ Columns = dict[str, NDArray[Any]]
 
 def folder_of(model: str, root: Path | None = None) -> Path:
     """Return the folder of a model's files; `root`: of all models'."""
-    return (root or FOLDER) / model.replace("/", "--")
+    return (root or FOLDER) / model_of(model).replace("/", "--")
 
 
 def files_of(model: str, root: Path | None = None) -> list[Path]:

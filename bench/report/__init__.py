@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from bench.figures.axis import at_first
 from bench.figures.metrics import summarize
 from bench.figures.records import atomic_writer, read_records, read_token_texts, write_json
 from bench.figures.summary import SUMMARY_FILE
@@ -40,6 +41,7 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     (run, turns), token_texts = read_records(run_dir), read_token_texts(run_dir)
     summary = summarize(run, turns)
     add_batches(summary, run, read_blocks(run_dir, run))
+    turns = at_first(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:
         csv_frame(summary).to_csv(file, index=False, lineterminator="\n")

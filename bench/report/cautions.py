@@ -8,7 +8,7 @@ from typing import Any
 from bench.figures.disturbed import BUSY_SHARE, BUSY_TURN_SHARE
 from bench.figures.records import FLOAT32_STATES, Run
 from bench.figures.summary import OVERALL, Summary
-from bench.report.formats import number, percent, shown_name, task_name, times, where
+from bench.report.formats import at_text, number, percent, shown_name, task_name, times, where
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
 MUCH_REPETITION = 0.3
@@ -22,6 +22,8 @@ def cautions(run: Run, summary: Summary) -> list[str]:
     """Everything that limits what a run's figures mean, as Markdown sentences."""
     return [
         *(f"**{text[:1].upper()}{text[1:]}.**" for text in _recorded(run)),
+        *_of_methods(run, summary),
+        *_axis(summary),
         *_busy(run),
         *_busy_turns(summary),
         *_outliers(summary),
@@ -50,6 +52,21 @@ def _recorded(run: Run) -> list[str]:
     found = [*run.provenance.get("warnings", [])]
     found += [text for session in sessions(run) for text in session.get("warnings") or []]
     return list(dict.fromkeys(found))
+
+
+def _of_methods(run: Run, summary: Summary) -> Iterable[str]:
+    """What methods, and members of compositions, say of their own figures."""
+    for name, info in run.methods.items():
+        for notes in (info.notes, *(part for part in info.notes.values() if isinstance(part, dict))):
+            if text := notes.get("caution"):
+                yield f"**{summary.label(name)}**: {text}."
+
+
+def _axis(summary: Summary) -> Iterable[str]:
+    if summary.axis is not None:
+        first, *others = (at_text(summary.axis, point.value) for point in summary.axis.points)
+        if others:
+            yield f"**Figures are at {first}**; those at {', '.join(others)} are in the section By {summary.axis.name}."
 
 
 def _busy(run: Run) -> Iterable[str]:

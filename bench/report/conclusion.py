@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.errors import program
 from bench.figures.records import read_run
 from bench.figures.summary import Entry, StepTime, Summary, read_summary
-from bench.report import HTML_FILE, batched
+from bench.report import HTML_FILE, batched, over_axis
 from bench.report.cautions import cautions
 from bench.report.diagnosis import diagnosis
 from bench.report.formats import UNDEFINED, number
@@ -44,6 +44,7 @@ def answer(summary: Summary) -> list[str]:
     vanilla = next((e.overall.step_time for e in summary.of_kind("vanilla").values()), None)
     for name, entry in fastest[:_SHOWN]:
         lines += [paragraphs(headline(name, entry, sampled=summary.sampling is not None)), *_reason(entry, vanilla)]
+        lines += [f"Decode speedup at {over_axis.listed(summary, name)}."] if summary.axis else []
     if len(found) > _SHOWN:
         lines.append(f"{len(found) - _SHOWN} more methods are slower: see the overview.")
     for name, entry in summary.of_kind("vanilla").items():

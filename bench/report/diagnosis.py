@@ -45,7 +45,7 @@ def diagnosis(entry: Entry, vanilla: StepTime | None) -> str:
     """What bounds a method, in one line; UNDEFINED where its steps are not known. `vanilla`: the parts of its step."""
     cell = entry.overall
     drafts, rate = cell.drafts, cell.compression_rate
-    if drafts is None or rate is None:
+    if drafts is None or drafts.steps is None or rate is None:
         return UNDEFINED
     if drafts.tokens is None or drafts.accepted is None:
         return "it never drafted"
@@ -75,8 +75,9 @@ def _costs(entry: Entry, drafts: Drafts, rate: float, vanilla: StepTime | None) 
     if step.verify is not None and vanilla is not None and vanilla.verify is not None:
         narrow = ratio(rate, step.total - max(0.0, step.verify - vanilla.verify))
         if narrow is not None:
+            width = 1 + (drafts.steps or 0) * (drafts.tokens or 0)
             found[narrow] = (
-                f"verifying {number(1 + drafts.steps * (drafts.tokens or 0), 1)} tokens costs {number(step.verify)} "
+                f"verifying {number(width, 1)} tokens costs {number(step.verify)} "
                 f"vanilla steps at CR {number(rate)}: at most {times(ratio(rate, step.verify))}"
             )
     return found

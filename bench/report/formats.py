@@ -9,7 +9,7 @@ from typing import Any
 from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
 from bench.figures.records import remembers_the_run
-from bench.figures.summary import OVERALL, Entry, Estimate, Sampling, Statistics, Summary, Where
+from bench.figures.summary import OVERALL, Axis, Entry, Estimate, Sampling, Statistics, Summary, Where
 from bench.text import visible
 
 TASK_NAMES = {
@@ -113,15 +113,38 @@ def shown_name(name: str, entry: Entry) -> str:
     answered = entry.answered
     fewer = f"{answered.questions} of {answered.of} questions" if answered.questions < answered.of else ""
     remembers = "remembers the run" if remembers_the_run(entry.notes) else ""
-    notes = [note for note in ("" if entry.lossless else "not lossless", remembers, fewer) if note]
+    lossless = "" if entry.lossless else "not lossless"
+    notes = [note for note in (engine_text(entry), lossless, remembers, fewer) if note]
     label = entry.label or name
     return f"{label} ({', '.join(notes)})" if notes else label
+
+
+def engine_text(entry: Entry) -> str:
+    """The engine of a peer, like `another engine: vLLM 0.11.0`; empty where none is recorded."""
+    match entry.notes.get("engine"):
+        case {"name": str(name), "version": str(version)}:
+            return f"another engine: {name} {version}".strip()
+    return ""
 
 
 def where(turn: Where, summary: Summary) -> str:
     """A turn as people count: the first turn and round are 1."""
     place = f"question {turn.question_id} ({task_name(turn.task)})"
+    place += f" at {at_text(summary.axis, turn.at)}" if summary.axis and turn.at is not None else ""
     return f"{summary.label(turn.method)}, {place}, turn {turn.turn + 1}, round {turn.round + 1}"
+
+
+def at_text(axis: Axis, value: float) -> str:
+    """A value of the run's axis, like `temperature 0.5` or `2,048 tokens`."""
+    return f"temperature {value:g}" if axis.name == "temperature" else f"{value:,.0f} tokens"
+
+
+def axis_text(summary: Summary) -> str:
+    """At which value of the run's axis figures are, like `prompts of 256 tokens`; empty without one."""
+    if summary.axis is None:
+        return ""
+    shown = at_text(summary.axis, summary.axis.points[0].value)
+    return shown if summary.axis.name == "temperature" else f"prompts of {shown}"
 
 
 def device_name(device: Machine) -> str:
@@ -187,7 +210,7 @@ def setting_text(summary: Summary) -> list[str]:
         device_name(summary.device),
         precision_text(summary.dtype, summary.activations),
         f"{summary.dataset.name} questions ({summary.dataset.questions})",
-        sampling_text(summary.sampling),
+        sampling_text(summary.sampling) or axis_text(summary),
         "" if summary.complete else "interrupted run",
     ]
     return [part for part in parts if part]

@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import batched, diagnosis, tables
+from bench.report import batched, diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -17,7 +17,9 @@ from bench.report.figures import PLOTS
 from bench.report.formats import (
     NO_INTERVALS,
     UNDEFINED,
+    axis_text,
     count,
+    engine_text,
     interval_text,
     lossless_text,
     number,
@@ -87,7 +89,7 @@ def sections(
     """
     setting = [
         precision_text(summary.dtype, summary.activations),
-        *([sampling_text(summary.sampling)] if summary.sampling else []),
+        *filter(None, [sampling_text(summary.sampling) or axis_text(summary)]),
     ]
     title = f"{summary.model} on {run.machine.name or run.machine.type}, {', '.join(setting)}"
     methods, others = tables.in_order(summary, "method"), summary.of_kind("method", "peer")
@@ -96,6 +98,7 @@ def sections(
         Section(title, list(_top(summary, plots)), "Results"),
         Section("Warnings", listed(cautions(run, summary)), "Warnings"),
         Section("Overview", [*tables.overview(summary), shown_is(summary)] if len(summary.methods) > 2 else []),
+        over_axis.section(summary),
         _three_ways(summary),
         _times(summary),
         batched.section(summary),
@@ -104,6 +107,8 @@ def sections(
         *(_method(run, summary, name) for name in methods),
         _against(summary),
         _peers(summary),
+        engines.beside(summary),
+        engines.engines(summary),
         *(
             Section(name, [tables.vanilla(e), *tables.folded(e)], folded=bool(others))
             for name, e in summary.of_kind("vanilla").items()
@@ -130,7 +135,8 @@ def headline(name: str, entry: Entry, *, sampled: bool = False) -> str:
     many = _NUMERALS[len(values)] if len(values) < len(_NUMERALS) else len(values)
     mean = "one task" if len(values) == 1 else f"mean of {many} tasks"
     if entry.kind == "peer":
-        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean})."
+        other = f"; {engine_text(entry)}" if engine_text(entry) else ""
+        return f"vanilla decodes {times_between(overall.worth_decode)} as fast as **{label}** ({mean}{other})."
     span = f", {times(min(values))}-{times(max(values))} by task" if len(values) > 1 else ""
     speed = times_between(overall.speedup_decode)
     return f"**{label}** decodes {speed} as fast as vanilla ({mean}{span}), {_output(overall, sampled)}."

@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.figures.summary import Entry, Summary
-from bench.report import tables
+from bench.report import engines, tables
 from bench.report.formats import (
     NOT_LOSSLESS,
+    axis_text,
     device_name,
     identical_text,
     intervals,
@@ -45,6 +46,8 @@ def terminal_table(summary: Summary) -> str:
         value = times_between(entry.overall.worth_decode)
         title = f"vanilla is {value} {shown_name(name, entry)} (decode, overall)"
         blocks.append("\n".join([*_wrapped(title), text_of(tables.peer(entry, identical_text))]))
+    beside = (engines.headline(summary, name, found).replace("**", "") for name, found in summary.beside.items())
+    blocks += ["\n".join(_wrapped(line)) for line in beside]
     if not methods and not peers:
         for name, entry in summary.of_kind("vanilla").items():
             blocks.append("\n".join([f"{name} alone", text_of(tables.vanilla(entry))]))
@@ -190,8 +193,8 @@ def _heading(summary: Summary) -> str:
         f"{summary.model} ({precision_text(summary.dtype, summary.activations)}) on "
         f"{device_name(summary.device)}, {dataset.name} questions ({dataset.questions})"
     )
-    if summary.sampling:
-        text += f", {sampling_text(summary.sampling)}"
+    if setting := sampling_text(summary.sampling) or axis_text(summary):
+        text += f", {setting}"
     lines = _wrapped(text)
     if not summary.complete:
         lines += _wrapped("INTERRUPTED: only the questions that were finished")

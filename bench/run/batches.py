@@ -22,7 +22,7 @@ from bench.figures.waves import Block
 from bench.models.loading import memory_errors, stands_for
 from bench.progress import Log, progress
 from bench.run import environment
-from bench.run.contestants import Contestant, StepTimes, costs_of, line_up, sampler_of
+from bench.run.contestants import Contestant, StepTimes, costs_of, line_up
 from bench.run.examiner import Examiner, fill
 from bench.run.plan import WARM_UP
 from bench.run.recorder import Recorder
@@ -90,13 +90,13 @@ def _items(examiner: Examiner, recorder: Recorder) -> dict[int, list[Item]]:
         if turn.method == methods.BASELINE and turn.error is None
     }
     found: dict[int, list[Item]] = {}
-    for number, question, _ in recorder.plan.todo(()):
+    for number, question, *_ in recorder.plan.todo(()):
         history: list[tuple[str, str]] = []
         for index, user in enumerate(question.turns):
             turn = alone.get((number, question.question_id, index))
             if turn is None:
                 break
-            found.setdefault(number, []).append(Item(turn, examiner.loaded.chat.prompt(history, user)))
+            found.setdefault(number, []).append(Item(turn, examiner.loaded.chat.prompt(history, user, question.system)))
             history.append((user, turn.text))
     return found
 
@@ -165,7 +165,7 @@ class _Stage:
         limit = min(_WARM_UP_TOKENS, self.examiner.context - len(prompt))
         for contestant in self.contestants:
             for _ in range(_WARM_UPS):
-                requests = [Request(prompt, limit, sampler_of(self.examiner.config)) for _ in range(self.slots.count)]
+                requests = [Request(prompt, limit, self.examiner.new_sampler()) for _ in range(self.slots.count)]
                 try:
                     with memory_errors(f"method {contestant.label} in a batch of {self.slots.count}"):
                         batch = decode_batch(_method(contestant), requests, self.slots, frozenset())
@@ -207,7 +207,7 @@ class _Stage:
     def _request(self, item: Item) -> Request:
         """The turn as it was asked for alone, with the same stream of random numbers."""
         examiner, turn = self.examiner, item.alone
-        sampler = sampler_of(examiner.config)
+        sampler = examiner.new_sampler()
         if sampler is not None:
             sampler.seed(examiner.stream(turn.question_id, turn.turn, turn.round))
         return Request(item.prompt, examiner.limit(item.prompt), sampler)

@@ -41,6 +41,7 @@ class Contestant:
     windows: int = 0  # drafts in a row that it can be forced to make there
     warm: Answer | None = None  # the warm-up's last answer
     warm_prompt: int = 0  # tokens of its prompt
+    baseline: str = ""  # the label of the peer that this one is compared with
 
     @property
     def is_peer(self) -> bool:
@@ -91,7 +92,8 @@ def _ready(variant: methods.Variant, loaded: Loaded, windows: int) -> Contestant
     target = loaded.target
     with memory_errors(f"method {variant.label}"):
         if issubclass(variant.method, Peer):
-            return Contestant(variant.label, variant.method(target, variant.config, loaded.checkpoint))
+            peer = variant.method(target, variant.config, loaded.checkpoint)
+            return Contestant(variant.label, peer, baseline=variant.baseline)
         method = variant.method(target, variant.config)
         if target.device.type == "cpu":
             use_huge_pages()  # not for peers, which come later: they run as they do elsewhere
@@ -120,9 +122,9 @@ def prober(method: Method, windows: int) -> tuple[SpeculativeMethod | None, int]
     return (type(method)(method.target, forced), reach) if reach else (None, 0)
 
 
-def sampler_of(config: RunConfig) -> Sampler | None:
+def sampler_of(config: RunConfig, temperature: float) -> Sampler | None:
     """One sampler for all, where the run samples."""
-    return Sampler(config.temperature, config.top_p, config.top_k) if config.temperature else None
+    return Sampler(temperature, config.top_p, config.top_k) if temperature else None
 
 
 def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:

@@ -16,16 +16,17 @@ from pathlib import Path
 import psutil
 import torch
 
+import bench
 from bench.engine.timing import least_s
 from bench.figures.facts import Provenance
 from bench.figures.machine import Gpu, Machine
+from bench.files import SOURCES
 from bench.run.processor import describe_processor
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
 _BUSY_SHARE = 0.15
 _TICKS_S = 0.25  # the system counts processor time in steps of 0.01 s: a shorter time has no share worth recording
 _BUFFER_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # larger than any cache
-_ROOT = Path(__file__).parents[2]
 
 
 def busy_warning(share: float | None = None) -> str | None:
@@ -106,7 +107,7 @@ def describe_software() -> Provenance:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "packages": {"roobench": bench.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -116,15 +117,17 @@ def describe_software() -> Provenance:
 def command_line() -> str:
     """The command line of this process, quoted for a shell."""
     called = Path(sys.argv[0]).name
-    script = ["-m", "bench"] if called == "__main__.py" else [called]
+    script = ["-m", Path(sys.argv[0]).parent.name] if called == "__main__.py" else [called]
     return shlex.join([*(["python"] if called.endswith(".py") else []), *script, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:
+    if not (SOURCES / ".git").exists():  # installed: git would find the repository that the environment is in, if any
+        return None
     try:
-        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", "-C", str(SOURCES), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None  # an unpacked archive rather than a checkout
+        return None
     return done.stdout.strip()
 
 

@@ -20,7 +20,7 @@ from bench.progress import Log
 from bench.questions import Question
 from bench.run import environment
 from bench.run.audit import Auditor
-from bench.run.contestants import Contestant, Fails, each_able, raising
+from bench.run.contestants import Contestant, Fails, each_able, raising, sampler_of
 from bench.run.memory import PeakMeter
 from bench.run.plan import WARM_UP
 
@@ -46,10 +46,21 @@ class Examiner:
     loaded: Loaded
     contestants: list[Contestant]
     config: RunConfig
-    sampler: Sampler | None  # None: greedy decoding, whose answers are audited
     auditor: Auditor
     memory: PeakMeter
     warnings: Warnings
+    at: float | None = None  # the value of the run's axis at which is being asked
+
+    def __post_init__(self) -> None:
+        self.sample(self.config.sampled_at[0])
+
+    def sample(self, temperature: float) -> None:
+        """Draw tokens at a temperature; 0: greedy decoding, whose answers are audited."""
+        self.sampler = sampler_of(self.config, temperature)
+
+    def new_sampler(self) -> Sampler | None:
+        """Another sampler for a sequence of its own, at the run's only temperature."""
+        return sampler_of(self.config, self.config.temperature)
 
     @property
     def context(self) -> int:
@@ -65,14 +76,19 @@ class Examiner:
         return f"{self.config.seed}/{question_id}/{index}/{number}"
 
     def warm_up(self, fails: Fails = raising) -> None:
-        """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out."""
-        prompt = self.loaded.chat.prompt([], WARM_UP)
-        self.contestants = each_able(
-            "warming up",
-            self.contestants,
-            lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
-            fails,
-        )
+        """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out.
+
+        Of several temperatures at the highest, then at the lowest, at which forward passes are measured.
+        """
+        prompt, temperatures = self.loaded.chat.prompt([], WARM_UP), self.config.sampled_at
+        for temperature in dict.fromkeys([max(temperatures), min(temperatures)]):
+            self.sample(temperature)
+            self.contestants = each_able(
+                "warming up",
+                self.contestants,
+                lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+                fails,
+            )
 
     def forget(self) -> None:
         """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
@@ -81,15 +97,28 @@ class Examiner:
                 if isinstance(method, SpeculativeMethod):
                     method.forget()
 
-    def ask(self, question: Question, number: int, taking_part: Sequence[Contestant], *, backwards: bool) -> list[Turn]:
-        """All turns of a question in round `number`, by all methods, up to the one in which vanilla fails."""
+    def ask(
+        self,
+        question: Question,
+        number: int,
+        taking_part: Sequence[Contestant],
+        *,
+        backwards: bool,
+        at: float | None = None,
+    ) -> list[Turn]:
+        """All turns of a question in round `number`, by all methods, up to the one in which vanilla fails.
+
+        `at`: the value of the run's axis.
+        """
+        self.at = at
+        self.sample(self.config.temperature_at(at))
         history: list[tuple[str, str]] = []
         records: list[Turn] = []
         for index, user in enumerate(question.turns):
             try:
-                prompt = self.loaded.chat.prompt(history, user)
+                prompt = self.loaded.chat.prompt(history, user, question.system)
             except UserError as error:  # some chat templates refuse a second turn
-                records += [_new_turn(contestant, question, index, number, str(error)) for contestant in taking_part]
+                records += [self._turn(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
@@ -120,7 +149,7 @@ class Examiner:
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
         """`answer` with pauses, see `bench.drafting.loop.decoding`."""
-        turn = _new_turn(contestant, question, index, number)
+        turn = self._turn(contestant, question, index, number)
         turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
         limit = self.limit(prompt)
         if limit < 1:
@@ -143,17 +172,26 @@ class Examiner:
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
 
+    def _turn(
+        self, contestant: Contestant, question: Question, index: int, number: int, error: str | None = None
+    ) -> Turn:
+        """The record of a turn before its answer; `error`: why it cannot be asked."""
+        what = question.question_id, question.task, question.category
+        return Turn(contestant.label, *what, index, number, error=error, at=self.at)
+
     def audit(self, turns: dict[str, Turn], prompt: list[int]) -> None:
-        """Give every answer that must be vanilla's its verdict."""
+        """Give every answer that must be vanilla's its verdict, and every one that has another baseline."""
         vanilla = turns[methods.BASELINE]
         for contestant in self.contestants:
-            turn = turns.get(contestant.label)
-            if turn is None or turn is vanilla or turn.error is not None or not contestant.method.lossless:
+            turn, other = turns.get(contestant.label), turns.get(contestant.baseline or methods.BASELINE)
+            if turn is None or turn is vanilla or turn.error is not None or other is None or other.error is not None:
+                continue
+            if not (contestant.method.lossless or contestant.baseline):
                 continue
             try:
                 with memory_errors("the audit's reference"):
                     turn.audit = self.auditor.compare(
-                        prompt, turn.token_ids, vanilla.token_ids, by_peer=contestant.is_peer
+                        prompt, turn.token_ids, other.token_ids, by_peer=contestant.is_peer
                     )
             except UserError as error:  # what was measured is worth more than this one verdict
                 self.warnings(f"some answers of {turn.method} are not audited: {error}")
@@ -188,16 +226,11 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
     return Auditor(target, reference)
 
 
-def _new_turn(contestant: Contestant, question: Question, index: int, number: int, error: str | None = None) -> Turn:
-    """The record of a turn before its answer; `error`: why it cannot be asked."""
-    return Turn(contestant.label, question.question_id, question.task, question.category, index, number, error=error)
-
-
 def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:
     """Record an answer and its steps."""
     turn.token_ids = list(answer.token_ids)
     turn.prefill_s, turn.decode_s, turn.first_tokens = answer.prefill_s, answer.decode_s, answer.first_tokens
-    turn.decode_passes = answer.decode_passes
+    turn.decode_passes, turn.drafted, turn.accepted = answer.decode_passes, answer.drafted, answer.accepted
     turn.finish = answer.finish(eos)
     turn.per_step_drafted = [step.drafted for step in answer.steps]
     turn.per_step_accepted = [step.accepted for step in answer.steps]

@@ -255,7 +255,7 @@ def prepare(config: RunConfig, text: str, log: Log) -> Generation:
         with memory_errors(f"method {one.label}"):
             method = one.method(target, one.config)
         assert isinstance(method, SpeculativeMethod)
-        sampler = sampler_of(config)
+        sampler = sampler_of(config, config.temperature)
         sides.append(Side(one.label, method, limit, model.eos, Detokenizer(model.chat.tokenizer), sampler))
     return Generation(config, model.checkpoint.name, prompt, sides, text)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from bench.drafting.loop import target_caches
+from bench.drafting.method import Method
+from bench.engine.cache import KVCache
 from bench.figures.facts import MemoryFacts
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -52,6 +55,24 @@ class PeakMeter:
         except OSError:  # not Linux, or a container that forbids it
             return False
         return True
+
+
+def cache_bytes_per_token(method: Method) -> int:
+    """What a token of the context takes in a method's caches: the target's, and those of its own; 0: it has none here.
+
+    For a method that has decoded, because caches are made then.
+    """
+    return sum(cache.bytes_per_position for cache in _caches_in([method, target_caches(method)]))
+
+
+def _caches_in(value: object) -> set[KVCache]:
+    """The caches that a method holds, or a member of a composition: one a slot, of which one counts."""
+    if isinstance(value, KVCache):
+        return {value}
+    if isinstance(value, dict):  # by slot, for a sequence each
+        return _caches_in(next(iter(value.values()), None))
+    held = vars(value).values() if isinstance(value, Method) else value if isinstance(value, list | tuple) else ()
+    return {cache for one in held for cache in _caches_in(one)}
 
 
 def peak_bytes(device: torch.device) -> int:

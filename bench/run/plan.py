@@ -25,6 +25,7 @@ from bench.models import checkpoints
 from bench.questions import Question, QuestionSet
 from bench.run import resume
 from bench.run.folder import earlier_run
+from bench.run.padding import Padding, paragraphs_of
 
 if TYPE_CHECKING:
     from bench.models.chat import ChatFormat
@@ -37,11 +38,15 @@ _TEMPLATE_TOKENS = 64  # what a chat template may add to a turn
 
 
 class Asked(NamedTuple):
-    """A question in one round; `backwards`: who answers first in other questions is last."""
+    """A question in one round; `backwards`: who answers first in other questions is last.
+
+    `at`: the value of the run's axis, see `RunConfig.axis`.
+    """
 
     round: int
     question: Question
     backwards: bool
+    at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Plan:
     resumed: Run | None  # the record of the run that goes on
     of_sweep: bool
     warnings: tuple[str, ...] = ()
+    values: tuple[float | None, ...] = (None,)  # of the run's axis, the shortest prompts first
+    padding: Padding | None = None  # of questions to prompt lengths
 
     @property
     def plots(self) -> Path:
@@ -70,30 +77,45 @@ class Plan:
         folder = shlex.quote(str(self.folder))
         return f"the same command and --out {folder}" if self.of_sweep else f"{program()} --resume {folder}"
 
-    def todo(self, done: Collection[tuple[int, int]]) -> list[Asked]:
-        """All that is asked, in order, but for what is `done`, by round and question id."""
+    def todo(self, done: Collection[tuple[int, int, float | None]]) -> list[Asked]:
+        """All that is asked, in order, but for what is `done`, by round, question id and value of the axis.
+
+        A question is asked at all values before the next one, so that a slow minute hits all of them alike.
+        """
         return [
-            Asked(number, question, (place + number) % 2 == 1)
+            Asked(number, question, backwards, at)
             for number in range(self.config.rounds)
             for place, question in self.questions.in_turns()
-            if (number, question.question_id) not in done
+            for backwards in [(place + number) % 2 == 1]
+            for at in (reversed(self.values) if backwards else self.values)
+            if (number, question.question_id, at) not in done
         ]
+
+    def asked_by_id(self, question_id: int, at: float | None) -> Question | None:
+        """The same by its id; None if it is not asked."""
+        found = next((q for q in self.questions.questions if q.question_id == question_id), None)
+        return found and self.as_asked(found, at)
+
+    def as_asked(self, question: Question, at: float | None) -> Question:
+        """The question as it is asked at a value of the axis: padded, if these are prompt lengths."""
+        return question if self.padding is None or at is None else self.padding.pad(question, int(at))
 
     def taking_part(self, question: Question, contestants: Sequence[Contestant]) -> list[Contestant]:
         """Who answers the question."""
         return [c for c in contestants if not c.is_peer or question.question_id in self.peer_ids]
 
-    def prompt_lengths(self, question: Question, chat: ChatFormat) -> list[int]:
-        """Tokens of each turn's prompt, earlier answers taken as long as they may become."""
+    def prompt_lengths(self, question: Question, chat: ChatFormat, at: float | None = None) -> list[int]:
+        """Tokens of each turn's prompt at a value of the axis, earlier answers taken as long as they may become."""
         lengths, before = [], 0
-        for user in question.turns:
-            lengths.append(before + len(chat.prompt([], user)))
+        for index, user in enumerate(question.turns):
+            own = len(chat.prompt([], user, "" if index else question.system))
+            lengths.append(before + (own if index or self.padding is None or at is None else int(at)))
             before = lengths[-1] + self.config.max_new_tokens
         return lengths
 
     def context_needed(self, chat: ChatFormat) -> int:
         """Positions that the longest conversation may take, the warm-up's included."""
-        longest = max(self.prompt_lengths(question, chat)[-1] for question in self.questions.questions)
+        longest = max(self.prompt_lengths(q, chat, self.values[-1])[-1] for q in self.questions.questions)
         longest = max(longest, len(chat.prompt([], WARM_UP)))
         return longest + self.config.max_new_tokens + _TEMPLATE_TOKENS
 
@@ -106,7 +128,8 @@ class Plan:
             except UserError as error:
                 yield f"second turns fail, in {later} of {len(asked)} questions: {error}"
         most = model.config.context - self.config.max_new_tokens
-        long = [question.question_id for question in asked if self.prompt_lengths(question, model.chat)[-1] > most]
+        most_at = self.values[-1]
+        long = [q.question_id for q in asked if self.prompt_lengths(q, model.chat, most_at)[-1] > most]
         if long:
             which = f"question {long[0]}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
             yield (
@@ -131,6 +154,7 @@ def check(config: RunConfig, shape: str | None = None) -> Checked:
 
     """
     asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    paragraphs_of(config)
     turns, most = sum(len(question.turns) for question in asked.questions), max(config.batches, default=1)
     if most > turns:
         raise UserError(
@@ -152,6 +176,7 @@ def variants(config: RunConfig, shape: str | None = None) -> tuple[list[methods.
     for variant in found:
         if variant.label in config.peers and not variant.is_peer:
             raise UserError(f"{variant.label!r} is a method, not a peer: ask for it with --method")
+    found = _beside_baselines(found)
     model, able, left_out = shape or checkpoints.name_of(config.model, config.revision), [], []
     for variant in found:
         try:
@@ -162,6 +187,33 @@ def variants(config: RunConfig, shape: str | None = None) -> tuple[list[methods.
                 raise
             left_out.append(f"{variant.label} is left out of --method {methods.ALL}: {error}")
     return sorted(able, key=lambda variant: (variant.is_peer, variant.label != methods.BASELINE)), left_out
+
+
+def _beside_baselines(found: list[methods.Variant]) -> list[methods.Variant]:
+    """The variants, each peer with the label of its baseline: one that its knobs name, or one that it goes with.
+
+    Raises:
+        UserError: no peer of the run has the name or URL, or two have the same name.
+
+    """
+    called: dict[str, str] = {}
+    for variant in (variant for variant in found if variant.is_peer):
+        spellings = (variant.label, getattr(variant.config, "name", ""), getattr(variant.config, "url", "").rstrip("/"))
+        for word in filter(None, dict.fromkeys(spellings)):
+            if called.setdefault(word, variant.label) != variant.label and word == spellings[1]:
+                raise UserError(f"two peers are called {word!r}: give each name= once")
+    return [replace(variant, baseline=_baseline_of(variant, called)) for variant in found]
+
+
+def _baseline_of(variant: methods.Variant, called: dict[str, str]) -> str:
+    named = getattr(variant.config, "baseline", "") if variant.is_peer else ""
+    label = called.get((named or getattr(variant.config, "plain", "")).rstrip("/"), "")
+    if named and label in ("", variant.label):
+        others = ", ".join(word for word, other in called.items() if other != variant.label)
+        raise UserError(
+            f"baseline={named} is no other peer of this run: name one that takes part ({others or 'there is none'})"
+        )
+    return label
 
 
 def make_plan(
@@ -177,7 +229,6 @@ def make_plan(
 
     """
     asked, chosen, left_out = check(config)
-    by_peers = asked.select(limit=config.peer_limit or None, seed=config.seed).questions
     if resumed is not None:
         adapt = functools.partial(resume.as_begun, run=resumed[1])
     if adapt is not None:
@@ -195,8 +246,52 @@ def make_plan(
         earlier_run(folder)
     if begun is None and not of_sweep and (folder / SWEEP_FILE).exists():
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
-    peer_ids = frozenset(question.question_id for question in by_peers)
-    return Plan(config, asked, peer_ids, chosen, started, run_id, folder, begun, of_sweep, tuple(left_out))
+    peers, values = peers_asked(asked, config), config.axis
+    return Plan(config, asked, peers, chosen, started, run_id, folder, begun, of_sweep, tuple(left_out), values)
+
+
+def fitted(plan: Plan, model: Model) -> Plan:
+    """The plan of a run over prompt lengths for a model: what it cannot do is left out, with a warning.
+
+    Raises:
+        UserError: nothing is left, or the file of passages cannot be read.
+
+    """
+    config, chat = plan.config, model.chat
+    room = model.context - config.max_new_tokens
+    lengths = [int(value) for value in plan.values if value is not None and value <= room]
+    long = ", ".join(f"{value:,.0f}" for value in plan.values if value is not None and value > room)
+    limit = f"with answers of {config.max_new_tokens} they exceed {model.config.limit} of {model.checkpoint.name}"
+    if not lengths:
+        raise UserError(f"--prompt-lengths {long} cannot be asked: {limit}; give shorter ones, or another model")
+    padding = Padding(chat, config.seed, paragraphs_of(config))
+    kept = tuple(q for q in plan.questions.questions if padding.own_tokens(q) <= lengths[0])
+    if not kept:
+        shortest = min(map(padding.own_tokens, plan.questions.questions))
+        raise UserError(
+            f"--prompt-lengths {lengths[0]:,} is shorter than all questions, which have {shortest:,} tokens or more: "
+            "give longer ones"
+        )
+    warnings = [f"prompt lengths {long} are left out: {limit}"] if long else []
+    if left_out := len(plan.questions.questions) - len(kept):
+        warnings.append(
+            f"{left_out} of {len(plan.questions.questions)} questions are longer than the shortest prompt length, "
+            f"{lengths[0]:,}, and are left out: at every length the same ones are asked"
+        )
+    asked = replace(plan.questions, questions=kept)
+    return replace(
+        plan,
+        questions=asked,
+        peer_ids=peers_asked(asked, config),
+        values=tuple(lengths),
+        padding=padding,
+        warnings=(*plan.warnings, *warnings),
+    )
+
+
+def peers_asked(asked: QuestionSet, config: RunConfig) -> frozenset[int]:
+    """The ids of the questions that peers answer too."""
+    return frozenset(q.question_id for q in asked.select(limit=config.peer_limit or None, seed=config.seed).questions)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 import methods
-from bench.drafting.method import QUESTION, Method
+from bench.drafting.method import QUESTION, Method, Peer
 from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
     BATCHES_FILE,
@@ -29,9 +30,10 @@ from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
 from bench.models.loading import engine_facts
 from bench.progress import Log
 from bench.run import environment
+from bench.run.contestants import Contestant
 from bench.run.examiner import Examiner, Warnings
 from bench.run.folder import set_aside
-from bench.run.memory import merged
+from bench.run.memory import cache_bytes_per_token, merged
 from bench.run.plan import Plan
 from bench.typed_json import decode_value
 
@@ -119,7 +121,13 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
             "chat_template_sha256": template_digest(loaded.chat.tokenizer),
             "tokenizer_sha256": tokenizer_digest(loaded.chat.tokenizer),
         },
-        dataset={"name": asked.name, "sha256": asked.sha256, "questions": len(asked.questions), "tasks": asked.tasks},
+        dataset={
+            "name": asked.name,
+            "sha256": asked.sha256,
+            "questions": len(asked.questions),
+            "tasks": asked.tasks,
+            **({"passages": plan.padding.digest} if plan.padding else {}),
+        },
         machine=environment.describe_machine(loaded.target.device, torch.get_num_threads()),
         dtype=loaded.target.precision,
         config=dataclasses.asdict(examiner.config),
@@ -129,7 +137,7 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
                 c.method.lossless,
                 c.method.extra_parameters,
                 c.method.knobs(),
-                c.method.notes | memory_of(c.method) | ({"probe_windows": c.windows} if c.windows else {}),
+                c.method.notes | _notes(c, padded=bool(plan.padding)),
                 costs[c.label],
                 c.method.measured,
                 c.method.family,
@@ -145,6 +153,20 @@ def describe(plan: Plan, examiner: Examiner, costs: dict[str, PassCosts | None])
         },
         complete=False,
     )
+
+
+def _notes(contestant: Contestant, *, padded: bool) -> dict[str, Any]:
+    """What the record says of a contestant besides its method's own notes."""
+    found: dict[str, Any] = dict(memory_of(contestant.method))
+    if contestant.windows:
+        found["probe_windows"] = contestant.windows
+    if padded and (size := cache_bytes_per_token(contestant.method)):
+        found["cache_bytes_per_token"] = size
+    if isinstance(contestant.method, Peer) and contestant.method.engine:
+        found["engine"] = contestant.method.engine
+    if contestant.baseline:
+        found["baseline"] = contestant.baseline
+    return found
 
 
 def memory_of(method: Method) -> dict[str, str]:

@@ -29,7 +29,7 @@ from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
 
 # Older runs do not say these.
-_NOT_ALWAYS_RECORDED = ("chat template", "tokenizer")
+_NOT_ALWAYS_RECORDED = ("chat template", "tokenizer", "engines of peers")
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
 # What a run's figures depend on besides its settings. A commit may change without touching any of it: it is recorded.
@@ -52,6 +52,9 @@ _FIXED: dict[str, Callable[[Run], Any]] = {
         for label, info in run.methods.items()
         if (digests := {key: value for key, value in info.notes.items() if key.endswith("sha256")})
     },
+    "engines of peers": lambda run: (
+        {label: engine for label, info in run.methods.items() if (engine := info.notes.get("engine"))} or None
+    ),
     "memory of methods": lambda run: {
         label: memory for label, info in run.methods.items() if (memory := info.notes.get("memory"))
     },
@@ -126,8 +129,12 @@ def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
     _refuse(run, {what: (before[what], now[what]) for what in changed})
 
 
-def check_prompts(run: Run, folder: Path, asked: Sequence[Question], chat: ChatFormat) -> None:
+def check_prompts(
+    run: Run, folder: Path, asked_as: Callable[[int, float | None], Question | None], chat: ChatFormat
+) -> None:
     """Refuse to go on where first prompts are not those of the finished turns: a template may write today's date.
+
+    `asked_as` returns the question of an id as it is asked at a value of the run's axis.
 
     Raises:
         UserError: a prompt has changed, or the turns cannot be read.
@@ -135,11 +142,15 @@ def check_prompts(run: Run, folder: Path, asked: Sequence[Question], chat: ChatF
     """
     if not (folder / TURNS_FILE).exists():
         return
-    recorded = {turn.question_id: turn.prompt_digest for turn in read_turns(folder) if turn.turn == 0}
-    for question in asked:
-        before = recorded.get(question.question_id)
-        if before and before != (now := prompt_digest(chat.prompt([], question.turns[0]))):
-            _refuse(run, {f"the prompt of question {question.question_id} (digest of its token ids)": (before, now)})
+    recorded = {(turn.question_id, turn.at): turn.prompt_digest for turn in read_turns(folder) if turn.turn == 0}
+    for (identifier, at), before in recorded.items():
+        question = asked_as(identifier, at)
+        if (
+            question
+            and before
+            and before != (now := prompt_digest(chat.prompt([], question.turns[0], question.system)))
+        ):
+            _refuse(run, {f"the prompt of question {identifier} (digest of its token ids)": (before, now)})
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -177,9 +188,9 @@ def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callabl
     if not (folder / TURNS_FILE).exists():
         return []
     _, found = read_records(folder)
-    by_question: dict[tuple[int, int], list[Turn]] = defaultdict(list)
+    by_question: dict[tuple[int, int, float | None], list[Turn]] = defaultdict(list)
     for turn in found:
-        by_question[turn.round, turn.question_id].append(turn)
+        by_question[turn.round, turn.question_id, turn.at].append(turn)
     questions = {question.question_id: question for question in asked}
     for turn in found:
         question = questions.get(turn.question_id)
@@ -190,7 +201,7 @@ def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callabl
             )
     kept = [
         turn
-        for (_, identifier), turns in by_question.items()
+        for (_, identifier, _), turns in by_question.items()
         if _is_through(turns, questions[identifier], taking_part(questions[identifier]))
         for turn in turns
     ]

@@ -15,17 +15,17 @@ from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
-from bench.figures.records import Run, alone_in
+from bench.figures.records import Run, alone_in, remembers_the_run
 from bench.models import loading
 from bench.models.chat import template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Model, choose_device, memory_errors
 from bench.progress import Log, progress
 from bench.run import environment, resume
-from bench.run.contestants import LEAST_ANSWER, Fails, line_up, pass_costs, raising, sampler_of
+from bench.run.contestants import LEAST_ANSWER, Fails, line_up, pass_costs, raising
 from bench.run.examiner import Examiner, Warnings, auditor_of
 from bench.run.memory import PeakMeter
-from bench.run.plan import WARM_UP, Adapt, Plan, make_plan
-from bench.run.recorder import Recorder, continued, describe
+from bench.run.plan import WARM_UP, Adapt, Plan, fitted, make_plan
+from bench.run.recorder import Recorder, continued, describe, memory_of
 from bench.run.scheduler import ask_all
 
 
@@ -48,6 +48,8 @@ def carry_out(plan: Plan, log: Log = print) -> Recorder:
         UserError: another process is at work in the folder, or it cannot be written, or a method cannot run.
 
     """
+    if plan.config.prompt_lengths:
+        plan = fitted(plan, loading.find(plan.config.model, plan.config.revision, log))
     examiner = assemble(plan, load(plan, log), log)
     with alone_in(plan.folder):
         return ask(plan, examiner, prepare(plan, examiner, log), log)
@@ -70,7 +72,7 @@ def load(plan: Plan, log: Log, least_context: int = 0) -> Loaded:
             variant.method.check_weights(variant.config, model)
     if plan.resumed is not None:
         resume.check_unchanged(plan.resumed, _known_early(plan, model, machine))
-        resume.check_prompts(plan.resumed, plan.folder, plan.questions.questions, model.chat)
+        resume.check_prompts(plan.resumed, plan.folder, plan.asked_by_id, model.chat)
     log(f"loading {model.checkpoint.name}")
     context = min(plan.context_needed(model.chat), model.context)
     return loading.load(model, Compute.of(config), max(context, least_context), log)
@@ -84,8 +86,13 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
     contestants = line_up(plan.variants, loaded, config.probe_windows, fails)
     absent = {variant.label for variant in plan.variants} - {contestant.label for contestant in contestants}
     config = dataclasses.replace(config, method=tuple(label for label in config.method if label not in absent))
-    sampler = sampler_of(config)
-    return Examiner(loaded, contestants, config, sampler, auditor_of(loaded, log), PeakMeter(target.device), warnings)
+    for contestant in contestants if len(plan.values) > 1 else ():
+        if remembers_the_run(memory_of(contestant.method)):
+            raise UserError(
+                f"{contestant.label} remembers its answers, and so those to the same question at the other values of "
+                "the axis: leave out its memory, or run it at one value"
+            )
+    return Examiner(loaded, contestants, config, auditor_of(loaded, log), PeakMeter(target.device), warnings)
 
 
 def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) -> Run:

@@ -20,9 +20,14 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
 
     """
     plan = recorder.plan
-    todo = plan.todo({(turn.round, turn.question_id) for turn in recorder.turns})
-    total_s = sum(expected_s(plan, examiner, asked.question) for asked in todo)
+    todo = plan.todo({(turn.round, turn.question_id, turn.at) for turn in recorder.turns})
+    total_s = sum(expected_s(plan, examiner, asked.question, asked.at) for asked in todo)
     asked = f"{len(plan.questions.questions)} questions of {len(plan.questions.tasks)} tasks"
+    asked += (
+        f", each at {', '.join(f'{value:g}' for value in plan.values if value is not None)}"
+        if len(plan.values) > 1
+        else ""
+    )
     left = f", {len(todo)} left" if len(recorder.record.provenance["sessions"]) > 1 else ""
     log(f"{asked}, {plan.config.rounds} round(s){left}: about {_minutes(total_s)}")
     begin_s, others = time.perf_counter(), environment.OthersMeter()
@@ -32,13 +37,14 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
 
     try:
         with progress(total_s, "decoding", keep=True) as bar:
-            for place, (number, question, backwards) in enumerate(todo):
+            for place, (number, question, backwards, at) in enumerate(todo):
                 if place == 0 or number != todo[place - 1].round:
                     examiner.forget()
-                bar.at(f"{question.task} {question.question_id}")
+                bar.at(f"{question.task} {question.question_id}" + (f" at {at:g}" if at is not None else ""))
                 taking_part = plan.taking_part(question, examiner.contestants)
-                recorder.keep(examiner.ask(question, number, taking_part, backwards=backwards))
-                bar.add(expected_s(plan, examiner, question))
+                asked_as = plan.as_asked(question, at)
+                recorder.keep(examiner.ask(asked_as, number, taking_part, backwards=backwards, at=at))
+                bar.add(expected_s(plan, examiner, question, at))
                 note()
         batches.serve(examiner, recorder, log, note)
         recorder.record.complete = True
@@ -47,12 +53,12 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     recorder.save()
 
 
-def expected_s(plan: Plan, examiner: Examiner, question: Question) -> float:
-    """Estimated seconds of one round of the question, by the warm-up's rates."""
+def expected_s(plan: Plan, examiner: Examiner, question: Question, at: float | None = None) -> float:
+    """Estimated seconds of one round of the question at a value of the axis, by the warm-up's rates."""
     return sum(
         contestant.expected_s(length, plan.config.max_new_tokens) * (1 + 2 * (contestant.prober is not None))
         for contestant in plan.taking_part(question, examiner.contestants)
-        for length in plan.prompt_lengths(question, examiner.loaded.chat)
+        for length in plan.prompt_lengths(question, examiner.loaded.chat, at)
         if length < examiner.context
     )
 

@@ -32,6 +32,7 @@ from typing_extensions import TypedDict
 
 from bench.errors import UserError
 from bench.figures import metrics
+from bench.figures.axis import at_first
 from bench.figures.records import TOKEN_TEXTS_FILE, Run, Turn, atomic_writer, read_records, read_token_texts
 from bench.files import read_bounded
 from bench.questions import task_of
@@ -61,6 +62,7 @@ def export(run_dir: Path, out_dir: Path, decode: Callable[[Sequence[int]], str] 
 
     """
     run, turns = read_records(run_dir)
+    turns = at_first(run, turns)
     failed = {turn.question_id for turn in turns if turn.error is not None}
     kept = [turn for turn in turns if turn.question_id not in failed]
     vanilla = next((name for name, info in run.methods.items() if info.kind == "vanilla"), None)

@@ -19,6 +19,7 @@ from torch import Tensor
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.models.chat import ChatFormat
+from bench.models.gguf_file import model_of
 from bench.train import prompts
 from bench.train.journal import Conversation, Journal
 from bench.train.writer import PromptQueue, Recipe, Writer, prompt_key
@@ -116,7 +117,7 @@ NONE = Conversations.of([])
 
 def journals_of(cache: Path, model: str, weights_sha256: str) -> Path:
     """Return the folder of a model's journals, one for each recipe."""
-    return cache / "conversations" / f"{model.replace('/', '--')}-{weights_sha256[:12]}"
+    return cache / "conversations" / f"{model_of(model).replace('/', '--')}-{weights_sha256[:12]}"
 
 
 def make(

@@ -10,7 +10,7 @@ import methods
 from bench.config import TrainConfig
 from bench.drafting.knobs import default_folder
 from bench.errors import UserError
-from bench.files import check_writable, existing, user_path
+from bench.files import IS_INSTALLED, check_writable, existing, user_path
 from bench.train.scores import SCORES_FILE
 
 TRIED = "TRIED.md"  # what else was tried, written by hand; appended to the card
@@ -19,7 +19,17 @@ _NEEDED_BYTES = 100e6
 
 
 def destination(method: str, config: TrainConfig, model: str) -> Path:
-    """Return the folder that the weights go to."""
+    """Return the folder that the weights go to.
+
+    Raises:
+        UserError: nobody names one, and the default would go with the next version.
+
+    """
+    if config.out is None and IS_INSTALLED and has_weights_knob(method):
+        raise UserError(
+            "Roobench is installed here, and weights in its folder would be lost with the next version: name a folder "
+            f"with --out FOLDER, and run them as {method}:weights=FOLDER"
+        )
     return default_folder(method, model, config.form) if config.out is None else user_path(config.out)
 
 

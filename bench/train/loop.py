@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.engine.decoder import Decoder
 from bench.train.conversations import Conversations
+from bench.train.optimiser import Optimiser
 from bench.train.tensor_cache import keep, load
 
 _CHUNK = 16  # conversations in a file of the cache
@@ -198,12 +199,13 @@ def split(found: Features, templates: Tensor, held_out: float) -> tuple[list[int
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimiser settings. AdamW (0.9, 0.95), clipping at 0.5 and linear warm-up as in the paper; then a cosine."""
+    """Optimiser settings. Clipping at 0.5 and linear warm-up as in the paper; then a cosine."""
 
     epochs: int
     batch: int
     learning_rate: float
     seed: int
+    optimiser: str = "adamw"  # or muon
     warm_up: float = 0.03  # share of all steps
     weight_decay: float = 0.01
 
@@ -221,25 +223,16 @@ def fit(
 
     `loss_of` returns the loss of a batch of them.
     """
-    optimiser = torch.optim.AdamW(
-        module.parameters(),
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
+    optimiser = Optimiser(module, schedule.optimiser, schedule.weight_decay)
     generator = torch.Generator().manual_seed(schedule.seed)
     total = steps_of(len(indices), schedule)
     step = 0
     for epoch in range(schedule.epochs):
         for batch in _batches(indices, lengths, schedule.batch, generator):
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.learning_rate * _rate(step, total, schedule.warm_up)
             loss = loss_of(batch)
-            optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 0.5)
-            optimiser.step()
+            optimiser.step(schedule.learning_rate * _rate(step, total, schedule.warm_up))
             step += 1
             each_step(step, float(loss.detach()))
         each_epoch(epoch + 1)

@@ -23,7 +23,7 @@ from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.decontaminate import Filter, question_sets
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from bench.files import cache_root, check_writable, user_path
+from bench.files import IS_INSTALLED, cache_root, check_writable, user_path
 from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
@@ -66,7 +66,7 @@ class Trainer(ABC):
         size = config.draft_vocab or vocab
         self.draft_vocab = size if size < vocab else 0
         self.draft_ids = ranking[:size].sort().values if self.draft_vocab else torch.arange(vocab)
-        self.head = target.head_weight[self.draft_ids.to(self.device)].float()  # [V', d]
+        self.head = target.head_rows(self.draft_ids.to(self.device)).float()  # [V', d]
         # Places of tokens in the draft vocabulary; -1: not in it.
         places = torch.full((vocab,), -1).index_put((self.draft_ids,), torch.arange(len(self.draft_ids)))
         self.places = places.to(self.device)
@@ -79,7 +79,7 @@ class Trainer(ABC):
     def fit(self) -> list[dict[str, float]]:
         """Train; returns the mean loss and the held-out scores of every epoch."""
         config = self.config
-        schedule = Schedule(config.epochs, config.batch, config.learning_rate, config.seed)
+        schedule = Schedule(config.epochs, config.batch, config.peak_rate, config.seed, config.chosen_optimiser)
         history: list[dict[str, float]] = []
         losses: list[float] = []
 
@@ -220,6 +220,8 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
         UserError: unknown model, a question set that cannot be read, or a folder that cannot be written.
 
     """
+    if config.out is None and IS_INSTALLED:
+        raise UserError("Roobench is installed here, and its folder goes with the next version: give one with --out")
     folder = conversation_files.FOLDER if config.out is None else user_path(config.out)
     check_writable(folder)
     sets, _ = question_sets(config.decontaminate)

@@ -27,7 +27,7 @@ from bench.report.markdown import table_text
 from bench.report.model import table
 from bench.run import environment
 from bench.run.processor import describe_processor
-from bench.train import destination
+from bench.train import destination, optimiser
 from bench.train.scores import SCORES_FILE, Scores, read_scores
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def write(out: Path, trainer: Trainer, scores: Scores, text: str) -> list[Path]:
 def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: float) -> str:
     """Return how the weights were trained and what they score, as Markdown."""
     settings = {k: v for k, v in dataclasses.asdict(trainer.config).items() if k not in ("out", "device", "threads")}
+    settings |= {"optimiser": trainer.config.chosen_optimiser, "learning_rate": trainer.config.peak_rate}
     rows, data = scores.table(), scores.data
     shown = table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], 0)
     missing = f"; not checked, as not available: {', '.join(checked['missing'])}" if checked["missing"] else ""
@@ -93,7 +94,7 @@ def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: floa
             f"- Decontamination: {checked['dropped']} conversations were dropped because they share 13 words in a row, "
             f"or a whole shorter question, with {', '.join(checked['against'])}{missing}.",
             f"- Settings: {', '.join(f'{key} {value}' for key, value in settings.items())}.",
-            f"- Loss: {trainer.loss_text}; AdamW (0.9, 0.95), clip 0.5.",
+            f"- Loss: {trainer.loss_text}; {optimiser.NAMES[trainer.config.chosen_optimiser]}, clip 0.5.",
             "",
             f"Scores on {data.held_out} conversations whose templates were held out: {trainer.scores_text}",
             "",

@@ -101,7 +101,7 @@ def test_malformed_question_is_told_with_file_and_line(tmp_path, capsys):
     path.write_text('{"question_id": 1, "category": "qa", "turns": ["Why?"]}\n{"question_id": 2}\n')
     line = error_of(["--questions", str(path)], capsys)
     assert f"{path}, line 2: " in line
-    assert "category: missing" in line
+    assert "not a question (turns: missing, and so are messages and conversations)" in line
 
 
 def test_adapter_of_another_model_is_told_with_both_sizes(setting, tiny_adapter, capsys):

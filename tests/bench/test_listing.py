@@ -75,7 +75,7 @@ def test_the_page_of_a_method_has_its_description_knobs_presets_and_an_example(c
         assert words(f"{knob}={default} {described}") in text
     for preset, values in method.presets.items():
         assert f"{name}:{preset} for {name}:{','.join(f'{k}={v}' for k, v in values.items())}" in text
-    assert f" --method {name} --limit 2\n" in page
+    assert f" --method {getattr(method, 'example', '') or name} --limit 2\n" in page
     assert (' generate "' in page.partition("\n  example\n")[2]) == (name in DRAFTING)
 
 

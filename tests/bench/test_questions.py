@@ -82,7 +82,11 @@ GOOD = json.dumps({"question_id": 1, "category": "qa", "turns": ["Why?"]})
         ('{"category": "qa", "turns": ["x"]}', "question_id: missing"),
         ('{"question_id": 2, "turns": ["x"]}', "category: missing"),
         ('{"question_id": 2, "category": "qa"}', "turns: missing"),
-        ('{"question_id": "2", "category": "qa", "turns": ["x"]}', "question_id: .* valid integer, not '2'"),
+        (
+            '{"question_id": "2", "category": "qa", "turns": ["x"]}',
+            "question_id: some lines have numbers and others do not",
+        ),
+        ('{"question_id": null, "category": "qa", "turns": ["x"]}', "question_id: .* valid integer, not None"),
         ('{"question_id": true, "category": "qa", "turns": ["x"]}', "question_id: .* valid integer, not True"),
         ('{"question_id": -2, "category": "qa", "turns": ["x"]}', "question_id: .* greater than or equal to 0, not -2"),
         (f'{{"question_id": {"9" * 5000}, "category": "qa", "turns": ["x"]}}', "number out of range"),

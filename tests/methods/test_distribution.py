@@ -31,6 +31,8 @@ from bench.drafting.sequence import Draft
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.verify import typical
 from bench.engine.decoder import Decoder
+from bench.models.checkpoints import Checkpoint
+from bench.models.loading import stands_for
 from methods.dflash.method import DFlash, DFlashConfig
 from methods.dspark.method import DSpark, DSparkConfig
 from methods.eagle.method import Eagle, EagleConfig
@@ -43,6 +45,7 @@ from methods.medusa.method import Medusa, MedusaConfig
 from methods.pld import PLD, PLDConfig
 from methods.recycling import Recycling, RecyclingConfig
 from methods.sam import SAM, SAMConfig
+from methods.sps import SpS, SpSConfig
 from methods.suffix import Suffix, SuffixConfig
 from methods.vanilla import Vanilla
 from tests.fakes import OneSequence
@@ -185,6 +188,12 @@ def block(target: Target, name: str, **knobs: Any) -> DFlash:
     return DFlash(target.decoder, DFlashConfig(weights=folder, **knobs))
 
 
+def sps(target: Target, rows: int = 0, **knobs: Any) -> SpS:
+    folder = target.weights("sps", target.model, rows=rows)
+    stands_for(target.decoder, Checkpoint("tiny", folder, "0" * 64, None))  # so the tokenizers are the same
+    return SpS(target.decoder, SpSConfig(model=str(folder), gamma=2, **knobs))
+
+
 FREE = "0.0/0.0/1:1.0/16:1.0"  # all drafts are worth their cost
 # Drafts of which the adapter is not sure are dropped.
 DEAR = "0.1/0.01/1:0.9/2:1.15/3:1.2"
@@ -238,6 +247,10 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "eagle, best of all": lambda target: eagle(target, tree="best", beam=3, nodes=8, threshold=-1.0),
     "eagle3, chain, drawn": lambda target: eagle3(target, beam=1),
     "eagle3, tree": lambda target: eagle3(target, beam=3),
+    "sps, drawn": lambda target: sps(target, stop="threshold"),
+    "sps, drawn from fewer tokens": lambda target: sps(target, rows=-1, stop="heuristic"),
+    "sps, drawn from more tokens by gain": lambda target: sps(target, rows=2, costs=DEAR),
+    "sps, top": lambda target: sps(target, stop="threshold", drafts="top"),
 }
 LEVEL = 0.005 / (len(BUILDERS) * len(MODES))
 # Drafts that a step accepts at least once; of other methods two as well.

@@ -18,13 +18,15 @@ import methods
 from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
-from bench.models import hf_peer
+from bench.models import hf_peer, loading
 from bench.models import packaged as packaged_model
 from bench.models.checkpoints import Checkpoint
+from bench.models.llama_drafts import Drafts, LlamaCppConfig
 from methods.hf_generate import HFGenerate
 from methods.hf_prompt_lookup import HFPromptLookup, PromptLookupConfig
 from methods.llama_cpp import LlamaCpp, find_gguf
 from methods.pld import PLD
+from tests import gguf_files
 from tests.oracle import Clock
 
 NEVER = frozenset()
@@ -415,47 +417,66 @@ def test_packaged_models_gguf_is_fetched_once_and_kept_whole(tmp_path, monkeypat
 # --- the real one ----------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path, config, model) -> None:
-    """The model in llama.cpp's layout, float32, without a tokenizer."""
-    import gguf
-
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("none")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":  # tied
-            continue
-        if count := heads.get(name.split(".")[-2]):  # llama.cpp rotates neighbours, transformers halves
-            weight = weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_llama_cpp_on_unquantised_weights_answers_as_transformers(scene, tmp_path, hf_greedy, random_ids):
+@pytest.mark.parametrize("kind", ["tied", "qwen2", "qwen3"])
+def test_llama_cpp_on_unquantised_weights_answers_as_transformers(
+    tiny_model, tmp_path, hf_greedy, random_ids, kind, monkeypatch
+):
     """Then nothing but prompt, positions and state could make another answer."""
-    hf, decoder, _ = scene
-    write_gguf(tmp_path / "tiny.gguf", hf.config, hf)
-    peer = LlamaCpp(decoder, None, Checkpoint("tiny", tmp_path, "0" * 64, None))
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+    _, hf = tiny_model(kind)
+    model = loading.find(str(gguf_files.write(tmp_path / "tiny.gguf", hf)), None, print)
+    target = loading.load_decoder(model.checkpoint, torch.device("cpu"), torch.float32, max_len=256)
+    peer = LlamaCpp(target, None, model.checkpoint)
     for prompt in (random_ids(12, seed=1), random_ids(30, seed=2), random_ids(12, seed=1)):
         answer = decode(peer, prompt, 24, NEVER)
         assert answer.token_ids == hf_greedy(hf, prompt, 24)
         assert answer.prefill_s > 0
         assert answer.decode_s > 0
+
+
+def drafts_of(*made: tuple[int, list[int]]) -> Drafts:
+    drafts = Drafts.__new__(Drafts)
+    drafts.made = list(made)
+    return drafts
+
+
+def test_drafts_are_accepted_as_far_as_the_answer_goes_on_with_them():
+    tokens = [5, 6, 7, 8, 9]  # after a prompt of 3: 5 by the prefill, 6 7 8 by one pass, 9 by another
+    assert drafts_of((4, [6, 7, 1]), (7, [])).fates(3, tokens) == (2, 3, 2)
+    assert drafts_of((4, [6, 7, 8, 9, 10])).fates(3, tokens) == (1, 5, 4)  # the limit cuts it
+    assert drafts_of().fates(3, tokens[:1]) == (0, 0, 0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("drafter", ["lookup", "model"])
+def test_llama_cpp_speculates_without_changing_its_answer(drafter, scene, tmp_path, hf_greedy, random_ids):
+    """Of a draft model that is the target itself, every draft is right."""
+    hf, decoder, _ = scene
+    gguf_files.write(tmp_path / "tiny.gguf", hf)
+    draft = "lookup" if drafter == "lookup" else str(tmp_path / "tiny.gguf")
+    peer = LlamaCpp(decoder, LlamaCppConfig(draft=draft, tokens=4), Checkpoint("tiny", tmp_path, "0" * 64, None))
+    start = random_ids(12, seed=1)
+    repeating = start + hf_greedy(hf, start, 60)  # so that something is found in the text
+    for prompt in (repeating, random_ids(30, seed=2), repeating):
+        answer = decode(peer, prompt, 31, NEVER)
+        assert answer.token_ids == hf_greedy(hf, prompt, 31)
+        if drafter == "model":
+            assert (answer.decode_passes, answer.drafted, answer.accepted) == (6, 24, 24)
+        else:
+            assert 30 - answer.accepted <= answer.decode_passes <= 30
+    eos = frozenset({answer.token_ids[9]})
+    assert decode(peer, repeating, 31, eos).token_ids == hf_greedy(hf, repeating, 31, eos)
+
+
+def test_what_llama_drafts_with_is_named_and_its_plain_form_is_its_baseline(tmp_path):
+    assert methods.parse("llama-cpp").config == LlamaCppConfig()
+    lookup = methods.parse("llama-cpp:draft,tokens=5")
+    assert (lookup.config.draft, lookup.config.tokens, lookup.config.plain) == ("lookup", 5, "llama-cpp")
+    with pytest.raises(UserError, match=r"draft=.*none\.gguf: there is no such file; give a GGUF file, or lookup"):
+        methods.parse(f"llama-cpp:draft={tmp_path}/none.gguf").check_files("tiny")
+    with pytest.raises(UserError, match="tokens=0 must be at least 1"):
+        methods.parse("llama-cpp:draft,tokens=0")
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

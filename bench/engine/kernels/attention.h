@@ -69,8 +69,8 @@ inline void score(const float* query, const T* keys, int64_t d, int64_t first, i
     }
 }
 
-// In place: scale, add the mask if there is one, and let what is seen add up to 1.
-inline void softmax(float* scores, const float* mask, float scale, int64_t seen) {
+// In place: scale, add the mask if there is one, and take the exponentials of what is seen, the largest 1; their sum.
+inline float exponentials(float* scores, const float* mask, float scale, int64_t seen) {
     Vector high = Vector{} - INFINITY;
     int64_t whole = 0;
     for (; whole + LANES <= seen; whole += LANES) {
@@ -79,8 +79,7 @@ inline void softmax(float* scores, const float* mask, float scale, int64_t seen)
         high = values > high ? values : high;
         store(scores + whole, values);
     }
-    float highest = -INFINITY;
-    for (int i = 0; i < LANES; ++i) highest = std::max(highest, high[i]);
+    float highest = largest(high);
     for (int64_t s = whole; s < seen; ++s) {
         scores[s] = scores[s] * scale + (mask ? mask[s] : 0.0f);
         highest = std::max(highest, scores[s]);
@@ -93,7 +92,12 @@ inline void softmax(float* scores, const float* mask, float scale, int64_t seen)
         store(scores + s, values);
         sums += values;
     }
-    const float total = sum(sums);
+    return sum(sums);
+}
+
+// In place: scale, add the mask if there is one, and let what is seen add up to 1.
+inline void softmax(float* scores, const float* mask, float scale, int64_t seen) {
+    const float total = exponentials(scores, mask, scale, seen);
     for (int64_t s = 0; s < seen; ++s) scores[s] /= total;
 }
 
@@ -159,5 +163,87 @@ inline void attend(
             for (int64_t t = 0; t < some; ++t)
                 mix(scores + t * stride, values, d, s, std::min(s + PIECE, query[t].seen), query[t].out);
         first += some;
+    }
+}
+
+// Attention of many rows, as many of each text: with all keys and values of a layer in panels, its products are those of panels.h.
+struct Packed {
+    static int64_t heads(const Pass& p) { return p.texts * p.kv_heads; }
+    static int64_t keys(const Pass& p) { return p.stride() * p.head_dim; }  // floats of a head: [keys / PANEL, head_dim, PANEL]
+    static int64_t columns(const Pass& p) { return (p.head_dim + PANEL - 1) / PANEL; }
+    static int64_t values(const Pass& p) { return p.stride() * columns(p) * PANEL; }  // [columns, keys, PANEL]
+    static int64_t floats(const Pass& p) { return heads(p) * (keys(p) + values(p)); }
+    static int64_t items(const Pass& p) { return heads(p) * p.stride() / PANEL; }
+    // Blocks of queries that read the same keys; each is an item of work.
+    static Blocks blocks(const Pass& p) { return {p.width() * p.heads / p.kv_heads, MOST}; }
+};
+
+// Panels [first, end) of keys and their values, counted over all heads; beyond the last key, zeros.
+template <class T>
+inline void pack(const Pass& p, int64_t number, float* packed, int64_t first, int64_t end) {
+    const int64_t d = p.head_dim, stride = p.stride(), columns = Packed::columns(p);
+    for (int64_t item = first; item < end; ++item) {
+        const int64_t head = item / (stride / PANEL), s = item % (stride / PANEL) * PANEL;
+        const Text& text = p.text[head / p.kv_heads];
+        const T* keys = keys_of<T>(p, text, number) + head % p.kv_heads * p.room * d;
+        float* to = packed + head * Packed::keys(p) + s * d;
+        float* values = packed + Packed::heads(p) * Packed::keys(p) + head * Packed::values(p) + s * PANEL;
+        for (int64_t r = 0; r < PANEL; ++r) {
+            const bool there = s + r < text.start + p.width();
+            const T *key = keys + (s + r) * d, *value = key + p.values;
+            for (int64_t i = 0; i < d; ++i) to[i * PANEL + r] = there ? value_of(key[i]) : 0.0f;
+            for (int64_t c = 0; c < columns; ++c)
+                for (int64_t i = 0; i < PANEL; ++i)
+                    values[(c * stride + r) * PANEL + i] =
+                        there && c * PANEL + i < d ? value_of(value[c * PANEL + i]) : 0.0f;
+        }
+    }
+}
+
+// Softmax attention of blocks of queries [first, end) to out [rows, heads * head_dim].
+inline void attend_to_packed(
+    const Pass& p, const float* queries, const float* packed, float* scores, int64_t first, int64_t end, float* out) {
+    const int64_t d = p.head_dim, group = p.heads / p.kv_heads, stride = p.stride(), sharing = p.width() * group;
+    const Blocks blocks = Packed::blocks(p);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+    float sums[TOGETHER][MOST][PANEL];
+    // Sums of `some` positions over k inputs with `count` panels, to emit(panel, position, sums).
+    auto product = [&](int some, const float* panels, int64_t apart, const float* x, int64_t x_stride, int64_t k, int64_t count, auto emit) {
+        for (int64_t panel = 0, together; panel < count; panel += together) {
+            together = std::min<int64_t>(TOGETHER, count - panel);
+            const float* weight = panels + panel * apart;
+            if (together == 1) {
+                panel_product<1>(some, weight, apart, x, x_stride, k, sums);
+            } else {
+                panel_product<TOGETHER>(some, weight, apart, x, x_stride, k, sums);
+            }
+            for (int64_t q = 0; q < together; ++q)
+                for (int t = 0; t < some; ++t) emit(panel + q, t, sums[q][t]);
+        }
+    };
+    for (int64_t item = first; item < end; ++item) {
+        const int64_t both = item / blocks.count, from = blocks.first(item % blocks.count);
+        const int some = static_cast<int>(blocks.first(item % blocks.count + 1) - from);
+        const int64_t text_number = both / p.kv_heads, head = both % p.kv_heads * group;
+        const Text& text = p.text[text_number];
+        auto seen_by = [&](int64_t row) { return text.start + (text.mask ? p.width() : row + 1); };
+        const int64_t seen = seen_by((from + some - 1) / group);
+        const float *keys = packed + both * Packed::keys(p), *x = queries + (both * sharing + from) * d;
+        const float* values = packed + Packed::heads(p) * Packed::keys(p) + both * Packed::values(p);
+        product(some, keys, PANEL * d, x, d, d, (seen + PANEL - 1) / PANEL, [&](int64_t panel, int t, const float* sum) {
+            std::copy(sum, sum + PANEL, scores + t * stride + panel * PANEL);
+        });
+        float totals[MOST];
+        for (int t = 0; t < some; ++t) {
+            const int64_t row = (from + t) / group, own = seen_by(row);
+            const float* mask = text.mask ? text.mask + row * (text.start + p.width()) : nullptr;
+            totals[t] = exponentials(scores + t * stride, mask, scale, own);
+            std::fill(scores + t * stride + own, scores + t * stride + std::max(own, seen), 0.0f);
+        }
+        product(some, values, stride * PANEL, scores, stride, seen, Packed::columns(p), [&](int64_t panel, int t, const float* sum) {
+            const int64_t row = text_number * p.width() + (from + t) / group;
+            float* to = out + (row * p.heads + head + (from + t) % group) * d + panel * PANEL;
+            for (int64_t i = 0; i < std::min<int64_t>(PANEL, d - panel * PANEL); ++i) to[i] = sum[i] / totals[t];
+        });
     }
 }

@@ -62,13 +62,13 @@ inline void run_draft(const Draft& draft, Worker& worker, int64_t thread) {
         return from < 0 ? draft.unread + ~from * d : shallow.y + from * d;
     };
     if (draft.join) {
-        Inputs in = {};
+        const Inputs in(*draft.join, joined, n, memory);
         auto prepare = [&] {
             for (int64_t j = 0; j < n; ++j) {
                 std::copy(state(j), state(j) + d, joined + j * 2 * d);
                 std::copy(draft.before + j * d, draft.before + (j + 1) * d, joined + (j * 2 + 1) * d);
             }
-            in = Inputs(*draft.join, joined, n, memory);
+            in.fill(0, n);
         };
         worker.share(panels_of(*draft.join), prepare, [&](int64_t first, int64_t end) {
             multiply(*draft.join, in, n, first, end, [&](int64_t j, int64_t o, int count, const float* sums) {
@@ -81,11 +81,11 @@ inline void run_draft(const Draft& draft, Worker& worker, int64_t thread) {
         });
     }
     run_pass<T>(deep, worker, thread);
-    Inputs in = {};
+    const Inputs in(*draft.head, joined, rows, memory);
     const int64_t all = draft.head->outputs;
     auto prepare = [&] {
         for (int64_t j = 0; j < rows; ++j) normed(deep.y + draft.place[j] * d, draft.norm, 1, d, deep.eps, joined + j * d);
-        in = Inputs(*draft.head, joined, rows, memory);
+        in.fill(0, rows);
     };
     worker.share(panels_of(*draft.head), prepare, [&](int64_t first, int64_t end) {
         multiply(*draft.head, in, rows, first, end, [&](int64_t j, int64_t o, int count, const float* sums) {

@@ -30,9 +30,9 @@ constexpr int FOUR_ROWS = 4 * PANEL;  // bytes of four inputs of all rows, a byt
 
 // x at some positions: code * scale, by groups; and the sum of each group's codes.
 struct Activations {
-    const int8_t* codes;    // [n, k]
-    const float* scales;    // [n, k / GROUP]
-    const int32_t* totals;  // [n, k / GROUP]
+    int8_t* codes;    // [n, k]
+    float* scales;    // [n, k / GROUP]
+    int32_t* totals;  // [n, k / GROUP]
 
     static int64_t floats(int64_t n, int64_t k) { return n * (k / 4 + 2 * (k / GROUP)); }
 
@@ -41,13 +41,15 @@ struct Activations {
     }
 
     // `memory`: of floats(n, k).
-    static Activations of(const float* x, int64_t n, int64_t k, float* memory) {
+    static Activations in(float* memory, int64_t n, int64_t k) {
         const int64_t groups = n * (k / GROUP);
-        float* scales = memory;
-        auto* totals = reinterpret_cast<int32_t*>(memory + groups);
-        auto* codes = reinterpret_cast<int8_t*>(memory + 2 * groups);
-        for (int64_t g = 0; g < groups; ++g) quantise(x + g * GROUP, codes + g * GROUP, scales[g], totals[g]);
-        return {codes, scales, totals};
+        return {
+            reinterpret_cast<int8_t*>(memory + 2 * groups), memory, reinterpret_cast<int32_t*>(memory + groups)};
+    }
+
+    // Quantises x [n, k] to positions [0, n).
+    void fill(const float* x, int64_t n, int64_t k) const {
+        for (int64_t g = 0; g < n * (k / GROUP); ++g) quantise(x + g * GROUP, codes + g * GROUP, scales[g], totals[g]);
     }
 
   private:
@@ -58,23 +60,19 @@ struct Activations {
             highest = size > highest ? size : highest;
             nothing += value - value;
         }
-        float most = 0.0f;
-        for (int i = 0; i < LANES; ++i) most = std::max(most, highest[i]);
+        const float most = largest(highest);
         const bool finite = sum(nothing) == 0.0f;
         scale = finite ? most / 127.0f : NAN;
         const float inverse = finite && most > 0.0f ? 127.0f / most : 0.0f;
         const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, held in the lowest bits
-        int32_t whole[GROUP];
-        total = 0;
+        Integers all = {};
         for (int i = 0; i < GROUP; i += LANES) {
             const Vector shifted = (finite ? load(x + i) : Vector{}) * inverse + shift;
             const Integers code = reinterpret_cast<Integers>(shifted) - 0x4b400000;
-            std::memcpy(whole + i, &code, sizeof code);
+            store_bytes(codes + i, code);
+            all += code;
         }
-        for (int i = 0; i < GROUP; ++i) {
-            codes[i] = static_cast<int8_t>(whole[i]);
-            total += whole[i];
-        }
+        total = sum(all);
     }
 };
 

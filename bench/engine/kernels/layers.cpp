@@ -39,8 +39,6 @@ inline void by_kind(const Pass& p, Work work) {
 
 inline void begin(const Pass& p) { std::copy(p.x, p.x + p.rows * p.hidden, p.y); }
 
-constexpr int64_t MANY = 64;  // positions from which on a product is shared out by them instead of by panels
-
 }  // namespace
 
 extern "C" {
@@ -75,36 +73,24 @@ void run_draft(const Draft* draft) {
 
 // Floats of scratch memory that multiply_add needs.
 int64_t product_floats(const Matrix* m, int64_t n, int32_t threads) {
-    return threads * Inputs::floats(std::min(n, MANY), m->inputs);
+    return (n > MANY ? 1 : threads) * Inputs::floats(n, m->inputs);
 }
 
 // y [n, outputs] = x [n, inputs] W^T + b, and + added [n, outputs] where it is given.
 void multiply_add(
     const Matrix* m, const float* x, const float* added, float* y, int64_t n, int32_t threads, float* scratch) {
-    const bool by_positions = n > MANY;
-    const Blocks pieces(n, std::max<int64_t>(1, std::min(MANY / 2, (n + threads - 1) / threads)));
-    in_parallel(1, threads, [&](Worker& worker, int64_t thread) {
-        float* memory = scratch + thread * Inputs::floats(std::min(n, MANY), m->inputs);
-        auto emit_from = [&](int64_t start) {
-            return [=](int64_t j, int64_t o, int count, const float* sums) {
-                const int64_t at = (start + j) * m->outputs + o;
-                for (int r = 0; r < count; ++r) y[at + r] = sums[r] + (added ? added[at + r] : 0.0f);
-            };
+    in_parallel(2, threads, [&](Worker& worker, int64_t thread) {
+        const Inputs in(*m, x, n, n > MANY ? scratch : scratch + thread * Inputs::floats(n, m->inputs));
+        if (n > MANY) worker.share(n, [&](int64_t first, int64_t end) { in.fill(first, end); });
+        auto prepare = [&] {
+            if (n <= MANY) in.fill(0, n);
         };
-        if (by_positions) {
-            worker.share(pieces.count, [&](int64_t first, int64_t end) {
-                for (int64_t piece = first; piece < end; ++piece) {
-                    const int64_t start = pieces.first(piece), some = pieces.first(piece + 1) - start;
-                    const Inputs in(*m, x + start * m->inputs, some, memory);
-                    multiply(*m, in, some, 0, panels_of(*m), emit_from(start));
-                }
+        worker.share(panels_of(*m), prepare, [&](int64_t first, int64_t end) {
+            multiply(*m, in, n, first, end, [&](int64_t j, int64_t o, int count, const float* sums) {
+                const int64_t at = j * m->outputs + o;
+                for_some(count, [&](int r) { y[at + r] = sums[r] + (added ? added[at + r] : 0.0f); });
             });
-        } else {
-            Inputs in = {};
-            worker.share(panels_of(*m), [&] { in = Inputs(*m, x, n, memory); }, [&](int64_t first, int64_t end) {
-                multiply(*m, in, n, first, end, emit_from(0));
-            });
-        }
+        });
     });
 }
 

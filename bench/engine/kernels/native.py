@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from bench.engine.cache import KVCache
     from bench.engine.places import Places, Span
 
-MOST_ROWS = 64  # of a pass; of wider ones attention, too, is torch's work
+MANY = 64  # rows of a sequence beyond which attention sums in another order, as in panels.h
+MOST_ROWS = 512  # of a pass; a prefill goes through all layers in parts, so that its scratch memory stays small
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
 
@@ -222,7 +223,21 @@ class Layers:
         self.kept += products.values()
         return LayerPointers(**norms, **{name: product.matrix for name, product in products.items()})
 
-    def run(self, x: Tensor, rows: Rows, caches: Sequence[KVCache], layers: tuple[int, int]) -> Tensor:
+    def run(
+        self, x: Tensor, places: Places, tables: tuple[Tensor, Tensor], cache: KVCache, layers: tuple[int, int]
+    ) -> Tensor:
+        """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
+
+        `tables`: cosines and sines [positions, D] as for `apply_rope`.
+        """
+        states, done = [], 0
+        for part in places.in_parts(max(1, MOST_ROWS // places.batch)):
+            some = x[:, done : done + part.width]
+            states.append(self.run_rows(some, Rows.of([part], *tables), [cache] * places.batch, layers))
+            done += part.width
+        return states[0] if len(states) == 1 else torch.cat(states, dim=1)
+
+    def run_rows(self, x: Tensor, rows: Rows, caches: Sequence[KVCache], layers: tuple[int, int]) -> Tensor:
         """Layers [first, last) over x [.., d], whose rows are those of `rows`; `caches`: of each sequence."""
         library = kernels()
         assert library is not None
@@ -235,6 +250,7 @@ class Layers:
         library, c, (first, last) = kernels(), self.dimensions, layers
         assert library is not None
         count = sum(rows.widths)
+        assert max(rows.widths) <= MANY or len(set(rows.widths)) == 1, f"{rows.widths} rows of sequences in one pass"
         assert all(table.shape == (count, c.head_dim) for table in rows.rope), (
             f"rotations {tuple(rows.rope[0].shape)} for {count} positions"
         )

@@ -17,6 +17,8 @@ constexpr int TOGETHER = 1;
 #endif
 constexpr int64_t SUMMED = 192;  // inputs of a sum in registers: sums of sums round less than one long sum
 constexpr int FEW = 8;       // positions up to which memory is the limit rather than arithmetic
+constexpr int64_t MANY = 64;            // positions beyond which
+constexpr int64_t CACHED = 256 << 10;   // bytes of panels stay in the second-level cache while all positions pass
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
@@ -46,6 +48,16 @@ inline Rows outputs_of(const Matrix& m, int64_t panel) {
     return {panel % halves * rows_of(m) + within, static_cast<int>(std::min<int64_t>(PANEL, rows_of(m) - within))};
 }
 
+// work(r) for r < count: a whole panel, as nearly all are, in vectors.
+template <class Work>
+inline void for_some(int count, Work work) {
+    if (count == PANEL) {
+        for (int r = 0; r < PANEL; ++r) work(r);
+    } else {
+        for (int r = 0; r < count; ++r) work(r);
+    }
+}
+
 // Blocks of n positions: as few as can be, and nearly alike.
 struct Blocks {
     int64_t n, count;
@@ -53,10 +65,11 @@ struct Blocks {
     int64_t first(int64_t block) const { return n * block / count; }
 };
 
-// sums[p][j][r] = the product of row r of panel p and position j, for P panels one after the other. Two at a time share
-// the reading of an input.
+// sums[p][j][r] = the product of row r of panel p and position j, for P panels, `apart` weights from one to the next;
+// `stride`: inputs from one position to the next. Two panels at a time share the reading of an input.
 template <int N, int P, class T>
-inline void panel_product(const T* weight, const float* x, int64_t k, float (*sums)[MOST][PANEL]) {
+inline void panel_product(
+    const T* weight, int64_t apart, const float* x, int64_t stride, int64_t k, float (*sums)[MOST][PANEL]) {
     constexpr int V = PANEL / LANES;
     for (int64_t i = 0; i < k;) {
         const bool is_first = i == 0;
@@ -64,10 +77,10 @@ inline void panel_product(const T* weight, const float* x, int64_t k, float (*su
         for (const int64_t end = std::min(i + SUMMED, k); i < end; ++i, weight += PANEL) {
             Vector row[P][V];
             for (int p = 0; p < P; ++p)
-                for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * k * PANEL + v * LANES);
-            for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * k * PANEL) + AHEAD);
+                for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * apart + v * LANES);
+            for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * apart) + AHEAD);
             for (int j = 0; j < N; ++j) {
-                const Vector value = Vector{} + x[j * k + i];
+                const Vector value = Vector{} + x[j * stride + i];
                 for (int p = 0; p < P; ++p)
                     for (int v = 0; v < V; ++v) total[p][j][v] = fused(row[p][v], value, total[p][j][v]);
             }
@@ -85,7 +98,8 @@ inline void panel_product(const T* weight, const float* x, int64_t k, float (*su
 
 // bfloat16 weights and activations, two products at a time; sums in float32.
 template <int N, int>
-inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float (*sums)[MOST][PANEL]) {
+inline void panel_product(
+    const Brain* weight, int64_t, const Brain* x, int64_t stride, int64_t k, float (*sums)[MOST][PANEL]) {
     alignas(64) uint16_t order[2 * PANEL];  // of two inputs' weights, row by row -> pairs of a row's two
     for (int i = 0; i < 2 * PANEL; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * PANEL);
     const __m512i in_pairs = _mm512_load_si512(order);
@@ -95,7 +109,7 @@ inline void panel_product(const Brain* weight, const Brain* x, int64_t k, float 
         const __m512i pairs = _mm512_permutexvar_epi16(in_pairs, two);
         for (int j = 0; j < N; ++j) {
             uint32_t both = 0;
-            std::memcpy(&both, x + j * k + i, seen);
+            std::memcpy(&both, x + j * stride + i, seen);
             total[j] = _mm512_dpbf16_ps(total[j], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(both)));
         }
     };
@@ -114,73 +128,83 @@ typedef float Narrow;
 #endif
 
 template <int P, int N = MOST, class T, class X>
-inline void panel_product(int n, const T* weight, const X* x, int64_t k, float (*sums)[MOST][PANEL]) {
-    if (n == N) return panel_product<N, P>(weight, x, k, sums);
-    if constexpr (N > 1) panel_product<P, N - 1>(n, weight, x, k, sums);
+inline void panel_product(
+    int n, const T* weight, int64_t apart, const X* x, int64_t stride, int64_t k, float (*sums)[MOST][PANEL]) {
+    if (n == N) return panel_product<N, P>(weight, apart, x, stride, k, sums);
+    if constexpr (N > 1) panel_product<P, N - 1>(n, weight, apart, x, stride, k, sums);
 }
 
-// The inputs of a product at n positions, in the form that its matrix asks for. `memory`: of floats(n, k), this thread's
-// own.
+// The inputs of a product at n positions, in the form that its matrix asks for, once they are filled in. `memory`: of
+// floats(n, k).
 struct Inputs {
-    const float* x = nullptr;
-    const Narrow* narrow = nullptr;
-    Activations quantised = {};
+    const float* x;
+    Narrow* narrow;
+    Activations quantised;
+    int64_t k, kind;
 
     static int64_t floats(int64_t n, int64_t k) { return std::max((n * k + 1) / 2, Activations::floats(n, k)); }
 
-    Inputs() = default;
-    Inputs(const Matrix& m, const float* x, int64_t n, float* memory) : x(x) {
-        if (m.kind == Q4 || m.kind == Q8) {
-            quantised = Activations::of(x, n, m.inputs, memory);
-        } else if constexpr (sizeof(Narrow) < sizeof(float)) {
-            if (m.kind != BFLOAT16) return;
-            auto* made = reinterpret_cast<Narrow*>(memory);
-            for (int64_t i = 0; i < n * m.inputs; ++i) made[i] = rounded<Narrow>(x[i]);
-            narrow = made;
-        } else {
-            narrow = reinterpret_cast<const Narrow*>(x);
+    Inputs(const Matrix& m, const float* x, int64_t n, float* memory)
+        : x(x), narrow(reinterpret_cast<Narrow*>(memory)), quantised(Activations::in(memory, n, m.inputs)), k(m.inputs),
+          kind(m.kind) {}
+
+    // Positions [first, end), of which x is known.
+    void fill(int64_t first, int64_t end) const {
+        if (kind == Q4 || kind == Q8) {
+            quantised.from(first, k).fill(x + first * k, end - first, k);
+        } else if (kind == BFLOAT16 && sizeof(Narrow) < sizeof(float)) {
+            for (int64_t i = first * k; i < end * k; ++i) narrow[i] = rounded<Narrow>(x[i]);
         }
+    }
+    const Narrow* factors() const {
+        return sizeof(Narrow) < sizeof(float) ? narrow : reinterpret_cast<const Narrow*>(x);
     }
 };
 
-// Calls emit(position, first output, number of outputs, their sums) for panels [first, end) at n positions.
+// Calls emit(position, first output, number of outputs, their sums) for panels [first, end) at n positions; of a pair of
+// panels both in turn before the next pair.
 template <class Emit>
 inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first, int64_t end, Emit emit) {
-    const int64_t k = m.inputs;
+    const int64_t k = m.inputs, halves_of_bytes = m.kind == FLOAT32 ? 8 : m.kind == BFLOAT16 ? 4 : m.kind == Q8 ? 2 : 1;
     const Blocks blocks(n, m.kind == Q4 || m.kind == Q8 ? MOST_INTEGERS : MOST);
+    // Of few positions memory is the limit, and one stream of it is faster than two.
+    const int64_t side_by_side = m.kind == FLOAT32 && n > FEW ? TOGETHER : 1;
+    const int64_t pairs = n > MANY ? std::max<int64_t>(1, CACHED / (PANEL * k * halves_of_bytes)) : 0;
+    const int64_t group = pairs ? 2 * pairs : side_by_side;
     float sums[TOGETHER][MOST][PANEL];
-    int64_t together = 1;
-    for (int64_t panel = first; panel < end; panel += together) {
-        // Of few positions memory is the limit, and one stream of it is faster than two.
-        together = m.kind == FLOAT32 && n > FEW ? std::min<int64_t>(TOGETHER, end - panel) : 1;
+    for (int64_t from = first; from < end; from += group) {
+        const int64_t to = std::min(from + group, end);
         for (int64_t b = 0; b < blocks.count; ++b) {
             const int64_t j = blocks.first(b);
             const int some = static_cast<int>(blocks.first(b + 1) - j);
-            switch (m.kind) {
-                case FLOAT32: {
-                    const float* weight = static_cast<const float*>(m.panels) + panel * k * PANEL;
-                    if (together == 1) {
-                        panel_product<1>(some, weight, in.x + j * k, k, sums);
-                    } else {
-                        panel_product<TOGETHER>(some, weight, in.x + j * k, k, sums);
+            for (int64_t panel = from, together; panel < to; panel += together) {
+                together = std::min(side_by_side, to - panel);
+                switch (m.kind) {
+                    case FLOAT32: {
+                        const float* weight = static_cast<const float*>(m.panels) + panel * k * PANEL;
+                        if (together == 1) {
+                            panel_product<1>(some, weight, 0, in.x + j * k, k, k, sums);
+                        } else {
+                            panel_product<TOGETHER>(some, weight, k * PANEL, in.x + j * k, k, k, sums);
+                        }
+                        break;
                     }
-                    break;
+                    case BFLOAT16: {
+                        const Brain* weight = static_cast<const Brain*>(m.panels) + panel * k * PANEL;
+                        panel_product<1>(some, weight, 0, in.factors() + j * k, k, k, sums);
+                        break;
+                    }
+                    default:
+                        integer_product(
+                            some, m.kind == Q4, static_cast<const uint8_t*>(m.panels), m.scales, panel,
+                            in.quantised.from(j, k), k, sums[0]);
                 }
-                case BFLOAT16: {
-                    const Brain* weight = static_cast<const Brain*>(m.panels) + panel * k * PANEL;
-                    panel_product<1>(some, weight, in.narrow + j * k, k, sums);
-                    break;
-                }
-                default:
-                    integer_product(
-                        some, m.kind == Q4, static_cast<const uint8_t*>(m.panels), m.scales, panel,
-                        in.quantised.from(j, k), k, sums[0]);
-            }
-            for (int64_t p = 0; p < together; ++p) {
-                const Rows rows = outputs_of(m, panel + p);
-                for (int t = 0; t < some; ++t) {
-                    for (int r = 0; m.bias && r < rows.count; ++r) sums[p][t][r] += m.bias[rows.first + r];
-                    emit(j + t, rows.first, rows.count, sums[p][t]);
+                for (int64_t p = 0; p < together; ++p) {
+                    const Rows rows = outputs_of(m, panel + p);
+                    for (int t = 0; t < some; ++t) {
+                        if (m.bias) for_some(rows.count, [&](int r) { sums[p][t][r] += m.bias[rows.first + r]; });
+                        emit(j + t, rows.first, rows.count, sums[p][t]);
+                    }
                 }
             }
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,18 @@ from torch import Tensor
 from bench.engine.quantize import GROUP, Q4, Q8
 
 PANEL = 16
+BLOCK_NUMBERS = 1 << 20  # of a matrix that are converted at a time: they stay in the processor's cache
+
+
+class Matrix(Protocol):
+    """Weights [n, k], by blocks of rows."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """n and k."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        """Rows [start, stop)."""
 
 
 @dataclass(frozen=True)
@@ -24,50 +38,80 @@ class Panels:
     scales: Tensor | None = None
 
     @classmethod
-    def of(cls, matrix: Tensor | Q4 | Q8, *, paired: bool = False) -> Panels:
-        """Store float32 or bfloat16 weights, or codes."""
-        if isinstance(matrix, Tensor):
-            return cls(_shape(matrix), paired, None, _by_panels(matrix, paired).transpose(1, 2).contiguous())
-        codes, scales = _by_panels(matrix.codes, paired), _by_panels(matrix.scales, paired)
-        if isinstance(matrix, Q8):
-            packed = codes.unflatten(2, (-1, GROUP // 4, 4)).permute(0, 2, 3, 1, 4)
-            return cls(_shape(matrix.codes), paired, Q8, packed.contiguous(), scales.transpose(1, 2).contiguous())
-        low, high = codes.unflatten(2, (-1, GROUP // 8, 2, 4)).unbind(4)
-        packed = (low | high << 4).permute(0, 2, 3, 1, 4)
-        both = torch.stack((scales, _by_panels(matrix.least, paired)), dim=1).permute(0, 3, 1, 2)
-        return cls(_shape(matrix.codes), paired, Q4, packed.contiguous(), both.contiguous())
+    def of(cls, matrix: Matrix, grid: type[Q4] | type[Q8] | None = None, *, paired: bool = False) -> Panels:
+        """Store float32 or bfloat16 weights, or their codes on a grid.
+
+        This is done a block of rows at a time, so that memory holds no second copy of the matrix.
+        """
+        halves, (outputs, inputs) = 1 + paired, matrix.shape
+        rows = outputs // halves
+        panels, block = -(-rows // PANEL), max(1, BLOCK_NUMBERS // (PANEL * inputs))
+        made: list[Tensor] = []
+        for half, first in itertools.product(range(halves), range(0, panels, block)):
+            begin = half * rows
+            taken = matrix[begin + first * PANEL : begin + min((first + block) * PANEL, rows)]
+            for i, piece in enumerate(_packed(taken, grid)):
+                if i == len(made):
+                    made.append(piece.new_empty((halves * panels, *piece.shape[1:])))
+                made[i][half::halves][first : first + block] = piece
+        return cls((outputs, inputs), paired, grid, *made)
 
     def plain(self) -> Tensor:
         """The weights [n, k]; of codes in float32."""
+        made = torch.empty(self.shape, dtype=torch.float32 if self.grid else self.weights.dtype)
+        halves, (outputs, inputs) = 1 + self.paired, self.shape
+        rows, block = outputs // halves, max(1, BLOCK_NUMBERS // (PANEL * inputs))
+        for half, first in itertools.product(range(halves), range(0, len(self.weights) // halves, block)):
+            panels = slice(half + halves * first, half + halves * (first + block), halves)
+            scales = None if self.scales is None else self.scales[panels].movedim(-1, 1).flatten(0, 1)
+            found = self._decoded(self.weights[panels].movedim(self._row, 1).flatten(0, 1), scales)
+            to = made[half * rows : (half + 1) * rows][first * PANEL : (first + block) * PANEL]
+            to.copy_(found[: len(to)])
+        return made
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Some rows of the weights, [len(numbers), k]; of codes in float32."""
+        halves = 1 + self.paired
+        half, number = numbers // (self.shape[0] // halves), numbers % (self.shape[0] // halves)
+        panels, within = number // PANEL * halves + half, number % PANEL
+        scales = None if self.scales is None else self.scales.movedim(-1, 1)[panels, within]
+        return self._decoded(self.weights.movedim(self._row, 1)[panels, within], scales)
+
+    @property
+    def _row(self) -> int:
+        """The dimension of a panel's rows."""
+        return 2 if self.grid is None else 3
+
+    def _decoded(self, weights: Tensor, scales: Tensor | None) -> Tensor:
+        """Rows [m, ..] as they are in panels -> [m, k]."""
         if self.grid is None:
-            return self._rows(self.weights.transpose(1, 2))
-        assert self.scales is not None
-        codes = self.weights.permute(0, 3, 1, 2, 4)
+            return weights
+        assert scales is not None
         if self.grid is Q8:
-            return Q8(self._rows(codes.flatten(2)), self._rows(self.scales.transpose(1, 2))).plain()
-        codes = torch.stack((codes & 15, codes >> 4), dim=4).flatten(2)
-        scales, least = self.scales.permute(2, 0, 3, 1)
-        return Q4(self._rows(codes), self._rows(scales), self._rows(least)).plain()
+            return Q8(weights.flatten(1), scales).plain()
+        return Q4(torch.stack((weights & 15, weights >> 4), dim=3).flatten(1), *scales.unbind(-1)).plain()
 
     @property
     def nbytes(self) -> int:
         """Bytes that a pass reads."""
         return self.weights.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
-    def _rows(self, panels: Tensor) -> Tensor:
-        """Undo `_by_panels`."""
-        halves = 1 + self.paired
-        separate = panels.unflatten(0, (-1, halves)).transpose(0, 1).flatten(1, 2)
-        return separate[:, : self.shape[0] // halves].flatten(0, 1)
+
+def _packed(rows: Tensor, grid: type[Q4] | type[Q8] | None) -> list[Tensor]:
+    """Rows in panels, the last one padded with zeros: weights [panels, k, PANEL], or codes and scales."""
+    if grid is None:
+        return [_by_panels(rows).transpose(1, 2)]
+    coded = grid.of(rows)
+    codes, scales = _by_panels(coded.codes), _by_panels(coded.scales)
+    if isinstance(coded, Q8):
+        return [codes.unflatten(2, (-1, GROUP // 4, 4)).permute(0, 2, 3, 1, 4), scales.transpose(1, 2)]
+    low, high = codes.unflatten(2, (-1, GROUP // 8, 2, 4)).unbind(4)
+    both = torch.stack((scales, _by_panels(coded.least)), dim=1)
+    return [(low | high << 4).permute(0, 2, 3, 1, 4), both.permute(0, 3, 1, 2)]
 
 
-def _by_panels(values: Tensor, paired: bool) -> Tensor:
-    """[n, ..] -> [panels, PANEL, ..], each half padded with rows of zeros."""
-    halves = values.unflatten(0, (1 + paired, -1))
-    padded = F.pad(halves, (0, 0, 0, -halves.shape[1] % PANEL))
-    return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).flatten(0, 1)
-
-
-def _shape(values: Tensor) -> tuple[int, int]:
-    rows, columns = values.shape
-    return rows, columns
+def _by_panels(values: Tensor) -> Tensor:
+    """[n, ..] -> [panels, PANEL, ..]."""
+    if short := -len(values) % PANEL:
+        values = F.pad(values, (0, 0, 0, short))
+    return values.unflatten(0, (-1, PANEL))

@@ -29,9 +29,11 @@ struct Pass {
     int64_t kind;                          // of the caches, and of the states between layers
     float* scratch;                        // scratch_floats(pass) of them
 
-    int64_t stride() const {  // of the scores of a query
+    // Of every text, where all have as many rows; where one has more than MANY (see panels.h), all have.
+    int64_t width() const { return texts ? text[0].width : 0; }
+    int64_t stride() const {  // of the scores of a query: whole panels of keys, and more
         int64_t most = 0;
         for (int64_t i = 0; i < texts; ++i) most = std::max(most, text[i].start + text[i].width);
-        return most + 2 * LANES;
+        return (most + PANEL - 1) / PANEL * PANEL + PANEL;
     }
 };

@@ -106,13 +106,34 @@ inline Vector fused(Vector a, Vector b, Vector c) {
 #endif
 }
 
-inline float sum(Vector v) {
-    typedef float Four __attribute__((vector_size(16)));
+// What `join` makes of all lanes, the halves of a vector first.
+template <class V, class Join>
+inline auto folded(V v, Join join) {
+    auto lane = v[0];
+    typedef decltype(lane) Four __attribute__((vector_size(16)));
     Four parts[LANES / 4];
     __builtin_memcpy(parts, &v, sizeof v);
     for (int n = LANES / 8; n; n /= 2)
-        for (int i = 0; i < n; ++i) parts[i] += parts[i + n];
-    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+        for (int i = 0; i < n; ++i) parts[i] = join(parts[i], parts[i + n]);
+    return join(join(parts[0][0], parts[0][2]), join(parts[0][1], parts[0][3]));
+}
+inline float sum(Vector v) {
+    return folded(v, [](auto a, auto b) { return a + b; });
+}
+inline int32_t sum(Integers v) {
+    return folded(v, [](auto a, auto b) { return a + b; });
+}
+inline float largest(Vector v) {
+    return folded(v, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// The lowest bytes of whole numbers.
+inline void store_bytes(int8_t* to, Integers values) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)values));
+#else
+    for (int i = 0; i < LANES; ++i) to[i] = static_cast<int8_t>(values[i]);
+#endif
 }
 
 // to[i] = the sum of v[i], for eight vectors.

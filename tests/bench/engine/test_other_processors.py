@@ -172,6 +172,7 @@ def assert_equal_at_every_width(linear: Linear, x: torch.Tensor, exact: torch.Te
     torch.testing.assert_close(alone.double(), exact, rtol=0, atol=error * float(exact.abs().max()))
     for width in WIDTHS:
         assert torch.equal(linear(x[:width]), alone[:width])
+    assert torch.equal(linear(x.repeat(6, 1)), alone.repeat(6, 1))
 
 
 @pytest.mark.usefixtures("processor")
@@ -226,6 +227,23 @@ def test_whole_passes_are_float64s_at_every_width(model, random_ids):
     with torch.inference_mode():
         expected = exact(torch.tensor([[*ids, drafts[0], drafts[2]]])).logits[0]
     expected = torch.cat((expected[: len(ids)], expected[-1:]))
+    assert (found - expected).abs().mean() < error * expected.std()
+
+
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize(
+    "model", [("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "q4")], ids=" ".join, indirect=True
+)
+def test_prompts_are_float64s(model, random_ids):
+    decoder, exact, error = model
+    ids, cache = random_ids(110), decoder.new_cache()
+    passes = [
+        decoder.run_layers(decoder.embed(ids[:30]), 0, cache),
+        decoder.run_layers(decoder.embed(ids[30:]), 30, cache),
+    ]
+    found = decoder.logits(torch.cat(passes, dim=1)[0]).double()
+    with torch.inference_mode():
+        expected = exact(torch.tensor([ids])).logits[0]
     assert (found - expected).abs().mean() < error * expected.std()
 
 

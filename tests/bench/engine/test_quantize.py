@@ -76,6 +76,7 @@ def test_the_kernels_multiply_what_the_codes_stand_for(quantize, biased):
     linear = Linear(weight, drawn(37, seed=1) if biased else None, layout="native", quantize=quantize)
     stored = GRIDS[quantize].of(weight).plain()
     assert torch.equal(linear.weight, stored)
+    assert torch.equal(linear.rows(torch.tensor([36, 0, 17])), stored[[36, 0, 17]])
     for rows in (1, 2, 3, 4, 5, 6, 7, 13, 80):
         x = drawn(rows, inputs, seed=rows)
         exact = quantised_inputs(x) @ stored.double().T + (linear.bias.double() if biased else 0)

@@ -221,6 +221,7 @@ def test_a_question_that_failed_once_is_left_out_of_both_sides_in_every_round(tu
             "turn": 0,
             "round": 1,
             "error": "RuntimeError: no",
+            "at": None,
         }
     ]
 
@@ -371,6 +372,8 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "failed_methods",
         "against",
         "hindsight",
+        "axis",
+        "beside",
         "failed",
         "divergences",
         "busy_turns",

@@ -42,6 +42,29 @@ def test_prompt_without_a_template_is_vicunas_as_fastchat_writes_it(vicuna):
     )
 
 
+def test_system_message_opens_the_conversation_and_replaces_vicunas_own(tiny_tokenizer, vicuna):
+    prompt = ChatFormat(tiny_tokenizer).prompt(HISTORY, "And you?", "Be brief.")
+    assert tiny_tokenizer.decode(prompt).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
+    assert vicuna.tokenizer.decode(vicuna.prompt(HISTORY, "And you?", "Be brief.")) == (
+        "<s>Be brief. USER: Hi there. ASSISTANT: Hello!</s>USER: And you? ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "leaves out a system message"),
+        ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}",
+         "cannot render a system message .no system."),
+    ],
+)  # fmt: skip
+def test_template_without_system_messages_refuses_them_with_the_remedy(tiny_tokenizer, template, told):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"{told}: remove it from the questions, or correct the template"):
+        ChatFormat(tokenizer).prompt([], "Hi there.", "Be brief.")
+
+
 def test_special_tokens_of_the_template_are_single_ids_and_none_is_added(tiny_tokenizer):
     ids = ChatFormat(tiny_tokenizer).prompt([], "a")
     start, end = tiny_tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])

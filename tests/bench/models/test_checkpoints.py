@@ -294,6 +294,12 @@ def test_interrupted_hub_download_is_taken_up_again(hub):
     assert (snapshot / "tokenizer.json").exists()
 
 
+def test_hub_repository_of_gguf_files_alone_says_how_to_name_one(hub):
+    (hub.source / "config.json").unlink()
+    with pytest.raises(UserError, match=r"org/tiny has no config\.json: .* give org/tiny:FILE\.gguf"):
+        resolve("org/tiny")
+
+
 REPLY = types.SimpleNamespace(headers={}, request=None, status_code=404)
 
 

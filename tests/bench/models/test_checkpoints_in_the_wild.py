@@ -19,7 +19,7 @@ from bench.drafting.loop import decode
 from bench.models import loading
 from bench.models.hf_peer import shared_model
 from bench.models.loading import Compute
-from tests.conftest import CHAT_TEMPLATE
+from tests.byte_tokenizer import CHAT_TEMPLATE
 from tests.tiny import ONE_TURN, TWO_TURNS, records, run_bench, write_questions
 
 LIMIT = 16

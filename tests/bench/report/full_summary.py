@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from typing import Any
 
 from bench.figures import stats
 from bench.figures.metrics import TASKS
-from bench.figures.summary import OVERALL, Cell, Estimate, Summary
+from bench.figures.summary import OVERALL, AtValue, Axis, Cell, Estimate, Summary
 from bench.typed_json import decode_value
 
 EDGES = [i / 20 for i in range(21)]
@@ -182,3 +183,25 @@ def _steps(kind: str, rate: float, cost: float, numbers: random.Random) -> dict[
         "window_ctar": [((rate - 0.9) / 1.6) ** w for w in (1, 2, 3, 4)],
         "context": context,
     }
+
+
+def over_axis(summary: Summary, name: str = "prompt length", values: tuple[float, ...] = (256, 1024, 2048)) -> Summary:
+    """The same of a run over an axis, on which speedups fall."""
+    points = []
+    for place, value in enumerate(values):
+        cells = {label: copy.deepcopy(entry.overall) for label, entry in summary.methods.items()}
+        for label, cell in cells.items():
+            loss = 0 if summary.methods[label].kind == "vanilla" else 0.09 * place
+            cell.tok_per_s, cell.ttft_s = (cell.tok_per_s or 0) * (1 - 0.1 * place - loss), 0.2 * (1 + place)
+            rates = cell.conditional_acceptance or []
+            cell.conditional_acceptance = [rate * (1 - loss) for rate in rates if rate is not None]
+            cell.compression_rate = cell.compression_rate and cell.compression_rate - loss
+            estimate = cell.speedup_decode
+            if loss and None not in (estimate.value, estimate.low, estimate.high):
+                bounds = [bound - loss for bound in (estimate.value, estimate.low, estimate.high)]
+                cell.speedup_decode = Estimate(*bounds)
+        points.append(AtValue(value, cells))
+    for entry in summary.of_kind("vanilla", "method").values():
+        entry.notes["cache_bytes_per_token"] = 46_080 + 2_304 * (entry.kind == "method")
+    summary.axis = Axis(name, points)
+    return summary

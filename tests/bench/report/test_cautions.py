@@ -72,3 +72,15 @@ def test_threads_are_advised_on_a_busy_machine_where_there_are_several():
     for threads, advised in ((2, True), (1, False)):
         (text,) = of_kind(warned(some_turns(), machine=Machine("cpu", "a CPU", threads), **busy), "Busy machine")
         assert ("`--threads 1` may be faster" in text) == advised
+
+
+def test_what_methods_say_of_their_own_figures_is_passed_on():
+    run = make_run({"kangaroo": "method", "pld+kangaroo": "method"})
+    run.methods["kangaroo"].notes["caution"] = "it knows the answers"
+    run.methods["pld+kangaroo"].notes.update(
+        {"parts": ["pld", "kangaroo"], "kangaroo": {"caution": "a member knows them"}}
+    )
+    texts = cautions(run, summarize(run, some_turns(80)))
+    assert "**kangaroo**: it knows the answers." in texts
+    assert "**pld+kangaroo**: a member knows them." in texts
+    assert not of_kind(texts, "vanilla")

@@ -8,9 +8,11 @@ import pytest
 
 from bench.figures.metrics import TASKS, summarize
 from bench.figures.summary import Confidence, ContextBin, Estimate, StepTime
-from bench.report import canvas, figures
-from tests.bench.report.full_summary import SIX, rich_summary
+from bench.report import canvas, figures, figures_axis
+from tests.bench.report.full_summary import SIX, over_axis, rich_summary
 from tests.bench.report.helpers import LONG, OLD_PLOTS, make_run, make_summary, make_turns
+
+OF_ANY_RUN = [name for name in figures.PLOTS if name not in figures_axis.PLOTS]  # the others need an axis
 
 
 def test_bars_show_the_summarys_figures_and_vanillas_line():
@@ -77,7 +79,7 @@ def test_no_label_is_clipped_or_read_as_a_formula(count, tasks):
     names = [rf"{LONG},weights=folder_{number}/$\no_formula$" for number in range(count)]
     names += [f"medusa:weights={'folder/' * 20},accept=typical"] if count == 3 else []
     tasks = (*tasks[:-1], r"$\no_task$") if len(tasks) > 1 else tasks  # a category of somebody's own file
-    for name, figure in figures.draw(rich_summary(tuple(names), tasks)).items():
+    for name, figure in figures.draw(over_axis(rich_summary(tuple(names), tasks))).items():
         figure.set_dpi(canvas.DPI)
         figure.draw_without_rendering()
         box, page = figure.get_tightbbox(), figure.get_size_inches()
@@ -94,9 +96,29 @@ def test_no_label_is_clipped_or_read_as_a_formula(count, tasks):
         assert min(heights) > lowest * canvas.DPI, f"{name}: the legend squeezed the plot"
 
 
+@pytest.mark.parametrize(
+    ("axis", "values"), [("temperature", (0.0, 0.5, 1.0)), ("prompt length", (256.0, 1024.0, 2048.0))]
+)
+@pytest.mark.parametrize("names", [SIX[:1], SIX, [*SIX, "pld", "sam"]])
+def test_plots_over_an_axis_show_each_value(axis, values, names):
+    summary = over_axis(rich_summary(tuple(names)), axis, values)
+    drawn = figures_axis.draw(summary)
+    assert len(drawn) == 2
+    over, acceptance = drawn.values()
+    for name in names:
+        speedups = [point.methods[name].speedup_decode.value for point in summary.axis.points]
+        lines = [line for axes in over.axes for line in axes.lines if list(line.get_ydata()) == speedups]
+        assert lines, name
+        assert all(list(line.get_xdata()) == list(values) for line in lines)
+    assert sum(bool(axes.lines) for axes in acceptance.axes) == len(names)
+    shown = [[list(line.get_ydata()) for line in axes.lines] for axes in acceptance.axes]
+    for name in names:
+        assert [point.methods[name].conditional_acceptance for point in summary.axis.points] in shown
+
+
 @pytest.mark.parametrize("names", [SIX[:1], SIX[:2], SIX])
 def test_a_summary_with_every_figure_draws_every_plot(names):
-    assert list(figures.draw(rich_summary(names))) == list(figures.PLOTS)
+    assert list(figures.draw(rich_summary(names))) == [*OF_ANY_RUN]
 
 
 def test_a_lossy_method_is_marked_in_every_plots_legend():
@@ -241,4 +263,4 @@ def test_a_plot_without_data_is_not_drawn(key, plot):
     for entry in summary.methods.values():
         for cell in entry.tasks.values():
             setattr(cell, key, [] if key == "context" else None)
-    assert set(figures.PLOTS) - set(figures.draw(summary)) == {plot}
+    assert set(OF_ANY_RUN) - set(figures.draw(summary)) == {plot}

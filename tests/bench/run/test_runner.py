@@ -343,7 +343,7 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
     labels = [variant.label for variant in found]
     drafting = [name for name in built_in() if not is_peer(name) and name != BASELINE]
     assert {"kangaroo", "medusa", "pld"} <= set(drafting)
-    unpackaged = {"dflash", "dspark", "eagle3", "hydra"}
+    unpackaged = {"dflash", "dspark", "eagle3", "hydra", "sps"}
     packaged = [name for name in drafting if name not in unpackaged]
     assert labels == [BASELINE, *packaged, "kangaroo:gamma=2", "hf-generate"]
     assert {told.partition(" is left out")[0] for told in left_out} == unpackaged
@@ -353,13 +353,14 @@ def test_all_leaves_out_what_has_no_files_for_the_model(setting, capsys):
     """Each in one line with its reason; a method that is asked for by name is refused instead."""
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "all", "--max-new-tokens", "4") == 0
     run, turns = records(setting.out)
-    out = {"dflash", "dspark", "eagle", "eagle3", "hydra", "kangaroo", "medusa", "rest"}
+    out = {"dflash", "dspark", "eagle", "eagle3", "hydra", "kangaroo", "medusa", "rest", "sps"}
     assert not out & set(run.methods)
     assert {"pld", "suffix", "recycling", "lookahead", "layer-skip"} <= set(run.methods)
     assert {turn.error for turn in turns} == {None}
     told = [line for line in run.provenance["warnings"] if "left out of --method all" in line]
     assert [line.partition(" is left out")[0] for line in told] == sorted(out)
-    assert "no conversations come with the project for model" in told[-1]
+    assert "no conversations come with the project for model" in told[-2]
+    assert "sps needs a draft model" in told[-1]
     assert "kangaroo is left out of --method all: no weights of kangaroo" in capsys.readouterr().err
     for name in out:
         assert run_bench(setting.model, setting.questions, setting.out, "--method", "all", "--method", name) == 2

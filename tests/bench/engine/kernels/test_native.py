@@ -53,7 +53,7 @@ def test_a_product_is_float64s_at_every_width(outputs, inputs, biased, dtype):
 @NEEDS_KERNELS
 @DTYPES
 @pytest.mark.parametrize("rows", [64, 65, 131, 200])
-def test_wide_products_are_shared_out_by_positions_and_are_the_same(rows, dtype):
+def test_wide_products_are_the_same(rows, dtype):
     linear, x = Linear(drawn(37, 24).to(dtype), layout="native"), drawn(rows, 24).to(dtype)
     assert torch.equal(linear(x), torch.cat([linear(x[i : i + 1]) for i in range(rows)]))
 
@@ -67,6 +67,8 @@ def test_two_matrices_in_turns_are_two_products(half, biased):
     x = drawn(7, 24, seed=2)
     assert torch.equal(paired(x), alone(x))
     assert torch.equal(paired.weight, weight)
+    some = torch.arange(2 * half).flip(0)[::3]
+    assert torch.equal(paired.rows(some), weight[some])
 
 
 @NEEDS_KERNELS
@@ -76,6 +78,8 @@ def test_stored_weights_are_found_again(outputs, inputs, dtype):
     weight = drawn(outputs, inputs).to(dtype)
     linear = Linear(weight, layout="native")
     assert torch.equal(linear.weight, weight)
+    some = torch.arange(outputs).flip(0)[::2]
+    assert torch.equal(linear.rows(some), weight[some])
     x = drawn(3, inputs).to(dtype)
     torch.testing.assert_close(linear.by_torch()(x), torch.nn.functional.linear(x, weight))
 
