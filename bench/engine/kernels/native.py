@@ -250,6 +250,7 @@ class Layers:
         library, c, (first, last) = kernels(), self.dimensions, layers
         assert library is not None
         count = sum(rows.widths)
+        assert max(rows.widths) <= NARROW or len(set(rows.widths)) == 1, f"{rows.widths} rows of sequences in one pass"
         assert all(table.shape == (count, c.head_dim) for table in rows.rope), (
             f"rotations {tuple(rows.rope[0].shape)} for {count} positions"
         )
