@@ -15,17 +15,18 @@ from typing import Any, get_args, get_type_hints
 
 from bench.errors import UserError
 from bench.files import user_path
-from bench.text import numbers, token_counts
+from bench.text import counts, numbers
 
 DEFAULT_MODEL = "smollm2-135m-instruct"  # from a PyPI package, see bench.models.packaged
 MOST_WINDOWS = 64  # drafts in a row that a probe asks for
 QUANTIZE = ("none", "q4")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 NO_PEER = "none"
+MOST_SEQUENCES = 256  # of a batch
 LEAST_TEMPERATURE = 1e-3  # logits divided by less overflow sooner or later
 MANY = 1_000_000  # of whatever is counted: more is a slip of the keyboard
-_SEED = (0, 2**32 - 1)
-_THREADS = (0, 1024)  # the OpenMP library crashes at some number above
+SEED = (0, 2**32 - 1)
+THREADS = (0, 1024)  # the OpenMP library crashes at some number above
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
@@ -115,6 +116,14 @@ class RunConfig(Settings):
         metavar="N",
         bounds=(0, MOST_WINDOWS),
     )
+    batch: tuple[int, ...] = setting(
+        (),
+        "sequences to decode at once, or several numbers separated by commas: after the questions were answered one by "
+        "one, vanilla and all methods (no peers) answer them in batches of each size",
+        type=counts,
+        metavar="B,B,...",
+        bounds=(1, MOST_SEQUENCES),
+    )
     temperature: float = setting(
         0.0, "0: greedy decoding; above 0: sampling, lossless in distribution", metavar="X", bounds=(0, 100)
     )
@@ -130,7 +139,7 @@ class RunConfig(Settings):
         (),
         "pad every question with passages of its own kind to prompts of so many tokens (256,1k,2k), all in one run, "
         "each length with a baseline of its own; longer questions are left out",
-        type=token_counts,
+        type=counts,
         metavar="N,N,...",
         bounds=(1, MANY),
     )
@@ -144,7 +153,7 @@ class RunConfig(Settings):
         1.0, "sample from the most probable tokens that hold this share", metavar="X", bounds=(1e-6, 1)
     )
     top_k: int = setting(0, "sample from the N most probable tokens; 0: from all", metavar="N", bounds=(0, 10 * MANY))
-    seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", bounds=_SEED)
+    seed: int = setting(0, "seed of the draw of questions (--limit) and of the samples", metavar="N", bounds=SEED)
     dtype: str = setting(
         "auto",
         "number format; auto: float32 on CPU, bfloat16 on CUDA; products of bfloat16 weights round their inputs to "
@@ -163,7 +172,7 @@ class RunConfig(Settings):
         "CPU threads; 0: torch's choice, and where other programs hold cores, one for each free core (on Linux; not in "
         "sweep and gate)",
         metavar="N",
-        bounds=_THREADS,
+        bounds=THREADS,
     )
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
@@ -180,6 +189,9 @@ class RunConfig(Settings):
         if self.temperatures and (self.temperature or self.prompt_lengths):
             other = "--temperature" if self.temperature else "--prompt-lengths"
             raise UserError(f"--temperatures and {other} exclude each other: leave one of them out")
+        if self.batch and (self.temperatures or self.prompt_lengths):
+            other = "--temperatures" if self.temperatures else "--prompt-lengths"
+            raise UserError(f"--batch and {other} exclude each other: leave one of them out")
         if self.passages is not None and not self.prompt_lengths:
             raise UserError("--passages is what prompts are padded with: give --prompt-lengths as well")
         flag = "--temperatures" if self.temperatures else "--temperature"
@@ -225,148 +237,12 @@ def check_device(name: str) -> None:
 
 
 # Flags of a run that a sweep does not take: it varies knobs, and nothing else.
-AXES = ("--temperatures", "--prompt-lengths", "--passages")
+AXES = ("--batch", "--temperatures", "--prompt-lengths", "--passages")
 # What a preset sets; flags given as well win.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},
     "spec-bench": {"questions": "official", "max_new_tokens": 1024, "rounds": 3, "peer_limit": 0},
 }
-
-
-TOKENS = 1_000_000  # of answers to train on, where nobody says how many and none come with the project
-_TRAIN_TOKENS = (0, 1000 * MANY)
-_EPOCHS = (1, 1000)
-
-
-@dataclass(frozen=True)
-class _OfModel(Settings):
-    model: str = setting(
-        DEFAULT_MODEL, "as for run: the packaged default, a Hugging Face id, a folder, or a GGUF file", metavar="NAME"
-    )
-    revision: str | None = setting(None, "branch, tag or commit of a Hugging Face model", metavar="REV")
-
-
-@dataclass(frozen=True)
-class Writing(_OfModel):
-    """How a model writes conversations into the cache."""
-
-    tokens: int = setting(
-        TOKENS,
-        "answer tokens to have in the end, including those that come with the project",
-        metavar="N",
-        bounds=_TRAIN_TOKENS,
-    )
-    seed: int = setting(0, "seed of the prompts", metavar="N", bounds=_SEED)
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=_THREADS)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_device(self.device)
-
-
-@dataclass(frozen=True)
-class Collecting(_OfModel):
-    """Which conversations of the cache to pack, and where."""
-
-    decontaminate: tuple[str, ...] = setting(
-        ("mini", "official"),
-        "official, or a question file: conversations that share 13 words in a row with its questions, or with the mini "
-        "set's, are left out; may be repeated",
-        metavar="FILE",
-    )
-    out: str | None = setting(None, "folder of packed conversations (default: the project's own)", metavar="DIR")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.out is not None:
-            user_path(self.out)
-
-
-_PEAK_RATES = {"muon": 7e-4, "adamw": 2e-3}
-
-
-@dataclass(frozen=True)
-class TrainConfig(Writing, Collecting):
-    """How to train a method's weights: what all methods share. A method's own settings are a subclass next to it."""
-
-    draft_vocab: int = setting(
-        8192, "tokens of the draft's LM head, the most frequent ones; 0: all", metavar="N", bounds=(0, 10 * MANY)
-    )
-    tokens: int = setting(
-        0,
-        "least number of answer tokens to train on: drawn from those that come with the project, and the model writes "
-        "what is missing; 0: all that come with it, or a million if none do",
-        metavar="N",
-        bounds=_TRAIN_TOKENS,
-    )
-    precision: str = setting(
-        "auto",
-        "of products, in the training and in the passes that compute the target's states: float32 or bfloat16; auto: "
-        "bfloat16 where the processor multiplies it several times as fast",
-        choices=("auto", "float32", "bfloat16"),
-    )
-    longest: int = setting(
-        0,
-        "leave out conversations of more tokens, prompts included: their states cost the most; 0: none",
-        metavar="N",
-        bounds=(0, MANY),
-    )
-    epochs: int = setting(3, "passes over the tokens", metavar="N", bounds=_EPOCHS)
-    batch: int = setting(4, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
-    optimiser: str = setting(
-        "auto",
-        "muon (AdamW for norms and LM heads) or adamw; auto: muon, for published forms adamw, the papers'",
-        choices=("auto", "muon", "adamw"),
-    )
-    learning_rate: float = setting(
-        0.0,
-        "peak, after a linear warm-up and before a cosine decay; 0: 0.0007 for muon, 0.002 for adamw",
-        metavar="X",
-        bounds=(0, 10),
-    )
-    seed: int = setting(0, "seed of conversations, initial weights and order", metavar="N", bounds=_SEED)
-    out: str | None = setting(
-        None,
-        "new folder for the weights and their card; default: where runs look, unless weights are there already",
-        metavar="DIR",
-    )
-
-    @property
-    def form(self) -> str:
-        """Which of a method's weights for a model these are: "" what runs use by default, "paper" as published.
-
-        Weights of different forms are kept side by side.
-        """
-        return ""
-
-    @property
-    def chosen_optimiser(self) -> str:
-        """The optimiser, muon or adamw."""
-        default = "adamw" if self.form else "muon"
-        return default if self.optimiser == "auto" else self.optimiser
-
-    @property
-    def peak_rate(self) -> float:
-        """The peak of the learning rate."""
-        return self.learning_rate or _PEAK_RATES[self.chosen_optimiser]
-
-
-@dataclass(frozen=True)
-class ChainTraining(TrainConfig):
-    """How to train a draft model that drafts in chains, each draft from the one before it."""
-
-    unroll: int = setting(
-        3,
-        "drafts in a row that are trained on, where a draft reads the states of the one before it",
-        metavar="N",
-        bounds=(1, 64),
-    )
-    teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
-
-
-# What each training of a sweep takes unless asked: a laptop's minutes.
-SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
 
 
 def from_flags(given: dict[str, Any], preset: str) -> RunConfig:

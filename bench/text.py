@@ -45,8 +45,8 @@ def numbers(text: str) -> tuple[float, ...]:
     return _each_once(tuple(map(float, text.split(","))), text)
 
 
-def token_counts(text: str) -> tuple[int, ...]:
-    """The same for whole numbers: `256,1k,2k`, where 1k is 1,024."""
+def counts(text: str) -> tuple[int, ...]:
+    """The same for whole numbers: `1,2,4`, `256,1k,2k`, where 1k is 1,024."""
     parts = [part.strip().lower() for part in text.split(",")]
     return _each_once(tuple(1024 * int(part[:-1]) if part.endswith("k") else int(part) for part in parts), text)
 

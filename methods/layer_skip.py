@@ -10,16 +10,16 @@ shown so far. `layer-skip:paper` always drafts six tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from bench.config import setting
 from bench.drafting.pace import PacedConfig, PacedMethod
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
+from bench.drafting.together import in_step
 from bench.drafting.tree import ROOT, chain_of
 from bench.engine import MAX_DRAFTS
 from bench.errors import UserError
@@ -63,6 +63,15 @@ class Notes:
     drafted: Many[int] | None = None  # its own draft of the current step
 
 
+class Asked(NamedTuple):
+    """A token that the first layers run over."""
+
+    sequence: Sequence
+    token: int
+    row: int  # 0: the newest token; i + 1: draft i
+    last: bool = False  # nothing is drafted after it
+
+
 class LayerSkip(PacedMethod):
     """Drafts with the target's own first layers."""
 
@@ -81,7 +90,12 @@ class LayerSkip(PacedMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """The LM head on an exit state."""
-        return [partial(self._candidate, self.target.embed([0]), ROOT, None)]
+        state = self.target.embed([0] * self.target.sequences)
+
+        def call() -> object:
+            return [self._candidate(logits, ROOT, None) for logits in self.target.logits(state[0])]
+
+        return [call]
 
     @property
     def widest(self) -> int:
@@ -98,10 +112,11 @@ class LayerSkip(PacedMethod):
         sequence.notes = Notes(GainRule(None, self.costs) if c.stop == "gain" else ThresholdRule(c.threshold))
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Return a chain for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Return a chain for each sequence; the first layers run over all that still draft."""
+        drafting = [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        return in_step(drafting, self._answer)
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
+    def _draft(self, sequence: Sequence, budget: int) -> Generator[Asked, tuple[Tensor, Tensor | None], Draft]:
         """Draft until the rule stops it."""
         import torch
 
@@ -110,31 +125,44 @@ class LayerSkip(PacedMethod):
         states: list[Tensor] = []
         rule.begin()
         while calls < min(self.config.gamma, budget) and rule.goes_on():
-            if not states:
-                states.append(self._exit_state(sequence, sequence.context[-1], 0))
+            token = kept[-1].token if kept else sequence.context[-1]
+            state, logits = yield Asked(sequence, token, len(kept))
+            states.append(state)
             calls += 1
-            found = rule.keep([self._candidate(states[-1], len(kept) - 1, sequence.sampler)], 1)
+            assert logits is not None
+            found = rule.keep([self._candidate(logits, len(kept) - 1, sequence.sampler)], 1)
             if not found:
                 break
             kept += found
-            states.append(self._exit_state(sequence, found[0].token, len(kept)))
+        if kept and len(states) == len(kept):  # the last draft's, too, is resumed from
+            state, _ = yield Asked(sequence, kept[-1].token, len(kept), last=True)
+            states.append(state)
         sequence.notes.drafted = tokens = [candidate.token for candidate in kept]
         drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
         said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
         joined = torch.cat(states, dim=1) if states else None
         return Draft(tokens, None, drawn, joined, self.resume_layer if states else 0, said, calls)
 
-    def _exit_state(self, sequence: Sequence, token: int, row: int) -> Tensor:
-        """Return the state [1, 1, d] of a token, the newest one or a draft, after the first layers."""
-        places = chain_of(row).places(sequence.length, self.target.device, row, 1)
-        return self.target.run_layers(self.target.embed([token]), places, sequence.cache, 0, self.resume_layer)
+    def _answer(self, asked: Many[Asked]) -> list[tuple[Tensor, Tensor | None]]:
+        """Return of each token its state [1, 1, d] after the first layers, and the logits [V] by it if need be."""
+        from bench.engine.joined import Part, run_joined
 
-    def _candidate(self, state: Tensor, parent: int, sampler: Sampler | None) -> Candidate:
-        """Return what may follow an exit state: the most probable token, or when sampling a drawn one."""
-        best = (logits := self.target.logits(state[0])).softmax(-1).max(-1)
+        target = self.target
+        parts = [
+            Part(chain_of(one.row).places(one.sequence.length, target.device, one.row, 1), one.sequence.cache)
+            for one in asked
+        ]
+        states = run_joined(target, target.embed([one.token for one in asked]), parts, 0, self.resume_layer)
+        going = [i for i, one in enumerate(asked) if not one.last]
+        logits = dict(zip(going, target.logits(states[0, going]), strict=True)) if going else {}
+        return [(states[:, i : i + 1], logits.get(i)) for i in range(len(asked))]
+
+    def _candidate(self, logits: Tensor, parent: int, sampler: Sampler | None) -> Candidate:
+        """Return what may follow by an exit state's logits [V]: the most probable token, or a drawn one."""
+        best = logits.softmax(-1).max(-1)
         if sampler is None:
             return Candidate(parent, int(best.indices), float(best.values))
-        q = sampler.probabilities(logits)[0]
+        q = sampler.probabilities(logits[None])[0]
         # Its confidence is the largest probability: stopping by that of the drawn token would not be lossless.
         return Candidate(parent, sampler.draw(q), float(best.values), q)
 

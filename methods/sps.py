@@ -11,18 +11,19 @@ generation (five drafts, two more after a full match, else one less).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import setting
 from bench.drafting.pace import PacedConfig, PacedMethod
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, HeuristicRule, ThresholdRule
+from bench.drafting.together import in_step
 from bench.engine import MAX_DRAFTS
 from bench.errors import UserError
 from bench.models import checkpoints
@@ -96,6 +97,24 @@ class SpSConfig(PacedConfig):
             raise UserError(f"sps:model={self.model}{quantize}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Unread:
+    """Tokens that the draft model is asked to read, of one text."""
+
+    cache: KVCache
+    start: int
+    tokens: Many[int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the draft model says of the next token: its logits [1, vocab], the most probable one and its probability."""
+
+    logits: Tensor
+    token: int
+    confidence: float
+
+
 @dataclass
 class Notes:
     """The state of a sequence."""
@@ -151,10 +170,12 @@ class SpS(PacedMethod):
         return super().notes | second.notes(self.target, self.draft)
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """Read one token, or several, half-way in the context, and choose the next one."""
-        position, cache = self.draft.max_len // 2, self.draft.new_cache()
-        cache.zero()
-        return [partial(self._next, [0] * count, position, cache, None, 0) for count in (1, _WIDE)]
+        """Read one token of every sequence, or several, half-way in the context, and choose the next one."""
+        caches = [self.draft.new_cache() for _ in range(self.target.sequences)]
+        for cache in caches:
+            cache.zero()
+        position = self.draft.max_len // 2
+        return [partial(self._read, [Unread(cache, position, [0] * n) for cache in caches]) for n in (1, _WIDE)]
 
     @property
     def widest(self) -> int:
@@ -179,10 +200,12 @@ class SpS(PacedMethod):
             sequence.notes.read = sequence.length
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Return a chain for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Return a chain for each sequence; the draft model runs over all that still draft."""
+        return in_step(
+            [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)], self._read
+        )
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
+    def _draft(self, sequence: Sequence, budget: int) -> Generator[Unread, Choice, Draft]:
         """Draft until the rule stops it."""
         notes, length = sequence.notes, len(sequence.context)
         rule, start, unread = notes.rule, notes.read, sequence.context[notes.read :]
@@ -190,7 +213,8 @@ class SpS(PacedMethod):
         kept: list[Candidate] = []
         rule.begin()
         while calls < most and rule.goes_on():
-            candidate = self._next(unread, start, notes.cache, sequence.sampler, calls - 1)
+            choice = yield Unread(notes.cache, start, unread)
+            candidate = self._candidate(choice, sequence.sampler, calls - 1)
             start, calls = start + len(unread), calls + 1
             if not rule.keep([candidate], 1):
                 break
@@ -207,19 +231,31 @@ class SpS(PacedMethod):
         said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
         return Draft(tokens, drawn=drawn, confidences=said, calls=calls)
 
-    def _next(self, tokens: Many[int], start: int, cache: KVCache, sampler: Sampler | None, parent: int) -> Candidate:
-        """Read tokens, and return what may follow: the most probable token, or when sampling a drawn one."""
+    def _read(self, asked: Many[Unread]) -> list[Choice]:
+        """Read tokens of several texts, and return what may follow each."""
         import torch
 
-        states = self.draft.run_layers(self._embed(tokens), start, cache)
-        logits = self.draft.logits(states[0, -1:])[:, : self.vocab]
+        from bench.engine.joined import Part, run_joined
+        from bench.engine.places import Places
+
+        parts = [Part(Places.after(one.start, len(one.tokens)), one.cache) for one in asked]
+        states = run_joined(self.draft, self._embed([token for one in asked for token in one.tokens]), parts)
+        last = [end - 1 for end in accumulate(part.width for part in parts)]
+        logits = self.draft.logits(states[0, last])[:, : self.vocab]
         best = logits.softmax(-1).max(-1)
-        confidence, token = torch.cat((best.values.double(), best.indices.double())).tolist()  # one transfer for both
+        said = torch.stack((best.values.double(), best.indices.double()), dim=-1).tolist()  # one transfer for all
+        return [Choice(logits[i : i + 1], int(token), confidence) for i, (confidence, token) in enumerate(said)]
+
+    def _candidate(self, choice: Choice, sampler: Sampler | None, parent: int) -> Candidate:
+        """Return what may follow: the most probable token, or when sampling a drawn one."""
+        import torch
+
         if sampler is None or self.config.drafts == "top":
-            return Candidate(parent, int(token), confidence)
-        q = torch.nn.functional.pad(sampler.probabilities(logits)[0], (0, self.target.config.vocab - self.vocab))
+            return Candidate(parent, choice.token, choice.confidence)
+        q = sampler.probabilities(choice.logits)[0]
+        q = torch.nn.functional.pad(q, (0, self.target.config.vocab - self.vocab))
         # Its confidence is the largest probability: stopping by that of the drawn token would not be lossless.
-        return Candidate(parent, sampler.draw(q), confidence, q)
+        return Candidate(parent, sampler.draw(q), choice.confidence, q)
 
     def _embed(self, tokens: Many[int]) -> Tensor:
         """Return the embedding [1, n, d]. A token that only the target has is read as another: drafts may be wrong."""

@@ -19,7 +19,15 @@ FLOORS = (
     ("methods",),
     ("bench.decontaminate", "bench.drafting", "bench.models", "bench.questions"),
     ("bench.engine",),
-    ("bench.config", "bench.errors", "bench.files", "bench.progress", "bench.text", "bench.typed_json"),
+    (
+        "bench.config",
+        "bench.errors",
+        "bench.files",
+        "bench.progress",
+        "bench.text",
+        "bench.train_config",
+        "bench.typed_json",
+    ),
 )
 TRAINING = re.compile(r"methods\.\w+\.training")  # a method's trainer is on the floor of `bench.train`
 # What is yet to be mended: importer, imported.

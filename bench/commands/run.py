@@ -42,7 +42,8 @@ examples:
   python run_bench.py --preset spec-bench --model lmsys/vicuna-7b-v1.3 --method kangaroo:weights=FOLDER,exit_layer=2
 
 Vanilla decoding always runs as the baseline. Exit status: 0 fine, 1 a lossless method's output was not vanilla's or a
-method failed in every question, 2 a mistake in the command, 130 interrupted (finished questions are kept)."""
+method failed in every question or in a batch, 2 a mistake in the command, 130 interrupted (finished questions are
+kept)."""
 
 
 def parser() -> ArgumentParser:
@@ -112,9 +113,15 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
     if not left.turns:
         raise KeyboardInterrupt
     paths = write_report(folder, planned.plots)
-    failed, dead = metrics.not_lossless(record, left.turns), metrics.failed_throughout(record, left.turns)
+    failed = metrics.not_lossless(record, [*left.turns, *(turn for block in left.blocks for turn in block.turns)])
+    dead = metrics.failed_throughout(record, left.turns)
+    fallen = {block.method: block.error for block in reversed(left.blocks) if block.error is not None}
     if as_json:
-        print(json.dumps({"folder": str(folder), "complete": record.complete, "not_lossless": failed, "failed": dead}))
+        print(
+            json.dumps(
+                {"folder": str(folder), "complete": record.complete, "not_lossless": failed, "failed": fallen | dead}
+            )
+        )
     else:
         print(conclusion(folder))
         tell_written(paths)
@@ -126,7 +133,9 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
         say(f"NOT LOSSLESS: {', '.join(failed)}; see the divergences in {folder}")
     for label, error in dead.items():
         say(f"{label} failed in every question, first with: {error}")
-    return 1 if failed or dead else 0
+    for label, error in fallen.items():
+        say(f"{label} failed in batches, first with: {error}")
+    return 1 if failed or dead or fallen else 0
 
 
 def _how_to_go_on(planned: Plan) -> str:

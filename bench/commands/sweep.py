@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import config
+from bench import config, train_config
 from bench.commands import new_parser, refuse_given, say, tell_written
 from bench.files import user_path
 
@@ -36,7 +36,7 @@ def parser() -> ArgumentParser:
         "values to try; may be repeated",
     )
     for name, what, most in (("tokens", "tokens of answers", 1000 * config.MANY), ("epochs", "passes over them", 1000)):
-        default, flag = config.SWEEP_TRAINING[name], f"--train-{name}"
+        default, flag = train_config.SWEEP_TRAINING[name], f"--train-{name}"
         text = f"{what} for each training (default: {default}); --grid train.{name}=... tries several"
         made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
@@ -55,12 +55,12 @@ def run(options: Namespace) -> int:
         refuse_given(given, f"{run_dir} is redrawn without further flags; to sweep into a folder, name it with --out")
         return _redraw_sweep(run_dir)
     grids, preset = given.pop("grid", []), given.pop("preset", None) or "laptop"
-    training = {name: given.pop(f"train_{name}", None) for name in config.SWEEP_TRAINING}
+    training = {name: given.pop(f"train_{name}", None) for name in train_config.SWEEP_TRAINING}
     settings = config.from_flags({"peer": (config.NO_PEER,)} | given, preset)
     from bench.sweep import grid  # no torch yet: mistakes in the command are reported at once
 
     asked = {name: value for name, value in training.items() if value is not None}
-    planned = grid.grid_of(settings, grids, config.SWEEP_TRAINING | asked)
+    planned = grid.grid_of(settings, grids, train_config.SWEEP_TRAINING | asked)
     if not any(variant.training for variant in planned.variants):
         refuse_given([f"train_{name}" for name in asked], "nothing is trained without a --grid train.SETTING=...")
     try:

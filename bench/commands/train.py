@@ -6,7 +6,7 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from typing import Any
 
 import methods
-from bench import config
+from bench import config, train_config
 from bench.commands import new_parser, say, tell_written
 from bench.models import checkpoints
 from bench.train import destination, settings_of
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
-    kinds = {"conversations": config.Writing, "collect": config.Collecting}
+    kinds = {"conversations": train_config.Writing, "collect": train_config.Collecting}
     settings, given = _settings(kinds.get(options.what) or settings_of(options.what), options)
     name = checkpoints.name_of(settings.model, settings.revision)  # no torch yet: mistakes are reported at once
     if options.what not in kinds:

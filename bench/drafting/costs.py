@@ -1,4 +1,8 @@
-"""Forward-pass costs on this device, in vanilla steps. Methods weigh drafts by them."""
+"""Forward-pass costs on this device, in vanilla steps. Methods weigh drafts by them.
+
+Where several sequences are decoded at once (`Decoder.sequences`), a pass is one of all of them, each with as many
+tokens, and the unit a vanilla step of the whole batch: what a sequence gains in it, all do.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bench.drafting.knobs import Costs
 from bench.drafting.tree import tree_of
 from bench.engine.decoder import Decoder
 from bench.engine.huge_pages import use_huge_pages
+from bench.engine.joined import Part, run_joined
 from bench.engine.timing import least_s, time_s
 
 _REPEATS = 11
@@ -44,6 +50,8 @@ def give(target: Decoder, costs: Costs) -> None:
 def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], object]], widest: int = 1) -> Costs:
     """Measure a method's forward passes on `target`: `drafts` as given, verification from `exit_layer` on.
 
+    `drafts` and `widest` are those of the method; a draft is of all sequences.
+
     The table ends where verification costs more than any drafts could be worth, but always has the width `widest`.
     """
     if target in _given:
@@ -70,32 +78,31 @@ def measure(target: Decoder, exit_layer: int, drafts: Sequence[Callable[[], obje
 
 
 class Passes:
-    """The forward passes of a method, to call and time."""
+    """The forward passes of a method, to call and time: of all sequences that are decoded at once."""
 
     def __init__(self, target: Decoder, exit_layer: int, position: int | None = None):
         """Passes start at `position`; None: half-way in the context, as attention costs more with longer contexts."""
         self.target, self.exit_layer = target, exit_layer
-        self.cache = target.new_cache()
-        self.cache.zero()  # touches the memory, as decoding does
+        self.caches = [target.new_cache() for _ in range(target.sequences)]
+        for cache in self.caches:
+            cache.zero()  # touches the memory, as decoding does
         most = _WIDTHS[-1]
         self.position = max(0, target.max_len // 2 - most) if position is None else position
-        self.x = target.embed([0] * most)
+        self.x = target.embed([0] * (most * target.sequences))
 
     def shallow(self) -> object:
         """Run the layers below the exit over one token."""
-        x, layer = self.x[:, :1], self.exit_layer
-        return self.target.run_layers(x, self.position, self.cache, 0, layer) if layer else None
+        return self._run(1, 0, self.exit_layer) if self.exit_layer else None
 
     def verify(self, n: int) -> Callable[[], object]:
         """Return a call of the layers above the exit and the choice of tokens, over n tokens."""
-        target, layer, tree = self.target, self.exit_layer, tree_of([-1] * (n - 1))
-        return lambda: (
-            target.logits(
-                target.run_layers(self.x[:, :n], tree.places(self.position, target.device), self.cache, layer)[0]
-            )
-            .argmax(-1)
-            .tolist()
-        )
+        return lambda: self.target.logits(self._run(n, self.exit_layer)[0]).argmax(-1).tolist()
+
+    def _run(self, n: int, first: int, last: int | None = None) -> Tensor:
+        """Run layers over a tree of n tokens of each sequence."""
+        places = tree_of([-1] * (n - 1)).places(self.position, self.target.device)
+        parts = [Part(places, cache) for cache in self.caches]
+        return run_joined(self.target, self.x[:, : n * len(parts)], parts, first, last)
 
     def vanilla(self) -> None:
         """Run a vanilla step."""
@@ -105,10 +112,11 @@ class Passes:
 
 def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
     bench = Passes(target, exit_layer)
-    widths = _affordable([n for n in _WIDTHS if n < target.max_len], bench.verify, target.device)
-    narrow = [bench.verify(n) for n in widths if n <= _ALWAYS]
+    always = max(2, _ALWAYS // target.sequences)
+    widths = _affordable([n for n in _WIDTHS if n < target.max_len], bench.verify, target.device, always)
+    narrow = [bench.verify(n) for n in widths if n <= always]
     shallow_s, *verify_s = least_s([bench.shallow, *narrow], _REPEATS, target.device)
-    verify_s += least_s([bench.verify(n) for n in widths if n > _ALWAYS], _FEWER, target.device)
+    verify_s += least_s([bench.verify(n) for n in widths if n > always], _FEWER, target.device)
     step_s = shallow_s + verify_s[0]
     # More tokens never cost less. Where they seem to, it is noise, which would make verifying more drafts look free.
     rising = np.maximum.accumulate(verify_s)
@@ -117,15 +125,15 @@ def _measure_passes(target: Decoder, exit_layer: int) -> _Measured:
 
 
 def _affordable(
-    widths: Sequence[int], verify: Callable[[int], Callable[[], object]], device: torch.device
+    widths: Sequence[int], verify: Callable[[int], Callable[[], object]], device: torch.device, always: int
 ) -> list[int]:
-    """Return the widths up to the first whose pass costs too much to be useful."""
+    """Return the widths up to the first beyond `always` whose pass costs too much to be useful."""
     verify(1)()  # warms up
     single_s = time_s(verify(1), device)
     taken: list[int] = []
     for n in widths:
         taken.append(n)
-        if n < _ALWAYS:
+        if n < always:
             continue
         verify(n)()  # on CUDA the first call captures the graph, which is not part of the cost
         if time_s(verify(n), device) > _DEAREST * single_s:

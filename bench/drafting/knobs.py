@@ -158,5 +158,5 @@ def packaged(method: str, model: str, form: str = "", example: str = "") -> Path
 
 
 def default_folder(method: str, model: str, form: str = "") -> Path:
-    """Return where a method's weights for `model` are kept; `form`: as `bench.config.TrainConfig.form` says."""
+    """Return where a method's weights for `model` are kept; `form`: as `bench.train_config.TrainConfig.form` says."""
     return WEIGHTS_ROOT / model_of(model) / (f"{method}-{form}" if form else method)

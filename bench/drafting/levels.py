@@ -9,9 +9,9 @@ features anyway. Ahead of it the draft model has its own outputs in their place.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +26,12 @@ from bench.drafting.method import SpeculativeMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
+from bench.drafting.together import in_step
 from bench.drafting.tree import ROOT, chain_of, tree_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
-from bench.engine.kernels.draft import Drafted, DraftModel, Level
+from bench.engine.joined import Part, joined, run_joined
+from bench.engine.kernels.draft import Drafted, DraftModel, Level, split
 from bench.engine.places import Places
 from bench.engine.products import Linear
 
@@ -64,16 +66,21 @@ class ByOperations:
     head: Linear
     states: Callable[[Tensor], Tensor] | None = None  # outputs -> what the head reads; None: outputs
 
-    def __call__(self, level: Level, best: int) -> Drafted:
+    def __call__(self, levels: Many[Level], best: int) -> list[Drafted]:
         """See `DraftModel`."""
-        exits = level.x
-        if self.count and not level.is_exit:
-            exits = self.target.run_layers(exits, level.places, level.cache, 0, self.count)
-        read = torch.cat((level.unread, exits), dim=1)
-        outputs = self.network(read, level.own_places, level.own_cache, level.before)[:, level.unread.shape[1] :]
+        exits = joined([level.x for level in levels])
+        if self.count and not levels[0].is_exit:
+            exits = run_joined(self.target, exits, [Part(one.places, one.cache) for one in levels], 0, self.count)
+        own = exits.split([level.x.shape[1] for level in levels], dim=1)
+        outputs = joined([self._run(level, read) for level, read in zip(levels, own, strict=True)])
         logits = self.head(outputs[0] if self.states is None else self.states(outputs[0])).float()
         chances, tokens = logits.softmax(-1).topk(best, dim=-1)
-        return Drafted(exits, outputs, logits, tokens, chances)
+        return split(levels, Drafted(exits, outputs, logits, tokens, chances))
+
+    def _run(self, level: Level, exits: Tensor) -> Tensor:
+        """Run the network over a level and what it has not read before; returns the level's outputs [1, r, d]."""
+        read = torch.cat((level.unread, exits), dim=1)
+        return self.network(read, level.own_places, level.own_cache, level.before)[:, level.unread.shape[1] :]
 
 
 @dataclass
@@ -88,6 +95,9 @@ class Progress:
     last: Tensor  # [1, 0 or 1, d], with feedback: the feature one position before the newest token
     read: int = 0  # levels of the current step that the draft model has processed; the newest token is the first
     drafted: Many[int] | None = None  # in the current step
+    # With a layer to resume from, of the current step: exit states of the levels that were read; the last level.
+    exits: list[Tensor] = field(default_factory=list)
+    level: tuple[list[int], list[int], list[int]] = ([], [], [])  # its tokens and nodes, and the parents of all drafts
 
 
 class LevelMethod(SpeculativeMethod):
@@ -149,13 +159,17 @@ class LevelMethod(SpeculativeMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Run the draft model and choose candidates, over one token. Exit layers that verification uses are not its."""
-        state, places, cache = self.target.embed([0]), Places.after(0, 1), self.target.new_cache(max_len=1)
+        state, places = self.target.embed([0]), Places.after(0, 1)
+        caches = [self.target.new_cache(max_len=1) for _ in range(self.target.sequences)]
         before = state if self.feedback else None
         none, shared = state[:, :0], bool(self.resume_layer)
 
-        def call() -> list[Candidate]:
-            level = Level(state, places, cache, none, before, places, self._cache(0), is_exit=shared)
-            return self._candidates(self.draft_model(level, self._best), [ROOT], None)
+        def call() -> list[list[Candidate]]:
+            levels = [
+                Level(state, places, cache, none, before, places, self._cache(slot), is_exit=shared)
+                for slot, cache in enumerate(caches)
+            ]
+            return [self._candidates(drafted, [ROOT], None) for drafted in self.draft_model(levels, self._best)]
 
         return [call]
 
@@ -192,11 +206,13 @@ class LevelMethod(SpeculativeMethod):
         sequence.notes = Progress(self.new_rule(), cache, none, none, last)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Draft for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Draft for all sequences, each level in one call of the draft model."""
+        drafting = [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        drafts = in_step(drafting, lambda levels: self.draft_model(levels, self._best))
+        return self._with_exits(sequences, drafts) if self.resume_layer else drafts
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """Draft level by level until the rule stops it."""
+    def _draft(self, sequence: Sequence, budget: int) -> Generator[Level, Drafted, Draft]:
+        """Draft level by level until the rule stops it; asks for the draft model's answer to each."""
         progress: Progress = sequence.notes
         rule = progress.rule
         tokens: list[int] = []
@@ -208,7 +224,7 @@ class LevelMethod(SpeculativeMethod):
         outputs: Tensor | None = None
         rule.begin()
         while len(exits) < min(self.config.gamma, budget) and (most := self.most(len(tokens))) > 0 and rule.goes_on():
-            drafted = self._read(sequence, newest, level, parents, outputs)
+            drafted = yield self._read(sequence, newest, level, parents, outputs)
             exits.append(drafted.exits)
             outputs = drafted.outputs
             candidates = self._candidates(drafted, level, sequence.sampler)
@@ -226,11 +242,32 @@ class LevelMethod(SpeculativeMethod):
         draft = Draft(tokens, parents, drawn or None, confidences=None if drawn else confidences, calls=len(exits))
         draft = self.chosen(rule, draft)
         progress.read, progress.drafted = len(exits), draft.tokens
-        if not self.resume_layer:
-            return draft
-        if sum(states.shape[1] for states in exits) <= len(tokens):  # the last level is left
-            exits.append(self._shallow(sequence, newest, level, parents))
-        return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)
+        if self.resume_layer:
+            progress.exits, progress.level = exits, (newest, level, parents)
+        return draft
+
+    def _with_exits(self, sequences: Many[Sequence], drafts: Many[Draft]) -> list[Draft]:
+        """Return the drafts with the exit states of all rows, of which those of the last level may be missing."""
+        every: list[Progress] = [sequence.notes for sequence in sequences]
+        missing = [
+            i
+            for i, (progress, draft) in enumerate(zip(every, drafts, strict=True))
+            if sum(states.shape[1] for states in progress.exits) <= len(draft.tokens)
+        ]
+        if missing:
+            parts, tokens = [], []
+            for i in missing:
+                newest, level, parents = every[i].level
+                parts.append(Part(self._places(sequences[i].length, level, parents), sequences[i].cache))
+                tokens += newest
+            exits = run_joined(self.target, self.target.embed(tokens), parts, 0, self.resume_layer)
+            for i, own in zip(missing, exits.split([part.width for part in parts], dim=1), strict=True):
+                every[i].exits.append(own)
+        layer = self.resume_layer
+        return [
+            replace(draft, states=joined(progress.exits), resume_layer=layer)
+            for progress, draft in zip(every, drafts, strict=True)
+        ]
 
     def most(self, drafted: int) -> int:
         """Return how many drafts a level may have after so many."""
@@ -245,15 +282,10 @@ class LevelMethod(SpeculativeMethod):
         tree = chain_of(0) if level == [ROOT] else tree_of(parents)
         return tree.places(start, self.target.device, level[0] + 1, len(level))
 
-    def _shallow(self, sequence: Sequence, tokens: Many[int], level: list[int], parents: list[int]) -> Tensor:
-        """Return exit states [1, m, d] of a level's tokens."""
-        places = self._places(sequence.length, level, parents)
-        return self.target.run_layers(self.target.embed(tokens), places, sequence.cache, 0, self.resume_layer)
-
     def _read(
         self, sequence: Sequence, tokens: Many[int], level: list[int], parents: list[int], outputs: Tensor | None
-    ) -> Drafted:
-        """Run the draft model over a level's tokens; `outputs`: its states of the level before."""
+    ) -> Level:
+        """Return what the draft model reads of a level's tokens; `outputs`: its states of the level before."""
         progress: Progress = sequence.notes
         places, row = self._places(sequence.length, level, parents), sequence.length - self.skipped
         if outputs is None:  # the newest token, after what the draft model has not processed yet
@@ -267,8 +299,7 @@ class LevelMethod(SpeculativeMethod):
             before = outputs if above == list(range(outputs.shape[1])) else outputs[:, above]
             own_places = self._places(row, level, parents) if self.skipped else places
         x, states = self.target.embed(tokens), before if self.feedback else None
-        read = Level(x, places, sequence.cache, unread, states, own_places, progress.cache)
-        return self.draft_model(read, self._best)
+        return Level(x, places, sequence.cache, unread, states, own_places, progress.cache)
 
     def _candidates(self, drafted: Drafted, level: list[int], sampler: Sampler | None) -> list[Candidate]:
         """Return the tokens that may follow a level's nodes."""

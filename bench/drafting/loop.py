@@ -5,6 +5,7 @@ Runs, `generate`, the window probe and the gate use it. EOS and the token limit 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Many
 from typing import TypeVar
@@ -19,11 +20,13 @@ from bench.drafting.sequence import NO_DRAFT, Draft, Outcome, Sequence, States, 
 from bench.drafting.tree import ROOT, chain_of
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
+from bench.engine.joined import Part, joined, run_joined
 from bench.engine.places import Places
 from bench.engine.timing import Mark, between_s, mark, now_s
 
 T = TypeVar("T")
-Pass = Callable[[SpeculativeMethod, Sequence, Draft], Outcome]  # verifies a draft, which is merged
+# Verifies the drafts of some sequences, which are merged.
+Pass = Callable[[SpeculativeMethod, Many[Sequence], Many[Draft]], list[Outcome]]
 
 # The target's caches for a method's sequences, by slot: reused between questions, as allocating them takes time.
 _caches: WeakKeyDictionary[SpeculativeMethod, dict[int, KVCache]] = WeakKeyDictionary()
@@ -36,29 +39,52 @@ def target_caches(method: Method) -> dict[int, KVCache]:
 
 @torch.inference_mode()
 def open_sequence(
-    method: SpeculativeMethod, prompt: Many[int], sampler: Sampler | None = None, slot: int = 0
+    method: SpeculativeMethod,
+    prompt: Many[int],
+    sampler: Sampler | None = None,
+    slot: int = 0,
+    cache: KVCache | None = None,
 ) -> Sequence:
-    """Prefill the prompt; returns the sequence, which ends with the first token of the answer."""
-    target, slots = method.target, _caches.setdefault(method, {})
-    if slot not in slots:
-        slots[slot] = target.new_cache()
-    places = Places.after(0, len(prompt))
-    states = _run_through(target, target.embed(prompt), places, slots[slot], method)
+    """Prefill the prompt; returns the sequence, which ends with the first token of the answer.
+
+    `cache`: the target's keys and values; None: the method's own for this slot.
+    """
+    target = method.target
+    if cache is None:
+        slots = _caches.setdefault(method, {})
+        if slot not in slots:
+            slots[slot] = target.new_cache()
+        cache = slots[slot]
+    part = Part(Places.after(0, len(prompt)), cache)
+    (states,) = _run_through(target, [target.embed(prompt)], [part], method, [0])
     _, first = method.verification(sampler)(NO_DRAFT, target.project(states.final[0, -1:]))
-    sequence = Sequence([*prompt, first], len(prompt), slots[slot], slot, sampler)
+    sequence = Sequence([*prompt, first], len(prompt), cache, slot, sampler)
     method.open(sequence, states)
     return sequence
 
 
-def forward(method: SpeculativeMethod, sequence: Sequence, draft: Draft) -> Outcome:
-    """Verify a draft in one forward pass over the newest token and all drafts."""
-    target, proposed = method.target, draft.proposed
-    rows = draft.states
-    if rows is None:
-        rows = target.embed([sequence.context[-1], *draft.tokens])
-    places = draft.tree.places(sequence.length, target.device)
-    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
-    logits = target.project(states.final[0])
+def forward(method: SpeculativeMethod, sequences: Many[Sequence], drafts: Many[Draft]) -> list[Outcome]:
+    """Verify a draft for each sequence in one forward pass over the newest tokens and all drafts."""
+    target, device = method.target, method.target.device
+    rows = [
+        target.embed([sequence.context[-1], *draft.tokens]) if draft.states is None else draft.states
+        for sequence, draft in zip(sequences, drafts, strict=True)
+    ]
+    parts = [
+        Part(draft.tree.places(sequence.length, device), sequence.cache)
+        for sequence, draft in zip(sequences, drafts, strict=True)
+    ]
+    states = _run_through(target, rows, parts, method, [draft.resume_layer for draft in drafts])
+    logits = target.project(joined([some.final for some in states])[0]).split([part.width for part in parts])
+    return [
+        _judged(method, sequence, draft, some, own)
+        for sequence, draft, some, own in zip(sequences, drafts, states, logits, strict=True)
+    ]
+
+
+def _judged(method: SpeculativeMethod, sequence: Sequence, draft: Draft, states: States, logits: Tensor) -> Outcome:
+    """Return what becomes of a draft, given the states and logits of its rows."""
+    proposed = draft.proposed
     accepted, bonus = method.verification(sequence.sampler)(proposed, logits[: len(proposed.tokens) + 1])
     return Outcome(draft, accepted, bonus, states, logits)
 
@@ -67,42 +93,57 @@ def forward(method: SpeculativeMethod, sequence: Sequence, draft: Draft) -> Outc
 def speculate(
     method: SpeculativeMethod, sequences: Many[Sequence], budgets: Many[int], verify: Pass = forward
 ) -> list[Step]:
-    """Run one step of each sequence: draft, verify, keep the accepted drafts and the bonus.
+    """Run one step of all sequences: draft, verify together, keep the accepted drafts and the bonus.
 
-    `budgets`: tokens that each may still emit, at least 1.
+    `budgets`: tokens that each may still emit, at least 1. The steps' times are those of all sequences together.
     """
     device = method.target.device
     drafting = mark(device)
     drafts = method.propose(sequences, [budget - 1 for budget in budgets])
-    steps, outcomes = [], []
-    for sequence, draft, budget in zip(sequences, drafts, budgets, strict=True):
-        verifying = mark(device)
-        merged = draft.merged()
-        depth = merged.proposed.tree.depth
+    verifying = mark(device)
+    merged = [draft.merged() for draft in drafts]
+    for draft, budget in zip(merged, budgets, strict=True):
+        depth = draft.proposed.tree.depth
         assert depth < budget, f"{depth} drafts in a row proposed with a budget of {budget - 1}"
-        outcome = verify(method, sequence, merged)
-        verified = mark(device)
+    outcomes = verify(method, sequences, merged)
+    verified = mark(device)
+    for sequence, outcome in zip(sequences, outcomes, strict=True):
         sequence.cache.keep_path(sequence.length, outcome.accepted)
         sequence.context += outcome.emitted
         sequence.length += len(outcome.emitted)
-        outcomes.append(outcome)
-        steps.append(_recorded(outcome, (drafting, verifying, verified)))
-        drafting = verified
     method.observe(sequences, outcomes)
-    return steps
+    return [_recorded(outcome, (drafting, verifying, verified)) for outcome in outcomes]
 
 
 def _run_through(
-    target: Decoder, x: Tensor, places: Places, cache: KVCache, method: SpeculativeMethod, first: int = 0
-) -> States:
-    """Run the layers from `first` on, and keep the states that the method taps."""
-    taps: dict[int, Tensor] = {}
+    target: Decoder, rows: Many[Tensor], parts: Many[Part], method: SpeculativeMethod, firsts: Many[int]
+) -> list[States]:
+    """Run the rows [1, n, d] of some sequences through the layers, each from its first on; keep what the method taps.
+
+    Rows that drafting has taken further than others wait for these.
+    """
+    rows, first = list(rows), max(firsts)
+    for begin, end in itertools.pairwise(sorted(set(firsts))):
+        behind = [i for i, own in enumerate(firsts) if own <= begin]
+        some = [parts[i] for i in behind]
+        done = run_joined(target, joined([rows[i] for i in behind]), some, begin, end)
+        for i, own in zip(behind, done.split([part.width for part in some], dim=1), strict=True):
+            rows[i] = own
+    x, taps = joined(rows), {}
     for layer in sorted(method.taps):
         assert layer >= first, f"{type(method).__name__} taps layer {layer}, but drafting has run {first}"
         if layer > first:
-            x = target.run_layers(x, places, cache, first, layer)
+            x = run_joined(target, x, parts, first, layer)
         taps[layer], first = x, layer
-    return States(target.final_norm(target.run_layers(x, places, cache, first)), taps)
+    final = target.final_norm(run_joined(target, x, parts, first))
+    if len(parts) == 1:
+        return [States(final, taps)]
+    widths = [part.width for part in parts]
+    of_taps = {layer: states.split(widths, dim=1) for layer, states in taps.items()}
+    return [
+        States(own, {layer: states[i] for layer, states in of_taps.items()})
+        for i, own in enumerate(final.split(widths, dim=1))
+    ]
 
 
 def _recorded(outcome: Outcome, marks: tuple[Mark, ...]) -> Step:
@@ -131,17 +172,24 @@ def stepping(
 ) -> Iterator[Step]:
     """Yield the steps from `tokens`, the answer so far, to its end; each one's tokens are appended to `tokens`.
 
-    `advance` takes a step of the only sequence, with the tokens that it may still emit. Drafts that were accepted
-    behind EOS do not stay in the sequence, whose text a method may remember.
+    `advance` takes a step of the only sequence, with the tokens that it may still emit.
     """
     while len(tokens) < limit and tokens[-1] not in eos:
         (step,) = advance(limit - len(tokens))
-        kept = step.cut_at(eos)
-        if behind := len(step.emitted) - len(kept.emitted):
-            del sequence.context[-behind:]
-            sequence.length -= behind
-        tokens += kept.emitted
-        yield kept
+        yield kept_of(step, sequence, tokens, eos)
+
+
+def kept_of(step: Step, sequence: Sequence, tokens: list[int], eos: frozenset[int]) -> Step:
+    """Return the step up to its first end token, and append its tokens to the answer.
+
+    Drafts that were accepted behind EOS do not stay in the sequence, whose text a method may remember.
+    """
+    kept = step.cut_at(eos)
+    if behind := len(step.emitted) - len(kept.emitted):
+        del sequence.context[-behind:]
+        sequence.length -= behind
+    tokens += kept.emitted
+    return kept
 
 
 def decode(
@@ -222,8 +270,8 @@ def _follow(method: SpeculativeMethod, sequence: Sequence, token: int, budget: i
     target = method.target
     (draft,) = method.propose([sequence], [budget])
     rows = target.embed([sequence.context[-1]]) if draft.states is None else draft.states[:, :1]
-    places = chain_of(0).places(sequence.length, target.device)
-    states = _run_through(target, rows, places, sequence.cache, method, draft.resume_layer)
+    part = Part(chain_of(0).places(sequence.length, target.device), sequence.cache)
+    (states,) = _run_through(target, [rows], [part], method, [draft.resume_layer])
     sequence.context.append(token)
     sequence.length += 1
     method.observe([sequence], [Outcome(draft, [], token, states, target.project(states.final[0]))])

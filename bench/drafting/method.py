@@ -127,7 +127,10 @@ class SpeculativeMethod(Method):
         return self.config, 0
 
     def draft_calls(self) -> Many[Callable[[], object]]:
-        """Return calls of the draft model to time before a run (see `Costs.draft`); none: the cost is unknown."""
+        """Return calls of the draft model to time before a run (see `Costs.draft`); none: the cost is unknown.
+
+        A call drafts for all of `target.sequences` sequences.
+        """
         return []
 
     def draft_cost(self, measured: Costs) -> float:

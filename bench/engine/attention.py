@@ -6,6 +6,7 @@ D per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.engine import BLOCK
+
+# Puts keys and values [B, n, 2 * H_kv, D] into a cache; returns all that attention looks at, [B, H_kv, S, D] each.
+Write = Callable[[Tensor], tuple[Tensor, Tensor]]
+Attention = Callable[[Tensor, Tensor], Tensor]  # q [B, n, H, D], new keys and values -> [B, n, H * D]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -77,6 +82,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)
     return out.transpose(1, 2).reshape(batch, n, heads * head_dim)
+
+
+def attend_to(write: Write, mask: Tensor | None, q: Tensor, kv: Tensor) -> Tensor:
+    """Attention over what `write` gives once new keys and values are in the cache."""
+    keys, values = write(kv)
+    return attend(q, keys, values, mask)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

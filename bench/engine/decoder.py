@@ -20,7 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.engine.attention import BLOCK, additive, apply_rope, attend, block_mask, fused_rope, rms_norm, rope_table
+from bench.engine.attention import (
+    BLOCK,
+    Attention,
+    additive,
+    apply_rope,
+    attend_to,
+    block_mask,
+    fused_rope,
+    rms_norm,
+    rope_table,
+)
 from bench.engine.cache import KVCache
 from bench.engine.graphs import Fixed, choose_graphs
 from bench.engine.huge_pages import use_huge_pages
@@ -89,6 +99,7 @@ class Decoder:
         self.narrow: native.Layers | None = None
         self.homes = [device] * config.layers  # of each layer, see `placement`
         self.graphs = choose_graphs(device)
+        self.sequences = 1  # that methods decode at once, see `joined.for_batch`
         self.cos: Tensor  # [max_len + padding, D]
         self.sin: Tensor
         self._mask = additive(block_mask(config.heads // config.kv_heads, max_len, device), dtype)
@@ -121,14 +132,9 @@ class Decoder:
         config = DecoderConfig.from_hf(hf_config)
         device = torch.device(device)
         self = cls(
-            name or config.model_type,
-            config,
-            dtype=dtype,
-            device=device,
-            max_len=max_len or config.context,
-            quantize=quantize,
-            layout=layout,
-        )
+            name or config.model_type, config, dtype=dtype, device=device, max_len=max_len or config.context,
+            quantize=quantize, layout=layout,
+        )  # fmt: skip
         named = {name.removeprefix("model."): tensor for name, tensor in weights}
         self.config = config = agreed(named, config)
         files = MappedFiles()
@@ -264,22 +270,22 @@ class Decoder:
             places = Places.after(places, n, batch)
         assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
         if self.narrow is not None:
-            return self.narrow.run(x, places, (self.cos, self.sin), cache, (first, last))
+            return self.narrow.run_in_parts(x, places, (self.cos, self.sin), cache, (first, last))
         if self.graphs is not None and first < last:
             body = functools.partial(self._run_fixed, cache, first, last)
             states = self.graphs.run(cache, (first, last), body, [x], places)
             if states is not None:
                 return states
-        rope, mask = self._rope_and_mask(places)
+        rope, mask = self.rope_and_mask(places)
         for home, numbers in itertools.groupby(range(first, last), key=self.homes.__getitem__):
             x, mask = x.to(home), None if mask is None else mask.to(home)
             rope = rope[0].to(home), rope[1].to(home)
             for i in numbers:
                 write = functools.partial(cache.update, i, places)
-                x = self._run_layer(self.layers[i], x, write, rope, mask)
+                x = self.run_layer(self.layers[i], x, rope, functools.partial(attend_to, write, mask))
         return x.to(self.device)
 
-    def _rope_and_mask(self, places: Places) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    def rope_and_mask(self, places: Places) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """The tables of `fused_rope` at these places, and what `attend` adds to the scores; None: nothing."""
         c, span = self.config, places.together
         group = c.heads // c.kv_heads
@@ -301,18 +307,11 @@ class Decoder:
         mask = fixed.mask.expand(c.heads // c.kv_heads, -1, -1).reshape(-1, fixed.length)
         for i in range(first, last):
             write = functools.partial(cache.update_rows, i, fixed.rows, length=fixed.length)
-            x = self._run_layer(self.layers[i], x, write, rope, mask)
+            x = self.run_layer(self.layers[i], x, rope, functools.partial(attend_to, write, mask))
         return x
 
-    def _run_layer(
-        self,
-        layer: _Layer,
-        x: Tensor,
-        write: Callable[[Tensor], tuple[Tensor, Tensor]],
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-    ) -> Tensor:
-        """`write`: puts keys and values into the cache, and gives all that attention looks at."""
+    def run_layer(self, layer: _Layer, x: Tensor, rope: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """One layer over x [B, n, d]; `rope`: tables of `fused_rope`."""
         c = self.config
         batch, n, _ = x.shape
         qkv = layer.qkv(rms_norm(x, layer.input_norm, c.norm_eps)).view(batch, n, -1, c.head_dim)
@@ -321,8 +320,7 @@ class Decoder:
             q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
             qkv = torch.cat((q, k, v), dim=2)
         qkv = apply_rope(qkv, *rope)  # [B, n, H + 2 * H_kv, D]
-        keys, values = write(qkv[:, :, c.heads :])
-        x = layer.out.plus(x, attend(qkv[:, :, : c.heads], keys, values, mask))
+        x = layer.out.plus(x, attention(qkv[:, :, : c.heads], qkv[:, :, c.heads :]))
         gate, up = layer.gate_up(rms_norm(x, layer.post_norm, c.norm_eps)).chunk(2, dim=-1)
         return layer.down.plus(x, F.silu(gate).mul_(up))
 

@@ -67,6 +67,10 @@ class Graphs:
         """Capture nothing more: answers are timed from now on, and a capture takes as long as many passes."""
         self._closed = True
 
+    def reopen(self) -> None:
+        """Capture again: methods are warmed up."""
+        self._closed = False
+
     def run(
         self, cache: KVCache, name: Hashable, body: Body, inputs: Sequence[Tensor], places: Places
     ) -> Tensor | None:

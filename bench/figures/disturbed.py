@@ -11,8 +11,8 @@ from dataclasses import replace
 from statistics import median, median_low
 
 from bench.figures.breakdown import speedup
+from bench.figures.notable import BusyTurn, BusyTurns, Outlier, WithAndWithout
 from bench.figures.records import Run, Turn
-from bench.figures.summary import BusyTurn, BusyTurns, Outlier, WithAndWithout
 
 BUSY_SHARE = 0.1  # of the processors, used by other programs during a session
 BUSY_TURN_SHARE = 0.2  # the same during one turn

@@ -22,6 +22,7 @@ from bench.errors import UserError
 from bench.figures import breakdown, disturbed, hindsight, stats
 from bench.figures.axis import over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
+from bench.figures.notable import Divergence, Failure
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
     OVERALL,
@@ -29,10 +30,8 @@ from bench.figures.summary import (
     Beside,
     Cell,
     Dataset,
-    Divergence,
     Entry,
     Estimate,
-    Failure,
     Predicted,
     Statistics,
     StepTime,

@@ -7,6 +7,7 @@ Files of a run, all under its folder:
 
 - `run.json`      `Run`: configuration, provenance, methods with their knobs.
 - `turns.jsonl`   one `Turn` a line, appended question by question.
+- `batches.jsonl` with --batch: one `bench.figures.waves.Block` a line, appended block by block.
 - `pieces.json`   token id -> its text, of all ids in the answers: a report needs no tokenizer.
 - DERIVED         summary, tables, pages and plots: made of the above by `bench.report`.
 """
@@ -58,6 +59,7 @@ QUANTIZED = ("q4",)  # a run's dtypes in which peers multiply float32 activation
 FLOAT32_STATES = ("float32", *QUANTIZED)
 RUN_FILE = "run.json"
 TURNS_FILE = "turns.jsonl"
+BATCHES_FILE = "batches.jsonl"  # of a run with --batch: see `bench.figures.waves`
 TOKEN_TEXTS_FILE = "pieces.json"
 SWEEP_FILE = "sweep.json"  # of a sweep, next to the records of its run
 EXPORTED = "spec-bench"  # folder of `export`'s files
@@ -149,7 +151,15 @@ class MethodInfo:
     @property
     def ran(self) -> dict[str, Any]:
         """Every knob as it ran."""
-        return _over(self.config, self.measured)
+        return over(self.config, self.measured)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """What a run records about a method at a batch size."""
+
+    measured: dict[str, Json] = field(default_factory=dict)
+    costs: PassCosts | None = None
 
 
 def remembers_the_run(notes: Mapping[str, Any]) -> bool:
@@ -157,9 +167,9 @@ def remembers_the_run(notes: Mapping[str, Any]) -> bool:
     return "run" in str(notes.get("memory", "")).split(", ")
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` in front of `below`, within the members of a composition as well."""
-    nested = {key: _over(below[key], value) for key, value in above.items() if isinstance(below.get(key), dict)}
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Knobs: `above` in front of `below`, within the members of a composition as well."""
+    nested = {key: over(below[key], value) for key, value in above.items() if isinstance(below.get(key), dict)}
     return below | above | nested
 
 
@@ -180,6 +190,8 @@ class Run:
     complete: bool = True  # False: interrupted; the records are those finished until then
     wall_s: Seconds = 0.0
     memory: MemoryFacts = field(default_factory=lambda: MemoryFacts())
+    # By batch size and method: knobs as measured or chosen for it, and costs in vanilla steps of the batch.
+    batches: dict[str, dict[str, BatchInfo]] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -252,14 +264,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def write_turns(path: Path, turns: Iterable[Turn]) -> None:
-    """Write one turn a line, atomically."""
+def write_turns(path: Path, turns: Iterable[Any]) -> None:
+    """Write one turn, or another record, a line, atomically."""
     with atomic_writer(path) as file:
         file.write(_lines(turns))
 
 
-def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
-    """Add one turn a line; they are on the disk when this returns.
+def append_turns(path: Path, turns: Iterable[Any], go_on: str) -> None:
+    """Add one turn, or another record, a line; they are on the disk when this returns.
 
     Raises:
         UserError: the disk is full or the folder gone; the file is then unchanged. The message says how to `go_on`.
@@ -281,7 +293,7 @@ def append_turns(path: Path, turns: Iterable[Turn], go_on: str) -> None:
         ) from error
 
 
-def _lines(turns: Iterable[Turn]) -> str:
+def _lines(turns: Iterable[Any]) -> str:
     text = io.StringIO()
     jsonlines.Writer(text, compact=True).write_all(dataclasses.asdict(turn) for turn in turns)
     return text.getvalue()
@@ -326,20 +338,30 @@ def read_turns(folder: Path, run: Run | None = None) -> list[Turn]:
 
     """
     path = folder / TURNS_FILE
+    is_complete = run is not None and run.complete
+    turns = decode_lines(Turn, whole_lines(path, is_complete), path, "a turn's record", check=turn_check(run))
+    if is_complete and not turns:
+        raise UserError(f"{path} has no turns, but {RUN_FILE} says that the run is complete; restore the file")
+    return turns
+
+
+def whole_lines(path: Path, is_complete: bool) -> bytes:
+    """The content of a file of records; of a run that is not complete, without a last line that is half written.
+
+    Raises:
+        UserError: it cannot be read.
+
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; restore the file") from error
     whole, _, torn = content.rpartition(b"\n")
-    is_complete = run is not None and run.complete
     with contextlib.suppress(MismatchError):  # only the line's end may be missing
         if not is_complete:
             decode(dict[str, Any], torn)
         whole = content
-    turns = decode_lines(Turn, whole, path, "a turn's record", check=turn_check(run))
-    if is_complete and not turns:
-        raise UserError(f"{path} has no turns, but {RUN_FILE} says that the run is complete; restore the file")
-    return turns
+    return whole
 
 
 def read_token_texts(folder: Path) -> dict[str, str]:

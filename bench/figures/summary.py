@@ -16,6 +16,7 @@ from pydantic import Field
 
 from bench.errors import UserError, program
 from bench.figures.machine import Machine
+from bench.figures.notable import BusyTurns, Divergence, Failure, Outlier
 from bench.typed_json import Count, Finite, Json, MismatchError, Share, read
 
 SCHEMA = 1
@@ -141,6 +142,41 @@ class Cell:
     numerical_rate: Finite | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class BatchCell:
+    """The figures of one method at one batch size. Rates are of *full* waves, in which every slot was taken."""
+
+    batch: Count
+    turns: Count = 0
+    speedup: Estimate = field(default_factory=Estimate)  # throughput over vanilla's at the same batch size
+    tok_per_s: Finite | None = None  # throughput
+    tok_per_s_whole: Finite | None = None  # the drain included
+    full_share: Finite | None = None  # of the decode time
+    ms_per_token: Finite | None = None  # of a sequence: the mean, and below it the quantiles, over its tokens
+    ms_per_token_p50: Finite | None = None
+    ms_per_token_p99: Finite | None = None
+    compression_rate: Finite | None = None
+    accepted: Finite | None = None  # share of the drafted tokens
+    ttft_s: Finite | None = None
+    lossless: dict[str, Count] | None = None  # audited turns by verdict; None: not claimed
+    failed: Count = 0  # blocks of questions
+    error: str = ""  # of the first of these
+    predicted: Finite | None = None  # speedup, from costs measured before
+
+    @property
+    def tok_per_s_each(self) -> float | None:
+        """Of a sequence."""
+        return None if self.tok_per_s is None else self.tok_per_s / self.batch
+
+
+@dataclass(slots=True)
+class Crossover:
+    """Where a method's throughput falls to vanilla's, as a batch size; None: nowhere among those that ran."""
+
+    measured: Finite | None
+    predicted: Finite | None = None
+
+
 @dataclass(slots=True)
 class Answered:
     """Questions that a method answered, of those that vanilla did; a peer may be asked less than the others."""
@@ -229,72 +265,6 @@ class Statistics:
 
 
 @dataclass(slots=True)
-class Where:
-    """A turn: its place in the run. Turns and rounds count from 0."""
-
-    question_id: Count
-    task: str
-    method: str
-    turn: Count
-    round: Count
-    at: Finite | None = field(default=None, kw_only=True)  # the value of the run's axis
-
-
-@dataclass(slots=True)
-class Failure(Where):
-    """A turn that failed."""
-
-    error: str
-
-
-@dataclass(slots=True)
-class Divergence(Where):
-    """A turn whose answer is not vanilla's; see `records.Audit`."""
-
-    verdict: str
-    position: Count | None
-    token: Count | None
-    vanilla_token: Count | None
-    gap: Finite | None
-    tolerance: Finite | None
-
-
-@dataclass(slots=True)
-class BusyTurn(Where):
-    """A turn that was decoded while other programs used much of the processors."""
-
-    others_share: Share
-
-
-@dataclass(slots=True)
-class BusyTurns:
-    """How many turns were, of those that recorded it; those with the highest shares first."""
-
-    turns: Count
-    of: Count
-    by_task: dict[str, Count]
-    worst: list[BusyTurn]
-
-
-@dataclass(slots=True)
-class WithAndWithout:
-    """A decode speedup with and without one turn; None: nothing is left without it."""
-
-    speedup: Finite
-    without: Finite | None
-
-
-@dataclass(slots=True)
-class Outlier(Where):
-    """A stalled turn that by itself changes decode speedups in its task. It is not left out."""
-
-    decode_s: Finite
-    usual_s: Finite  # for as many tokens, by the method's median
-    others_share: Share | None  # of the processors, used by other programs; None: not recorded
-    speedups: dict[str, WithAndWithout]  # in its task, by method
-
-
-@dataclass(slots=True)
 class AtValue:
     """What all methods did at one value of the run's axis, over all tasks."""
 
@@ -334,6 +304,8 @@ class Summary:
     methods: dict[str, Entry]
     against: dict[str, dict[str, Estimate]] = field(default_factory=dict)  # decode speed of each method over another
     hindsight: dict[str, Hindsight] = field(default_factory=dict)  # by task, `overall` last
+    batches: dict[str, list[BatchCell]] = field(default_factory=dict)  # of each method, by batch size; vanilla first
+    crossovers: dict[str, Crossover] = field(default_factory=dict)  # of each method that ran in batches
     axis: Axis | None = None
     beside: dict[str, Beside] = field(default_factory=dict)  # peers with a baseline of their own
 

@@ -67,6 +67,7 @@ class _Target(_NotRecorded):
     """In the place of the target: its dimensions, but no weights; and no costs unless they are given."""
 
     device = torch.device("cpu")
+    sequences = 1
 
     def __init__(self, run: Run, model: Model):
         super().__init__("the target itself")
@@ -241,12 +242,13 @@ def along(method: SpeculativeMethod, label: str, answer: Recorded) -> Turn:
 def _recorded_choices(ids: Sequence[int], prompt: int) -> Pass:
     """Return a verification whose choices are the recorded answer; beyond its end, which is cut off, the last token."""
 
-    def verify(method: SpeculativeMethod, sequence: Text, draft: Draft) -> Outcome:
+    def verify(method: SpeculativeMethod, sequences: Sequence[Text], drafts: Sequence[Draft]) -> list[Outcome]:
+        (sequence,), (draft,) = sequences, drafts
         ahead, proposed = ids[len(sequence.context) - prompt :], draft.proposed
         # Only rows along the answer are asked for their choice, and what they choose depends on their depth alone.
         choices = [ahead[depth] if depth < len(ahead) else ids[-1] for depth in proposed.tree.depths]
         accepted = accept_greedy(proposed.tokens, proposed.tree, choices)
-        return Outcome(draft, accepted, choices[accepted[-1] + 1 if accepted else 0], _STATES, _LOGITS)
+        return [Outcome(draft, accepted, choices[accepted[-1] + 1 if accepted else 0], _STATES, _LOGITS)]
 
     return verify
 

@@ -6,6 +6,7 @@ Whoever asks for the same one gets the same one, as long as somebody keeps it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -23,7 +24,8 @@ from bench.models.loading import checkpoint_of, load_decoder
 _ON_THE_GRID = 0.01  # rounding that moves weights by less than this, relative to their norm, finds them on its grid
 
 _rounding: WeakKeyDictionary[Decoder, float] = WeakKeyDictionary()
-_loaded: WeakKeyDictionary[Decoder, WeakValueDictionary[tuple[Checkpoint, str], Decoder]] = WeakKeyDictionary()
+# By checkpoint and all else that makes it what it is: a run with batches has several targets of the same weights.
+_loaded: WeakValueDictionary[tuple[Hashable, ...], Decoder] = WeakValueDictionary()
 
 
 def find(name: str | None, first: Checkpoint) -> Checkpoint:
@@ -57,13 +59,13 @@ def load(target: Decoder, name: str | None, quantize: str) -> Decoder:
         raise UserError(f"the target is in {target.quantize} already: leave out --quantize, or name a smaller model")
     config = DecoderConfig.from_hf(checkpoints.load_config(checkpoint))
     quantize = quantize or ("q4" if name is None else _quantize(target, config))
-    shared = _loaded.setdefault(target, WeakValueDictionary())
-    if (decoder := shared.get((checkpoint, quantize))) is None:
-        dtype = target.dtype if quantize == "none" else torch.float32
-        most = min(target.max_len, config.context)
+    dtype = target.dtype if quantize == "none" else torch.float32
+    most = min(target.max_len, config.context)
+    key = (checkpoint, quantize, dtype, target.device, most, target.graphs)
+    if (decoder := _loaded.get(key)) is None:
         decoder = load_decoder(checkpoint, target.device, dtype, max_len=most, quantize=quantize)
         decoder.graphs = decoder.graphs and target.graphs  # which are closed before answers are timed
-        shared[checkpoint, quantize] = decoder
+        _loaded[key] = decoder
     return decoder
 
 

@@ -10,6 +10,7 @@ from bench.figures.axis import at_first
 from bench.figures.metrics import summarize
 from bench.figures.records import atomic_writer, read_records, read_token_texts, write_json
 from bench.figures.summary import SUMMARY_FILE
+from bench.figures.waves import add_batches, read_blocks
 from bench.report.tables import csv_frame
 from bench.report.terminal import terminal_table
 
@@ -39,6 +40,7 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
 
     (run, turns), token_texts = read_records(run_dir), read_token_texts(run_dir)
     summary = summarize(run, turns)
+    add_batches(summary, run, read_blocks(run_dir, run))
     turns = at_first(run, turns)
     write_json(run_dir / SUMMARY_FILE, summary)
     with atomic_writer(run_dir / SUMMARY_CSV) as file:

@@ -22,7 +22,7 @@ DPI = 150
 SIZE_INCHES = (9.0, 4.6)
 # Okabe and Ito's palette, which colour-blind readers can distinguish; without yellow, which is too faint on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-GROUPS = ("How fast", "Where the time goes", "What is accepted")  # of plots, in a page's order
+GROUPS = ("How fast", "In batches", "Where the time goes", "What is accepted")  # of plots, in a page's order
 MARKERS = "osD^vPX"  # as many as colours
 HATCHES = ("", "///", "...", "xxx")  # a second round of the palette is hatched
 GREY = "#555555"

@@ -8,12 +8,12 @@ from pathlib import Path
 from bench.errors import program
 from bench.figures.records import read_run
 from bench.figures.summary import Entry, StepTime, Summary, read_summary
-from bench.report import HTML_FILE, over_axis
+from bench.report import HTML_FILE, batched, over_axis
 from bench.report.cautions import cautions
 from bench.report.diagnosis import diagnosis
 from bench.report.formats import UNDEFINED, number
 from bench.report.model import listed
-from bench.report.plain import paragraphs
+from bench.report.plain import page, paragraphs
 from bench.report.terminal import terminal_table
 from bench.text import visible
 
@@ -30,7 +30,8 @@ def conclusion(run_dir: Path) -> str:
     run, summary = read_run(run_dir), read_summary(run_dir)
     where = f"Report: {run_dir / HTML_FILE}; open it with: {program()} report {shlex.quote(str(run_dir))} --open"
     warnings = map(paragraphs, listed(cautions(run, summary)))
-    return "\n\n".join([visible("\n".join([*answer(summary), where, *warnings])), terminal_table(summary)])
+    batches = [page([batched.section(summary)])] if summary.batches else []
+    return "\n\n".join([visible("\n".join([*answer(summary), where, *warnings])), terminal_table(summary), *batches])
 
 
 def answer(summary: Summary) -> list[str]:

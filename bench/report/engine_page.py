@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +10,19 @@ from typing import Any
 from bench.figures.engine_record import EngineRecord
 from bench.figures.summary import Estimate
 from bench.report import engine_figures, plain
-from bench.report.formats import device_name, gibibytes, number, precision_text, share, times, times_between
+from bench.report.formats import UNDEFINED, device_name, gibibytes, number, precision_text, share, times, times_between
 from bench.report.model import Column, Section, Table, listed, table
 from bench.report.tables import by_row
 
 _PROJECTED = (
     "PROJECTION, not a measurement: the cost of forward passes was measured here, with random weights of this shape; "
     "the tokens per step are another model's, as published or recorded. Published speedups are of other devices."
+)
+_PROJECTED_BATCHES = (
+    "PROJECTION, not a measurement: throughput over vanilla's at the same batch size, if every sequence took the steps "
+    "that it took alone. A pass costs what its rows do, by the passes measured here, and beyond the widest of them as "
+    "much more for each row; all else in units of a vanilla step as in the run. Methods that stop drafting by its cost "
+    "draft less in a batch, and do not fall as far. Measured: the crossover of the run's own batches."
 )
 
 
@@ -54,6 +61,28 @@ def projection(engine: EngineRecord, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     shown = Table(columns, [[column.show(row) for column in columns] for row in rows])
     return plain.page([_section(engine, [shown, _PROJECTED])])
+
+
+def batches(engine: EngineRecord, rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> str:
+    """The speedup of throughput that recorded steps would give in batches at these costs, beside a run's measured."""
+
+    def crossing(row: Mapping[str, Any], key: str, curve: str) -> str:
+        known = any(value is not None for value in row[curve].values())
+        return number(row[key], 1) if row[key] is not None else ("none" if known else UNDEFINED)
+
+    columns = [
+        Column("method", lambda row: row["method"], left=True),
+        Column("steps of", lambda row: row["source"], left=True),
+        *(Column(f"PROJECTED at batch {size}", functools.partial(_projected, str(size))) for size in sizes),
+        Column("crossover", lambda row: crossing(row, "crossover", "projected")),
+        Column("measured", lambda row: crossing(row, "measured_crossover", "measured")),
+    ]
+    shown = Table(columns, [[column.show(row) for column in columns] for row in rows])
+    return plain.page([_section(engine, [shown, _PROJECTED_BATCHES])])
+
+
+def _projected(size: str, row: Mapping[str, Any]) -> str:
+    return times(row["projected"][size])
 
 
 def _section(found: EngineRecord, parts: Sequence[str | Table]) -> Section:

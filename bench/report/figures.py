@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.figures.published import Source, read_published
 from bench.figures.summary import OVERALL, Cell, Estimate, Summary
-from bench.report import canvas, figures_averages, figures_axis, figures_many, figures_steps
+from bench.report import canvas, figures_averages, figures_axis, figures_batches, figures_many, figures_steps
 from bench.report.canvas import GREY, Plot, points
 from bench.report.formats import shown_name, task_name
 from bench.report.tables import MANY
@@ -35,6 +35,7 @@ PLOTS = {
     **figures_axis.PLOTS,
     **figures_steps.PLOTS,
     **figures_averages.PLOTS,
+    **figures_batches.PLOTS,
 }
 
 
@@ -50,6 +51,7 @@ def draw(summary: Summary, sources: Sequence[Source] | None = None) -> dict[str,
     }
     sources = read_published() if sources is None else sources
     found |= figures_axis.draw(summary) | figures_steps.draw(summary) | figures_averages.draw(summary, sources)
+    found |= figures_batches.draw(summary)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.figures.machine import Machine
 from bench.figures.metrics import VERDICTS
+from bench.figures.notable import Where
 from bench.figures.records import remembers_the_run
-from bench.figures.summary import OVERALL, Axis, Entry, Estimate, Sampling, Statistics, Summary, Where
+from bench.figures.summary import OVERALL, Axis, Entry, Estimate, Sampling, Statistics, Summary
 from bench.text import visible
 
 TASK_NAMES = {

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.figures.breakdown import ratio
+from bench.figures.notable import Divergence
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
-from bench.figures.summary import Cell, Divergence, Entry, Summary
-from bench.report import diagnosis, engines, over_axis, tables
+from bench.figures.summary import Cell, Entry, Summary
+from bench.report import batched, diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -101,6 +102,7 @@ def sections(
         over_axis.section(summary),
         _three_ways(summary),
         _times(summary),
+        batched.section(summary),
         diagnosis.section(summary),
         published_section(summary, read_published() if sources is None else sources),
         *(_method(run, summary, name) for name in methods),

@@ -136,24 +136,37 @@ def pass_costs(contestant: Contestant, vanilla: Contestant) -> PassCosts | None:
     method = contestant.method
     if not isinstance(method, SpeculativeMethod):
         return None
-    warm, base = _per_step(contestant), _per_step(vanilla)
-    passes = 1 - base["rest"] / base["total"]  # the share of a vanilla step that the microbenchmarks' unit is
-    rest = warm["rest"] / base["total"]
-    if contestant is vanilla:
+    return costs_of(method, _per_step(contestant), None if contestant is vanilla else _per_step(vanilla))
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a mean step, or wave, in a warm-up."""
+
+    total: float
+    rest: float  # of it: bookkeeping
+    per_call: float  # of drafting, per call of the draft model
+
+
+def costs_of(method: SpeculativeMethod, warm: StepTimes, vanilla: StepTimes | None) -> PassCosts:
+    """`pass_costs` of a method whose steps took `warm`; `vanilla`: its steps, None if the method is vanilla."""
+    base = vanilla or warm
+    passes = 1 - base.rest / base.total  # the share of a vanilla step that the microbenchmarks' unit is
+    rest = warm.rest / base.total
+    if vanilla is None:
         return {"shallow": 0.0, "draft": 0.0, "verify": {"1": passes}, "rest": rest}
     costs = method.costs
     draft = passes * method.draft_cost(costs)
     if not method.draft_calls():
-        assert contestant.warm is not None
-        calls = sum(step.calls for step in contestant.warm.steps)
-        draft = sum(step.draft_s for step in contestant.warm.steps) / calls / base["total"] if calls else 0.0
+        draft = warm.per_call / base.total
     verify = {str(n): passes * cost for n, cost in costs.verify}
     return {"shallow": passes * costs.shallow, "draft": draft, "verify": verify, "rest": rest}
 
 
-def _per_step(contestant: Contestant) -> dict[str, float]:
-    """Seconds of a step in the warm-up's last answer, and of its bookkeeping."""
+def _per_step(contestant: Contestant) -> StepTimes:
+    """The steps of the warm-up's last answer."""
     assert contestant.warm is not None
-    steps = contestant.warm.steps
-    rest_s = contestant.warm.decode_s - sum(step.draft_s + step.verify_s for step in steps)
-    return {"total": contestant.warm.decode_s / len(steps), "rest": rest_s / len(steps)}
+    steps, draft_s = contestant.warm.steps, sum(step.draft_s for step in contestant.warm.steps)
+    rest_s = contestant.warm.decode_s - draft_s - sum(step.verify_s for step in steps)
+    calls = sum(step.calls for step in steps)
+    return StepTimes(contestant.warm.decode_s / len(steps), rest_s / len(steps), draft_s / calls if calls else 0.0)

@@ -62,6 +62,14 @@ class Examiner:
         """Positions that a conversation may take: the cache's, or fewer where the model was made for fewer."""
         return min(self.loaded.target.max_len, self.loaded.target.config.context)
 
+    def limit(self, prompt: Sequence[int]) -> int:
+        """The most tokens of an answer to a prompt; below 1: the prompt is too long."""
+        return min(self.config.max_new_tokens, self.context - len(prompt))
+
+    def stream(self, question_id: int, index: int, number: int) -> str:
+        """What the random numbers of a turn in a round are seeded with."""
+        return f"{self.config.seed}/{question_id}/{index}/{number}"
+
     def warm_up(self, fails: Fails = raising) -> None:
         """Let all decode a prompt of no task, which also gives the rates of estimates; those that fail are out.
 
@@ -138,12 +146,12 @@ class Examiner:
         """`answer` with pauses, see `bench.drafting.loop.decoding`."""
         turn = self._turn(contestant, question, index, number)
         turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
-        limit = min(self.config.max_new_tokens, self.context - len(prompt))
+        limit = self.limit(prompt)
         if limit < 1:
             turn.error = f"the prompt's {len(prompt)} tokens leave no room in the context of {self.context}"
             return turn
         if self.sampler is not None:
-            self.sampler.seed(f"{self.config.seed}/{question.question_id}/{index}/{number}")
+            self.sampler.seed(self.stream(question.question_id, index, number))
         # A turn with pauses waits in them for the other side of a gate, whose work would count as others'.
         others = None if pause_after else environment.OthersMeter()
         try:

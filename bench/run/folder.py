@@ -8,10 +8,10 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from bench.errors import UserError
-from bench.figures.records import DERIVED, EXPORTED, RUN_FILE, TOKEN_TEXTS_FILE, TURNS_FILE
+from bench.figures.records import BATCHES_FILE, DERIVED, EXPORTED, RUN_FILE, TOKEN_TEXTS_FILE, TURNS_FILE
 from bench.typed_json import FileName, MismatchError, read
 
-_WRITTEN = (RUN_FILE, TURNS_FILE, TOKEN_TEXTS_FILE, *DERIVED, EXPORTED)
+_WRITTEN = (RUN_FILE, TURNS_FILE, BATCHES_FILE, TOKEN_TEXTS_FILE, *DERIVED, EXPORTED)
 
 
 class _Identity(TypedDict):

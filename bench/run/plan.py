@@ -154,6 +154,12 @@ def check(config: RunConfig, shape: str | None = None) -> Checked:
 
     """
     asked = questions.load(config.questions).select(config.tasks, config.limit, config.seed)
+    turns, most = sum(len(question.turns) for question in asked.questions), max(config.batch, default=1)
+    if most > turns:
+        raise UserError(
+            f"--batch {most}: {turns} turns of questions never fill it: ask more questions "
+            "(--limit, --tasks), or give a smaller batch"
+        )
     paragraphs_of(config)
     return Checked(asked, *variants(config, shape))
 

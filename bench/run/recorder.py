@@ -13,6 +13,7 @@ import methods
 from bench.drafting.method import QUESTION, Method, Peer
 from bench.figures.facts import EngineFacts, MemoryFacts, PassCosts, Session
 from bench.figures.records import (
+    BATCHES_FILE,
     RUN_FILE,
     TOKEN_TEXTS_FILE,
     TURNS_FILE,
@@ -24,6 +25,7 @@ from bench.figures.records import (
     write_json,
     write_turns,
 )
+from bench.figures.waves import Block
 from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
 from bench.models.loading import engine_facts
 from bench.progress import Log
@@ -42,6 +44,7 @@ class Recorder:
     def __init__(self, plan: Plan, record: Run, chat: ChatFormat):
         self.plan, self.record, self.chat, self.folder = plan, record, chat, plan.folder
         self.turns: list[Turn] = []
+        self.blocks: list[Block] = []
         self.token_texts: dict[str, str] = {}
         self._before = (record.wall_s, record.memory)  # this session's come on top
 
@@ -52,18 +55,26 @@ class Recorder:
         self.save()
         write_turns(self.folder / TURNS_FILE, [])
 
-    def take_over(self, turns: Sequence[Turn]) -> None:
+    def take_over(self, turns: Sequence[Turn], blocks: Sequence[Block]) -> None:
         """What earlier sessions of the run have finished, which is in the folder."""
         self.token_texts = read_token_texts(self.folder)
         self.save()
         self.turns += turns
-        self._spell(turns)  # a kill may have come between a question's records and their spelling
+        self.blocks += blocks
+        # A kill may have come between a question's records and their spelling.
+        self._spell([*turns, *(turn for block in blocks for turn in block.turns)])
 
     def keep(self, turns: Sequence[Turn]) -> None:
         """A question's records, and the text of every token in them: a report needs no tokenizer to show answers."""
         append_turns(self.folder / TURNS_FILE, turns, self.plan.go_on)
         self.turns += turns
         self._spell(turns)
+
+    def keep_blocks(self, blocks: Sequence[Block]) -> None:
+        """Everybody's records of a block of questions, decoded in a batch."""
+        append_turns(self.folder / BATCHES_FILE, blocks, self.plan.go_on)
+        self.blocks += blocks
+        self._spell([turn for block in blocks for turn in block.turns])
 
     def note(self, wall_s: float, others_share: float, memory: MemoryFacts) -> None:
         """What this session has taken so far."""

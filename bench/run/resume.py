@@ -12,6 +12,7 @@ import methods
 from bench.config import RunConfig, flag_of, frozen
 from bench.errors import UserError, program
 from bench.figures.records import (
+    BATCHES_FILE,
     TURNS_FILE,
     Run,
     Turn,
@@ -22,6 +23,7 @@ from bench.figures.records import (
     remembers_the_run,
     write_turns,
 )
+from bench.figures.waves import Block, read_blocks
 from bench.models.chat import ChatFormat
 from bench.questions import Question
 from bench.typed_json import MismatchError, decode_value
@@ -204,6 +206,20 @@ def finished_turns(folder: Path, asked: Sequence[Question], taking_part: Callabl
         for turn in turns
     ]
     write_turns(folder / TURNS_FILE, kept)  # as a whole: a torn last line goes, too
+    return kept
+
+
+def finished_blocks(folder: Path, labels: Sequence[str]) -> list[Block]:
+    """The blocks that everybody answered in a batch; what is torn or half done is removed from the file."""
+    blocks = read_blocks(folder, read_run(folder))
+    by_place: dict[tuple[int, int, int], list[Block]] = defaultdict(list)
+    for block in blocks:
+        by_place[block.place].append(block)
+    kept = [
+        block for own in by_place.values() if sorted(block.method for block in own) == sorted(labels) for block in own
+    ]
+    if blocks or (folder / BATCHES_FILE).exists():
+        write_turns(folder / BATCHES_FILE, kept)  # as a whole: a torn last line goes, too
     return kept
 
 

@@ -121,13 +121,13 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
     if begun is None:
         recorder.begin(log)
     else:
-        recorder.take_over(
-            resume.finished_turns(
-                plan.folder,
-                plan.questions.questions,
-                lambda question: [other.label for other in plan.taking_part(question, examiner.contestants)],
-            )
+        turns = resume.finished_turns(
+            plan.folder,
+            plan.questions.questions,
+            lambda question: [other.label for other in plan.taking_part(question, examiner.contestants)],
         )
+        labels = [contestant.label for contestant in examiner.contestants if not contestant.is_peer]
+        recorder.take_over(turns, resume.finished_blocks(plan.folder, labels))
     ask_all(examiner, recorder, log)
     return recorder
 

@@ -6,7 +6,7 @@ import time
 
 from bench.progress import Log, progress
 from bench.questions import Question
-from bench.run import environment
+from bench.run import batches, environment
 from bench.run.examiner import Examiner
 from bench.run.plan import Plan
 from bench.run.recorder import Recorder
@@ -31,8 +31,12 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     left = f", {len(todo)} left" if len(recorder.record.provenance["sessions"]) > 1 else ""
     log(f"{asked}, {plan.config.rounds} round(s){left}: about {_minutes(total_s)}")
     begin_s, others = time.perf_counter(), environment.OthersMeter()
-    with progress(total_s, "decoding", keep=True) as bar:
-        try:
+
+    def note() -> None:
+        recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
+
+    try:
+        with progress(total_s, "decoding", keep=True) as bar:
             for place, (number, question, backwards, at) in enumerate(todo):
                 if place == 0 or number != todo[place - 1].round:
                     examiner.forget()
@@ -41,10 +45,11 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
                 asked_as = plan.as_asked(question, at)
                 recorder.keep(examiner.ask(asked_as, number, taking_part, backwards=backwards, at=at))
                 bar.add(expected_s(plan, examiner, question, at))
-                recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
-            recorder.record.complete = True
-        except KeyboardInterrupt:
-            log(f"interrupted: what is finished is kept; go on with {plan.go_on}")
+                note()
+        batches.serve(examiner, recorder, log, note)
+        recorder.record.complete = True
+    except KeyboardInterrupt:
+        log(f"interrupted: what is finished is kept; go on with {plan.go_on}")
     recorder.save()
 
 

@@ -17,7 +17,8 @@ from statistics import fmean, geometric_mean
 from bench.errors import UserError
 from bench.figures import metrics
 from bench.figures.machine import Machine
-from bench.figures.summary import OVERALL, Answered, Cell, Dataset, Entry, Estimate, Failure, Summary, Where
+from bench.figures.notable import Failure, Where
+from bench.figures.summary import OVERALL, Answered, Cell, Dataset, Entry, Estimate, Summary
 from bench.spec_bench.exchange import ForeignAnswer, mean_accepted, read_answers
 
 FAILED_TEXT = "ERROR"  # Spec-Bench's answer of a turn that raised; its time and counts are the turn's before

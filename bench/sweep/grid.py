@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import methods
-from bench.config import RunConfig, TrainConfig
+from bench.config import RunConfig
 from bench.errors import UserError, did_you_mean
 from bench.figures.records import RUNS
 from bench.files import user_path
 from bench.report.sweep_page import Axis
 from bench.run.plan import check, slug
 from bench.train import settings_of
+from bench.train_config import TrainConfig
 
 TRAIN = "train."  # begins the name of an axis of training
 WEIGHTS = "weights"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench.config import RunConfig, TrainConfig
+from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
 from bench.files import check_writable
@@ -33,6 +33,7 @@ from bench.sweep.grid import Grid, Planned
 from bench.train.scores import read_scores
 from bench.train.training import compute, train
 from bench.train.writer import Recipe
+from bench.train_config import TrainConfig
 from bench.typed_json import read
 
 MANY = 24  # variants from which on a sweep is said to take long

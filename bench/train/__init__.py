@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import methods
 
 if TYPE_CHECKING:
-    from bench.config import TrainConfig
+    from bench.train_config import TrainConfig
 
 
 def settings_of(method: str) -> type[TrainConfig]:

@@ -33,7 +33,7 @@ class Chain:
 
 
 class ChainTrainer(Trainer):
-    """The loss and scores of chains. Settings: a `bench.config.ChainTraining`."""
+    """The loss and scores of chains. Settings: a `bench.train_config.ChainTraining`."""
 
     loss_text = "soft cross-entropy -sum p log q over the draft vocabulary"
     scores_text = (

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import methods
-from bench.config import TrainConfig
 from bench.drafting.knobs import default_folder
 from bench.errors import UserError
 from bench.files import IS_INSTALLED, check_writable, existing, user_path
 from bench.train.scores import SCORES_FILE
+from bench.train_config import TrainConfig
 
 TRIED = "TRIED.md"  # what else was tried, written by hand; appended to the card
 PARTIAL = ".partial"  # ends the name of a folder that is being written

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import methods
-from bench.config import TOKENS, Collecting, TrainConfig, Writing
 from bench.decontaminate import Filter, question_sets
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -37,6 +36,7 @@ from bench.train.loop import Features, Schedule
 from bench.train.scores import Data, Scores, epochs_of
 from bench.train.weights import Trained
 from bench.train.writer import Recipe
+from bench.train_config import TOKENS, Collecting, TrainConfig, Writing
 
 HELD_OUT = 0.05  # share of conversations, by template, that scores are measured on
 REGRESSION = 512  # conversations that a first linear guess is made from

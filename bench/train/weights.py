@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 import methods
-from bench.config import DEFAULT_MODEL, TrainConfig
+from bench.config import DEFAULT_MODEL
 from bench.drafting.knobs import default_folder
 from bench.drafting.method import SpeculativeMethod
 from bench.engine.decoder import Decoder
@@ -29,6 +29,7 @@ from bench.run import environment
 from bench.run.processor import describe_processor
 from bench.train import destination, optimiser
 from bench.train.scores import SCORES_FILE, Scores, read_scores
+from bench.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from bench.train.training import Trainer

@@ -10,7 +10,7 @@ blocks do not pay, none is drafted. `dflash:paper` verifies whole blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from bench.drafting.pace import PacedMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import BlockRule
+from bench.drafting.together import in_step
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
@@ -38,6 +39,16 @@ class Chosen:
     tokens: list[int]
     confidences: list[float]
     drawn: list[Tensor] | None = None  # the distribution [V] of each; None: they are the most probable
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that a sequence asks for."""
+
+    newest: int
+    start: int  # its position
+    cache: KVCache
+    most: int  # drafts
 
 
 @dataclass
@@ -113,11 +124,13 @@ class DFlash(PacedMethod):
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Read the features of one position, and draft a block."""
         features = self._features({tap: self.target.embed([0]) for tap in self.taps})
-        cache = self._cache(0)
+        caches = [self._cache(slot) for slot in range(self.target.sequences)]
 
         def call() -> object:
-            self.drafter.read(features, 0, cache)
-            return self.choose(self.drafter.block(0, 1, cache), 0, None)
+            for cache in caches:
+                self.drafter.read(features, 0, cache)
+            made = self._blocks([Block(0, 1, cache, self.most) for cache in caches])
+            return [self.choose(states, logits, 0, None) for states, logits in made]
 
         return [call]
 
@@ -137,10 +150,19 @@ class DFlash(PacedMethod):
         sequence.notes = Notes(cache, BlockRule(self.costs) if self.config.stop == "gain" else None)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Draft a block for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Draft a block for each sequence, all in one pass."""
+        drafting = [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        return in_step(drafting, self._blocks)
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
+    def _blocks(self, asked: Many[Block]) -> list[tuple[Tensor, Tensor]]:
+        """Return of each block the states [m, d] and the target's logits [m, V] of its drafts."""
+        every = self.drafter.blocks([(one.newest, one.start, one.cache) for one in asked])
+        states = [rows[: one.most] for rows, one in zip(every, asked, strict=True)]
+        logits = self.target.project(torch.cat(states)).split([len(rows) for rows in states])
+        return list(zip(states, logits, strict=True))
+
+    def _draft(self, sequence: Sequence, budget: int) -> Generator[Block, tuple[Tensor, Tensor], Draft]:
+        """Decide whether to draft, ask for a block, and choose its drafts."""
         notes: Notes = sequence.notes
         rule, notes.drafted = notes.rule, []
         if rule is not None:
@@ -152,8 +174,8 @@ class DFlash(PacedMethod):
             self.drafter.read(features, sequence.length - features.shape[1], notes.cache)
             notes.unread.clear()
         newest = sequence.context[-1]
-        states = self.drafter.block(newest, sequence.length, notes.cache)[:budget]
-        made = self.choose(states, newest, sequence.sampler if self.config.drafts == "sampled" else None)
+        states, logits = yield Block(newest, sequence.length, notes.cache, budget)
+        made = self.choose(states, logits, newest, sequence.sampler if self.config.drafts == "sampled" else None)
         if rule is not None:
             count = rule.keep(made.tokens, made.confidences)
         else:
@@ -164,12 +186,12 @@ class DFlash(PacedMethod):
             return Draft(notes.drafted, drawn=made.drawn[:count], calls=1)
         return Draft(notes.drafted, confidences=made.confidences[:count], calls=1)
 
-    def choose(self, states: Tensor, newest: int, sampler: Sampler | None) -> Chosen:
-        """Choose drafts by states [m, d], after the newest token: the most probable ones, or with a sampler drawn ones.
+    def choose(self, states: Tensor, logits: Tensor, newest: int, sampler: Sampler | None) -> Chosen:
+        """Choose the most probable drafts after the newest token, or with a sampler drawn ones.
 
-        A confidence does not depend on the token that is drawn at its place, so stopping by it is lossless.
+        By states [m, d] and the target's logits [m, V] of these. A confidence does not depend on the token that is
+        drawn at its place, so stopping by it is lossless.
         """
-        logits = self.target.project(states)
         best = logits.softmax(-1).max(-1)
         if sampler is not None:
             drawn = list(sampler.probabilities(logits))

@@ -8,7 +8,7 @@ states after several layers. So the layers are run by the engine, and only the c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ from bench.engine import MAX_DRAFTS
 from bench.engine.attention import apply_rope, fused_rope, rms_norm
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
+from bench.engine.joined import Part, run_joined
 from bench.engine.places import Places, Span
 from bench.engine.products import Linear
 from bench.engine.quantize import GROUP
@@ -172,10 +173,19 @@ class Drafter:
 
         What it writes to the cache is overwritten: a later context or block starts at `start`, too.
         """
+        return self.blocks([(newest, start, cache)])[0]
+
+    def blocks(self, asked: Sequence[tuple[int, int, KVCache]]) -> list[Tensor]:
+        """Run the blocks of several sequences in one pass, each as in `block`."""
         form = self.form
-        places = Places((Span(start, depths=self.seen[0], seen=self.seen[1]),), form.block)
-        x = self.target.embed([newest] + [form.mask] * (form.block - 1))
-        return self.decoder.final_norm(self.decoder.run_layers(x, places, cache))[0, form.first :]
+        parts = [
+            Part(Places((Span(start, depths=self.seen[0], seen=self.seen[1]),), form.block), cache)
+            for _, start, cache in asked
+        ]
+        masks = [form.mask] * (form.block - 1)
+        x = self.target.embed([token for newest, *_ in asked for token in (newest, *masks)])
+        states = self.decoder.final_norm(run_joined(self.decoder, x, parts))[0]
+        return [rows[form.first :] for rows in states.split(form.block)]
 
 
 def choose_quantize(asked: str, form: Form, target: Decoder) -> str:

@@ -66,21 +66,20 @@ class DSpark(DFlash):
         if _WEIGHT in stored:
             self.confidence = stored[_WEIGHT][0].to(target.device).float(), stored[_BIAS].to(target.device).float()
 
-    def choose(self, states: Tensor, newest: int, sampler: Sampler | None) -> Chosen:
-        """Choose drafts by states [m, d] from left to right, as `DFlash.choose` says."""
-        base = self.target.project(states)
+    def choose(self, states: Tensor, logits: Tensor, newest: int, sampler: Sampler | None) -> Chosen:
+        """Choose drafts from left to right, as `DFlash.choose` says."""
         latent = self.before[[newest]]  # [1, r], of the token before
         chosen: list[Tensor] = []
         confidences: list[Tensor] = []
         drawn: list[Tensor] = []
-        for row, state in zip(base, states, strict=True):
-            logits = row + self.after(latent)[0].float()
-            confidences.append(self._confidence(logits, state, latent[0]))
+        for base, state in zip(logits, states, strict=True):
+            row = base + self.after(latent)[0].float()
+            confidences.append(self._confidence(row, state, latent[0]))
             if sampler is None:
-                chosen.append(logits.argmax())
+                chosen.append(row.argmax())
             else:
-                drawn.append(sampler.probabilities(logits[None])[0])
-                chosen.append(torch.tensor(sampler.draw(drawn[-1]), device=logits.device))
+                drawn.append(sampler.probabilities(row[None])[0])
+                chosen.append(torch.tensor(sampler.draw(drawn[-1]), device=row.device))
             latent = self.before[chosen[-1]][None]
         said, ids = torch.stack((torch.stack(confidences).double(), torch.stack(chosen).double())).tolist()
         return Chosen([int(token) for token in ids], said, drawn or None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.config import ChainTraining, setting
+from bench.config import setting
 from bench.drafting.level_knobs import LevelConfig
 from bench.drafting.tree_files import RankPath, read_tree
+from bench.train_config import ChainTraining
 
 GROWN, BEST = "grown", "best"
 STATIC = "mc_sim_25"  # of EAGLE-1

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.config import ChainTraining
 from bench.drafting.trained import Stored
 from bench.engine.decoder import Decoder
 from bench.train.chains import Chain, ChainTrainer
 from bench.train.conversations import Conversations
 from bench.train.loop import Batch, Features
 from bench.train.training import REGRESSION, ridge_regression
+from bench.train_config import ChainTraining
 from methods.eagle.head import Head, HeadConfig, save_head
 from methods.eagle.knobs import EagleTraining
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.config import ChainTraining, setting
+from bench.config import setting
+from bench.train_config import ChainTraining
 from methods.eagle.knobs import BEST, EagleConfig
 
 

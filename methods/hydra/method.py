@@ -93,7 +93,8 @@ class Hydra(SpeculativeMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Draft the whole tree after one state."""
-        return [_draft_call(self.network, self.tree)]
+        call = _draft_call(self.network, self.tree)
+        return [lambda: [call() for _ in range(self.target.sequences)]]
 
     @property
     def widest(self) -> int:

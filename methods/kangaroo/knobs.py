@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.config import ChainTraining, setting
+from bench.config import setting
 from bench.drafting.knobs import DRAFT_WEIGHTS
 from bench.drafting.level_knobs import LevelConfig
+from bench.train_config import ChainTraining
 
 
 @dataclass(frozen=True)

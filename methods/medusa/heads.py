@@ -70,7 +70,7 @@ class Heads(nn.Module):
 
 
 class FastHeads:
-    """The first heads run together on one state, in the layout of the device, with a shared LM head or their own."""
+    """The first heads run together on states, in the layout of the device, with a shared LM head or their own."""
 
     def __init__(self, heads: Heads, count: int, lm_head: Linear | list[Linear], *, layout: Layout, quantize: str):
         def joined(stack: Tensor) -> Linear:
@@ -84,14 +84,15 @@ class FastHeads:
         self.bias = heads.bias[:count].detach()
         self.lm_head = lm_head
 
-    def __call__(self, state: Tensor) -> Tensor:
-        """Input [1, d or 2 d] -> float32 logits [H, V]."""
-        x = state.expand(self.count, -1) if self.input is None else self.input(state).view(self.count, self.hidden)
-        each = self.weight(x).view(self.count, self.count, self.hidden)  # [input's head, matrix's head, d]
-        x = x + F.silu(each.diagonal().T + self.bias)
+    def __call__(self, states: Tensor) -> Tensor:
+        """Inputs [B, d or 2 d] -> float32 logits [B, H, V]."""
+        batch, heads, d = len(states), self.count, self.hidden
+        x = states[:, None].expand(-1, heads, -1) if self.input is None else self.input(states).view(batch, heads, d)
+        each = self.weight(x).view(batch, heads, heads, d)  # [.., input's head, matrix's head, d]
+        x = x + F.silu(each.diagonal(dim1=1, dim2=2).transpose(1, 2) + self.bias)
         if isinstance(self.lm_head, Linear):
             return self.lm_head(x).float()
-        return torch.cat([self.lm_head[i](x[i : i + 1]) for i in range(self.count)]).float()
+        return torch.stack([self.lm_head[i](x[:, i]) for i in range(heads)], dim=1).float()
 
 
 def read_dimensions(folder: Path, target: trained.Dimensioned) -> HeadsConfig | None:

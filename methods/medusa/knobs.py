@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bench.config import TrainConfig, setting
+from bench.config import setting
 from bench.drafting.knobs import COSTS, DRAFT_WEIGHTS, check_folder, check_knobs
 from bench.drafting.tree_files import PUBLISHED, read_tree
+from bench.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -172,11 +172,13 @@ class Medusa(SpeculativeMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Draft with one head, with two, .."""
-        state = self.target.final_norm(self.target.embed([0])[0])
+        state, count = self.target.final_norm(self.target.embed([0])[0]), self.target.sequences
         first = torch.zeros(1, dtype=torch.long, device=self.target.device)
 
         def draft(fast: FastHeads) -> Callable[[], object]:
-            return lambda: self._most_probable(fast(self._input(state, 0)), first, first)
+            return lambda: [
+                self._most_probable(logits, first, first) for logits in self._logits(fast, [state] * count, [0] * count)
+            ]
 
         return [draft(fast) for fast in self.by_count]
 
@@ -237,19 +239,25 @@ class Medusa(SpeculativeMethod):
                 notes.rule.end(len(notes.drafted), outcome.accepted)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Draft for each sequence."""
-        drafts = [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Draft for all sequences, in one call of the heads for those where the tree pays."""
+        # Nodes are sorted by depth: what is too deep comes last.
+        counts = [sum(depth < budget for depth in self.depths) for budget in budgets]
+        rules = [sequence.notes.rule for sequence in sequences]
+        pays = [bool(count) and (rule is None or rule.pays(count)) for count, rule in zip(counts, rules, strict=True)]
+        asked = [sequence for sequence, asks in zip(sequences, pays, strict=True) if asks]
+        drafts = [NO_DRAFT] * len(sequences)
+        if asked:
+            states, newest = [one.notes.state for one in asked], [one.context[-1] for one in asked]
+            logits = iter(self._logits(self.fast, states, newest))
+            for i, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+                if pays[i]:
+                    drafts[i] = self._draft(next(logits), sequence.sampler, count)
         for sequence, draft in zip(sequences, drafts, strict=True):
             sequence.notes.drafted = draft.tokens
         return drafts
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """Combine the heads' most probable (or drawn) tokens into the tree."""
-        count = sum(depth < budget for depth in self.depths)  # sorted by depth: what is too deep comes last
-        notes: Notes = sequence.notes
-        if not count or (notes.rule is not None and not notes.rule.pays(count)):
-            return NO_DRAFT
-        logits, sampler = self.fast(self._input(notes.state, sequence.context[-1])), sequence.sampler
+    def _draft(self, logits: Tensor, sampler: Sampler | None, count: int) -> Draft:
+        """Combine the heads' most probable (or drawn) tokens into the tree's first nodes, given logits [H, V]."""
         depths, ranks = self.node_depths[:count], self.node_ranks[:count]
         parents = self.parents[:count]
         if sampler is None or self.config.drafts == "top":
@@ -263,11 +271,12 @@ class Medusa(SpeculativeMethod):
             probabilities = whole.index_copy(1, self.draft_ids, probabilities)
         return Draft(chosen.tolist(), parents, [probabilities[depth] for depth in self.depths[:count]])
 
-    def _input(self, state: Tensor, newest: int) -> Tensor:
-        """Return the heads' input: the state [1, d] and, if they read it, the newest token."""
-        if not self.heads.config.reads_newest:
-            return state
-        return torch.cat((state, self.target.final_norm(self.target.embed([newest])[0])), dim=-1)
+    def _logits(self, fast: FastHeads, states: Many[Tensor], newest: Many[int]) -> Tensor:
+        """Return the heads' logits [B, H, V] after states [1, d] and, if they read them, the newest tokens."""
+        inputs = torch.cat(list(states))
+        if self.heads.config.reads_newest:
+            inputs = torch.cat((inputs, self.target.final_norm(self.target.embed(newest)[0])), dim=-1)
+        return fast(inputs)
 
     def _most_probable(self, logits: Tensor, depths: Tensor, ranks: Tensor) -> tuple[list[int], list[float]]:
         """Return token ids of nodes, given by their head and their rank in it, and their probabilities."""

@@ -8,8 +8,9 @@ from dataclasses import fields
 
 import pytest
 
-from bench.config import PRESETS, RunConfig, TrainConfig, Writing, flags, from_flags
+from bench.config import PRESETS, RunConfig, flags, from_flags
 from bench.errors import UserError
+from bench.train_config import TrainConfig, Writing
 from methods.kangaroo.knobs import KangarooTraining
 from methods.medusa.knobs import MedusaTraining
 

@@ -69,9 +69,9 @@ def reads(method: SpS, monkeypatch) -> list[tuple[int, int]]:
     """The list that fills with the first position and the width of each pass of the draft model."""
     made, run = [], method.draft.run_layers
 
-    def watch(x, start, *rest):
-        made.append((start, x.shape[1]))
-        return run(x, start, *rest)
+    def watch(x, places, *rest):
+        made.append((places if isinstance(places, int) else places.end - x.shape[1], x.shape[1]))
+        return run(x, places, *rest)
 
     monkeypatch.setattr(method.draft, "run_layers", watch)
     return made

@@ -16,6 +16,7 @@ import shutil
 import pytest
 
 import methods
+from bench.drafting.batch import Request, Slots, decode_batch
 from bench.drafting.loop import decode
 from bench.drafting.method import Answer, Method, Peer, SpeculativeMethod
 from bench.engine.cache import KVCache
@@ -121,6 +122,21 @@ def test_an_answer_ends_with_its_first_eos(name, build, setting, hf_greedy, rand
                 assert answer.token_ids == free[: free.index(token) + 1] == hf_greedy(setting[0], prompt, 40, eos)
                 assert answer.finish(eos) == "eos"
                 check_counts(method, answer, eos)
+
+
+def test_in_a_batch_each_sequence_gets_what_it_gets_alone(name, build, setting, hf_greedy, random_ids):
+    """More prompts than slots, of different lengths and limits, so that a slot is refilled while others go on."""
+    asked = [(random_ids(length, seed=length), limit) for length, limit in ((12, 9), (1, 20), (5, 1), (9, 14), (3, 6))]
+    expected = [hf_greedy(setting[0], prompt, limit) for prompt, limit in asked]
+    eos = frozenset(expected[1][4:5])  # the longest one ends early, maybe among its drafts
+    expected = [hf_greedy(setting[0], prompt, limit, eos) for prompt, limit in asked]
+    for method in build(name):
+        if isinstance(method, Peer):
+            continue
+        batch = decode_batch(method, [Request(*one) for one in asked], Slots(method.target, 3), eos)
+        assert [served.answer.token_ids for served in batch.served] == expected
+        for served in batch.served:
+            check_counts(method, served.answer, eos)
 
 
 def test_nothing_is_left_of_an_earlier_question(name, build, setting, hf_greedy, random_ids):

@@ -53,14 +53,15 @@ def read(folder):
 
 def watch(method, monkeypatch):
     """What the method drafts: (context, draft) of each step."""
-    seen, draft = [], method._draft
+    seen, propose = [], method.propose
 
-    def watched(sequence, budget):
-        context = list(sequence.context)
-        seen.append((context, draft(sequence, budget)))
-        return seen[-1][1]
+    def watched(sequences, budgets):
+        (context,) = (list(sequence.context) for sequence in sequences)
+        drafts = propose(sequences, budgets)
+        seen.append((context, drafts[0]))
+        return drafts
 
-    monkeypatch.setattr(method, "_draft", watched)
+    monkeypatch.setattr(method, "propose", watched)
     return seen
 
 

@@ -289,7 +289,8 @@ def test_one_call_is_what_torchs_operations_give(wide, tiny_weights, changes):
         places = tree.places(length, target.device, row, width)
         own_places = Places.after(length - 3, 4) if row == 0 else places
         before = torch.randn(1, late.shape[1] + width, D)
-        found = method.draft_model(Level(x, places, target.new_cache(), late, before, own_places, caches[0]), 5)
+        level = Level(x, places, target.new_cache(), late, before, own_places, caches[0])
+        (found,) = method.draft_model([level], 5)
         outputs = by_operations(torch.cat((late, x), dim=1), own_places, caches[1], before)[:, late.shape[1] :]
         torch.testing.assert_close(found.outputs, outputs, rtol=0, atol=1e-4)
         logits = method.draft_head(method.head.head_states(outputs[0]))

@@ -175,14 +175,14 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
     decoder, folder, _ = scene("tied")
     prompt = random_ids(11, seed=2)
     rows = [0] * 4
-    run_layer = decoder._run_layer
+    run_layer = decoder.run_layer
     numbers = {id(layer): number for number, layer in enumerate(decoder.layers)}
 
     def counting(layer, x, *rest):
         rows[numbers[id(layer)]] += x.shape[1]
         return run_layer(layer, x, *rest)
 
-    monkeypatch.setattr(decoder, "_run_layer", counting)
+    monkeypatch.setattr(decoder, "run_layer", counting)
     monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
     steps = found_steps(decoder, prompt, weights=str(folder), exit_layer=2, gamma=3, threshold=0.0)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4
@@ -232,8 +232,14 @@ def test_dynamic_trees_are_those_grown_from_scratch(kind, gamma, beam, nodes, th
     knobs = {"gamma": gamma, "beam": beam, "nodes": nodes, "threshold": threshold}
     method = Kangaroo(decoder, KangarooConfig(exit_layer=1, weights=str(folder), **knobs))
     made = []
-    propose = method._draft
-    method._draft = lambda one, room: made.append((tuple(one.context), room, propose(one, room))) or made[-1][2]
+    propose = method.propose
+
+    def noted(sequences, rooms):
+        drafts = propose(sequences, rooms)
+        made.append((tuple(sequences[0].context), rooms[0], drafts[0]))
+        return drafts
+
+    method.propose = noted
     answer = decode(method, random_ids(12, seed=1), LIMIT, frozenset())
     for context, room, draft in made:
         tokens, parents = grown(reference, context, 1, min(gamma, room), beam, nodes, threshold)

@@ -69,7 +69,7 @@ def test_one_call_is_what_torchs_operations_give(model, tiny_adapter, feedback, 
             own_places = Places.after(length - 3, 4)
         states = torch.randn(1, late.shape[1] + width, D).to(dtype) if feedback else None
         one, two = (
-            run(Level(x, places, cache, late, states, own_places, own), 5)
+            run([Level(x, places, cache, late, states, own_places, own)], 5)[0]
             for run, (cache, own) in zip((method.draft_model, other), caches, strict=True)
         )
         for name in ("exits", "outputs", "logits", "chances"):
@@ -78,9 +78,8 @@ def test_one_call_is_what_torchs_operations_give(model, tiny_adapter, feedback, 
         best = one.logits.softmax(-1).topk(5, dim=-1)
         assert torch.equal(one.tokens, best.indices)
         torch.testing.assert_close(one.chances, best.values)
-        given = method.draft_model(
-            Level(one.exits, places, caches[0][0], late, states, own_places, caches[0][1], is_exit=True), 5
-        )
+        level = Level(one.exits, places, caches[0][0], late, states, own_places, caches[0][1], is_exit=True)
+        (given,) = method.draft_model([level], 5)
         assert torch.equal(given.logits, one.logits)
 
 
@@ -90,7 +89,7 @@ def test_of_equal_logits_the_first_is_taken(model, tiny_adapter):
     method.draft_model.norm.zero_()  # all logits are then 0
     state, places = target.embed([5]), Places.after(0, 1)
     level = Level(state, places, target.new_cache(), state[:, :0], None, places, method._cache(0))
-    drafted = method.draft_model(level, 4)
+    (drafted,) = method.draft_model([level], 4)
     assert drafted.tokens.tolist() == [[0, 1, 2, 3]]
     torch.testing.assert_close(drafted.chances, torch.full((1, 4), 1 / 272))
 

@@ -108,14 +108,14 @@ def test_the_settings_above_meet_every_case(scene, random_ids):
 def test_the_first_layers_never_run_twice(knobs, scene, random_ids, monkeypatch):
     _, decoder = scene()
     prompt, rows = random_ids(11, seed=2), [0] * 4
-    run_layer = decoder._run_layer
+    run_layer = decoder.run_layer
     numbers = {id(layer): number for number, layer in enumerate(decoder.layers)}
 
     def counting(layer, x, *rest):
         rows[numbers[id(layer)]] += x.shape[1]
         return run_layer(layer, x, *rest)
 
-    monkeypatch.setattr(decoder, "_run_layer", counting)
+    monkeypatch.setattr(decoder, "run_layer", counting)
     monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
     steps = found_steps(decoder, prompt, **knobs)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4

@@ -119,7 +119,7 @@ def test_a_cut_vocabulary_drafts_only_its_tokens(medusa, random_ids):
         prompt = random_ids(9, seed=8)
         assert set(proposal(cut, prompt).tokens) <= set(ranking[:30])
         opened = open_sequence(whole, prompt)
-        scores = whole.fast(whole._input(opened.notes.state, opened.context[-1]))[0]
+        scores = whole._logits(whole.fast, [opened.notes.state], [opened.context[-1]])[0, 0]
         found = scores[list(proposal(cut, prompt).tokens)]
         torch.testing.assert_close(found, scores[60:90].topk(4).values)
 

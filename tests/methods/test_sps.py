@@ -9,6 +9,7 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 import methods
 from bench.cli import main
+from bench.drafting.batch import Request, Slots, decode_batch
 from bench.drafting.loop import decode, probe
 from bench.drafting.sampling import Sampler
 from bench.figures.summary import read_summary
@@ -73,6 +74,23 @@ def test_after_another_members_drafts_it_goes_on_from_their_text(scene, hf_greed
     assert answer.token_ids == hf_greedy(found.model, prompt, LIMIT)
     assert {0, 1} <= {step.part for step in answer.steps if step.accepted}
     assert all(drafts == chain(found.small, text, len(drafts), 272) for text, drafts in made)
+
+
+@pytest.mark.parametrize("knobs", [ALWAYS, {"stop": "heuristic"}, {"costs": COSTS}], ids=str)
+def test_in_a_batch_it_reads_for_all_at_once_and_drafts_as_alone(knobs, scene, random_ids):
+    found = scene()
+    method, rows = found.sps(**knobs), []
+    read = method._read
+    method._read = lambda asked: rows.append(len(asked)) or read(asked)
+    requests = [
+        Request(random_ids(length, seed=length), limit) for length, limit in ((12, 30), (3, 9), (17, 40), (5, 20))
+    ]
+    batch = decode_batch(method, requests, Slots(found.decoder, 3), NEVER)
+    assert max(rows) == 3
+    for request, served in zip(requests, batch.served, strict=True):
+        alone = decode(found.sps(**knobs), request.prompt, request.limit, NEVER)
+        assert served.answer.token_ids == alone.token_ids
+        assert counters(served.answer) == counters(alone)
 
 
 def test_the_window_probe_follows_a_given_answer(scene, random_ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import GPT2Config
 
 import methods
 from bench.drafting.loop import decode
+from bench.engine.joined import for_batch
 from bench.engine.kernels import native
 from bench.engine.quantize import Q4
 from bench.errors import UserError
@@ -36,10 +38,13 @@ def test_methods_with_the_same_draft_model_share_it_while_they_live(scene):
     assert one.extra_parameters == one.draft.parameters == found.small.num_parameters()
     assert one.notes["draft_model"] == f"{found.folder.name}, float32"
     assert one.notes["weights_sha256"] == resolve(str(found.folder)).sha256
-    assert len(second._loaded[found.decoder]) == 1
+    several = for_batch(found.decoder, 3)
+    loading.stands_for(several, found.checkpoint)
+    assert SpS(several, one.config).draft is one.draft
+    kept = weakref.ref(one.draft)
     del one, other
     gc.collect()
-    assert len(second._loaded[found.decoder]) == 0
+    assert kept() is None
 
 
 SWAPPED = [*BYTES[:97], BYTES[98], BYTES[97], *BYTES[99:]]

@@ -16,20 +16,28 @@ inline void rotate(const float* from, const float* norm, const Pass& p, const fl
     for (int64_t i = half; i < d; ++i) to[i] = rounded<T>(value(i) * cos[i] + value(i - half) * sin[i]);
 }
 
+// A text's keys in a layer, counted from the pass's first.
+template <class T>
+inline T* keys_of(const Pass& p, const Text& text, int64_t number) {
+    return static_cast<T*>(text.cache) + number * p.layer_stride;
+}
+
 // Queries are in the order of texts, key heads, rows: those that read the same keys are neighbours.
 inline int64_t query_at(const Pass& p, int64_t row, int64_t head) {
-    const int64_t group = p.heads / p.kv_heads, text = row / p.width;
-    return ((text * p.kv_heads + head / group) * p.width + row % p.width) * group + head % group;
+    const int64_t group = p.heads / p.kv_heads;
+    const Text& text = p.text[p.text_of[row]];
+    return text.first * p.heads + (head / group * text.width + row - text.first) * group + head % group;
 }
 
 // Heads [first, end) of queries, keys and values, counted over all rows: keys and values go into the cache.
 template <class T>
-inline void place(const Layer& layer, const Pass& p, const float* qkv, float* queries, T* cache, int64_t first, int64_t end) {
+inline void place(
+    const Layer& layer, const Pass& p, int64_t number, const float* qkv, float* queries, int64_t first, int64_t end) {
     const int64_t d = p.head_dim, all = p.heads + 2 * p.kv_heads;
     for (int64_t item = first; item < end; ++item) {
         const int64_t row = item / all, head = item % all;
-        const Text& text = p.text[row / p.width];
-        T* keys = cache + text.slot + (text.start + row % p.width) * d;
+        const Text& text = p.text[p.text_of[row]];
+        T* keys = keys_of<T>(p, text, number) + (text.start + row - text.first) * d;
         const float *from = qkv + item * d, *cos = p.cos + row * d, *sin = p.sin + row * d;
         if (head < p.heads) {
             rotate(from, layer.q_norm, p, cos, sin, queries + query_at(p, row, head) * d);
@@ -125,24 +133,24 @@ inline void mix(const float* weights, const T* values, int64_t d, int64_t first,
 // them together, a piece at a time, so that keys and values are read from memory once.
 template <class T>
 inline void attend(
-    const Pass& p, const float* queries, const T* cache, float* scores, int64_t first, int64_t end, float* out) {
+    const Pass& p, int64_t number, const float* queries, float* scores, int64_t first, int64_t end, float* out) {
     constexpr int64_t PIECE = 64;  // keys or values: 16 KiB at 64 floats a head
-    const int64_t d = p.head_dim, group = p.heads / p.kv_heads, sharing = p.width * group;
+    const int64_t d = p.head_dim, group = p.heads / p.kv_heads;
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     while (first < end) {
-        const int64_t both = first / sharing, kv_head = both % p.kv_heads;
-        const int64_t text_number = both / p.kv_heads;
-        const Text& text = p.text[text_number];
-        const int64_t some = std::min<int64_t>({SHARING, end - first, (both + 1) * sharing - first});
-        const int64_t all = text.start + p.width, stride = p.stride();
-        const T *keys = cache + text.slot + kv_head * p.room * d, *values = keys + p.values;
+        const Text& text = p.text[p.text_of[first / p.heads]];
+        const int64_t sharing = text.width * group, begin = text.first * p.heads, kv_head = (first - begin) / sharing;
+        const int64_t same = begin + kv_head * sharing;  // the first query that looks at these keys
+        const int64_t some = std::min<int64_t>({SHARING, end - first, same + sharing - first});
+        const int64_t all = text.start + text.width, stride = p.stride();
+        const T *keys = keys_of<T>(p, text, number) + kv_head * p.room * d, *values = keys + p.values;
         struct Query {
             int64_t row, seen;  // row: of the text
             float* out;
         } query[SHARING];
         for (int64_t t = 0; t < some; ++t) {
-            const int64_t within = first + t - both * sharing, row = within / group, head = kv_head * group + within % group;
-            float* to = out + ((text_number * p.width + row) * p.heads + head) * d;
+            const int64_t within = first + t - same, row = within / group, head = kv_head * group + within % group;
+            float* to = out + ((text.first + row) * p.heads + head) * d;
             query[t] = {row, text.mask ? all : text.start + row + 1, to};
             std::fill(to, to + d, 0.0f);
         }
@@ -158,7 +166,7 @@ inline void attend(
     }
 }
 
-// Attention of many rows: with all keys and values of a layer in panels, its products are those of panels.h.
+// Attention of many rows, as many in all texts: with all keys and values of a layer in panels, its products are those of panels.h.
 struct Packed {
     static int64_t heads(const Pass& p) { return p.texts * p.kv_heads; }
     static int64_t keys(const Pass& p) { return p.stride() * p.head_dim; }  // floats of a head: [keys / PANEL, head_dim, PANEL]
@@ -167,21 +175,21 @@ struct Packed {
     static int64_t floats(const Pass& p) { return heads(p) * (keys(p) + values(p)); }
     static int64_t items(const Pass& p) { return heads(p) * p.stride() / PANEL; }
     // Blocks of queries that read the same keys; each is an item of work.
-    static Blocks blocks(const Pass& p) { return {p.width * p.heads / p.kv_heads, MOST}; }
+    static Blocks blocks(const Pass& p) { return {p.width() * p.heads / p.kv_heads, MOST}; }
 };
 
 // Panels [first, end) of keys and their values, counted over all heads; beyond the last key, zeros.
 template <class T>
-inline void pack(const Pass& p, const T* cache, float* packed, int64_t first, int64_t end) {
+inline void pack(const Pass& p, int64_t number, float* packed, int64_t first, int64_t end) {
     const int64_t d = p.head_dim, stride = p.stride(), columns = Packed::columns(p);
     for (int64_t item = first; item < end; ++item) {
         const int64_t head = item / (stride / PANEL), s = item % (stride / PANEL) * PANEL;
         const Text& text = p.text[head / p.kv_heads];
-        const T* keys = cache + text.slot + head % p.kv_heads * p.room * d;
+        const T* keys = keys_of<T>(p, text, number) + head % p.kv_heads * p.room * d;
         float* to = packed + head * Packed::keys(p) + s * d;
         float* values = packed + Packed::heads(p) * Packed::keys(p) + head * Packed::values(p) + s * PANEL;
         for (int64_t r = 0; r < PANEL; ++r) {
-            const bool there = s + r < text.start + p.width;
+            const bool there = s + r < text.start + text.width;
             const T *key = keys + (s + r) * d, *value = key + p.values;
             for (int64_t i = 0; i < d; ++i) to[i * PANEL + r] = there ? value_of(key[i]) : 0.0f;
             for (int64_t c = 0; c < columns; ++c)
@@ -195,7 +203,7 @@ inline void pack(const Pass& p, const T* cache, float* packed, int64_t first, in
 // Softmax attention of blocks of queries [first, end) to out [rows, heads * head_dim].
 inline void attend_to_packed(
     const Pass& p, const float* queries, const float* packed, float* scores, int64_t first, int64_t end, float* out) {
-    const int64_t d = p.head_dim, group = p.heads / p.kv_heads, stride = p.stride(), sharing = p.width * group;
+    const int64_t d = p.head_dim, group = p.heads / p.kv_heads, stride = p.stride(), sharing = p.width() * group;
     const Blocks blocks = Packed::blocks(p);
     const float scale = 1.0f / std::sqrt(static_cast<float>(d));
     float sums[TOGETHER][MOST][PANEL];
@@ -218,7 +226,7 @@ inline void attend_to_packed(
         const int some = static_cast<int>(blocks.first(item % blocks.count + 1) - from);
         const int64_t text_number = both / p.kv_heads, head = both % p.kv_heads * group;
         const Text& text = p.text[text_number];
-        auto seen_by = [&](int64_t row) { return text.start + (text.mask ? p.width : row + 1); };
+        auto seen_by = [&](int64_t row) { return text.start + (text.mask ? text.width : row + 1); };
         const int64_t seen = seen_by((from + some - 1) / group);
         const float *keys = packed + both * Packed::keys(p), *x = queries + (both * sharing + from) * d;
         const float* values = packed + Packed::heads(p) * Packed::keys(p) + both * Packed::values(p);
@@ -228,12 +236,12 @@ inline void attend_to_packed(
         float totals[MOST];
         for (int t = 0; t < some; ++t) {
             const int64_t row = (from + t) / group, own = seen_by(row);
-            const float* mask = text.mask ? text.mask + row * (text.start + p.width) : nullptr;
+            const float* mask = text.mask ? text.mask + row * (text.start + text.width) : nullptr;
             totals[t] = exponentials(scores + t * stride, mask, scale, own);
             std::fill(scores + t * stride + own, scores + t * stride + std::max(own, seen), 0.0f);
         }
         product(some, values, stride * PANEL, scores, stride, seen, Packed::columns(p), [&](int64_t panel, int t, const float* sum) {
-            const int64_t row = text_number * p.width + (from + t) / group;
+            const int64_t row = text.first + (from + t) / group;
             float* to = out + (row * p.heads + head + (from + t) % group) * d + panel * PANEL;
             for (int64_t i = 0; i < std::min<int64_t>(PANEL, d - panel * PANEL); ++i) to[i] = sum[i] / totals[t];
         });

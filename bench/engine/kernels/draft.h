@@ -7,7 +7,9 @@
 struct Draft {
     const Pass *shallow, *deep;  // the target's first layers; the draft model's. Their `y` are written
     const Matrix* join;          // [hidden, 2 hidden]: what the draft model reads, of a state and the one before; or null
-    const float* unread;         // [deep rows - shallow rows, hidden]: states of the rows before the level's
+    const int64_t* source;       // [deep rows]: the level's row that each is, or ~i: it is unread row i
+    const int64_t* place;        // [level rows]: the deep row that each is
+    const float* unread;         // [deep rows - level rows, hidden]: states of rows before the level's
     const float* before;         // [deep rows, hidden], with `join`
     const float* norm;           // [hidden], before the head
     const Matrix* head;
@@ -17,11 +19,10 @@ struct Draft {
     float* chances;              // and their probabilities
     float* scratch;              // draft_floats(draft) of them
 
-    int64_t rows() const { return shallow->rows(); }
-    int64_t extra() const { return deep->rows() - rows(); }
+    int64_t rows() const { return shallow->rows; }
     int64_t inputs() const { return (join ? 2 : 1) * deep->hidden; }
     int64_t own() const {  // floats of each thread
-        const int64_t n = deep->rows();
+        const int64_t n = deep->rows;
         return (n * inputs() + Inputs::floats(n, inputs())) / 16 * 16 + 64;
     }
 };
@@ -53,10 +54,13 @@ inline void most_probable(const float* logits, int64_t n, int64_t count, int64_t
 template <class T>
 inline void run_draft(const Draft& draft, Worker& worker, int64_t thread) {
     const Pass &shallow = *draft.shallow, &deep = *draft.deep;
-    const int64_t n = deep.rows(), rows = draft.rows(), extra = draft.extra(), d = deep.hidden;
+    const int64_t n = deep.rows, rows = draft.rows(), d = deep.hidden;
     float *const joined = draft.scratch + thread * draft.own(), *const memory = joined + n * draft.inputs();
     run_pass<T>(shallow, worker, thread);
-    auto state = [&](int64_t j) { return j < extra ? draft.unread + j * d : shallow.y + (j - extra) * d; };
+    auto state = [&](int64_t j) {
+        const int64_t from = draft.source[j];
+        return from < 0 ? draft.unread + ~from * d : shallow.y + from * d;
+    };
     if (draft.join) {
         const Inputs in(*draft.join, joined, n, memory);
         auto prepare = [&] {
@@ -80,7 +84,7 @@ inline void run_draft(const Draft& draft, Worker& worker, int64_t thread) {
     const Inputs in(*draft.head, joined, rows, memory);
     const int64_t all = draft.head->outputs;
     auto prepare = [&] {
-        normed(deep.y + extra * d, draft.norm, rows, d, deep.eps, joined);
+        for (int64_t j = 0; j < rows; ++j) normed(deep.y + draft.place[j] * d, draft.norm, 1, d, deep.eps, joined + j * d);
         in.fill(0, rows);
     };
     worker.share(panels_of(*draft.head), prepare, [&](int64_t first, int64_t end) {
@@ -90,7 +94,7 @@ inline void run_draft(const Draft& draft, Worker& worker, int64_t thread) {
     });
     worker.share(rows, [&](int64_t first, int64_t end) {
         for (int64_t j = first; j < end; ++j) {
-            normed(deep.y + (extra + j) * d, draft.norm, 1, d, deep.eps, draft.outputs + j * d);
+            normed(deep.y + draft.place[j] * d, draft.norm, 1, d, deep.eps, draft.outputs + j * d);
             const int64_t at = j * draft.best;
             most_probable(draft.logits + j * all, all, draft.best, draft.tokens + at, draft.chances + at);
         }

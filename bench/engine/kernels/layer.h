@@ -34,7 +34,7 @@ struct Scratch {
 
     Scratch(const Pass& p, int64_t thread) {
         const Sizes sizes(p);
-        const int64_t n = p.rows();
+        const int64_t n = p.rows;
         float* at = p.scratch;
         auto take = [&](int64_t floats) {
             float* own = at;
@@ -55,8 +55,8 @@ struct Scratch {
     }
     static int64_t floats(const Pass& p) {
         const Sizes sizes(p);
-        return p.rows() * (sizes.qkv + 2 * sizes.queries + sizes.inner) + sizes.packed(p) + 128 +
-               (p.rows() > MANY ? sizes.inputs(p) : 0) + p.threads * sizes.own(p);
+        return p.rows * (sizes.qkv + 2 * sizes.queries + sizes.inner) + sizes.packed(p) + 128 +
+               (p.rows > MANY ? sizes.inputs(p) : 0) + p.threads * sizes.own(p);
     }
 
   private:
@@ -68,10 +68,10 @@ struct Scratch {
             for (int64_t i = 0; i < p.count; ++i) inner = std::max(inner, p.layers[i].gate_up.outputs / 2);
             widest = std::max({p.hidden, queries, inner});
         }
-        int64_t packed(const Pass& p) const { return p.width > MANY ? Packed::floats(p) : 0; }
-        int64_t inputs(const Pass& p) const { return p.rows() * p.hidden + Inputs::floats(p.rows(), widest); }
+        int64_t packed(const Pass& p) const { return p.width() > MANY ? Packed::floats(p) : 0; }
+        int64_t inputs(const Pass& p) const { return p.rows * p.hidden + Inputs::floats(p.rows, widest); }
         int64_t own(const Pass& p) const {
-            const int64_t most = p.rows() * PANEL + std::max(SHARING, MOST) * p.stride() + (p.rows() > MANY ? 0 : inputs(p));
+            const int64_t most = p.rows * PANEL + std::max(SHARING, MOST) * p.stride() + (p.rows > MANY ? 0 : inputs(p));
             return most / 16 * 16 + 80;  // each part of it is rounded up
         }
     };
@@ -79,8 +79,9 @@ struct Scratch {
 
 // y += attention, then y += MLP, if the layer has one.
 template <class T>
-inline void run_layer(const Layer& layer, const Pass& p, const Scratch& s, Worker& worker, T* cache) {
-    const int64_t n = p.rows(), d = p.hidden, inner = layer.gate_up.outputs / 2;
+inline void run_layer(const Pass& p, int64_t number, const Scratch& s, Worker& worker) {
+    const Layer& layer = p.layers[number];
+    const int64_t n = p.rows, d = p.hidden, inner = layer.gate_up.outputs / 2;
     const int64_t queries = p.heads * p.head_dim, all = queries + 2 * p.kv_heads * p.head_dim;
     // Shares out the panels of a product of `x`, whose sums go to `emit`. What it reads of few positions each thread makes
     // for itself, which takes less time than to wait for another; of many positions this is shared out, too.
@@ -106,16 +107,16 @@ inline void run_layer(const Layer& layer, const Pass& p, const Scratch& s, Worke
         std::copy(sums, sums + count, s.qkv + j * all + o);
     });
     worker.share(n * (p.heads + 2 * p.kv_heads), [&](int64_t first, int64_t end) {
-        place(layer, p, s.qkv, s.queries, cache, first, end);
+        place<T>(layer, p, number, s.qkv, s.queries, first, end);
     });
-    if (p.width > MANY) {
-        worker.share(Packed::items(p), [&](int64_t first, int64_t end) { pack(p, cache, s.packed, first, end); });
+    if (p.width() > MANY) {
+        worker.share(Packed::items(p), [&](int64_t first, int64_t end) { pack<T>(p, number, s.packed, first, end); });
         worker.share(Packed::heads(p) * Packed::blocks(p).count, [&](int64_t first, int64_t end) {
             attend_to_packed(p, s.queries, s.packed, s.scores, first, end, s.attended);
         });
     } else {
         worker.share(n * p.heads, [&](int64_t first, int64_t end) {
-            attend(p, s.queries, cache, s.scores, first, end, s.attended);
+            attend<T>(p, number, s.queries, s.scores, first, end, s.attended);
         });
     }
     product(layer.out, s.attended, nullptr, 1, add);
@@ -136,6 +137,5 @@ constexpr int64_t PHASES = 11;  // of a layer, at most
 template <class T>
 inline void run_pass(const Pass& p, Worker& worker, int64_t thread) {
     const Scratch own(p, thread);
-    for (int64_t i = 0; i < p.count; ++i)
-        run_layer(p.layers[i], p, own, worker, static_cast<T*>(p.cache) + i * p.layer_stride);
+    for (int64_t i = 0; i < p.count; ++i) run_layer<T>(p, i, own, worker);
 }

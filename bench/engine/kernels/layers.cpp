@@ -37,7 +37,7 @@ inline void by_kind(const Pass& p, Work work) {
     }
 }
 
-inline void begin(const Pass& p) { std::copy(p.x, p.x + p.rows() * p.hidden, p.y); }
+inline void begin(const Pass& p) { std::copy(p.x, p.x + p.rows * p.hidden, p.y); }
 
 }  // namespace
 

@@ -27,9 +27,10 @@ from bench.engine.quantize import Q4, Q8
 
 if TYPE_CHECKING:
     from bench.engine.cache import KVCache
-    from bench.engine.places import Places
+    from bench.engine.places import Places, Span
 
 MOST_ROWS = 512  # of a pass; a prefill goes through all layers in parts, so that its scratch memory stays small
+NARROW = 64  # rows of a sequence; of more, attention may sum in another order. As MANY in panels.h
 DTYPES = (torch.float32, torch.bfloat16)  # of models that the kernels can run
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, Q4: 2, Q8: 3}  # as in panels.h
 
@@ -55,7 +56,11 @@ class LayerPointers(Structure):
 class Text(Structure):
     """As in pass.h."""
 
-    _fields_ = (("slot", c_int64), ("start", c_int64), ("mask", c_void_p))
+    _fields_ = (
+        ("cache", c_void_p),
+        *((name, c_int64) for name in ("start", "width", "first")),
+        ("mask", c_void_p),
+    )
 
 
 class Pass(Structure):
@@ -64,10 +69,11 @@ class Pass(Structure):
     _fields_ = (
         ("layers", POINTER(LayerPointers)),
         ("text", POINTER(Text)),
-        *((name, c_int64) for name in ("count", "texts", "width", "hidden", "heads", "kv_heads", "head_dim")),
+        ("text_of", c_void_p),
+        *((name, c_int64) for name in ("count", "texts", "rows", "hidden", "heads", "kv_heads", "head_dim")),
         ("eps", c_float),
         ("threads", c_int32),
-        *((name, c_void_p) for name in ("x", "y", "cos", "sin", "cache")),
+        *((name, c_void_p) for name in ("x", "y", "cos", "sin")),
         *((name, c_int64) for name in ("layer_stride", "values", "room", "kind")),
         ("scratch", c_void_p),
     )
@@ -173,25 +179,24 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a pass: where they are, and all that depends on it."""
+    """The rows of a pass, sequence by sequence: where they are, and all that depends on it."""
 
-    places: Places
-    rope: tuple[Tensor, Tensor]  # cosines and sines [B * w, D] of the positions
+    spans: Sequence[Span]  # of each sequence
+    widths: Sequence[int]
+    rope: tuple[Tensor, Tensor]  # cosines and sines [rows, D] of the positions
     masks: Sequence[Tensor | None]  # of each sequence [w, its rows up to the last], added to the scores; None: causal
 
     @classmethod
-    def of(cls, places: Places, cos: Tensor, sin: Tensor) -> Rows:
+    def of(cls, places: Sequence[Places], cos: Tensor, sin: Tensor) -> Rows:
         """`cos`, `sin`: tables [positions, D] as for `apply_rope`."""
-        span = places.together
-        if span is not None and span.depths is None and places.batch == 1:
-            at: slice | Tensor = slice(span.first, span.first + places.width)
-            return cls(places, (cos[at], sin[at]), [None])
-        at = places.positions(cos.device).flatten()
-        masks = [
-            None if one.seen is None else F.pad(additive(one.seen, torch.float32), (one.base, 0))
-            for one in places.spans
-        ]
-        return cls(places, (cos[at], sin[at]), masks)
+        spans = [span for one in places for span in one.spans]
+        widths = [one.width for one in places for _ in one.spans]
+        if len(spans) == 1 and spans[0].depths is None:
+            at: slice | Tensor = slice(spans[0].first, spans[0].first + widths[0])
+        else:
+            at = torch.cat([one.positions(cos.device).flatten() for one in places])
+        masks = [None if one.seen is None else F.pad(additive(one.seen, torch.float32), (one.base, 0)) for one in spans]
+        return cls(spans, widths, (cos[at], sin[at]), masks)
 
 
 class Layers:
@@ -218,53 +223,67 @@ class Layers:
         self.kept += products.values()
         return LayerPointers(**norms, **{name: product.matrix for name, product in products.items()})
 
-    def run(
+    def run(self, x: Tensor, rows: Rows, caches: Sequence[KVCache], layers: tuple[int, int]) -> Tensor:
+        """Layers [first, last) over x [.., d], whose rows are those of `rows`; `caches`: of each sequence."""
+        library = kernels()
+        assert library is not None
+        asked = self.asked(x, rows, caches, layers)
+        library.run_layers(byref(asked.call))
+        return asked.out.to(x.dtype)
+
+    def run_in_parts(
         self, x: Tensor, places: Places, tables: tuple[Tensor, Tensor], cache: KVCache, layers: tuple[int, int]
     ) -> Tensor:
         """Layers [first, last) over x [B, w, d] at its places; see `Decoder.run_layers`.
 
         `tables`: cosines and sines [positions, D] as for `apply_rope`.
         """
-        library = kernels()
-        assert library is not None
         states, done = [], 0
         for part in places.in_parts(max(1, MOST_ROWS // places.batch)):
-            asked = self.asked(x[:, done : done + part.width], Rows.of(part, *tables), cache, layers)
-            library.run_layers(byref(asked.call))
-            states.append(asked.out)
+            rows = Rows.of([part], *tables)
+            states.append(self.run(x[:, done : done + part.width], rows, [cache] * places.batch, layers))
             done += part.width
-        return (states[0] if len(states) == 1 else torch.cat(states, dim=1)).to(x.dtype)
+        return states[0] if len(states) == 1 else torch.cat(states, dim=1)
 
-    def asked(self, x: Tensor | None, rows: Rows, cache: KVCache, layers: tuple[int, int]) -> Asked:
-        """What the kernels are given for a pass; x None: `out` is filled in before it begins."""
-        library, c, places, (first, last) = kernels(), self.dimensions, rows.places, layers
+    def asked(self, x: Tensor | None, rows: Rows, caches: Sequence[KVCache], layers: tuple[int, int]) -> Asked:
+        """What the kernels are given for a pass; x None: `out`, [1, rows, d], is filled in before it begins."""
+        library, c, (first, last) = kernels(), self.dimensions, layers
         assert library is not None
-        assert places.end <= cache.max_len, f"cache of {cache.max_len} positions written up to {places.end}"
-        count, width = places.batch * places.width, places.width
+        count = sum(rows.widths)
+        assert max(rows.widths) <= NARROW or len(set(rows.widths)) == 1, f"{rows.widths} rows of sequences in one pass"
         assert all(table.shape == (count, c.head_dim) for table in rows.rope), (
             f"rotations {tuple(rows.rope[0].shape)} for {count} positions"
         )
         cos, sin = (table.float().contiguous() for table in rows.rope)
         given = None if x is None else x.float().contiguous()
-        out = torch.empty(places.batch, width, c.hidden)
-        data = cache.data
-        texts = (Text * places.batch)()
-        for text, span, mask in zip(texts, places.spans, rows.masks, strict=True):
-            assert mask is None or mask.shape == (width, span.first + width), f"a mask {tuple(mask.shape)} at {span}"
-            text.slot, text.start, text.mask = span.slot * data.stride(2), span.first, _address(mask)
+        out = torch.empty((1, count, c.hidden) if given is None else given.shape)
+        data = caches[0].data
+        texts, text_of, at = (Text * len(rows.spans))(), (c_int64 * count)(), 0
+        for number, (text, span, width, mask) in enumerate(
+            zip(texts, rows.spans, rows.widths, rows.masks, strict=True)
+        ):
+            cache, end = caches[number], span.first + width
+            assert end <= cache.max_len, f"cache of {cache.max_len} positions written up to {end}"
+            alike = (cache.data.stride(), cache.data.dtype) == (data.stride(), data.dtype)
+            assert alike, "the caches of a pass have different shapes"
+            assert mask is None or mask.shape == (width, end), f"a mask {tuple(mask.shape)} at {span}"
+            text.cache = cache.data[first, 0, span.slot].data_ptr() if first < last else None
+            text.start, text.width, text.first, text.mask = span.first, width, at, _address(mask)
+            text_of[at : at + width] = [number] * width
+            at += width
         call = Pass(
-            text=texts, count=last - first, texts=places.batch, width=width, hidden=c.hidden, heads=c.heads,
-            kv_heads=c.kv_heads, head_dim=c.head_dim, eps=c.norm_eps, threads=torch.get_num_threads(),
-            x=_address(given), y=out.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(),
-            cache=data[first].data_ptr() if first < last else 0, layer_stride=data.stride(0), values=data.stride(1),
-            room=cache.max_len, kind=_KINDS[data.dtype],
+            text=texts, text_of=ctypes.addressof(text_of), count=last - first, texts=len(texts), rows=count,
+            hidden=c.hidden, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, eps=c.norm_eps,
+            threads=torch.get_num_threads(), x=_address(given), y=out.data_ptr(), cos=cos.data_ptr(),
+            sin=sin.data_ptr(), layer_stride=data.stride(0), values=data.stride(1), room=caches[0].max_len,
+            kind=_KINDS[data.dtype],
         )  # fmt: skip
         call.layers = ctypes.cast(byref(self.pointers, first * ctypes.sizeof(LayerPointers)), POINTER(LayerPointers))
         needed = library.scratch_floats(byref(call))
         if self.scratch.numel() < needed:
             self.scratch = torch.empty(2 * needed)
         call.scratch = self.scratch.data_ptr()
-        return Asked(call, out, (given, cos, sin, texts, rows.masks))
+        return Asked(call, out, (given, cos, sin, texts, text_of, rows.masks))
 
 
 @dataclass(frozen=True)
@@ -272,7 +291,7 @@ class Asked:
     """A pass to be run."""
 
     call: Pass
-    out: Tensor  # [B, w, d] float32
+    out: Tensor  # [.., d] float32
     kept: Any  # what the call points to
 
 

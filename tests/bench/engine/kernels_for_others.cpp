@@ -69,22 +69,24 @@ void pass() {
         for (Matrix* m : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) arrays.of(*m);
     }
     std::vector<Text> texts(p.texts);
+    std::vector<size_t> caches;  // their sizes
     for (Text& text : texts) {
         text = read<Text>();
         arrays.into(text.mask);
+        arrays.into(text.cache);
+        caches.push_back(arrays.kept.back().size());
     }
     p.layers = layers.data();
     p.text = texts.data();
+    arrays.into(p.text_of);
     arrays.into(p.x);
     arrays.into(p.cos);
     arrays.into(p.sin);
-    arrays.into(p.cache);
-    const size_t cache = arrays.kept.back().size();
-    p.y = arrays.floats(p.rows() * p.hidden);
+    p.y = arrays.floats(p.rows * p.hidden);
     p.scratch = arrays.floats(scratch_floats(&p));
     run_layers(&p);
-    write(p.y, 4 * p.rows() * p.hidden);
-    write(p.cache, cache);
+    write(p.y, 4 * p.rows * p.hidden);
+    for (size_t i = 0; i < texts.size(); ++i) write(texts[i].cache, caches[i]);
 }
 
 }  // namespace

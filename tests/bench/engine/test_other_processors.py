@@ -75,7 +75,9 @@ class Emulated:
 
     def run_layers(self, asked) -> None:
         p = asked._obj
-        size, rows = {0: 4, 1: 2}[p.kind], p.texts * p.width
+        size, rows = {0: 4, 1: 2}[p.kind], p.rows
+        one = p.kv_heads * p.room * p.head_dim  # elements of a text's keys, or of its values, in a layer
+        cache = (p.count - 1) * p.layer_stride + p.values + one
         parts = [bytes(p)]
         for layer in p.layers[: p.count]:
             parts += [bytes(layer), array(layer.input_norm, p.hidden)]
@@ -83,13 +85,18 @@ class Emulated:
             parts += [array(layer.post_norm, p.hidden)]
             parts += [arrays_of(m) for m in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         for text in p.text[: p.texts]:
-            parts += [bytes(text), array(text.mask, p.width * (text.start + p.width))]
-        parts += [array(p.x, rows * p.hidden)]
+            parts += [bytes(text), array(text.mask, text.width * (text.start + text.width))]
+            parts += [array(text.cache, cache, size)]
+        parts += [array(p.text_of, rows, 8), array(p.x, rows * p.hidden)]
         parts += [array(table, rows * p.head_dim) for table in (p.cos, p.sin)]
-        cache = p.count * p.layer_stride
-        self._ask(1, *parts, array(p.cache, cache, size))
+        self._ask(1, *parts)
         self._answer(p.y, 4 * rows * p.hidden)
-        self._answer(p.cache, cache * size)
+        for text in p.text[: p.texts]:  # whose caches may be woven into each other
+            whole = ctypes.create_string_buffer(cache * size)
+            self._answer(ctypes.addressof(whole), cache * size)
+            for layer in range(p.count):
+                for at in (layer * p.layer_stride, layer * p.layer_stride + p.values):
+                    ctypes.memmove(text.cache + at * size, ctypes.addressof(whole) + at * size, one * size)
 
 
 @pytest.fixture(scope="session")

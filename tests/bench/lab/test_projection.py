@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from bench.cli import main
+from bench.lab import batch_projection
 from bench.lab.projection import Shape, Timings, project
 from tests.tiny import run_bench
 
@@ -39,6 +41,13 @@ def paper(tmp_path):
     path = tmp_path / "paper.json"
     path.write_text(json.dumps(PAPER))
     return path
+
+
+@pytest.fixture
+def engine_file(tmp_path):
+    path = tmp_path / "engine.json"
+    path.write_text(json.dumps(ENGINE))
+    return str(path)
 
 
 def test_a_step_costs_what_its_parts_do():
@@ -118,3 +127,32 @@ def test_a_source_without_a_known_method_is_refused(tmp_path, capsys):
     arguments = ["--engine", str(tmp_path / "engine.json"), "--acceptance", str(tmp_path / "paper.json")]
     assert main(["project", *arguments]) == 2
     assert "no acceptance of kangaroo or medusa" in capsys.readouterr().err
+
+
+def test_steps_in_a_batch_cost_what_all_their_rows_do():
+    steps = np.array([[3.0, 2.0, 2.0, 2.0]] * 10)  # three rows, two calls and two tokens, always
+    costs = {"shallow": 0.0, "draft": 0.1, "verify": {"1": 0.9}, "rest": 0.05}
+    passes = {1: 10.0, 4: 10.0, 8: 20.0, 16: 40.0}
+    assert batch_projection._speedup(steps, costs, passes, 1) == pytest.approx(2 / (0.9 + 0.2 + 0.05))
+    assert batch_projection._speedup(steps, costs, passes, 4) == pytest.approx(2 / (0.9 * 30 / 10 + 0.25))  # 12 rows
+    assert batch_projection._speedup(steps, costs, passes, 8) == pytest.approx(2 / (0.9 * 60 / 20 + 0.25))  # beyond 16
+
+
+def test_a_runs_batches_are_projected_beside_what_was_measured(setting, engine_file, capsys):
+    flags = ["--method", "pld", "--batch", "1,2"]
+    assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
+    asked = ["project", "--engine", engine_file, "--acceptance", str(setting.out), "--batch", "1,2,4"]
+    capsys.readouterr()
+    assert main([*asked, "--json", str(setting.out / "projected.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "PROJECTED at batch 4" in shown
+    (row,) = json.loads((setting.out / "projected.json").read_text())["projection"]
+    assert row["method"] == "pld"
+    assert list(row["projected"]) == ["1", "2", "4"]
+    assert row["measured"]["2"] > 0
+    assert row["measured"]["4"] is None
+
+
+def test_batches_are_projected_of_runs_alone(engine_file, capsys):
+    assert main(["project", "--engine", engine_file, "--batch", "2"]) == 2
+    assert "--acceptance" in capsys.readouterr().err

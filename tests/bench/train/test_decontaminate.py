@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bench import questions
-from bench.config import TrainConfig, given
 from bench.config import flags as config_flags
+from bench.config import given
 from bench.decontaminate import Filter, question_sets
 from bench.errors import UserError
 from bench.files import sha256
@@ -19,6 +19,7 @@ from bench.models.chat import ChatFormat
 from bench.questions import Question, QuestionSet
 from bench.train.conversations import Conversations
 from bench.train.training import _decontaminated
+from bench.train_config import TrainConfig
 from tests.tiny import write_questions
 
 LONG = "Please list, in order, every river that a barge from Basel to Rotterdam crosses on its way north."

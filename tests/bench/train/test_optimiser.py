@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench.config import TrainConfig
 from bench.train.optimiser import Optimiser
+from bench.train_config import TrainConfig
 from methods.kangaroo.knobs import KangarooTraining
 from methods.medusa.knobs import MedusaTraining
 

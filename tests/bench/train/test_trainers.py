@@ -42,7 +42,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from bench.config import TrainConfig, setting
+from bench.config import setting
+from bench.train_config import TrainConfig
 from bench.train.training import Trainer
 
 
