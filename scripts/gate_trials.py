@@ -90,8 +90,7 @@ TRIALS = (
         "lost-exit-states", "Kangaroo's verification runs the layers below the exit again",
         "kangaroo:draft_weights=plain: time per token, ms",
         edits=(
-            (LEVELS, "return replace(draft, states=torch.cat(exits, dim=1), resume_layer=self.resume_layer)",
-             "return draft"),
+            (LEVELS, "return self._with_exits(sequences, drafts) if self.resume_layer else drafts", "return drafts"),
         ),
         flags=("--method", "kangaroo:draft_weights=plain"),
     ),
