@@ -373,6 +373,8 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "against",
         "hindsight",
         "axis",
+        "batches",
+        "crossovers",
         "beside",
         "failed",
         "divergences",
