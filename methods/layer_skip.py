@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from bench.config import setting
-from bench.drafting.pace import PacedConfig, PacedMethod
+from bench.drafting.chains import ChainMethod, draft_of
+from bench.drafting.pace import PacedConfig
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
 from bench.drafting.together import in_step
@@ -72,7 +73,7 @@ class Asked(NamedTuple):
     last: bool = False  # nothing is drafted after it
 
 
-class LayerSkip(PacedMethod):
+class LayerSkip(ChainMethod):
     """Drafts with the target's own first layers."""
 
     Config = LayerSkipConfig
@@ -96,15 +97,6 @@ class LayerSkip(PacedMethod):
             return [self._candidate(logits, ROOT, None) for logits in self.target.logits(state[0])]
 
         return [call]
-
-    @property
-    def widest(self) -> int:
-        """A chain of gamma drafts."""
-        return 1 + self.config.gamma
-
-    def probing(self, windows: int) -> tuple[LayerSkipConfig, int]:
-        """Return a chain that never stops early."""
-        return replace(self.config, gamma=windows, stop="threshold", threshold=0.0, costs=""), windows
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Start a question's rule."""
@@ -137,11 +129,10 @@ class LayerSkip(PacedMethod):
         if kept and len(states) == len(kept):  # the last draft's, too, is resumed from
             state, _ = yield Asked(sequence, kept[-1].token, len(kept), last=True)
             states.append(state)
-        sequence.notes.drafted = tokens = [candidate.token for candidate in kept]
-        drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
-        said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
-        joined = torch.cat(states, dim=1) if states else None
-        return Draft(tokens, None, drawn, joined, self.resume_layer if states else 0, said, calls)
+        joined, layer = (torch.cat(states, dim=1), self.resume_layer) if states else (None, 0)
+        draft = draft_of(kept, states=joined, resume_layer=layer, calls=calls)
+        sequence.notes.drafted = draft.tokens
+        return draft
 
     def _answer(self, asked: Many[Asked]) -> list[tuple[Tensor, Tensor | None]]:
         """Return of each token its state [1, 1, d] after the first layers, and the logits [V] by it if need be."""

@@ -20,7 +20,8 @@ from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import setting
-from bench.drafting.pace import PacedConfig, PacedMethod
+from bench.drafting.chains import ChainMethod, draft_of
+from bench.drafting.pace import PacedConfig
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, HeuristicRule, ThresholdRule
 from bench.drafting.together import in_step
@@ -126,7 +127,7 @@ class Notes:
     drafted: Many[int] | None = None  # its own draft of the current step
 
 
-class SpS(PacedMethod):
+class SpS(ChainMethod):
     """Drafts with a second decoder."""
 
     Config = SpSConfig
@@ -177,15 +178,6 @@ class SpS(PacedMethod):
         position = self.draft.max_len // 2
         return [partial(self._read, [Unread(cache, position, [0] * n) for cache in caches]) for n in (1, _WIDE)]
 
-    @property
-    def widest(self) -> int:
-        """A chain of gamma drafts."""
-        return 1 + self.config.gamma
-
-    def probing(self, windows: int) -> tuple[SpSConfig, int]:
-        """Return a chain that never stops early."""
-        return replace(self.config, gamma=windows, stop="threshold", threshold=0.0, costs=""), windows
-
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Prefill the draft model, unless the prompt is beyond its context: then nothing is drafted."""
         if sequence.slot not in self.caches:
@@ -225,11 +217,9 @@ class SpS(PacedMethod):
                 per_token = (self.costs.draft[-1] - self.costs.draft[0]) / (_WIDE - 1)
                 rule.pace.pay((length - notes.read - 1) * per_token)
             notes.read = length
-        tokens = [candidate.token for candidate in kept]
-        notes.drafted, notes.ahead = tokens, tokens[: max(0, calls - 1)]
-        drawn = [candidate.drawn for candidate in kept if candidate.drawn is not None] or None
-        said = None if drawn else [candidate.confidence for candidate in kept]  # not those of drawn drafts
-        return Draft(tokens, drawn=drawn, confidences=said, calls=calls)
+        draft = draft_of(kept, calls=calls)
+        notes.drafted, notes.ahead = draft.tokens, draft.tokens[: max(0, calls - 1)]
+        return draft
 
     def _read(self, asked: Many[Unread]) -> list[Choice]:
         """Read tokens of several texts, and return what may follow each."""

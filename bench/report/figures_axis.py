@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.figures.summary import Axis, Cell, Entry, Estimate, Summary
 from bench.report import canvas, figures_many
 from bench.report.canvas import GREY, Plot
+from bench.report.figures_steps import ACCEPTANCE
 from bench.report.formats import at_text, shown_name
 from bench.report.over_axis import cache_mib, ms_per_token
 from bench.report.tables import MANY, in_order
@@ -32,12 +33,12 @@ PLOTS = {
     "acceptance_by_temperature": Plot(
         "Conditional acceptance of the w-th draft, by temperature",
         "What is accepted",
-        "Probability that a draft is accepted, given that all before it in its step were.",
+        ACCEPTANCE,
     ),
     "acceptance_by_prompt_length": Plot(
         "Conditional acceptance of the w-th draft, by prompt length",
         "What is accepted",
-        "Probability that a draft is accepted, given that all before it in its step were.",
+        ACCEPTANCE,
     ),
 }
 _COLUMNS = 4  # of small panels

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ACCEPTANCE = "Probability that a draft is accepted, given that all before it in its step were."
 PLOTS = {
     "time_per_step": Plot(
         "Where the time of a step goes, in vanilla steps",
@@ -29,7 +30,7 @@ PLOTS = {
     "acceptance_by_position": Plot(
         "Conditional acceptance of the w-th draft, given that those before it were accepted",
         "What is accepted",
-        "Probability that a draft is accepted, given that all before it in its step were.",
+        ACCEPTANCE,
     ),
     "window_ctar": Plot(
         "Window CTAR: share of positions at which w drafts in a row are right",

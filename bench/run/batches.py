@@ -72,11 +72,11 @@ def _serve(
         for size, number, block in left:
             if block == 0 or (size, number, block) == left[0]:
                 stage.forget()
+            asked = _blocks(items[number], size)[block]
             taking_part = stage.contestants if (block + number) % 2 == 0 else stage.contestants[::-1]
             found = {}
             for contestant in taking_part:
                 bar.at(contestant.label)
-                asked = _blocks(items[number], size)[block]
                 found[contestant.label] = stage.answer(contestant, (size, number, block), asked)
                 bar.add(1)
             recorder.keep_blocks([found[contestant.label] for contestant in stage.contestants])

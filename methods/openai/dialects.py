@@ -149,7 +149,24 @@ class OpenAI:
         return list(streamed)
 
 
-class VLLM(OpenAI):
+class TakesIds(OpenAI):
+    """An engine that is known to take prompts as ids."""
+
+    def settle(self, ids: Sequence[int], text: str) -> str:
+        """Nothing is open."""
+        return ""
+
+
+class OwnAPI(TakesIds):
+    """An engine that is asked in an API of its own."""
+
+    @property
+    def url(self) -> str:
+        """Next to /v1."""
+        return self.server.root + self.path
+
+
+class VLLM(TakesIds):
     """vLLM: ids both ways. Drafts are counted by differences of its counters, which other clients move, too."""
 
     name, engine = "vllm", "vLLM"
@@ -157,10 +174,6 @@ class VLLM(OpenAI):
         r"vllm:spec_decode_num_(drafts|draft_tokens|accepted_tokens)(?:_total)?(?:\{[^}]*\})?\s+(\S+)"
     )
     _before: dict[str, float] | None = None
-
-    def settle(self, ids: Sequence[int], text: str) -> str:
-        """Nothing is open."""
-        return ""
 
     def version(self) -> str:
         """As `/version` tells."""
@@ -209,18 +222,16 @@ class VLLM(OpenAI):
         return found
 
 
-class SGLang(OpenAI):
+class SGLang(OwnAPI):
     """SGLang's own API: ids both ways, and its counts come with the answer."""
 
     name, engine = "sglang", "SGLang"
     path = "/generate"
-    _FLAGS: tuple[str, ...] = (
+    _FLAGS = (
         "speculative_algorithm",
         "speculative_num_steps",
         "speculative_eagle_topk",
         "speculative_num_draft_tokens",
-    )
-    _FLAGS += (
         "speculative_draft_model_path",
         "dtype",
         "quantization",
@@ -234,15 +245,6 @@ class SGLang(OpenAI):
         # Its arguments hold keys as well: only what is asked for below leaves this class.
         self._info = server.optional(f"{server.root}/server_info") or server.optional(f"{server.root}/get_server_info")
         self._seen = 0
-
-    @property
-    def url(self) -> str:
-        """Next to /v1."""
-        return self.server.root + self.path
-
-    def settle(self, ids: Sequence[int], text: str) -> str:
-        """Nothing is open."""
-        return ""
 
     def version(self) -> str:
         """As its server info tells."""
@@ -293,7 +295,7 @@ class SGLang(OpenAI):
             self.told.passes = tokens - 1
 
 
-class LlamaServer(OpenAI):
+class LlamaServer(OwnAPI):
     """llama.cpp's server in its own API: ids both ways, and its counts come with the last event."""
 
     name, engine = "llama-server", "llama.cpp"
@@ -302,15 +304,6 @@ class LlamaServer(OpenAI):
     def __init__(self, server: Server, model: str):
         super().__init__(server, model)
         self._props = server.optional(f"{server.root}/props")
-
-    @property
-    def url(self) -> str:
-        """Next to /v1."""
-        return self.server.root + self.path
-
-    def settle(self, ids: Sequence[int], text: str) -> str:
-        """Nothing is open."""
-        return ""
 
     def version(self) -> str:
         """As `/props` tells."""

@@ -215,8 +215,9 @@ def test_bfloat16_is_nearer_to_float32_than_operations_in_bfloat16_are(kind, tin
 
 
 @NEEDS_KERNELS
-def test_threads_share_the_work_without_changing_it(tiny_model, tiny_decoder, random_ids):
-    decoder, ids, found = tiny_decoder(*tiny_model("llama3")), random_ids(6), []
+@pytest.mark.parametrize("rows", [6, 150])  # narrow, and wide
+def test_threads_share_the_work_without_changing_it(rows, tiny_model, tiny_decoder, random_ids):
+    decoder, ids, found = tiny_decoder(*tiny_model("llama3")), random_ids(rows), []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 7):

@@ -120,18 +120,6 @@ def test_wide_texts_of_different_lengths_do_not_see_each_other(kind, tiny_model,
     assert torch.equal(decoder.run_layers(x, Places(tuple(spans), width), together), torch.cat(expected))
 
 
-def test_threads_share_a_wide_pass_without_changing_it(tiny_model, tiny_decoder, random_ids):
-    decoder, ids, found = tiny_decoder(*tiny_model("llama3")), random_ids(150), []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            found.append(decoder.run_layers(decoder.embed(ids), 0, decoder.new_cache()))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(states, found[0]) for states in found)
-
-
 def test_what_is_no_number_stays_with_the_rows_that_see_it(tiny_model, tiny_decoder, random_ids):
     decoder = tiny_decoder(*tiny_model("tied"))
     x = decoder.embed(random_ids(120))
