@@ -63,7 +63,13 @@ def path_of(compiler: str) -> Path:
 
 
 def load(compiler: str) -> ctypes.CDLL:
-    """The library, compiled unless it is in the cache. Raises CannotBuildError, or OSError without a folder or if it does not load."""
+    """The library, compiled unless it is in the cache.
+
+    Raises:
+        CannotBuildError: the compiler refuses, or this processor lacks what the flags ask for.
+        OSError: the cache cannot be used, or the library does not load.
+
+    """
     path = path_of(compiler)
     if is_safe(path):
         with contextlib.suppress(OSError):  # built for another system: rebuilt
