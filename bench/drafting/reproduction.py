@@ -24,6 +24,7 @@ class Part:
     grid: tuple[str, ...] = ()  # as --grid takes them
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the run, in which it is not as by default
     ablation: str = ""  # what the file of published figures says was varied; "": the paper's results by task
+    called: Mapping[str, str] = field(default_factory=dict)  # values of the grid -> as the published figures call them
     note: str = ""  # how this differs from what the paper did
     plots: tuple[str, ...] = ()  # of a run, that show what the paper's figure does
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.drafting.reproduction import Part, Recipe
-from bench.errors import UserError, program
+from bench.errors import UserError
 from bench.figures.published import Ablation, Source, read_published
 from bench.figures.records import SWEEP_FILE, atomic_writer, plots_of, read_records, read_run
 from bench.figures.summary import Summary, read_summary
 from bench.report import html, link, markdown
+from bench.report.cautions import cautions
 from bench.report.figures import PLOTS
 from bench.report.formats import UNDEFINED, number, setting_text, shown_is, times
-from bench.report.model import Code, Image, Section, Table, listed, table
+from bench.report.model import Code, Column, Image, Section, Table, listed, table
 from bench.report.published_section import by_method
+from bench.report.sweep_figures import published_name
 from bench.report.sweep_page import Point, Sweep, measured, read_sweep
 from bench.report.sweep_page import table as sweep_table
 from bench.typed_json import Json, MismatchError, read
@@ -27,7 +31,9 @@ _OTHER = (
     "Compare the shape of a curve and the order of methods, not heights: model, device, harness and answer lengths "
     "are others than the paper's. A fast device and a strong baseline leave less to gain."
 )
-_SHOWN = {"speedup": times, "compression_rate": number}  # of an ablation's points, ours in two decimals too
+_ANCHOR = re.compile(r"\[([^]]*)\]\(#[^)]*\)")  # to a section of a part's own report
+_SHOWN = {"speedup": times, "compression_rate": number}  # figures of an ablation's points
+_HEADINGS = {"compression_rate": "CR"}
 
 
 @dataclass(frozen=True)
@@ -124,14 +130,15 @@ def _part(part: Part, state: PartState, where: Path | None, source: Source | Non
     if where is None:
         said, _ = status(folder / part.name, state)
         return Section(title, [f"{said[:1].upper()}{said[1:]}. {_command(state)}", *published], nav=part.name)
-    left_out = [f"Left out: `{name}`: {reason}." for name, reason in state.left_out.items()]
+    warnings = [f"Left out: `{name}`: {reason}." for name, reason in state.left_out.items()]
+    warnings += [_ANCHOR.sub(r"\1", text) for text in cautions(read_run(where), read_summary(where))]
     notes = [f"{_command(state)} Its own report: `{link(where / 'report.html', folder)}`.", part.note]
     shown = _sweep(part, where, source, folder) if part.grid else _run(part, where, source, folder)
-    return Section(title, [*filter(None, notes), *listed(left_out), *shown], nav=part.name)
+    return Section(title, [*filter(None, notes), *listed(warnings), *shown], nav=part.name)
 
 
 def _command(state: PartState) -> str:
-    return f"By `{program()} {state.command}`."
+    return f"By `roobench {state.command}`."
 
 
 def _run(part: Part, where: Path, source: Source | None, folder: Path) -> Iterator[Section | str | Table | Image]:
@@ -149,10 +156,41 @@ def _sweep(part: Part, where: Path, source: Source | None, folder: Path) -> Iter
     summary, points = measured(sweep, run, turns)
     found = _ablations(part, source)
     yield from listed([_fastest(sweep, points), *map(_fastest_published, found)])
-    yield Section("Here", [sweep_table(sweep, points, sampled=summary.sampling is not None)])
-    yield from map(_published, found)
+    yield _beside(sweep_table(sweep, points, sampled=summary.sampling is not None), part, sweep, points, found)
+    others = [dataclasses.replace(one, points=_unmatched(one, part, sweep, points)) for one in found]
+    yield from (_published(one, "at other values") for one in others if one.points)
     for path in sorted((where / "plots").glob("sweep_*.png")):
         yield Image(path.stem.replace("_", " "), path, link(path, folder))
+
+
+def _beside(ours: Table, part: Part, sweep: Sweep, points: Sequence[Point], found: Sequence[Ablation]) -> Table:
+    """Our table with the published figures of the same values."""
+    columns, rows = list(ours.columns), [list(row) for row in ours.rows]
+    for one in found:
+        for name in (name for name in _SHOWN if any(name in point for point in one.points)):
+            columns.append(Column(f"published {_HEADINGS.get(name, name)}, {one.model}"))
+            for row, point in zip(rows, points, strict=True):
+                row.append(_text(name, (_match(one, part, sweep, point) or {}).get(name)))
+    return Table(columns, rows)
+
+
+def _unmatched(one: Ablation, part: Part, sweep: Sweep, points: Sequence[Point]) -> list[dict[str, Json]]:
+    shown = [_match(one, part, sweep, point) for point in points]
+    return [point for point in one.points if point not in shown]
+
+
+def _match(one: Ablation, part: Part, sweep: Sweep, point: Point) -> dict[str, Json] | None:
+    """The published point of the same values; None where there is none."""
+    values = zip(sweep.axes, point.variant.values, strict=True)
+    ours = {published_name(axis.name): part.called.get(value, value) for axis, value in values}
+    names = _settings(one)
+    if not set(names) <= ours.keys():
+        return None
+    return next((each for each in one.points if all(_same(ours[name], each.get(name)) for name in names)), None)
+
+
+def _same(ours: str, published: Json) -> bool:
+    return float(ours) == published if isinstance(published, int | float) else ours == published
 
 
 def _fastest(sweep: Sweep, points: Sequence[Point]) -> str:
@@ -181,16 +219,16 @@ def _settings(ablation: Ablation) -> list[str]:
     return [name for name in names if name not in (*_SHOWN, "extra_parameters")]
 
 
-def _published(ablation: Ablation) -> Section:
+def _published(ablation: Ablation, where: str = "") -> Section:
     """The paper's values over what it varied."""
     names = list(dict.fromkeys(name for point in ablation.points for name in point))
     rows = [[_text(name, point.get(name)) for name in names] for point in ablation.points]
     off = ", read off a plot" if ablation.read_off_a_figure else ""
-    header = [{"compression_rate": "CR"}.get(name, name.replace("_", " ")) for name in names]
-    return Section(f"As published, {ablation.model}{off}", [table(header, rows)])
+    header = [_HEADINGS.get(name, name.replace("_", " ")) for name in names]
+    return Section(f"As published{f' {where}' if where else ''}, {ablation.model}{off}", [table(header, rows)])
 
 
 def _text(name: str, value: Json) -> str:
-    if name in _SHOWN:
-        return _SHOWN[name](value)
-    return UNDEFINED if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    if value is None:
+        return UNDEFINED
+    return _SHOWN[name](value) if name in _SHOWN else f"{value:,}" if isinstance(value, int) else str(value)

@@ -51,6 +51,12 @@ RECIPE = Recipe(
             grid=("train.architecture=paper,paper-own-head,paper-layer,paper-mlp",),
             settings={"limit": 4},
             ablation="adapter",
+            called={
+                "paper": "norm + attention + norm, shared LM head (Kangaroo)",
+                "paper-own-head": "same, own LM head",
+                "paper-layer": "one whole transformer layer",
+                "paper-mlp": "MLP only",
+            },
             note=f"{_TRAINED} Medusa's row of the table is in the first part.",
         ),
     ),

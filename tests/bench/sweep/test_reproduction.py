@@ -25,14 +25,24 @@ from bench.sweep import grid
 from bench.train import prompts, training
 from bench.train_config import SWEEP_TRAINING
 from tests.bench.sweep.test_sweep import Short
+from tests.pages import example
 from tests.tiny import files_of, short_prompt
 
 ROOT = Path(__file__).parents[3]
+GRID = ("threshold=0,0.9", "gamma=4")
 RECIPE = Recipe(
     "Kangaroo paper",
     (
         Part("table", "Table 1", ("kangaroo:paper", "pld", "medusa"), 3, note="As it is."),
-        Part("rule", "a figure", ("kangaroo:paper",), 2, ("threshold=0,0.9",), {"limit": 1}, "gamma and threshold"),
+        Part(
+            "rule",
+            "a figure",
+            ("kangaroo:paper",),
+            2,
+            ("threshold=0,0.9", "gamma=4"),
+            {"limit": 1},
+            "gamma and threshold",
+        ),
         Part("layers", "another", ("kangaroo",), 9, ("train.exit_layer=1,3",), {"limit": 1}, "exit layer"),
     ),
 )
@@ -82,11 +92,20 @@ def test_recipes_are_of_methods_knobs_and_published_figures_that_there_are(name)
         assert set(part.plots) <= PLOTS.keys()
         if part.grid:
             (label,) = part.methods
-            _, planned = grid.plan(label, part.grid, Path("out"), SWEEP_TRAINING)
+            axes, planned = grid.plan(label, part.grid, Path("out"), SWEEP_TRAINING)
             assert len({variant.training.out for variant in planned if variant.training}) == part.trainings
-            assert [one for one in source.ablations if one.what == part.ablation]
+            (found, *_) = (one for one in source.ablations if one.what == part.ablation)
+            assert set(part.called.values()) <= {value for point in found.points for value in point.values()}
+            assert set(part.called) <= {value for axis in axes for value in axis.values}
         else:
             assert not part.ablation
+
+
+def test_the_pages_recipe_is_one():
+    scope: dict[str, object] = {}
+    exec(example("my_method/reproduction"), scope)
+    assert isinstance(scope["RECIPE"], Recipe)
+    assert [part.trainings for part in scope["RECIPE"].parts] == [0, 0]
 
 
 def test_the_paper_of_kangaroo_is_all_there():
@@ -110,24 +129,21 @@ def test_one_page_has_every_part_with_the_published_values_beside_ours(reproduce
     page = (reproduce.out / "reproduction.md").read_text()
     summary = read_summary(reproduce.out / "table")
     table = section(page, "table: Table 1")
-    ours = summary.methods["kangaroo:paper"].overall.compression_rate
-    assert re.search(
-        rf"\| \*\*this run\*\* \| kangaroo:paper \|.*\| {summary.methods['kangaroo:paper'].tasks['qa'].compression_rate:.2f} \|",
-        table,
-    )
-    assert ours is not None
-    assert (
-        "| Kangaroo paper | Kangaroo (chain, exit layer 2, gamma 6, threshold 0.6; 67,000,000 extra parameters) "
-        in table
-    )
+    ours = summary.methods["kangaroo:paper"].tasks["qa"].compression_rate
+    assert re.search(rf"\| \*\*this run\*\* \| kangaroo:paper \|.*\| {ours:.2f} \|", table)
+    assert "| Kangaroo paper | Kangaroo (chain, exit layer 2, gamma 6, threshold 0.6; 67,000,000 " in table
+    assert "- **Few questions**" in table
     assert "| 1.50x |" in table
     assert "- Left out: `medusa`: no weights of medusa come with the project" in table
     assert "As it is." in table
     rule = section(page, "rule: a figure")
     assert "- Fastest here: threshold 0" in rule
     assert "- Fastest as published, Vicuna-7B-v1.3: gamma 6, threshold 0.6, 1.50x, CR 2.06." in rule
-    assert "| 0.9 | " in rule
-    assert "| 8 | 0.7 | 2.00 | 1.49x |" in rule
+    assert "| output | published speedup, Vicuna-7B-v1.3 | published CR, Vicuna-7B-v1.3 |" in rule
+    assert re.search(r"\| 0\.9 \| 4 \| .*x \|.* identical \| 1\.40x \| 1\.82 \|\n", rule)
+    others = rule.partition("### As published at other values, Vicuna-7B-v1.3, read off a plot\n")[2]
+    assert "| 8 | 0.7 | 2.00 | 1.49x |" in others
+    assert "| 4 | 0.9 |" not in others
     layers = section(page, "layers: another")
     assert layers.startswith("\nNot run: it needs 2 sets of trained weights: add --train.")
     assert "| 16 | 3.39 | 1.07x |" in layers
@@ -219,9 +235,7 @@ def test_what_is_done_is_not_run_again_but_shown_again(reproduce):
 def test_other_settings_need_another_folder(reproduce, capsys):
     assert reproduce.call("--part", "rule") == 0
     assert reproduce.call("--seed", "3") == 2
-    assert (
-        "holds a reproduction with seed the default, not 3: choose another folder with --out" in capsys.readouterr().err
-    )
+    assert "holds a reproduction with seed the default, not 3: choose another folder" in capsys.readouterr().err
     (reproduce.out / "reproduction.json").write_text("{}")
     assert reproduce.call() == 2
     assert "is no record of a reproduction" in capsys.readouterr().err
@@ -247,7 +261,7 @@ def test_a_dry_run_lists_parts_and_commands_and_writes_nothing(reproduce, capsys
     assert re.search(r"layers +9 +not run: it needs 2 sets", said)
     assert "  medusa is left out: no weights of medusa" in said
     assert re.search(rf"run --method kangaroo:paper --method pld --model .* --out {reproduce.out}/table\n", said)
-    assert "sweep --method kangaroo:paper --grid threshold=0,0.9 --limit 1" in said
+    assert "sweep --method kangaroo:paper --grid threshold=0,0.9 --grid gamma=4 --limit 1" in said
     assert "--peer" not in said.partition("sweep --method kangaroo:paper")[2].partition("\n")[0]
     assert not reproduce.out.exists()
 
