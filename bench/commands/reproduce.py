@@ -98,7 +98,7 @@ def _show(planned: Sequence[Planned]) -> None:
 
     rows = [[one.part.name, str(one.part.minutes), status(one.folder, one.state)[0]] for one in planned]
     print_table(table(["part", "minutes", "here"], rows, (0, 2)))
-    print("\nMinutes: about, with the default model on two cores.")
+    print("\nMinutes: about, with the recipe's questions and the default model, on two cores.")
     for one in planned:
         print(visible(f"\n{one.part.name}: {one.part.shows}\n  {program()} {one.state.command}"))
         for label, reason in one.state.left_out.items():
@@ -125,7 +125,8 @@ def _carry_out(asked: Asked, planned: Sequence[Planned]) -> int:
     else:
         worst = max(worst, _finish(planned))
         paths = write_page(asked.folder, made, asked.recipe)
-    tell_written(paths)
+    if paths:
+        tell_written(paths)
     return worst
 
 

@@ -52,7 +52,6 @@ class Reproduction:
 
     method: str
     model: str
-    settings: dict[str, Json]  # that were given
     parts: list[PartState]
     schema: int = SCHEMA
 
@@ -130,11 +129,12 @@ def _part(part: Part, state: PartState, where: Path | None, source: Source | Non
     if where is None:
         said, _ = status(folder / part.name, state)
         return Section(title, [f"{said[:1].upper()}{said[1:]}. {_command(state)}", *published], nav=part.name)
-    warnings = [f"Left out: `{name}`: {reason}." for name, reason in state.left_out.items()]
-    warnings += [_ANCHOR.sub(r"\1", text) for text in cautions(read_run(where), read_summary(where))]
+    left_out = listed([f"Left out: `{name}`: {reason}." for name, reason in state.left_out.items()])
+    warned = listed([_ANCHOR.sub(r"\1", text) for text in cautions(read_run(where), read_summary(where))])
+    warnings = [Section("Warnings", warned, folded=True)] if warned else []
     notes = [f"{_command(state)} Its own report: `{link(where / 'report.html', folder)}`.", part.note]
     shown = _sweep(part, where, source, folder) if part.grid else _run(part, where, source, folder)
-    return Section(title, [*filter(None, notes), *listed(warnings), *shown], nav=part.name)
+    return Section(title, [*filter(None, notes), *left_out, *shown, *warnings], nav=part.name)
 
 
 def _command(state: PartState) -> str:
@@ -190,7 +190,10 @@ def _match(one: Ablation, part: Part, sweep: Sweep, point: Point) -> dict[str, J
 
 
 def _same(ours: str, published: Json) -> bool:
-    return float(ours) == published if isinstance(published, int | float) else ours == published
+    try:
+        return float(ours) == float(published)
+    except ValueError:
+        return bool(ours == published)
 
 
 def _fastest(sweep: Sweep, points: Sequence[Point]) -> str:

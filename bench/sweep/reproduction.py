@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import methods
 from bench.config import RunConfig, flag_of
 from bench.drafting.reproduction import Part, Recipe
-from bench.errors import UserError, did_you_mean
+from bench.errors import UserError, did_you_mean, program
 from bench.figures.records import RUN_FILE, RUNS, read_run, write_json
 from bench.files import check_writable
 from bench.models import checkpoints
@@ -110,19 +110,16 @@ def plan(asked: Asked) -> list[Planned]:
 
 
 def begin(asked: Asked, planned: Sequence[Planned]) -> Reproduction:
-    """Check all commands, and record what is about to be done in the folder.
+    """Check all commands, and record in the folder what is about to be done.
 
     Raises:
-        UserError: a mistake in a command; or the folder cannot be written, or holds another reproduction.
+        UserError: a mistake in a command; or the folder cannot be written, or has parts that other commands have begun.
 
     """
-    training = {f"train_{name}": value for name, value in asked.every_training.items()}
-    settings = {**asked.settings, "knobs": asked.knobs, **training}
-    now = Reproduction(asked.method, asked.model, settings, [one.state for one in planned])
+    now = Reproduction(asked.method, asked.model, [one.state for one in planned])
     check_writable(asked.folder)
     if (asked.folder / STATE_FILE).is_file():
-        trained = any(one.begun for one in planned if one.part.trainings)
-        _refuse_another(asked.folder, read_reproduction(asked.folder), now, () if trained else training)
+        _refuse_other_commands(planned, read_reproduction(asked.folder))
     for one in planned:
         if one.config is not None and not one.done:
             check(dataclasses.replace(one.config, method=() if one.part.grid else one.config.method))
@@ -130,20 +127,20 @@ def begin(asked: Asked, planned: Sequence[Planned]) -> Reproduction:
     return now
 
 
-def _refuse_another(folder: Path, there: Reproduction, now: Reproduction, free: Container[str]) -> None:
-    """Refuse a folder with parts under other settings; those in `free` may differ."""
-    before, after = ({"method": made.method, "model": made.model, **made.settings} for made in (there, now))
-    for key in (key for key in dict.fromkeys([*before, *after]) if key not in free):
-        was, now_is = (_plain(made.get(key, "the default")) for made in (before, after))
-        if was != now_is:
+def _refuse_other_commands(planned: Sequence[Planned], there: Reproduction) -> None:
+    """Refuse to go on with parts that other commands have begun; where the folder is may be spelled otherwise."""
+    before = {state.name: state.command for state in there.parts}
+    for one in (one for one in planned if one.begun):
+        was, now = (_without_folder(command) for command in (before.get(one.part.name, ""), one.state.command))
+        if was != now:
             raise UserError(
-                f"{folder} holds a reproduction with {key.replace('_', ' ')} {was}, not {now_is}: choose another "
-                "folder with --out"
+                f"{one.folder} is of `{program()} {was}`, and not of `{program()} {now}`: give the same flags, or "
+                "another folder with --out"
             )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _without_folder(command: str) -> str:
+    return command.rpartition(" --out ")[0]
 
 
 def _planned(asked: Asked, part: Part, wanted: bool) -> Planned:
