@@ -25,6 +25,7 @@ COMMANDS = {
     "history": "history",
     "gate-side": "gate_side",
     "sweep": "sweep",
+    "reproduce": "reproduce",
     "generate": "generate",
     "export": "export",
     "train": "train",

@@ -139,5 +139,6 @@ class ChainTraining(TrainConfig):
     teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
 
+TRAIN = "train."  # begins the name of a sweep's axis that is a setting of training
 # What each training of a sweep takes unless asked: a laptop's minutes.
 SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}
