@@ -5,16 +5,17 @@ It is made of the runs' records, like everything else. A figure that is undefine
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.figures.records import MethodInfo, Run, remembers_the_run
+from bench.figures.records import MethodInfo, Run, atomic_writer, remembers_the_run
 from bench.figures.summary import Cell, Estimate, Summary
 from bench.typed_json import Count, Finite, Json, MismatchError, read
 
@@ -149,7 +150,7 @@ class Index:
 
 
 def base_of(method: str) -> str:
-    """A method's label without knobs and presets; a composition keeps its members: `suffix+medusa`."""
+    """A method's label without knobs and presets; a composition keeps its members, as in `a+b`."""
     return re.sub(":[^+]*", "", method)
 
 
@@ -228,6 +229,19 @@ def _short(value: float | None) -> float | None:
 def _knobs(ran: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs without measured costs, within members of a composition too."""
     return {name: _knobs(value) if isinstance(value, dict) else value for name, value in ran.items() if name != _COSTS}
+
+
+def write_entries(path: Path, entries: Sequence[IndexEntry]) -> None:
+    """Write the index, newest run first, with an entry a line: a run that is added changes no other line.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    """
+    ordered = sorted(entries, key=lambda entry: (entry.date or "", entry.run_id), reverse=True)
+    lines = [json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False) for entry in ordered]
+    with atomic_writer(path) as file:
+        file.write(f'{{"schema": {SCHEMA}, "entries": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def read_index(path: Path) -> Index:

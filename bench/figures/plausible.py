@@ -56,7 +56,7 @@ class Known:
 
 @dataclass
 class Findings:
-    """What is wrong with a run, in the order in which it was found; alike findings are one sentence with their number."""
+    """What is wrong with a run, in the order in which it was found; those of one kind are one sentence."""
 
     _found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -160,22 +160,27 @@ def _output(run: Run, turns: Sequence[Turn], found: Findings) -> None:
     """Greedy answers of lossless methods are vanilla's, or are recorded as not being it."""
     vanilla = vanilla_name(run)
     for name, info in run.methods.items():
+        baseline = str(info.notes.get("baseline") or vanilla)
         if name == vanilla or not info.lossless:
             continue
-        for turn, base in pairs_at(run, turns, name, str(info.notes.get("baseline") or vanilla)):
-            if sampling(run, turn.at) is not None:
-                continue
-            if turn.audit is None:
-                found.add(name, "audit", f"{where(turn)}: the method is lossless, but nothing compared its answer")
-                continue
-            verdict, equal = turn.audit.verdict, turn.token_ids == base.token_ids
-            if (verdict == "identical") != equal:
-                truth = "equals" if equal else "is not"
-                found.add(name, "verdict", f"{where(turn)}: recorded as {verdict}, but it {truth} {base.method}'s answer")
-            elif verdict == "different" and info.kind == "method":
-                found.add(name, "different", f"{where(turn)}: it differs from {base.method}'s answer, but is lossless")
-            elif verdict == "numerical" and not _is_tie(turn):
-                found.add(name, "tie", f"{where(turn)}: recorded as a tie, but its gap is beyond the tolerance")
+        for turn, base in pairs_at(run, turns, name, baseline):
+            if sampling(run, turn.at) is None:
+                for kind, said in _audit(turn, base, info):
+                    found.add(name, kind, f"{where(turn)}: {said}")
+
+
+def _audit(turn: Turn, base: Turn, info: MethodInfo) -> Iterator[tuple[str, str]]:
+    """What is wrong with the audit of a greedy answer."""
+    if turn.audit is None:
+        yield "audit", "the method is lossless, but nothing compared its answer"
+        return
+    verdict, equal = turn.audit.verdict, turn.token_ids == base.token_ids
+    if (verdict == "identical") != equal:
+        yield "verdict", f"recorded as {verdict}, but it {'equals' if equal else 'is not'} {base.method}'s answer"
+    elif verdict == "different" and info.kind == "method":
+        yield "different", f"it differs from {base.method}'s answer, but the method is recorded as lossless"
+    elif verdict == "numerical" and not _is_tie(turn):
+        yield "tie", "recorded as a tie, but the gap of the logits is beyond the tolerance"
 
 
 def _is_tie(turn: Turn) -> bool:

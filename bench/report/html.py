@@ -22,7 +22,8 @@ from bench.report.reader import SHADES, SHOWN_DIVERGENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAFE_NAME = re.compile(r"[\w:=,./() -]+")
-FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+)")  # and what is shown small below it: an interval, a count
+# And what is shown small below it: an interval, a count, a compression rate.
+FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+|CR [\d.,]+)")
 
 
 def page(summary: Summary, sections: Sequence[Section], home: str = "") -> str:
@@ -44,12 +45,16 @@ def render(template: str, styles: Sequence[str], scripts: Sequence[str], **value
     """A page of a template. All text is escaped; it loads nothing and runs only its own scripts."""
     script = "\n".join(_read(name).rstrip() for name in scripts) + "\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = _environment().get_template(template).render(
-        style=Markup("\n".join(map(_read, styles))),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
-        ranges=ranges,
-        **values,
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup("\n".join(map(_read, styles))),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            ranges=ranges,
+            **values,
+        )
     )
     return visible(text)
 
@@ -92,7 +97,7 @@ def slug(title: str) -> str:
 
 
 def _figure(text: str) -> Markup:
-    """A cell; an interval or a count after a figure is shown below it, and text between backticks is code."""
+    """A cell; an interval, a count or a CR after a figure is shown below it, and text between backticks is code."""
     found = FIGURE.fullmatch(text)
     if found:
         return Markup("{} <small>{}</small>").format(*found.groups())
