@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bench.commands import new_parser, say, tell_written
+from bench.errors import UserError
 from bench.files import check_writable, user_path
 
 _EXAMPLES = """\
@@ -15,7 +16,8 @@ exit status: with --check, 1 if a run is not plausible; 2 if a run cannot be rea
 examples:
   python run_bench.py publish results/runs/* --out site
   python run_bench.py publish --check results/contributed/my-machine
-  python run_bench.py publish --index results/reference results/contributed --out results"""
+  python run_bench.py publish --index --out results"""
+_COMMITTED = (Path("results/reference"), Path("results/contributed"))
 
 
 def parser() -> ArgumentParser:
@@ -29,9 +31,10 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "runs",
         type=user_path,
-        nargs="+",
+        nargs="*",
         metavar="RUNS",
-        help="folders of runs, like results/runs/RUN_ID, or folders above them",
+        help="folders of runs, like results/runs/RUN_ID, or folders above them (default: the runs that come with the "
+        "project, in results/reference and results/contributed)",
     )
     made.add_argument(
         "--out", type=user_path, default=Path("site"), metavar="DIR", help="folder of the site (default: %(default)s)"
@@ -44,17 +47,33 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
+    folders = options.runs or _committed()
     if options.check:
-        return _check(options.runs)
+        return _check(folders)
     from bench.report import site
 
     check_writable(options.out)
     if options.index:
-        tell_written([site.write_index(options.runs, options.out)])
-        return 0
-    written = site.write_site(options.runs, options.out, say)
-    tell_written(written)
+        tell_written([site.write_index(folders, options.out)])
+    else:
+        tell_written(site.write_site(folders, options.out, say))
     return 0
+
+
+def _committed() -> list[Path]:
+    """The folders of the project's own runs that have any.
+
+    Raises:
+        UserError: there are none here.
+
+    """
+    from bench.figures.records import RUN_FILE
+
+    found = [folder for folder in _COMMITTED if any(folder.rglob(RUN_FILE))]
+    if not found:
+        places = " and ".join(map(str, _COMMITTED))
+        raise UserError(f"no runs are given, and none are in {places}: give folders like results/runs/RUN_ID")
+    return found
 
 
 def _check(folders: list[Path]) -> int:
