@@ -185,7 +185,7 @@ def _audit(turn: Turn, base: Turn, info: MethodInfo) -> Iterator[tuple[str, str]
 
 def _is_tie(turn: Turn) -> bool:
     audit = turn.audit
-    return audit is not None and (audit.gap is None or audit.tolerance is None or audit.gap <= audit.tolerance)
+    return audit is not None and (audit.gap is None or audit.tolerance is None or abs(audit.gap) <= audit.tolerance)
 
 
 def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
