@@ -52,8 +52,10 @@ def older() -> tuple[Run, list[Turn]]:
 def elsewhere() -> tuple[Run, list[Turn]]:
     """On another machine: a method that is not lossless, a peer, a tie, and a name that would act in a page."""
     run, turns = html_runs.run(run_id=ELSEWHERE), html_runs.turns()
-    run.methods[HOSTILE] = MethodInfo("method", True, 0, {"tokens": 3, "costs": "1/2"}, family="text")
+    knobs, notes = {"tokens": 3, "costs": "1/2"}, {"memory": "run", "caution": "it knows *everything*"}
+    run.methods[HOSTILE] = MethodInfo("method", True, 0, knobs, notes, family="text")
     turns += [html_runs.copied(turn, HOSTILE) for turn in turns if turn.method == html_runs.KANGAROO]
+    turns = [turn for turn in turns if turn.method != html_runs.PEER or turn.question_id < 90]  # nine of twelve
     return run, turns
 
 

@@ -103,6 +103,7 @@ class IndexEntry:
     family: str  # how it drafts, in a word
     claims_lossless: bool
     remembers_the_run: bool
+    cautions: list[str]  # what a method says of its own figures
     knobs: dict[str, Json]  # as it ran, without measured costs
     extra_parameters: Count
     answered: Count  # questions; a peer may be asked fewer
@@ -124,12 +125,6 @@ class IndexEntry:
     def base(self) -> str:
         """The method without its knobs; a composition keeps its members."""
         return base_of(self.method)
-
-    @property
-    def identical(self) -> bool | None:
-        """Whether every audited answer is vanilla's; None: nothing was audited."""
-        audited = sum((self.lossless or {}).values())
-        return self.lossless["identical"] == audited if self.lossless and audited else None
 
     @property
     def setting(self) -> tuple[Any, ...]:
@@ -198,6 +193,7 @@ def _figures(summary: Summary, name: str, info: MethodInfo) -> dict[str, Any]:
         "family": entry.family,
         "claims_lossless": entry.lossless,
         "remembers_the_run": remembers_the_run(info.notes),
+        "cautions": _cautions(info.notes),
         "knobs": _knobs(info.ran),
         "extra_parameters": entry.extra_parameters,
         "answered": entry.answered.questions,
@@ -212,6 +208,12 @@ def _figures(summary: Summary, name: str, info: MethodInfo) -> dict[str, Any]:
         "crossover": _short(found.measured) if found else None,
         "over": [OverValue(at.value, _estimate(at.methods[name].speedup_decode)) for at in points],
     }
+
+
+def _cautions(notes: Mapping[str, Any]) -> list[str]:
+    """A method's own caution, and those of a composition's members."""
+    nested = [value.get("caution") for value in notes.values() if isinstance(value, dict)]
+    return [str(text) for text in (notes.get("caution"), *nested) if text]
 
 
 def _task(cell: Cell) -> TaskFigures:

@@ -202,9 +202,9 @@ def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Find
         rows = zip(block.wall_s, block.draft_s, block.verify_s, strict=True)
         if any(_exceeds(draft + verify, wall, 1) for wall, draft, verify in rows):
             found.add(block.method, "wave", f"{place}: a wave takes less time than its drafting and verification")
-    spent = math.fsum(t.prefill_s + t.decode_s for t in turns) + math.fsum(s for block in blocks for s in block.wall_s)
-    if run.wall_s and _exceeds(spent, run.wall_s, 0):
-        found.add("", "wall", f"answers took {spent:,.1f} s, but the whole run {run.wall_s:,.1f} s")
+    spent_s = [turn.prefill_s + turn.decode_s for turn in turns] + [s for block in blocks for s in block.wall_s]
+    if run.wall_s and _exceeds(total_s := math.fsum(spent_s), run.wall_s, 0):
+        found.add("", "wall", f"answers took {total_s:,.1f} s, but the whole run {run.wall_s:,.1f} s")
 
 
 def _counters(turn: Turn, info: MethodInfo, limit: int | None) -> Iterator[tuple[str, str]]:

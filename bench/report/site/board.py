@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.figures.index import IndexEntry
-from bench.report.formats import NOT_LOSSLESS, UNDEFINED, lossless_text, number, times, times_between
+from bench.report.formats import NOT_LOSSLESS, SAMPLED, UNDEFINED, number, times, times_between
 from bench.report.html import ranges
 
 LINK = Callable[[str], str]  # from a method's name without knobs to the address of its page
@@ -69,7 +69,7 @@ class Board:
     facets: dict[str, list[str]] = field(default_factory=dict)  # title by facet, only where there is a choice
 
 
-def leaderboard(entries: Sequence[IndexEntry], href: LINK, up: str = "") -> Board:
+def leaderboard(entries: Sequence[IndexEntry], href: LINK, up: str = "", caption: str = "Leaderboard") -> Board:
     """A row an entry, but for the baselines: runs as they come, in each the fastest first. `up`: to the reports."""
     shown = ranked(entries)
     drawn = ranges([entry.speedup for entry in shown])
@@ -80,7 +80,7 @@ def leaderboard(entries: Sequence[IndexEntry], href: LINK, up: str = "") -> Boar
     heads += [Head("output", wide=True), Head("model and machine", wide=True, long=True)]
     heads += [Head(title, wide=True) for title in ("questions", "report")]
     several = {name: sorted(found, key=str.lower) for name, found in choices.items() if len(found) > 1}
-    return Board("Leaderboard", heads, rows, several)
+    return Board(caption, heads, rows, several)
 
 
 def ranked(entries: Iterable[IndexEntry]) -> list[IndexEntry]:
@@ -100,7 +100,7 @@ def _cells(entry: IndexEntry, href: LINK, up: str, points: dict[str, float] | No
     speed = entry.speedup
     value, _, interval = times_between(speed).partition(" ")
     return [
-        Cell(entry.base, knobs_text(entry), entry.method, href(entry.base)),
+        Cell(entry.base, notes_text(entry), entry.method, href(entry.base)),
         Cell(value, interval, speed.value, marked=True),
         Cell("", points=points),
         Cell(times(entry.speedup_end_to_end.value), "", entry.speedup_end_to_end.value),
@@ -114,18 +114,18 @@ def _cells(entry: IndexEntry, href: LINK, up: str, points: dict[str, float] | No
 
 
 def output(entry: IndexEntry) -> Cell:
-    """How the answers compare with plain decoding's."""
+    """How the answers compare with plain decoding's. Ties are neither good nor bad."""
     if not entry.claims_lossless:
         return Cell(NOT_LOSSLESS, "by design", -1.0, state="bad")
-    identical = entry.identical
-    text = lossless_text(entry.lossless, sampled=bool(entry.sampling)) if entry.lossless else UNDEFINED
-    count, _, word = text.partition(" ")
-    if identical is None:
-        return Cell(text)
-    audited = sum((entry.lossless or {}).values())
-    share = (entry.lossless or {}).get("identical", 0) / audited
-    good = "good" if identical else "bad" if entry.kind == "method" else ""
-    return Cell(count, word, share, state=good) if identical else Cell(text, "", share, state=good)
+    counts = entry.lossless or {}
+    audited = sum(counts.values())
+    if not audited:
+        return Cell(SAMPLED if entry.sampling else UNDEFINED)
+    others = ", ".join(f"{many} {verdict}" for verdict, many in counts.items() if many and verdict != "identical")
+    wrong = counts.get("different") and entry.kind == "method"
+    state = "bad" if wrong else "" if others else "good"
+    same = counts.get("identical", 0)
+    return Cell(f"{same}/{audited}", others or "identical", same / audited, state=state)
 
 
 def facets(entry: IndexEntry) -> dict[str, str]:
@@ -169,6 +169,23 @@ def knobs_text(entry: IndexEntry) -> str:
     return entry.method.partition(":")[2]
 
 
+def notes_text(entry: IndexEntry) -> str:
+    """The knobs, and what keeps a row's figures from being compared with the others'."""
+    asked_all = entry.questions.asked is None or entry.answered >= entry.questions.asked
+    notes = [
+        knobs_text(entry),
+        "remembers the run" if entry.remembers_the_run else "",
+        "" if asked_all else f"{entry.answered} of {plural(entry.questions.asked or 0, 'question')}",
+    ]
+    return "; ".join(filter(None, notes))
+
+
+def cautions(entries: Iterable[IndexEntry]) -> list[str]:
+    """What methods say of their own figures, each sentence once, as Markdown."""
+    found = {text: entry.method for entry in reversed(list(entries)) for text in entry.cautions}
+    return [f"**{method}**: {text}." for text, method in found.items()][::-1]
+
+
 def day(entry: IndexEntry) -> str:
     """The day of a run, as people write it."""
     if not entry.date:
@@ -195,9 +212,10 @@ def setting_text(entry: IndexEntry) -> str:
 
 
 def best(entries: Iterable[IndexEntry]) -> IndexEntry | None:
-    """The fastest method whose output is plain decoding's."""
-    lossless = [e for e in entries if e.kind == "method" and e.claims_lossless and e.identical is not False]
-    known = [entry for entry in lossless if entry.speedup.value is not None]
+    """The fastest method that promises plain decoding's output, kept it, and knew no earlier answers."""
+    fair = [e for e in entries if e.kind == "method" and e.claims_lossless and not e.remembers_the_run]
+    kept = [entry for entry in fair if not (entry.lossless or {}).get("different")]
+    known = [entry for entry in kept if entry.speedup.value is not None]
     return max(known, key=lambda entry: entry.speedup.value or 0.0, default=None)
 
 

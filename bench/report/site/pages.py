@@ -70,6 +70,7 @@ def _first(entries: Sequence[IndexEntry], files: Mapping[str, str]) -> str:
         more_cards=len(cards) - _CARDS,
         board=board.leaderboard(entries, href),
         about=board.ABOUT,
+        cautions=board.cautions(entries),
         facet_titles=board.FACET_TITLES,
         history=curves.history(entries),
         batches=curves.batches(entries),
@@ -91,7 +92,8 @@ def _card(best: IndexEntry, entries: Sequence[IndexEntry]) -> Card:
         ("new tokens, at most", f"{best.questions.max_new_tokens}"),
         ("tokens per step (CR)", number(best.compression_rate)),
     ]
-    rivals = {e.method for e in entries if e.setting == best.setting and e.kind == "method" and e.claims_lossless}
+    there = [entry for entry in entries if entry.setting == best.setting and not entry.remembers_the_run]
+    rivals = {entry.method for entry in there if entry.kind == "method" and entry.claims_lossless}
     among = f"the fastest of {len(rivals)} lossless methods" if len(rivals) > 1 else "the only lossless method"
     sentence = f"{among} measured there, {board.day(best)}"
     return Card(best.label, "method", best.speedup, sentence, facts)
@@ -150,8 +152,9 @@ def _method(base: str, own: Sequence[IndexEntry], files: Mapping[str, str]) -> s
         title=_title(base),
         description=_description(base),
         facts=facts,
-        board=board.leaderboard(own, lambda name: quote(files[name]), "../") if rows else None,
+        board=board.leaderboard(own, lambda name: quote(files[name]), "../", f"Results of {base}") if rows else None,
         about=board.ABOUT,
+        cautions=board.cautions(rows),
         rates=None if rows else _rates(own),
         tasks=_tasks(rows) if rows else None,
         history=curves.history(own),

@@ -111,24 +111,43 @@ def test_a_row_of_the_leaderboard_has_setting_figures_interval_and_report(site):
     assert row[7].startswith("smollm2-135m-instruct float32; a CPU, 2 threads (")
     assert row[8] == "mini (12) 9 new tokens"
     kangaroo, medusa, pld, peer = found[3:]
-    assert kangaroo[6] == "11 identical, 1 numerical"
+    assert kangaroo[6] == "11/12 1 numerical"
     assert medusa[0] == "medusa accept=typical"
     assert medusa[6] == "NOT lossless by design"
-    assert pld[6] == "11 identical, 1 numerical"
+    assert pld[6] == "11/12 1 numerical"
+    assert pld[0].endswith("; remembers the run")
+    assert peer[0] == "hf-generate 9 of 12 questions"
     assert peer[4] == "-"
 
 
 def test_only_identical_output_is_marked_as_good(site):
     body = root(site / "index.html").all("table")[0].all("tbody")[0]
     marks = [[name for name in ("good", "bad") if row.all("td", name)] for row in body.all("tr")]
-    assert marks == [["good"], ["good"], ["good"], ["bad"], ["bad"], ["bad"], ["good"]]
+    assert marks == [["good"], ["good"], ["good"], [], ["bad"], [], ["good"]]
 
 
 def test_the_fastest_method_of_a_setting_is_lossless(site):
     cards = root(site / "index.html").all("article", "card")
-    assert [card.all("h3")[0].text for card in cards] == ["kangaroo"]
+    assert [card.all("h3")[0].text for card in cards] == ["kangaroo", "kangaroo"]  # a setting each
     assert "the only lossless method measured there" in cards[0].text
     assert "official" not in cards[0].text
+
+
+def test_a_methods_own_caution_is_below_the_table(site):
+    for name, anchor in ("index.html", "leaderboard"), ("methods/pld.html", "results"):
+        shown = section(root(site / name), anchor)
+        assert "it knows everything." in shown.text
+        assert HOSTILE in shown.text
+
+
+def test_a_method_that_remembers_is_not_the_fastest(entries):
+    elsewhere = [entry for entry in entries if entry.run_id == ELSEWHERE]
+    remembering = next(entry for entry in elsewhere if entry.method == HOSTILE)
+    assert remembering.remembers_the_run
+    remembering = dataclasses.replace(remembering, speedup=Estimate(99.0))
+    assert board.best([*elsewhere, remembering]).method == html_runs.KANGAROO
+    broken = [dataclasses.replace(entry, lossless={"different": 1}) for entry in elsewhere]
+    assert board.best(broken) is None
 
 
 def test_history_is_of_one_setting_in_the_order_of_its_runs(entries):
@@ -178,7 +197,7 @@ def test_a_methods_page_says_what_it_is_and_has_its_rows_alone(site):
     page = root(site / "methods" / "kangaroo.html")
     assert "Kangaroo" in page.all("header")[0].text
     assert "arXiv 2404.18911" in page.all("header")[0].text
-    assert {row[0] for row in rows(page, "Leaderboard")} == {"kangaroo"}
+    assert {row[0] for row in rows(page, "Results of kangaroo")} == {"kangaroo"}
     tasks = rows(page, "Decode speedup and CR by task")
     assert len(tasks) == 4
     assert re.match(r"1\.6\dx CR 2\.00", tasks[0][-1])
