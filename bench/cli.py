@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "compare",
     "gate": "gate",
     "history": "history",
+    "publish": "publish",
     "gate-side": "gate_side",
     "sweep": "sweep",
     "reproduce": "reproduce",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "br", "img", "wbr", "line", "circle"}
+VOID = {"meta", "link", "br", "img", "wbr", "line", "input", "circle"}
 
 
 class Element:

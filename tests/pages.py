@@ -25,6 +25,7 @@ LINKING = [
     ROOT / "CHANGELOG.md",
     ROOT / "bench/train/data/README.md",
     *sorted((ROOT / "results/reference").glob("*/README.md")),
+    ROOT / "results/contributed/README.md",
 ]
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*")
 _EXAMPLE = re.compile(r"<!-- example: (methods/[\w/]+\.py) -->\n```python\n(.*?)```", re.DOTALL)

@@ -24,7 +24,9 @@ from bench.errors import UserError
 from bench.figures import metrics, stats
 from bench.figures.compare import compare
 from bench.figures.engine_record import read_engine
+from bench.figures.index import entries_of, read_index, write_entries
 from bench.figures.metrics import summarize
+from bench.figures.plausible import check_folder
 from bench.figures.published import PUBLISHED, read_source
 from bench.figures.records import MethodInfo, Run, Turn, read_records, read_token_texts, write_json, write_turns
 from bench.figures.summary import read_summary
@@ -34,6 +36,7 @@ from bench.models.checkpoints import Checkpoint
 from bench.questions import Question
 from bench.report import sweep_page, terminal_table
 from bench.report.sections import sections
+from bench.report.site import pages as site_pages
 from bench.run import folder as run_folder
 from bench.run import resume
 from bench.spec_bench import exchange
@@ -350,6 +353,8 @@ def read_run_and_turns(folder: Path) -> None:
     metrics.failed_throughout(run, turns)
     compare(records, records)
     project(ENGINE, [folder])
+    write_entries(folder / "index.json", entries_of(run, summary, "", check_folder(folder), None))
+    site_pages.pages(read_index(folder / "index.json").entries)
     exchange.export(folder, folder / "exported", spell)
     asked = [Question(i, "qa", ("?",)) for i in range(4)]
     resume.finished_turns(folder, asked, lambda question: list(run.methods))

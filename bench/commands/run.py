@@ -30,6 +30,7 @@ other commands (each has its own --help):
   compare BASE NEW   what got better or worse between runs of the same questions
   gate --base REV    did this checkout get slower than another commit?
   history RUN_DIR..  speedup and CR over commits
+  publish RUNS..     one static site over many runs and machines; --check: can these records be?
   bench-engine       what forward passes cost on this device, and how close vanilla is to the memory's limit
   project            what a published acceptance would be worth at this device's costs
   cache list|clean   what was downloaded, and how to remove it

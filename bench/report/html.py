@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -16,16 +17,50 @@ from markupsafe import Markup, escape
 from bench.figures.metrics import ordered_tasks
 from bench.figures.summary import Estimate, Summary
 from bench.report.formats import device_name, precision_text, sampling_text, visible
-from bench.report.model import Card, Image, Section
+from bench.report.model import Image, Section
 from bench.report.reader import SHADES, SHOWN_DIVERGENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
 SAFE_NAME = re.compile(r"[\w:=,./() -]+")
-FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+)")  # and what is shown small below it: an interval, a count
+# And what is shown small below it: an interval, a count, a compression rate.
+FIGURE = re.compile(r"([\d.,]+[x%]) (\[.+\]|[\d,]+|CR [\d.,]+)")
 
 
-def page(summary: Summary, sections: Sequence[Section]) -> str:
-    """The page, with `sections` in their order. All text is escaped; it loads nothing and runs only its own script."""
+def page(summary: Summary, sections: Sequence[Section], home: str = "") -> str:
+    """The page, with `sections` in their order; `home`: the address of the page to which it belongs, if any."""
+    return render(
+        "report.html.j2",
+        ("report.css",),
+        ("page.js", "report.js"),
+        summary=summary,
+        facts=_facts(summary),
+        sections=sections,
+        home=home,
+        shades=range(1, SHADES + 1),
+        shown_divergences=SHOWN_DIVERGENCES,
+    )
+
+
+def render(template: str, styles: Sequence[str], scripts: Sequence[str], **values: Any) -> str:
+    """A page of a template. All text is escaped; it loads nothing and runs only its own scripts."""
+    script = "\n".join(_read(name).rstrip() for name in scripts) + "\n"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup("\n".join(map(_read, styles))),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            ranges=ranges,
+            **values,
+        )
+    )
+    return visible(text)
+
+
+@functools.cache
+def _environment() -> Environment:
     markdown = MarkdownIt("commonmark", {"html": False}).disable("image")
     markdown.validateLink = lambda url: url.startswith(("#", "https://"))  # type: ignore[method-assign]
     environment = Environment(
@@ -44,20 +79,11 @@ def page(summary: Summary, sections: Sequence[Section]) -> str:
         "figure": _figure,
     }
     environment.tests["a"] = lambda part, kind: type(part).__name__ == kind
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template("report.html.j2").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=f"sha256-{digest}",
-        summary=summary,
-        facts=_facts(summary),
-        sections=sections,
-        ranges=_ranges,
-        shades=range(1, SHADES + 1),
-        shown_divergences=SHOWN_DIVERGENCES,
-    )
-    return visible(text)
+    return environment
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def soft(text: str) -> Markup:
@@ -71,7 +97,7 @@ def slug(title: str) -> str:
 
 
 def _figure(text: str) -> Markup:
-    """A cell; an interval or a count after a figure is shown below it, and text between backticks is code."""
+    """A cell; an interval, a count or a CR after a figure is shown below it, and text between backticks is code."""
     found = FIGURE.fullmatch(text)
     if found:
         return Markup("{} <small>{}</small>").format(*found.groups())
@@ -96,9 +122,9 @@ def _facts(summary: Summary) -> list[tuple[str, Any]]:
     ]
 
 
-def _ranges(cards: Sequence[Card]) -> list[dict[str, float] | None]:
-    """Each card's estimate, its interval and vanilla's 1, in percent of an axis that all cards share."""
-    known = [value for card in cards for value in (card.speedup.value, *(card.speedup.bounds or ()))]
+def ranges(speedups: Sequence[Estimate]) -> list[dict[str, float] | None]:
+    """Each estimate, its interval and vanilla's 1, in percent of an axis that all of them share."""
+    known = [value for one in speedups for value in (one.value, *(one.bounds or ()))]
     values = [value for value in known if value is not None] + [1.0]
     margin = 0.08 * max(max(values) - min(values), 0.1)
     start, end = min(values) - margin, max(values) + margin
@@ -110,4 +136,4 @@ def _ranges(cards: Sequence[Card]) -> list[dict[str, float] | None]:
         found = {"value": speedup.value, "one": 1.0, "low": low, "high": high}
         return {key: round(100 * (point - start) / (end - start), 2) for key, point in found.items()}
 
-    return [points(card.speedup) for card in cards]
+    return [points(speedup) for speedup in speedups]

@@ -5,8 +5,6 @@ Without a browser these tests are skipped; ROOBENCH_REQUIRE_BROWSER in the envir
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,63 +15,14 @@ from bench.report import canvas, html
 from bench.report.model import Image, Section
 from bench.report.sections import sections
 from tests import html_runs
+from tests.browsing import CONTRAST, SIZES, axe_source, faults, launched
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-SIZES = {"desk": 1280, "phone": 390}
-CONTRAST = """
-() => {
-  const channels = (color) => {
-    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = (color) => {
-    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = channels(color).map((v) => linear(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const color = getComputedStyle(one).backgroundColor;
-      if (channels(color)[3] === 255) return color;
-    }
-    return getComputedStyle(document.body).backgroundColor;
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("script")) continue;
-    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), `${element.tagName}.${element.className}: ${walker.currentNode.data.trim()}`]);
-  }
-  return found.sort((x, y) => x[0] - y[0]);
-}
-"""
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the browser's own process, once it is closed
-
-
-def missing(reason: str):
-    if os.environ.get("ROOBENCH_REQUIRE_BROWSER"):
-        pytest.fail(f"ROOBENCH_REQUIRE_BROWSER is set, but {reason}")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        missing(f"no browser is installed (none of {', '.join(NAMES)})")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("the Python package playwright is not installed")
-    with sync_playwright() as playwright:
-        # As root, as in most containers, Chromium runs only without its sandbox; the page is our own.
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
+    yield from launched()
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +216,10 @@ def test_print_shows_what_is_folded_on_white(open_page):
     assert page.locator("nav").is_hidden()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(open_page, scheme):
+    page = open_page("desk", scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert faults(page, axe_source()) == []

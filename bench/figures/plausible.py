@@ -1,0 +1,316 @@
+"""Can a recorded run be what it says? The checks of runs that others contribute. Pure but for reading files; no torch.
+
+A record can be damaged, edited, or measured with a broken clock. What is checked here is what must hold on any machine:
+
+- origin: the run is whole, of a known commit, and its model and questions are known by their digests;
+- output: what a lossless method said is vanilla's answer, token for token, or the record says that it is not;
+- clock: the parts of a time add up to no more than the whole, and the tokens that steps counted are the answer's;
+- costs: a step of the target takes at least as long as reading its weights, and a speedup is no more than its tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.figures.axis import sampling
+from bench.figures.breakdown import decode_tok_per_s
+from bench.figures.machine import Machine
+from bench.figures.metrics import compression_rate, pairs, steps, vanilla_name
+from bench.figures.records import MethodInfo, Run, Turn, read_records
+from bench.figures.waves import Block, read_blocks
+from bench.questions import MINI
+from bench.typed_json import MismatchError, read
+
+KNOWN = MINI.with_name("known.json")
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8": 1.0, "q4": 0.5}  # of a parameter at least
+# A step may read faster than the recorded bandwidth, which is measured once, at the start, and rounded; the memory of
+# a virtual machine drifts by a third within the hour, and input embeddings are counted as weights but not read.
+OVER_BANDWIDTH = 1.5
+# A step may be cheaper than vanilla's where wider passes take other kernels; by this much at most.
+OVER_TOKENS = 1.25
+_CLOCK = 0.01  # relative; clocks are read at several places
+_ROUNDING_S = 1e-6  # of each recorded step
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or a file of questions whose digest is known."""
+
+    name: str
+    source: str  # where anybody can get it
+    tokenizer_sha256: str = ""
+    chat_template_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Models and questions by their sha256, as runs record it."""
+
+    models: dict[str, Source]
+    questions: dict[str, Source]
+
+
+@dataclass
+class Findings:
+    """What is wrong with a run, in the order in which it was found; those of one kind are one sentence."""
+
+    _found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def add(self, method: str, kind: str, sentence: str) -> None:
+        """Note a finding; only the first of its kind is told in full."""
+        self._found.setdefault((method, kind), []).append(sentence)
+
+    def sentences(self) -> list[str]:
+        """A sentence for each kind of finding."""
+        return [said[0] + (f" (and {len(said) - 1} more like it)" if said[1:] else "") for said in self._found.values()]
+
+
+def read_known() -> Known:
+    """The digests that come with the project.
+
+    Raises:
+        UserError: the file is missing or malformed.
+
+    """
+    try:
+        return read(Known, KNOWN)
+    except (OSError, MismatchError) as error:
+        raise UserError(f"{KNOWN} cannot be read ({error}): restore it") from error
+
+
+def check_folder(folder: Path, known: Known | None = None) -> list[str]:
+    """What is wrong with the run in `folder`: a sentence each; none if it is plausible."""
+    try:
+        run, turns = read_records(folder)
+        blocks = read_blocks(folder, run)
+        return check(run, turns, blocks, known or read_known())
+    except UserError as error:
+        return [str(error)]
+
+
+def check(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], known: Known) -> list[str]:
+    """What is wrong with a run that was read.
+
+    Raises:
+        UserError: it has no vanilla.
+
+    """
+    found = Findings()
+    answered = [turn for turn in turns if turn.error is None]
+    _origin(run, known, found)
+    _asked(run, answered, found)
+    _output(run, answered, found)
+    _clock(run, answered, blocks, found)
+    _costs(run, answered, blocks, found)
+    return found.sentences()
+
+
+def _origin(run: Run, known: Known, found: Findings) -> None:
+    """Is the run whole, and does everybody know what was measured?"""
+    if not run.complete:
+        found.add("", "complete", "the run was interrupted: finish it with --resume")
+    if not run.provenance.get("commit") and not run.provenance.get("packages", {}).get("roobench"):
+        found.add("", "commit", "the run names neither a commit nor a version of Roobench: measure again with this one")
+    if run.provenance.get("dirty"):
+        found.add("", "dirty", "the run was made with uncommitted changes: commit them and measure again")
+    _digest("model", run.model.get("name"), run.model.get("sha256"), known.models, found)
+    _digest("questions", run.dataset.get("name"), run.dataset.get("sha256"), known.questions, found)
+    if source := known.models.get(run.model.get("sha256") or ""):
+        _text(source, "tokenizer", run.model.get("tokenizer_sha256"), source.tokenizer_sha256, found)
+        _text(source, "chat template", run.model.get("chat_template_sha256"), source.chat_template_sha256, found)
+
+
+def _text(source: Source, what: str, recorded: str | None, expected: str, found: Findings) -> None:
+    """Prompts are a model's own only with its tokenizer and chat template; older records and sources lack them."""
+    if recorded and expected and recorded != expected:
+        found.add("", what, f"the {what} has the sha256 {recorded[:12]}, but {source.name}'s has {expected[:12]}")
+
+
+def _digest(what: str, name: str | None, digest: str | None, known: dict[str, Source], found: Findings) -> None:
+    if not digest:
+        found.add("", what, f"the run records no sha256 of its {what}: measure again with this version")
+    elif digest not in known:
+        shown = f"{name} has the sha256 {digest[:12]}"
+        found.add("", what, f"{what}: {shown}, which is not known: add it to {KNOWN.name} with where to get it")
+
+
+def _asked(run: Run, turns: Sequence[Turn], found: Findings) -> None:
+    """Did vanilla answer as many questions as the run says it asked, and everybody the same prompts?"""
+    vanilla = vanilla_name(run)
+    answered, said = len({t.question_id for t in turns if t.method == vanilla}), run.dataset.get("questions")
+    if run.complete and said is not None and answered > said:
+        found.add("", "asked", f"{vanilla} answered {answered} questions, but the run says that it asked {said}")
+    for name in run.methods:
+        for turn, base in pairs_at(run, turns, name, vanilla):
+            if turn.prompt_digest and base.prompt_digest and turn.prompt_digest != base.prompt_digest:
+                found.add(name, "prompt", f"{where(turn)}: its prompt is not the one that {vanilla} answered")
+
+
+def pairs_at(run: Run, turns: Sequence[Turn], name: str, baseline: str) -> Iterator[tuple[Turn, Turn]]:
+    """A method's turns, each with the baseline's, at every value of the run's axis."""
+    for value in sorted({turn.at for turn in turns}, key=lambda at: (at is not None, at)):
+        yield from pairs([turn for turn in turns if turn.at == value], name, baseline)
+
+
+def _output(run: Run, turns: Sequence[Turn], found: Findings) -> None:
+    """Greedy answers of lossless methods are vanilla's, or are recorded as not being it."""
+    vanilla = vanilla_name(run)
+    for name, info in run.methods.items():
+        baseline = str(info.notes.get("baseline") or vanilla)
+        if name == vanilla or not info.lossless:
+            continue
+        for turn, base in pairs_at(run, turns, name, baseline):
+            if sampling(run, turn.at) is None:
+                for kind, said in _audit(turn, base, info):
+                    found.add(name, kind, f"{where(turn)}: {said}")
+
+
+def _audit(turn: Turn, base: Turn, info: MethodInfo) -> Iterator[tuple[str, str]]:
+    """What is wrong with the audit of a greedy answer."""
+    if turn.audit is None:
+        yield "audit", "the method is lossless, but nothing compared its answer"
+        return
+    verdict, equal = turn.audit.verdict, turn.token_ids == base.token_ids
+    if (verdict == "identical") != equal:
+        yield "verdict", f"recorded as {verdict}, but it {'equals' if equal else 'is not'} {base.method}'s answer"
+    elif verdict == "different" and info.kind == "method":
+        yield "different", f"it differs from {base.method}'s answer, but the method is recorded as lossless"
+    elif verdict == "numerical" and not _is_tie(turn):
+        yield "tie", "recorded as a tie, but the gap of the logits is beyond the tolerance"
+
+
+def _is_tie(turn: Turn) -> bool:
+    audit = turn.audit
+    return audit is not None and (audit.gap is None or audit.tolerance is None or abs(audit.gap) <= audit.tolerance)
+
+
+def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
+    """Times against their parts, tokens against those of the steps."""
+    limit = run.config.get("max_new_tokens")
+    for turn in turns:
+        for kind, said in [*_counters(turn, run.methods[turn.method], limit), *_times(turn)]:
+            found.add(turn.method, kind, f"{where(turn)}: {said}")
+    for block in blocks:
+        place = f"{block.method}, batch {block.batch}, block {block.number + 1}"
+        for turn in block.turns:
+            for kind, said in _counters(turn, run.methods[turn.method], limit):
+                found.add(turn.method, f"batch {kind}", f"{place}, {where(turn)}: {said}")
+        rows = zip(block.wall_s, block.draft_s, block.verify_s, strict=True)
+        if any(_exceeds(draft + verify, wall, 1) for wall, draft, verify in rows):
+            found.add(block.method, "wave", f"{place}: a wave takes less time than its drafting and verification")
+    spent_s = [turn.prefill_s + turn.decode_s for turn in turns] + [s for block in blocks for s in block.wall_s]
+    if run.wall_s and _exceeds(total_s := math.fsum(spent_s), run.wall_s, 0):
+        found.add("", "wall", f"answers took {total_s:,.1f} s, but the whole run {run.wall_s:,.1f} s")
+
+
+def _counters(turn: Turn, info: MethodInfo, limit: int | None) -> Iterator[tuple[str, str]]:
+    """What is wrong with the counters of a turn: which rule, and how."""
+    if limit is not None and len(turn.token_ids) > limit:
+        yield "limit", f"it has {len(turn.token_ids)} tokens, but the limit was {limit}"
+    if info.kind == "peer":
+        return
+    emitted = sum(turn.per_step_emitted)
+    if emitted != turn.decode_tokens:
+        yield "tokens", f"its steps add {emitted} tokens, but its answer has {turn.decode_tokens} after the prefill"
+    columns = zip(turn.per_step_drafted, turn.per_step_accepted, turn.per_step_emitted, strict=True)
+    for place, (drafted, accepted, added) in enumerate(columns, 1):
+        if accepted > drafted:
+            yield "accepted", f"step {place} accepts {accepted} of {drafted} drafts"
+        elif not 0 <= added - accepted <= 1:
+            yield "added", f"step {place} accepts {accepted} drafts and adds {added} tokens"
+        elif info.kind == "vanilla" and (drafted, added) != (0, 1):
+            yield "vanilla", f"step {place} of plain decoding drafts {drafted} and adds {added} tokens"
+
+
+def _times(turn: Turn) -> Iterator[tuple[str, str]]:
+    """What is wrong with the times of a turn."""
+    many = len(turn.per_step_s)
+    if turn.decode_tokens and not turn.decode_s:
+        yield "no time", f"it decodes {turn.decode_tokens} tokens in no time"
+    if turn.token_ids and not turn.prefill_s:
+        yield "no prefill", "its prefill takes no time"
+    if _exceeds(total := math.fsum(turn.per_step_s), turn.decode_s, many):
+        yield "steps", f"its steps take {total:.4f} s, but all of its decoding {turn.decode_s:.4f} s"
+    if _exceeds(total := turn.draft_s + turn.verify_s, turn.decode_s, many):
+        yield "parts", f"drafting and verification take {total:.4f} s, but all of its decoding {turn.decode_s:.4f} s"
+
+
+def _exceeds(parts_s: float, whole_s: float, many: int) -> bool:
+    return parts_s > whole_s * (1 + _CLOCK) + many * _ROUNDING_S + _ROUNDING_S
+
+
+def _costs(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
+    """A step against the memory's bandwidth, a speedup against the tokens of a step."""
+    vanilla, least_s = vanilla_name(run), least_step_s(run)
+    for name, info in run.methods.items():
+        own = [turn for turn in turns if turn.method == name]
+        seconds, many = math.fsum(turn.decode_s for turn in own), steps(own)
+        if least_s and info.kind != "peer" and many and seconds / many < least_s / OVER_BANDWIDTH:
+            found.add(name, "bandwidth", f"{name}: {_too_fast(run, seconds / many, least_s)}")
+        if info.kind == "method":
+            _speedup(name, list(pairs_at(run, turns, name, vanilla)), found)
+    for block in blocks:
+        seconds, many = math.fsum(block.wall_s), len(block.wall_s)
+        if least_s and many and seconds / many < least_s / OVER_BANDWIDTH:
+            said = _too_fast(run, seconds / many, least_s)
+            found.add(block.method, "batch bandwidth", f"{block.method}, batch {block.batch}: {said}")
+
+
+def least_step_s(run: Run) -> float | None:
+    """Seconds in which the machine reads the weights once, without what its caches hold; None: not known."""
+    machine, parameters = run.machine, run.model.get("parameters")
+    size = WEIGHT_BYTES.get(run.dtype)
+    if not parameters or size is None or not machine.read_gb_per_s:
+        return None
+    return max(parameters * size - _cached_bytes(machine), 0) / (machine.read_gb_per_s * 1e9)
+
+
+def _cached_bytes(machine: Machine) -> int:
+    """What all caches can hold. As few as four cores may share an L3; the record has the first core's."""
+    caches, cores = machine.processor.caches_bytes, machine.processor.cores
+    if machine.type != "cpu":
+        return 0
+    return caches.get("L2", 0) * cores + caches.get("L3", 0) * math.ceil(cores / 4)
+
+
+def _too_fast(run: Run, step_s: float, least_s: float) -> str:
+    read = run.machine.read_gb_per_s
+    return (
+        f"a step takes {1e3 * step_s:.3g} ms, but reading the weights takes {1e3 * least_s:.3g} ms at the machine's "
+        f"{read:g} GB/s"
+    )
+
+
+def _speedup(name: str, paired: Sequence[tuple[Turn, Turn]], found: Findings) -> None:
+    """Tokens per step are the most that a method gains if its steps cost what vanilla's do."""
+    ours, theirs = decode_tok_per_s(turn for turn, _ in paired), decode_tok_per_s(base for _, base in paired)
+    rate = compression_rate([turn for turn, _ in paired])
+    if ours and theirs and rate and ours / theirs > OVER_TOKENS * rate:
+        said = f"decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
+        found.add(name, "speedup", f"{name}: it {said}, so that its steps would cost less than plain ones")
+
+
+def where(turn: Turn) -> str:
+    """A turn as people count."""
+    at = "" if turn.at is None else f" at {turn.at:g}"
+    return f"{turn.method}, question {turn.question_id}{at}, turn {turn.turn + 1}, round {turn.round + 1}"
+
+
+def runs_below(folders: Iterable[Path]) -> list[Path]:
+    """The folders of runs among `folders` and below them, each once, in order of their names.
+
+    Raises:
+        UserError: one of them has no run.
+
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        below = sorted(path.parent for path in folder.rglob("run.json")) if folder.is_dir() else []
+        if not below:
+            raise UserError(f"{folder} has no run: give folders like results/runs/RUN_ID, or a folder above them")
+        found |= {one.resolve(): one for one in below}
+    return list(found.values())
