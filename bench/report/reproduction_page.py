@@ -192,7 +192,7 @@ def _match(one: Ablation, part: Part, sweep: Sweep, point: Point) -> dict[str, J
 def _same(ours: str, published: Json) -> bool:
     try:
         return float(ours) == float(published)
-    except ValueError:
+    except (TypeError, ValueError):  # a word, or a setting that the point does not have
         return bool(ours == published)
 
 
