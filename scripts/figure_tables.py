@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.figures.summary import OVERALL, read_summary
+from bench.report import batched, over_axis
 from bench.report.formats import count, identical_text, number, task_name, times, times_between
 from bench.report.markdown import table_text
-from bench.report.model import Code, Strong, table
+from bench.report.model import Code, Section, Strong, Table, table
 
 
 def headline(run: Path) -> str:
@@ -48,8 +49,28 @@ def passes(counters: Path) -> str:
     return table_text(table(["method", "forward passes of the target", "tokens per pass"], rows))
 
 
+def batches(run: Path) -> str:
+    """Return throughput by batch size, and where methods cross vanilla."""
+    return _of_section(batched.section(read_summary(run)))
+
+
+def by_value(*captions: str) -> Callable[[Path], str]:
+    """Return what makes these tables of a run over temperatures or prompt lengths."""
+    return lambda run: _of_section(over_axis.section(read_summary(run)), *captions)
+
+
+def _of_section(section: Section, *captions: str) -> str:
+    """Return tables of a report's section, by default all."""
+    every = [part for part in section.parts if isinstance(part, Table)]
+    return "\n\n".join(table_text(each) for each in every if not captions or each.caption in captions)
+
+
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {  # by name: the record and what shows it
     "headline": ("headline", headline),
     "costs": ("headline", costs),
     "passes": ("seam", passes),
+    "eagle": ("eagle", costs),
+    "batches": ("batches", batches),
+    "temperatures": ("temperatures", by_value("Decode speedup", "CR")),
+    "prompt-lengths": ("prompt-lengths", by_value("Decode speedup", "CR", "Time per token, ms")),
 }

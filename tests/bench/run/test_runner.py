@@ -343,7 +343,7 @@ def test_all_stands_for_every_built_in_method_and_no_peer(monkeypatch):
     labels = [variant.label for variant in found]
     drafting = [name for name in built_in() if not is_peer(name) and name != BASELINE]
     assert {"kangaroo", "medusa", "pld"} <= set(drafting)
-    unpackaged = {"dflash", "dspark", "eagle3", "hydra", "sps"}
+    unpackaged = {"dflash", "dspark", "hydra", "sps"}
     packaged = [name for name in drafting if name not in unpackaged]
     assert labels == [BASELINE, *packaged, "kangaroo:gamma=2", "hf-generate"]
     assert {told.partition(" is left out")[0] for told in left_out} == unpackaged
