@@ -26,6 +26,7 @@ COMMANDS = {
     "publish": "publish",
     "gate-side": "gate_side",
     "sweep": "sweep",
+    "reproduce": "reproduce",
     "generate": "generate",
     "export": "export",
     "train": "train",

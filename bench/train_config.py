@@ -33,6 +33,12 @@ class Writing(_OfModel):
     seed: int = setting(0, "seed of the prompts", metavar="N", bounds=SEED)
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
     threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=THREADS)
+    precision: str = setting(
+        "auto",
+        "of products, in passes of the target as in the training: float32 or bfloat16; auto: bfloat16 where the "
+        "processor multiplies it several times as fast",
+        choices=("auto", "float32", "bfloat16"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,12 +79,6 @@ class TrainConfig(Writing, Collecting):
         "what is missing; 0: all that come with it, or a million if none do",
         metavar="N",
         bounds=_TRAIN_TOKENS,
-    )
-    precision: str = setting(
-        "auto",
-        "of products, in the training and in the passes that compute the target's states: float32 or bfloat16; auto: "
-        "bfloat16 where the processor multiplies it several times as fast",
-        choices=("auto", "float32", "bfloat16"),
     )
     longest: int = setting(
         0,
@@ -139,5 +139,6 @@ class ChainTraining(TrainConfig):
     teach: str = setting("answers", "positions to train on: all, or those of answers only", choices=("all", "answers"))
 
 
+TRAIN = "train."  # begins the name of a sweep's axis that is a setting of training
 # What each training of a sweep takes unless asked: a laptop's minutes.
 SWEEP_TRAINING = {"tokens": 20_000, "epochs": 2}

@@ -3,7 +3,8 @@
 `names()` imports nothing; `load(name)` imports one method. `parse("kangaroo:gamma=4,threshold=0")` returns a method
 with its knobs; `kangaroo:paper` sets several of them. A method whose own module needs torch declares its knobs in a
 module `knobs` next to it, so that mistakes are reported before torch is imported; see `declared`. A trained method has
-its trainer in a module `training` next to its own module, here as in other packages.
+its trainer in a module `training` next to its own module, here as in other packages, and what its paper shows may be in
+a module `reproduction`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from bench.drafting.method import Method
+    from bench.drafting.reproduction import Recipe
 
 ENTRY_POINT_GROUP = "roobench.methods"
 BASELINE = "vanilla"
@@ -158,6 +160,29 @@ def trained() -> list[str]:
 def training_module(name: str) -> str | None:
     """Return the module next to a method's own that has its trainer; None: the method is not trained."""
     return _beside(name, "training")
+
+
+def reproducible() -> list[str]:
+    """Return the names of methods whose paper can be reproduced; as `trained`."""
+    return [name for name in names() if _beside(name, "reproduction")]
+
+
+def recipe(name: str) -> Recipe:
+    """Return how to reproduce the paper of a method: `RECIPE` of the module `reproduction` next to its own.
+
+    Raises:
+        UserError: no such method, or nobody has written that for it.
+
+    """
+    declared(name)
+    module = _beside(name, "reproduction")
+    if module is None:
+        raise UserError(
+            f"{name} has no recipe of its paper, a module `reproduction` next to its own; methods that have: "
+            f"{', '.join(reproducible())}"
+        )
+    found: Recipe = importlib.import_module(module).RECIPE
+    return found
 
 
 def about(name: str) -> str:

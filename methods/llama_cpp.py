@@ -195,6 +195,6 @@ def _library() -> Any:
         return importlib.import_module("llama_cpp")
     except ImportError as error:
         raise UserError(
-            f"llama-cpp needs the package llama-cpp-python ({first_line(error)}): run `pip install -e '.[llama-cpp]'`, "
+            f"llama-cpp needs the package llama-cpp-python ({first_line(error)}): run `pip install llama-cpp-python`, "
             "which compiles llama.cpp in a few minutes, or leave the peer out"
         ) from error

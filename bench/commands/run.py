@@ -22,6 +22,7 @@ _COMMANDS = """\
 other commands (each has its own --help):
   report RUN_DIR     redraw tables and plots from a run's records
   sweep              one run over the product of some knobs' values, or of some settings of training
+  reproduce METHOD   what the method's paper shows, on your model, with the published values next to ours
   train METHOD       train a method's weights (train kangaroo) for a model, on its own answers to prompts of all kinds
   list               methods with their knobs, tasks, models
   generate PROMPT    vanilla and a method side by side on your own prompt, streamed

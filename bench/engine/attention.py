@@ -70,14 +70,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of q [B, n, H, D] over k, v [B, H_kv, S, D] -> [B, n, H * D].
 
     `mask` [(B, 1,) G * n, S] is added to the scores (see `additive`; a boolean mask works too). None: every query
-    attends to all keys (n = 1), or causally if n = S. With a mask, the G query heads that share a key head are folded
-    into its query positions, so that keys and values are read once and never repeated in memory.
+    attends to all keys (n = 1), or causally if n = S. But for the latter, the G query heads that share a key head are
+    folded into its query positions, so that keys and values are read once and never repeated in memory.
     """
     batch, n, heads, head_dim = q.shape
     kv_heads = k.shape[1]
-    if mask is None:
-        grouped = heads != kv_heads
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=n > 1, enable_gqa=grouped)
+    if mask is None and n > 1:
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True, enable_gqa=heads != kv_heads)
     else:
         folded = q.transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)  # [B, H_kv, G * n, D]
         out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(batch, heads, n, head_dim)

@@ -45,11 +45,17 @@ def published_section(summary: Summary, sources: list[Source]) -> Section:
         TITLE,
         [
             f"{_DIFFERENCE}{sampled} Ours: {nearest}.",
-            *(Section(f"{base}, here and as published", _tables(summary, base, of)) for base, of in found.items()),
+            *by_method(summary, sources),
             *(_about(source) for source in sources if source.source in used),
         ],
         nav="Published",
     )
+
+
+def by_method(summary: Summary, sources: list[Source]) -> list[Section]:
+    """Speedup, CR and CTAR of each method that a source has figures of, ours and theirs in one table."""
+    found = same_method(summary, sources)
+    return [Section(f"{base}, here and as published", _tables(summary, base, of)) for base, of in found.items()]
 
 
 def _tables(summary: Summary, base: str, found: list[tuple[Source, Result]]) -> list[Table]:

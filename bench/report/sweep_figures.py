@@ -47,6 +47,12 @@ class Curve:
         return f"{self.where}{f', {self.others}' if self.others else ''}"
 
 
+def published_name(axis: str) -> str:
+    """What published figures call a knob or training setting."""
+    name = axis.removeprefix("train.")
+    return _PUBLISHED_NAMES.get(name, name)
+
+
 def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Curve] | None:
     """What was published about `method` over a knob or training setting; None: nothing, or there is no such folder.
 
@@ -54,8 +60,7 @@ def published_curve(method: str, knob: str, folder: Path = PUBLISHED) -> list[Cu
         UserError: a file there is malformed.
 
     """
-    name = knob.removeprefix("train.")
-    name = _PUBLISHED_NAMES.get(name, name)
+    name = published_name(knob)
     curves: list[Curve] = []
     for source in read_published(folder):
         hardware = {result.model: result.hardware for result in source.results}

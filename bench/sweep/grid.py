@@ -21,9 +21,8 @@ from bench.files import user_path
 from bench.report.sweep_page import Axis
 from bench.run.plan import check, slug
 from bench.train import settings_of
-from bench.train_config import TrainConfig
+from bench.train_config import TRAIN, TrainConfig
 
-TRAIN = "train."  # begins the name of an axis of training
 WEIGHTS = "weights"
 _NO_AXES = ("model", "revision", "device", "threads", "out", "decontaminate")  # the run's, or not one value
 

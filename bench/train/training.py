@@ -242,7 +242,7 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
 
 
 def _reader(loaded: Loaded, dtype: torch.dtype) -> Decoder:
-    """Return the target as it reads conversations: in float32 itself, else one whose products are `dtype`, by torch."""
+    """Return the target as it reads and writes conversations: in float32 itself, else one in `dtype`, by torch."""
     target = loaded.target
     if dtype == torch.float32:
         return target
@@ -294,9 +294,10 @@ def _written(config: Writing, model: Loaded, there: Conversations) -> Conversati
     """Return the conversations `there` and more, from the cache or written now, as many as asked for."""
     recipe = Recipe(tokens=config.tokens or TOKENS, seed=config.seed)
     recipe = replace(recipe, length=min(recipe.length, model.target.max_len))
+    target = _reader(model, precision.chosen(config.precision, model.target.device))
     folder = conversations.journals_of(cache_root(), model.checkpoint.name, model.checkpoint.sha256)
     with _bar(recipe.tokens, "writing answers (tokens)") as bar:
-        return conversations.make(model.target, model.chat, model.eos, recipe, folder, bar.update, there)
+        return conversations.make(target, model.chat, model.eos, recipe, folder, bar.update, there)
 
 
 def rank_tokens(made: Conversations, vocab: int, most: int = _RANKED) -> Tensor:

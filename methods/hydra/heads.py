@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.drafting import trained
+from bench.drafting.together import in_step
 from bench.drafting.tree import ROOT, tree_from_paths, tree_of
 from bench.engine import MAX_DRAFTS
 from bench.engine.decoder import Decoder
@@ -186,16 +187,28 @@ class Network:
             x = x + F.silu(self.later[i](x))
         return self.lm_heads[i](x).float()
 
-    def draft(self, state: Tensor, newest: int, tree: Tree, depth: int) -> tuple[list[int], list[float]]:
-        """Return the tokens of the tree's first `depth` levels and the heads' probabilities of them.
+    def draft(
+        self, states: Sequence[Tensor], newest: Sequence[int], tree: Tree, depths: Sequence[int]
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return for each sequence the tokens of the tree's first `depth` levels and the heads' probabilities of them.
 
-        `state` [1, d]: the prefix layer's, one position before the newest token.
+        `states` [1, d]: the prefix layer's, one position before the newest token. All sequences share a head's pass.
         """
-        x, drafted, chances = state, torch.tensor([newest], device=state.device), []
+        every = zip(states, newest, depths, strict=True)
+        drafting = [self._drafting(state, token, tree.levels[:depth]) for state, token, depth in every]
+        heads = itertools.count()  # in lock-step, all ask for one head after the other
+        return in_step(drafting, lambda asked: self.head(next(heads), torch.cat(asked)).split([len(x) for x in asked]))
+
+    def _drafting(
+        self, state: Tensor, newest: int, levels: Sequence[Level]
+    ) -> Generator[Tensor, Tensor, tuple[list[int], list[float]]]:
+        """Expand level by level; asks for the logits [m, V] of each head's input [m, (i + 2) d]."""
+        x, drafted = state, torch.tensor([newest], device=state.device)
         tokens: list[Tensor] = []
-        for i, level in enumerate(tree.levels[:depth]):
+        chances: list[Tensor] = []
+        for level in levels:
             x = torch.cat((x[level.above], self.target.embed(drafted[level.of])[0]), dim=-1)
-            logits = self.head(i, x)
+            logits = yield x
             best = logits.topk(level.most, dim=-1)
             drafted = best.indices[level.row, level.rank]
             tokens.append(drafted)

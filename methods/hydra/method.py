@@ -23,6 +23,7 @@ from bench.drafting.tree_files import CHAIN, check_fits, paths_for, spell
 from bench.drafting.tree_files import PUBLISHED as PUBLISHED_TREE
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
+from bench.engine.joined import Part, joined, run_joined
 from bench.engine.places import Places
 from methods.hydra import knobs
 from methods.hydra.heads import FILES, PUBLISHED, Network, Tree, count_parameters, read_config, read_weights
@@ -48,14 +49,15 @@ def _published_call(target: Decoder) -> Callable[[], object]:
     return _draft_call(network, tree)
 
 
-def _draft_call(network: Network, tree: Tree) -> Callable[[], object]:
-    """Return a call that drafts a tree after one state."""
-    cache = network.prefix.new_cache(max_len=1)
-    state = network.target.final_norm(network.target.embed([0]))
+def _draft_call(network: Network, tree: Tree, sequences: int = 1) -> Callable[[], object]:
+    """Return a call that drafts a tree after one state of each sequence."""
+    parts = [Part(Places.after(0, 1), network.prefix.new_cache(max_len=1)) for _ in range(sequences)]
+    states = network.target.final_norm(network.target.embed([0] * sequences))
+    newest, depths = [0] * sequences, [len(tree.levels)] * sequences
 
     def call() -> object:
-        read = network.prefix.final_norm(network.prefix.run_layers(state, 0, cache))
-        return network.draft(read[0], 0, tree, len(tree.levels)) if tree.levels else None
+        read = network.prefix.final_norm(run_joined(network.prefix, states, parts))
+        return network.draft(read[0].split(1), newest, tree, depths) if tree.levels else None
 
     return call
 
@@ -93,8 +95,7 @@ class Hydra(SpeculativeMethod):
 
     def draft_calls(self) -> Many[Callable[[], object]]:
         """Draft the whole tree after one state."""
-        call = _draft_call(self.network, self.tree)
-        return [lambda: [call() for _ in range(self.target.sequences)]]
+        return [_draft_call(self.network, self.tree, self.target.sequences)]
 
     @property
     def widest(self) -> int:
@@ -115,7 +116,7 @@ class Hydra(SpeculativeMethod):
         if sequence.slot not in self.caches:
             self.caches[sequence.slot] = self.network.prefix.new_cache()
         sequence.notes = Progress(self.caches[sequence.slot], prompt.final, prompt.final[0, -1:])
-        self._read(sequence)
+        self._read([sequence])
 
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
         """Keep the states that the prefix layer must process before it drafts again."""
@@ -124,24 +125,30 @@ class Hydra(SpeculativeMethod):
             progress.unread = torch.cat((progress.unread, outcome.kept.final), dim=1)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
-        """Draft for each sequence."""
-        return [self._draft(sequence, budget) for sequence, budget in zip(sequences, budgets, strict=True)]
+        """Expand as many levels of the tree as each budget has tokens, those of all sequences in one pass a level."""
+        depths = [min(budget, len(self.tree.levels)) for budget in budgets]
+        drafts = [NO_DRAFT] * len(sequences)
+        if asked := [i for i, depth in enumerate(depths) if depth]:
+            own, depths = [sequences[i] for i in asked], [depths[i] for i in asked]
+            made = self.network.draft(self._read(own), [one.context[-1] for one in own], self.tree, depths)
+            for i, depth, (tokens, confidences) in zip(asked, depths, made, strict=True):
+                drafts[i] = Draft(tokens, self.tree.parents[: self.tree.ends[depth - 1]], confidences=confidences)
+        return drafts
 
-    def _draft(self, sequence: Sequence, budget: int) -> Draft:
-        """Expand as many levels of the tree as the budget has tokens."""
-        depth = min(budget, len(self.tree.levels))
-        if not depth:
-            return NO_DRAFT
-        state = self._read(sequence)
-        tokens, confidences = self.network.draft(state, sequence.context[-1], self.tree, depth)
-        return Draft(tokens, self.tree.parents[: self.tree.ends[depth - 1]], confidences=confidences)
-
-    def _read(self, sequence: Sequence) -> Tensor:
-        """Run the prefix layer over what it has not processed; returns its last state [1, d]."""
-        progress, prefix = sequence.notes, self.network.prefix
-        if m := progress.unread.shape[1]:
-            places = Places.after(sequence.length - m, m)
-            read = prefix.run_layers(progress.unread, places, progress.cache)[:, -1]
-            progress.state, progress.unread = prefix.final_norm(read), progress.unread[:, :0]
-        state: Tensor = progress.state
-        return state
+    def _read(self, sequences: Many[Sequence]) -> list[Tensor]:
+        """Run the prefix layer over what it has not processed; returns its last state [1, d] of each sequence."""
+        prefix = self.network.prefix
+        behind: list[tuple[int, Progress]] = [
+            (sequence.length, sequence.notes) for sequence in sequences if sequence.notes.unread.shape[1]
+        ]
+        if behind:
+            unread = [progress.unread for _, progress in behind]
+            widths = [rows.shape[1] for rows in unread]
+            parts = [
+                Part(Places.after(length - m, m), progress.cache)
+                for (length, progress), m in zip(behind, widths, strict=True)
+            ]
+            read = run_joined(prefix, joined(unread), parts)
+            for (_, progress), rows in zip(behind, read.split(widths, dim=1), strict=True):
+                progress.state, progress.unread = prefix.final_norm(rows[:, -1]), progress.unread[:, :0]
+        return [sequence.notes.state for sequence in sequences]

@@ -109,6 +109,19 @@ def test_drafts_are_those_of_the_authors_forward(
     assert read >= ({2, 3} if options["useful"] else {1})
 
 
+@torch.inference_mode()
+def test_sequences_that_draft_together_draft_as_each_does_alone(hydra, random_ids):
+    """With trees of different depths, and one sequence that has no budget."""
+    method, prompts, budgets = hydra(), [random_ids(n, seed=n) for n in (5, 12, 7, 9)], [9, 2, 0, 1]
+    alone = [proposal(method, open_sequence(method, one), budget) for one, budget in zip(prompts, budgets, strict=True)]
+    together = [open_sequence(method, prompt, slot=slot) for slot, prompt in enumerate(prompts)]
+    drafts = method.propose(together, budgets)
+    assert len({tuple(draft.tokens) for draft in drafts}) == len(drafts)
+    for draft, own in zip(drafts, alone, strict=True):
+        assert (draft.tokens, draft.parents) == (own.tokens, own.parents)
+        assert (draft.confidences or []) == pytest.approx(own.confidences or [], rel=1e-5)
+
+
 def test_eight_bit_heads_draft_nearly_the_same(tiny_config, tiny_decoder, tiny_weights, random_ids, hf_greedy):
     torch.manual_seed(3)
     config = tiny_config("vicuna", hidden_size=64, intermediate_size=96)
@@ -121,7 +134,7 @@ def test_eight_bit_heads_draft_nearly_the_same(tiny_config, tiny_decoder, tiny_w
         method = Hydra(decoder, HydraConfig(weights=folder, draft_weights=draft_weights))
         assert decode(method, prompt, 20, NEVER).token_ids == hf_greedy(model, prompt, 20)
         with torch.inference_mode():
-            state = method._read(open_sequence(method, prompt))
+            (state,) = method._read([open_sequence(method, prompt)])
             found.append(method.network.head(0, torch.cat((state, decoder.embed([7])[0]), dim=-1)))
     assert 0 < (found[0] - found[1]).norm() < 0.05 * found[0].norm()
 

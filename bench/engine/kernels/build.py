@@ -45,7 +45,7 @@ def unusable(reason: str) -> UserError:
 
 
 class CannotBuildError(Exception):
-    """A compiler that cannot do it."""
+    """A compiler that cannot do it, or not with the flags."""
 
 
 def compilers() -> list[str]:
@@ -63,7 +63,13 @@ def path_of(compiler: str) -> Path:
 
 
 def load(compiler: str) -> ctypes.CDLL:
-    """The library, compiled unless it is in the cache. Raises CannotBuildError, or OSError if it does not load."""
+    """The library, compiled unless it is in the cache.
+
+    Raises:
+        CannotBuildError: the compiler refuses, or this processor lacks what the flags ask for.
+        OSError: the cache cannot be used, or the library does not load.
+
+    """
     path = path_of(compiler)
     if is_safe(path):
         with contextlib.suppress(OSError):  # built for another system: rebuilt
@@ -93,7 +99,7 @@ def _build(compiler: str, path: Path) -> None:
             _forbid_others(path.parent)
         if not _is_private(path.parent):
             remedy = "set ROOBENCH_CACHE to a folder of your own"
-            raise CannotBuildError(f"other users can write to {path.parent}: {remedy}")
+            raise PermissionError(f"other users can write to {path.parent}: {remedy}")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
             made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
             steps = (
@@ -108,7 +114,7 @@ def _build(compiler: str, path: Path) -> None:
             _forbid_others(made)
             made.replace(path)
     except OSError as error:
-        raise CannotBuildError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
+        raise OSError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
 
 
 def lacking(compiler: str, flags: list[str]) -> list[str]:

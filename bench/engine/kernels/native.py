@@ -86,17 +86,18 @@ def kernels() -> ctypes.CDLL | None:
     Raises UserError where it cannot be built with the flags of $ROOBENCH_KERNEL_FLAGS.
     """
     build.processor_flags()
-    reasons = []
+    reasons, refused = [], False
     for compiler in build.compilers():
         try:
             library = build.load(compiler)
         except (build.CannotBuildError, OSError) as error:
             reasons.append(f"{Path(compiler).name}: {error}")
+            refused |= isinstance(error, build.CannotBuildError)  # else the flags are not to blame: a full disk, ..
             continue
         library.scratch_floats.restype = library.product_floats.restype = library.draft_floats.restype = c_int64
         library.run_layers.restype = library.multiply_add.restype = library.run_draft.restype = None
         return library
-    if reasons and os.environ.get(build.PROCESSOR):
+    if refused and os.environ.get(build.PROCESSOR):
         raise build.unusable("; ".join(reasons))
     _reason[:] = ["; ".join(reasons) or "there is no C++ compiler here (g++ or clang++)"]
     return None

@@ -277,6 +277,16 @@ def test_flags_that_do_not_serve_are_refused(flags, reason, monkeypatch, tmp_pat
         native.kernels.__wrapped__()
 
 
+def test_flags_are_not_blamed_for_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv(build.PROCESSOR, "-O1")
+    if not build.compilers():
+        pytest.skip("no C++ compiler here")
+    assert native.kernels.__wrapped__() is None
+    assert "nothing can be built in" in native._reason[0]
+
+
 def test_a_processor_is_not_asked_for_what_it_lacks(monkeypatch, tmp_path):
     monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path))
     monkeypatch.setenv(build.PROCESSOR, "-march=another -O1")

@@ -1,0 +1,55 @@
+"""The tables of README.md and docs/results.md, made from the committed records by figures.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.figures.summary import OVERALL, read_summary
+from bench.report.formats import count, identical_text, number, task_name, times, times_between
+from bench.report.markdown import table_text
+from bench.report.model import Code, Strong, table
+
+
+def headline(run: Path) -> str:
+    """Return the decode speedups of a run: a row for each task, a column for each method."""
+    summary = read_summary(run)
+    ours = summary.of_kind("method")
+    vanilla = next(iter(summary.of_kind("vanilla").values()))
+    rows = []
+    for task, base in vanilla.tasks.items():
+        bold = Strong if task == OVERALL else str
+        cells = [bold(times_between(entry.tasks[task].speedup_decode)) for entry in ours.values()]
+        rows.append([bold(task_name(task)), count(base.turns), number(base.tok_per_s, 1), *cells])
+    header = ["task", "turns", "vanilla tokens/s", *(f"`{entry.label}`" for entry in ours.values())]
+    return table_text(table(header, rows))
+
+
+def costs(run: Path) -> str:
+    """Return what bounds the methods of a run, over all tasks: speedup, tokens per pass, and the cost of a step."""
+    header = ["method", "decode", "end-to-end", "tokens per pass (CR)", "cost of a step", "of it drafting", "predicted"]
+    rows = []
+    for entry in read_summary(run).of_kind("method").values():
+        cell, step = entry.overall, entry.overall.step_time
+        speedups = [times_between(cell.speedup_decode), times_between(cell.speedup_total)]
+        parts = [number(part) for part in (cell.compression_rate, step and step.total, step and step.draft)]
+        predicted = times(cell.predicted and cell.predicted.speedup)
+        rows.append([Code(entry.label), *speedups, *parts, predicted, identical_text(cell.lossless)])
+    return table_text(table([*header, "output identical"], rows))
+
+
+def passes(counters: Path) -> str:
+    """Return tokens per pass out of the counters of greedy decoding in results/reference/seam/README.md."""
+    text = counters.read_text(encoding="utf-8").partition("## Temperature")[0]
+    steps = re.findall(r"^(\w+(?::[a-z]+(?![\w=]))?)\S*: \d+ turns, (\d+) steps", text, re.MULTILINE)
+    vanilla = int(dict(steps)["vanilla"])
+    rows = [[Code(name), f"{int(made):,}", number(vanilla / int(made))] for name, made in steps]
+    return table_text(table(["method", "forward passes of the target", "tokens per pass"], rows))
+
+
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {  # by name: the record and what shows it
+    "headline": ("headline", headline),
+    "costs": ("headline", costs),
+    "passes": ("seam", passes),
+}
