@@ -193,7 +193,7 @@ OTHERS = [
     (["publish", NOBODY], NO_USER),
     (
         ["publish", "absent", "--out", "file/x"],
-        "cannot write file/x: Not a directory; choose another folder with --out",
+        "cannot use the path 'file/x': Not a directory: give another path",
     ),
     (["replay", "absent"], "absent is no run"),
     (["replay", NOBODY], NO_USER),
