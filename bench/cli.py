@@ -24,6 +24,7 @@ COMMANDS = {
     "gate": "gate",
     "history": "history",
     "gate-side": "gate_side",
+    "run-worker": "run_worker",
     "sweep": "sweep",
     "generate": "generate",
     "export": "export",
