@@ -103,6 +103,7 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
     from bench.figures import metrics
     from bench.report import write_report
     from bench.report.conclusion import conclusion
+
     left = _ask(planned)
     record, folder = left.record, left.folder
     if not left.turns:

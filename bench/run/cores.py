@@ -84,7 +84,9 @@ def _place_of(number: int) -> tuple[int, ...]:
     """Package and core of a processor; where the system does not tell, each is a core of its own."""
     topology = _SYSFS / f"cpu{number}" / "topology"
     try:
-        package, core = (int((topology / name).read_text(encoding="ascii")) for name in ("physical_package_id", "core_id"))
+        package, core = (
+            int((topology / name).read_text(encoding="ascii")) for name in ("physical_package_id", "core_id")
+        )
     except (OSError, ValueError):
         return (number, number)
     return (package, core)

@@ -23,13 +23,14 @@ import torch
 from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.machine import Machine
-from bench.figures.records import Run
+from bench.figures.records import Run, remembers_the_run
 from bench.models import loading
 from bench.models.loading import choose_device
 from bench.progress import Log
 from bench.run import cores, environment, runner, scheduler
 from bench.run.examiner import Examiner
 from bench.run.plan import Plan, fitted, of_worker
+from bench.run.recorder import memory_of
 from bench.typed_json import decode_value
 
 Message = dict[str, Any]
@@ -83,6 +84,12 @@ class Desk:
             plan = fitted(plan, loading.find(self.config.model, self.config.revision, self.log))
         self.plan = plan
         self.examiner = runner.assemble(plan, runner.load(plan, self.log), self.log)
+        for contestant in self.examiner.contestants:
+            if remembers_the_run(memory_of(contestant.method)):
+                raise UserError(
+                    f"{contestant.label} remembers its answers to earlier questions, which workers share among "
+                    "themselves: leave out its memory, or --workers"
+                )
         record = runner.prepare(plan, self.examiner, self.log, begun=begun)
         self.warned, self.others = len(self.examiner.warnings.texts), environment.OthersMeter()
         expected_s = [

@@ -15,9 +15,10 @@ from typing import Any
 import methods
 from bench.errors import UserError
 from bench.figures.facts import MemoryFacts
-from bench.figures.records import Run, alone_in, remembers_the_run
+from bench.figures.records import Run, alone_in
 from bench.models import loading
 from bench.models.chat import ChatFormat
+from bench.models.loading import Model
 from bench.progress import Log, progress
 from bench.run import environment, resume
 from bench.run.examiner import Warnings
@@ -48,7 +49,7 @@ def carry_out(plan: Plan, log: Log = print) -> Recorder:
         resume.check_prompts(plan.resumed, plan.folder, plan.asked_by_id, model.chat)
     with (
         alone_in(plan.folder),
-        _hiring(plan, log) as (hire, workers),
+        _hiring(plan, model) as (hire, workers),
         Staff(config, plan.resumed, hire, workers) as staff,
     ):
         log(f"starting {workers} worker{'s' if workers > 1 else ''}, each with a model of its own")
@@ -56,7 +57,7 @@ def carry_out(plan: Plan, log: Log = print) -> Recorder:
 
 
 @contextlib.contextmanager
-def _hiring(plan: Plan, log: Log) -> Iterator[tuple[Hire, int]]:
+def _hiring(plan: Plan, model: Model) -> Iterator[tuple[Hire, int]]:
     """How to start workers, and how many."""
     if plan.config.ray is None:
         with local.hiring(plan.config) as found:
@@ -64,7 +65,7 @@ def _hiring(plan: Plan, log: Log) -> Iterator[tuple[Hire, int]]:
         return
     from bench.run.workers import on_ray
 
-    with on_ray.hiring(plan.config, log) as found:
+    with on_ray.hiring(plan.config, model, plan.go_on) as found:
         yield found
 
 
@@ -155,13 +156,7 @@ class Driver:
 
     def _record(self, first: Ready) -> Run:
         """The run's record as its first worker tells it, with what only this process knows."""
-        plan, run = self.plan, first.run
-        for label, info in run.methods.items():
-            if remembers_the_run(info.notes):
-                raise UserError(
-                    f"{label} remembers its answers to earlier questions, which workers share among themselves: leave "
-                    "out its memory, or --workers"
-                )
+        plan, run = self.plan, first.measured if self.plan.resumed is None else first.run
         software = environment.describe_software()
         code = {"commit": software["commit"], "dirty": software["dirty"], "load_1min": software["load_1min"]}
         for text in (*plan.warnings, *run.provenance["warnings"], *self.staff.seats.warnings):
@@ -191,7 +186,7 @@ class Driver:
         name = next(same, str(len(record.workers) + 1))
         record.workers.setdefault(name, worker)
         if worker.machine.kind != record.machine.kind:
-            record.kinds.setdefault(worker.machine.kind, measured_of(ready.run))
+            record.kinds.setdefault(worker.machine.kind, measured_of(ready.measured))
         self.names[worker.place] = name
         self.expected_s = self.expected_s or ready.expected_s
         for text in ready.run.provenance["warnings"]:

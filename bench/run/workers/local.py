@@ -43,7 +43,8 @@ class LocalWorker(Link):
 
     def request(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One line there, one back."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()

@@ -69,13 +69,13 @@ class Seats:
             cores, workers = len(self._cores[host]), len(places)
             if not self._chosen and workers > cores:
                 raise UserError(
-                    f"{workers} workers have {cores} {'cores' if cores > 1 else 'core'} on {host}: give fewer "
-                    "--workers, or --threads 1 to let them share cores, which makes their times unreliable"
+                    f"{_many(workers, 'worker')} cannot have {_many(cores, 'core')} on {host}: give fewer --workers, or "
+                    "--threads 1 to let them share cores, which makes their times unreliable"
                 )
             if workers > 1 and workers * self.threads > cores:
                 self.warnings.append(
-                    f"{workers} workers of {self.threads} threads share {cores} cores on {host}: they slow each other "
-                    "down, by turns"
+                    f"{_many(workers, 'worker')} of {_many(self.threads, 'thread')} share {_many(cores, 'core')} on "
+                    f"{host}: they slow each other down, by turns"
                 )
         shares = [len(self._cores[host]) // len(places) for host, places in self._places.items()]
         self.threads = self.threads or max(1, min(shares))
@@ -86,3 +86,7 @@ class Seats:
         width = min(self.threads, len(cores))
         taken = {(number * width + each) % len(cores) for each in range(width)}
         return Seat(host, sorted(one for core in taken for one in cores[core]), self.threads, gpu)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -32,7 +32,8 @@ class Ready:
     """A worker can be asked, once it is `admitted`."""
 
     worker: Worker
-    run: Run
+    run: Run  # its record of it
+    measured: Run  # that of the first worker of its kind
     expected_s: dict[tuple[int, float | None], float]  # by question and value of the axis
     admitted: threading.Event
 
@@ -150,10 +151,12 @@ class Staff:
         seat = self.seats.take(place, hello)
         sat = link.ask(do="sit", config=dataclasses.asdict(self._config), cores=seat.cores, threads=seat.threads)
         machine = decode_value(Machine, sat["machine"])
-        ready = self._kinds.of(machine).prepared(lambda record: link.ask(do="prepare", begun=record))
+        kind = self._kinds.of(machine)
+        ready = kind.prepared(lambda record: link.ask(do="prepare", begun=record))
         expected_s = {(question, at): seconds for question, at, seconds in ready["expected_s"]}
         worker = Worker(place, seat.host, machine, seat.cores, seat.gpu)
-        event = Ready(worker, decode_value(Run, ready["run"]), expected_s, threading.Event())
+        run, measured = decode_value(Run, ready["run"]), decode_value(Run, kind.record)
+        event = Ready(worker, run, measured, expected_s, threading.Event())
         self._waiting.append(event.admitted)
         self.events.put(event)
         event.admitted.wait()
