@@ -13,11 +13,11 @@ Besides, `median_ratio` is robust: a few stalled turns do not move it.
 All turns and rounds of a question are one cluster: they share its prompt and its length, so they are summed and drawn
 together. Each task is resampled on its own, with as many questions as it has. An undefined figure is None.
 
-Of a run by several workers, questions are clusters, and so are workers: what a worker's device does to a speedup, all of
-its questions share. To the variance of the questions we add what the means of workers vary beyond the questions that
-they had, as in two-way clustering (Cameron, Gelbach & Miller, Robust Inference with Multiway Clustering, 2011), and
-never less than nothing. It has one degree of freedom less than there are workers, so that few workers which differ make
-wide intervals; workers which do not differ leave them as they are.
+In a run by several workers, workers are clusters, too: all questions of a worker share what its device does to a
+speedup. To the variance of the questions we add what the means of workers vary beyond the questions that they had, as
+in two-way clustering (Cameron, Gelbach & Miller, Robust Inference with Multiway Clustering, 2011), and never less than
+nothing. This part has one degree of freedom less than there are workers: few workers that differ make wide intervals,
+and workers that do not differ leave them as they are.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ _NO_WORKERS = _OfWorkers(0.0, 1.0)
 def _of_workers(name: str, splits: Sequence[tuple[Array, Split]]) -> _OfWorkers:
     """How much more the means of workers vary than the questions that they had explain.
 
-    To first order the log of the estimator is a sum over questions; each adds its `influence`, the derivative of the log
+    To first order the log of the estimator is a sum over questions. Each adds its influence: the derivative of the log
     by the question's weight. A worker's sum of influences has the variance of its questions', and that of its device.
     """
     workers = np.array([worker for _, split in splits for worker in split.workers])

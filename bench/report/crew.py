@@ -43,8 +43,8 @@ def cautions(run: Run, summary: Summary) -> Iterable[str]:
     machines = {str(worker.machine) for worker in run.workers.values()}
     if len(machines) > 1:
         yield (
-            f"**Unlike machines**: workers ran on {' and '.join(sorted(machines))}. Each kind measured costs of its own, "
-            "and figures are over all of them; see [Workers](#workers)."
+            f"**Unlike machines**: workers ran on {' and '.join(sorted(machines))}. Each kind measured costs of its "
+            "own, and figures are over all of them; see [Workers](#workers)."
         )
     for one in summary.worker_differences:
         entry = summary.methods[one.method]

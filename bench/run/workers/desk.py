@@ -4,8 +4,8 @@ Every request and every answer is an object of JSON:
 
 - `{"do": "hello"}` -> `{"host", "cores", "gpu"}`: where it is; `cores` are processors, those of one core together
 - `{"do": "sit", "config", "cores", "threads"}` -> `{"machine"}`: it computes there from now on
-- `{"do": "prepare", "begun"}` -> `{"run", "expected_s"}`: the model is loaded and all methods are warm. `begun` is a run's
-  record with the knobs and costs to use; None: they are measured
+- `{"do": "prepare", "begun"}` -> `{"run", "expected_s"}`: the model is loaded and all methods are warm. `begun` is a
+  run's record with the knobs and costs to use; None: they are measured
 - `{"do": "ask", "round", "question", "at", "backwards"}` -> `{"turns", "warnings", "others_share", "memory"}`
 
 An answer `{"error"}` is a user's mistake, which ends the run. Any other exception ends the worker.

@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
-import methods
 from bench.errors import UserError
 from bench.figures.facts import MemoryFacts
 from bench.figures.records import Run, alone_in

@@ -42,4 +42,4 @@ class Link(ABC):
         self.end()
 
 
-Hire = Callable[[int], Link]  # start the worker at a place, from 0
+Hire = Callable[[int], Link]  # start the worker at a place, from 1

@@ -89,7 +89,7 @@ def hiring(config: RunConfig) -> Iterator[tuple[Hire, int]]:
     with tempfile.TemporaryDirectory(prefix="roobench-workers-") as folder:
 
         def hire(place: int) -> LocalWorker:
-            return LocalWorker(Path(folder) / f"{place}.log", gpus[place] if gpus else None)
+            return LocalWorker(Path(folder) / f"{place}.log", gpus[place - 1] if gpus else None)
 
         yield hire, config.workers
 

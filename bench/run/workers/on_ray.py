@@ -6,6 +6,7 @@ questions). Files and folders that the user names are found there by the same pa
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import importlib.util
@@ -34,18 +35,19 @@ class Head:
     """Watches the cluster's head: Ray itself would end this process without a word once it is gone."""
 
     def __init__(self, address: str, go_on: str):
-        """`address`: host:port; `go_on`: the command that goes on with the run."""
+        """`address`: host:port, empty where it cannot be reached from here; `go_on`: how to go on with the run."""
         host, _, port = address.rpartition(":")
-        self._address, self._go_on = (host, int(port)), go_on
+        self._host, self._port, self._go_on = host, port, go_on
         self.is_gone = False
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
+        if host:
+            threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         misses = 0
         while not self._ended.wait(_LOOK_S) and not self.is_gone:
             try:
-                socket.create_connection(self._address, timeout=_LOOK_S).close()
+                socket.create_connection((self._host, int(self._port)), timeout=_LOOK_S).close()
                 misses = 0
             except OSError:
                 misses += 1
@@ -155,14 +157,17 @@ def hiring(config: RunConfig, model: Model, go_on: str) -> Iterator[tuple[Hire, 
         raise UserError("--ray needs Ray, which is not installed: pip install 'roobench[ray]'")
     ray = importlib.import_module("ray")
     _connect(ray, config)
-    head = Head(ray.get_runtime_context().gcs_address, go_on)
+    is_client = (config.ray or "").startswith("ray://")  # which speaks to the head through another port
+    head = Head("" if is_client else ray.get_runtime_context().gcs_address, go_on)
     try:
         options, workers = placement([node["Resources"] for node in ray.nodes() if node["Alive"]], config)
         cluster = Cluster(ray, head, shipping.needed(config, model))
         yield lambda place: RayWorker(cluster, options), workers
     finally:
         head.close()
-        if not head.is_gone:  # it would be waited for
+        if head.is_gone:
+            atexit.unregister(ray.shutdown)  # would wait for it
+        else:
             ray.shutdown()
 
 

@@ -69,8 +69,8 @@ class Seats:
             cores, workers = len(self._cores[host]), len(places)
             if not self._chosen and workers > cores:
                 raise UserError(
-                    f"{_many(workers, 'worker')} cannot have {_many(cores, 'core')} on {host}: give fewer --workers, or "
-                    "--threads 1 to let them share cores, which makes their times unreliable"
+                    f"{_many(workers, 'worker')} cannot have {_many(cores, 'core')} on {host}: give fewer --workers, "
+                    "or --threads 1 to let them share cores, which makes their times unreliable"
                 )
             if workers > 1 and workers * self.threads > cores:
                 self.warnings.append(

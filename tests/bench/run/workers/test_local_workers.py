@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -335,3 +336,9 @@ def test_workers_that_share_cores_are_warned_of(setting, monkeypatch):
     monkeypatch.setattr(local.LocalWorker, "request", one_core(local.LocalWorker.request))
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla", *TWO) == 0
     assert any("share 1 core on" in text for text in records(setting.out)[0].provenance["warnings"])
+
+
+def test_a_worker_that_no_run_started_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert main(["run-worker"]) == 2
+    assert "run-worker is started by a run, which says what to do; it was told 'hello" in capsys.readouterr().err
