@@ -90,17 +90,22 @@ class Driver:
         self.expected_s: dict[tuple[int, float | None], float] = {}
         self.shares: dict[int, float] = {}  # by place, of its processors, used by others
         self.memory: MemoryFacts = {}
-        self.recorder: Recorder
+        self.opened: Recorder | None = None  # once all workers are ready
+
+    @property
+    def recorder(self) -> Recorder:
+        """The run's files."""
+        assert self.opened is not None
+        return self.opened
 
     def run(self) -> Recorder:
         """Ask what is left, once all workers are ready."""
         while len(self.ready) < self.left:
             self._take(self.staff.events.get())
-        first, *others = self.ready
-        self.recorder = open_records(self.plan, self._record(first), self.chat, self.log)
+        first, *others = sorted(self.ready, key=lambda ready: ready.worker.place)
+        recorder = self.opened = open_records(self.plan, self._record(first), self.chat, self.log)
         for ready in (first, *others):
             self._admit(ready)
-        recorder = self.recorder
         todo = self.plan.todo({(turn.round, turn.question_id, turn.at) for turn in recorder.turns})
         with interruptible(self.plan, self.log):
             self._ask(todo)
@@ -128,13 +133,11 @@ class Driver:
     def _take(self, event: Event) -> None:
         match event:
             case Failed():
-                raise event.error
+                raise self._with_remedy(event.error)
             case Lost():
                 self._lose(event)
-            case Ready() if hasattr(self, "recorder"):
-                self._admit(event)
             case Ready():
-                self.ready.append(event)
+                self.ready.append(event) if self.opened is None else self._admit(event)
             case Answered():
                 self._keep(event)
 
@@ -143,27 +146,35 @@ class Driver:
         name = self.names.pop(lost.place, str(lost.place))
         what = f" while it was asked {name_of(lost.asked)}, which goes to another" if lost.asked else ""
         self.warnings(f"worker {name} was lost{what}: {lost.reason}")
-        if hasattr(self, "recorder"):
-            session = self.recorder.record.provenance["sessions"][-1]
+        if self.opened is not None:
+            session = self.opened.record.provenance["sessions"][-1]
             session["lost"] = session.get("lost", 0) + 1
         self.left -= lost.for_good
         if not self.left:
-            remedy = "give fewer --workers if memory is short"
-            if hasattr(self, "recorder"):
-                remedy = f"what was finished is kept: go on with {self.plan.go_on}"
-            raise UserError(f"no worker is left, the last one ended with: {lost.reason}; {remedy}")
+            error = (
+                f"no worker is left, the last one ended with: {lost.reason}; give fewer --workers if memory is short"
+            )
+            raise self._with_remedy(UserError(error))
+
+    def _with_remedy(self, error: BaseException) -> BaseException:
+        """A mistake of the user's with the command that goes on, where something was asked before it."""
+        if self.opened is None or not isinstance(error, UserError) or self.plan.go_on in str(error):
+            return error
+        return UserError(f"{error}; what was finished is kept: go on with {self.plan.go_on}")
 
     def _record(self, first: Ready) -> Run:
         """The run's record as its first worker tells it, with what only this process knows."""
         plan, run = self.plan, first.measured if self.plan.resumed is None else first.run
-        software = environment.describe_software()
-        code = {"commit": software["commit"], "dirty": software["dirty"], "load_1min": software["load_1min"]}
         for text in (*plan.warnings, *run.provenance["warnings"], *self.staff.seats.warnings):
             self.warnings(text)
         run.run_id, run.command = plan.run_id, environment.command_line()
         run.config = run.config | dataclasses.asdict(plan.config) | {"threads": run.machine.threads}
-        run.provenance |= code | {"warnings": self.warnings.texts}
-        run.provenance["sessions"][-1] |= code | {"warnings": list(self.warnings.texts), "workers": self.staff.workers}
+        software, session = environment.describe_software(), run.provenance["sessions"][-1]
+        for told in (run.provenance, session):
+            told["commit"], told["dirty"] = software["commit"], software["dirty"]  # a worker's code may be a copy
+            told["load_1min"] = software["load_1min"]
+        run.provenance["warnings"], session["warnings"] = self.warnings.texts, list(self.warnings.texts)
+        session["workers"] = self.staff.workers
         if (begun := plan.resumed) is None:
             return run
         resume.check_unchanged(begun, self._facts(run))

@@ -19,63 +19,28 @@ import pytest
 from bench.cli import main
 from bench.run import recorder
 from bench.run.workers import local
-from tests.tiny import QUESTIONS, records, run_bench, write_questions
+from tests.tiny import records, run_bench
 
 ROOT = Path(__file__).parents[4]
 # Cores are shared where there are fewer: what is asked and answered does not depend on it.
 TWO = ("--workers", "2", "--threads", "1")
-COUNTERS = ("token_ids", "per_step_drafted", "per_step_accepted", "per_step_emitted", "per_step_depth", "prompt_digest")
-MORE = tuple((20 + i, "qa", (f"Name {fruit}.",)) for i, fruit in enumerate(("quinces", "medlars", "lychees")))
 
 
-def keys(turns):
-    return sorted((t.method, t.question_id, t.turn, t.round) for t in turns)
-
-
-def answers(turns):
-    return {(t.method, t.question_id, t.turn, t.round): [getattr(t, name) for name in COUNTERS] for t in turns}
-
-
-@pytest.fixture
-def questions(tmp_path):
-    return write_questions(tmp_path / "six.jsonl", *QUESTIONS, *MORE)
-
-
-@pytest.fixture
-def flags(setting):
-    return ["--method", setting.kangaroo, "--peer", "hf-generate", "--rounds", "2", "--threads", "1"]
-
-
-@pytest.fixture
-def alone(setting, questions, flags, tmp_path):
-    """The same run by one process."""
-    assert run_bench(setting.model, questions, tmp_path / "alone", *flags) == 0
-    return records(tmp_path / "alone")[1]
-
-
-def test_two_workers_answer_as_one_process_does(setting, questions, flags, alone):
+def test_two_workers_answer_as_one_process_does_and_every_turn_names_one(setting, questions, flags, alone, answers):
     assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 0
     run, turns = records(setting.out)
     assert run.complete
-    assert answers(turns) == answers(alone)
-    assert len(turns) == len(alone)
+    assert answers(turns) == alone
     assert {t.worker for t in turns} == set(run.workers) == {"1", "2"}
-
-
-def test_every_turn_names_a_worker_that_the_record_describes(setting, questions, flags):
-    assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 0
-    run, turns = records(setting.out)
     assert {t.machine for t in turns} == {run.machine.digest}
     assert [worker.place for worker in run.workers.values()] == [1, 2]
-    assert all(
-        worker.machine.kind == run.machine.kind and worker.host and worker.cores for worker in run.workers.values()
-    )
-    assert run.config["workers"] == 2
-    assert run.provenance["sessions"][0]["workers"] == 2
+    assert all(one.machine.kind == run.machine.kind and one.host and one.cores for one in run.workers.values())
+    assert (run.config["workers"], run.provenance["sessions"][0]["workers"]) == (2, 2)
     by_question = {}
     for turn in turns:
         by_question.setdefault((turn.question_id, turn.round), set()).add(turn.worker)
     assert all(len(workers) == 1 for workers in by_question.values())
+    assert "Workers of the run" in (setting.out / "report.html").read_text()
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------
@@ -176,24 +141,27 @@ def kill_at(monkeypatch, which):
 
 
 @pytest.mark.parametrize("number", [0, 4])
-def test_a_killed_workers_question_goes_to_another(setting, questions, flags, alone, monkeypatch, capsys, number):
+def test_a_killed_workers_question_goes_to_another(
+    setting, questions, flags, alone, answers, monkeypatch, capsys, number
+):
     count = itertools.count()
     killed = kill_at(monkeypatch, lambda asked: asked["do"] == "ask" and next(count) == number)
     assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 0
     run, turns = records(setting.out)
     assert run.complete
     assert len(killed) == 1
-    assert keys(turns) == keys(alone)
-    assert answers(turns) == answers(alone)
+    assert answers(turns) == alone
     assert run.provenance["sessions"][0]["lost"] == 1
     assert re.search(rf"worker \d was lost while it was asked \w+ {killed[0]['question']}", capsys.readouterr().err)
 
 
-def test_a_worker_that_is_killed_while_it_gets_ready_is_replaced(setting, questions, flags, alone, monkeypatch):
+def test_a_worker_that_is_killed_while_it_gets_ready_is_replaced(
+    setting, questions, flags, alone, answers, monkeypatch
+):
     count = itertools.count()
     kill_at(monkeypatch, lambda asked: asked["do"] == "prepare" and next(count) == 0)
     assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 0
-    assert answers(records(setting.out)[1]) == answers(alone)
+    assert answers(records(setting.out)[1]) == alone
 
 
 def test_workers_that_never_get_ready_end_the_run(setting, monkeypatch, capsys):
@@ -205,7 +173,7 @@ def test_workers_that_never_get_ready_end_the_run(setting, monkeypatch, capsys):
 
 
 def test_a_question_that_costs_worker_after_worker_ends_the_run_and_can_be_asked_later(
-    setting, questions, flags, alone, monkeypatch, capsys
+    setting, questions, flags, alone, answers, monkeypatch, capsys
 ):
     killed = kill_at(monkeypatch, lambda asked: asked["do"] == "ask" and asked["question"] == 20)
     assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 2
@@ -216,7 +184,7 @@ def test_a_question_that_costs_worker_after_worker_ends_the_run_and_can_be_asked
     assert 20 not in {turn.question_id for turn in turns}
     monkeypatch.undo()
     assert main(["--resume", str(setting.out)]) == 0
-    assert answers(records(setting.out)[1]) == answers(alone)
+    assert answers(records(setting.out)[1]) == alone
 
 
 # Kills its own process with SIGKILL once the next question is written down, and says who worked for it.
@@ -239,7 +207,7 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(setting, questions, flags, alone):
+def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(setting, questions, flags, alone, answers):
     given = ["--model", setting.model, "--questions", questions, "--out", setting.out, "--max-new-tokens", "8"]
     again = ["--resume", setting.out]
     for arguments, count in (([*given, *flags, *TWO], 2), (again, 2), ([*again, "--workers", "1"], 1)):
@@ -255,8 +223,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(setting, qu
     assert main(["--resume", str(setting.out)]) == 0
     run, turns = records(setting.out)
     assert run.complete
-    assert answers(turns) == answers(alone)
-    assert len(turns) == len(alone)
+    assert answers(turns) == alone
     assert len(run.provenance["sessions"]) == 4
     assert set(run.workers) == {"1", "2"}
 
@@ -273,7 +240,9 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(setting, questions, flags, alone, monkeypatch, capsys):
+def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(
+    setting, questions, flags, alone, answers, monkeypatch, capsys
+):
     append, count = recorder.append_turns, itertools.count()
 
     def interrupted(path, turns, go_on):
@@ -291,7 +260,7 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(setting, questions, 
     assert (setting.out / "report.md").exists()
     monkeypatch.undo()
     assert main(["--resume", str(setting.out)]) == 0
-    assert answers(records(setting.out)[1]) == answers(alone)
+    assert answers(records(setting.out)[1]) == alone
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
