@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,7 +184,8 @@ def _connect(ray: Any, config: RunConfig) -> None:
         where = {"address": config.ray}
         code = {"env_vars": passed, "py_modules": [str(SOURCES / name) for name in ("bench", "methods")]}
     try:
-        ray.init(**where, **quiet, runtime_env=code)
+        with contextlib.redirect_stdout(sys.stderr):  # the output is for results alone
+            ray.init(**where, **quiet, runtime_env=code)
     except Exception as error:  # Ray raises what it likes: ConnectionError, ValueError, RuntimeError, its own
         raise UserError(
             f"--ray {config.ray}: no cluster can be used there ({first_line(error)}): check its address"

@@ -175,14 +175,14 @@ def test_workers_that_never_get_ready_end_the_run(setting, monkeypatch, capsys):
 def test_a_question_that_costs_worker_after_worker_ends_the_run_and_can_be_asked_later(
     setting, questions, flags, alone, answers, monkeypatch, capsys
 ):
-    killed = kill_at(monkeypatch, lambda asked: asked["do"] == "ask" and asked["question"] == 20)
-    assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 2
+    with monkeypatch.context() as patch:
+        killed = kill_at(patch, lambda asked: asked["do"] == "ask" and asked["question"] == 20)
+        assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 2
     assert "question 20 has ended 3 workers" in capsys.readouterr().err
     assert len(killed) == 3
     run, turns = records(setting.out)
     assert not run.complete
     assert 20 not in {turn.question_id for turn in turns}
-    monkeypatch.undo()
     assert main(["--resume", str(setting.out)]) == 0
     assert answers(records(setting.out)[1]) == alone
 
@@ -250,15 +250,15 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(
         if next(count):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(recorder, "append_turns", interrupted)
-    assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "append_turns", interrupted)
+        assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 130
     assert "go on with" in capsys.readouterr().err
     assert not psutil.Process().children()
     run, turns = records(setting.out)
     assert not run.complete
     assert len({(turn.question_id, turn.round) for turn in turns}) == 2
     assert (setting.out / "report.md").exists()
-    monkeypatch.undo()
     assert main(["--resume", str(setting.out)]) == 0
     assert answers(records(setting.out)[1]) == alone
 
