@@ -25,6 +25,7 @@ COMMANDS = {
     "history": "history",
     "publish": "publish",
     "gate-side": "gate_side",
+    "run-worker": "run_worker",
     "sweep": "sweep",
     "reproduce": "reproduce",
     "generate": "generate",

@@ -174,6 +174,22 @@ class RunConfig(Settings):
         metavar="N",
         bounds=THREADS,
     )
+    workers: int = setting(
+        0,
+        "processes that share the questions, each with its own cores (--threads of them; default: an equal share) or "
+        "its own GPU; a question is asked with all its methods by one of them; 0: one process does it all",
+        metavar="N",
+        bounds=(0, 1024),
+    )
+    ray: str | None = setting(
+        None,
+        "workers on a Ray cluster: its address (host:port, ray://host:port, auto), or local to start Ray here; without "
+        "--workers one for each GPU, or for each machine without GPUs (needs pip install 'roobench[ray]')",
+        metavar="ADDRESS",
+    )
+    mix_machines: bool = setting(
+        False, "let workers on unlike machines share a run; each kind of machine measures costs of its own"
+    )
     out: str | None = setting(
         None, "folder for everything of this run; default: results/runs/<run id> and plots/<run id>", metavar="DIR"
     )
@@ -192,6 +208,7 @@ class RunConfig(Settings):
         if self.batch and (self.temperatures or self.prompt_lengths):
             other = "--temperatures" if self.temperatures else "--prompt-lengths"
             raise UserError(f"--batch and {other} exclude each other: leave one of them out")
+        self._check_workers()
         if self.passages is not None and not self.prompt_lengths:
             raise UserError("--passages is what prompts are padded with: give --prompt-lengths as well")
         flag = "--temperatures" if self.temperatures else "--temperature"
@@ -204,6 +221,23 @@ class RunConfig(Settings):
             raise UserError("--top-p and --top-k are for sampling: give a --temperature above 0 as well")
         if any(self.sampled_at) and self.probe_windows:
             raise UserError(f"--probe-windows is for greedy decoding: leave {flag} out")
+
+    def _check_workers(self) -> None:
+        if self.ray == "":
+            raise UserError("--ray '' is no address: give host:port, ray://host:port, auto, or local")
+        if self.mix_machines and not self.by_workers:
+            raise UserError("--mix-machines is about workers: give --workers or --ray as well")
+        if self.by_workers and self.batch:
+            raise UserError(
+                "--batch needs all answers in one process, so it excludes --workers and --ray: leave one of them out"
+            )
+        if self.by_workers and ":" in self.device:
+            raise UserError(f"--device {self.device} is one GPU, but every worker has its own: give --device cuda")
+
+    @property
+    def by_workers(self) -> bool:
+        """Return whether processes other than this one ask the questions."""
+        return bool(self.workers or self.ray)
 
     @property
     def sampled_at(self) -> tuple[float, ...]:
@@ -238,6 +272,7 @@ def check_device(name: str) -> None:
 
 # Flags of a run that a sweep does not take: it varies knobs, and nothing else.
 AXES = ("--batch", "--temperatures", "--prompt-lengths", "--passages")
+WORKERS = ("--workers", "--ray", "--mix-machines")  # nor these: one process asks for all of its variants
 # What a preset sets; flags given as well win.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 
@@ -20,9 +19,9 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
-    # Whatever a library or a method prints, from C too, goes to the errors' stream: the output is for answers alone.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    from bench.run.workers import lines
+
+    out = lines.answers()
     from bench.gate import worker
 
     first = sys.stdin.readline()
@@ -33,5 +32,6 @@ def run(options: Namespace) -> int:
         raise UserError(
             f"gate-side is started by gate, which says what to run; it was told {first[:80]!r} ({error})"
         ) from error
-    worker.serve(worker.Worker(settings, given.get("measured", {}), given.get("slower", {})), sys.stdin, out)
+    one = worker.Worker(settings, given.get("measured", {}), given.get("slower", {}))
+    lines.serve(one.handle, sys.stdin, out)
     return 0

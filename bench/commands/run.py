@@ -17,6 +17,7 @@ from bench.files import user_path
 
 if TYPE_CHECKING:
     from bench.run.plan import Plan
+    from bench.run.recorder import Recorder
 
 _COMMANDS = """\
 other commands (each has its own --help):
@@ -104,13 +105,8 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
     from bench.figures import metrics
     from bench.report import write_report
     from bench.report.conclusion import conclusion
-    from bench.run import runner
-    from bench.run.cores import on_free_cores
 
-    if planned.resumed is None:
-        settings, warnings = on_free_cores(planned.config)
-        planned = dataclasses.replace(planned, config=settings, warnings=(*planned.warnings, *warnings))
-    left = runner.carry_out(planned, say)
+    left = _ask(planned)
     record, folder = left.record, left.folder
     if not left.turns:
         raise KeyboardInterrupt
@@ -138,6 +134,21 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
     for label, error in fallen.items():
         say(f"{label} failed in batches, first with: {error}")
     return 1 if failed or dead or fallen else 0
+
+
+def _ask(planned: Plan) -> Recorder:
+    """Ask all questions, by workers or in this process."""
+    if planned.config.by_workers:
+        from bench.run.workers import driver
+
+        return driver.carry_out(planned, say)
+    from bench.run import runner
+    from bench.run.cores import on_free_cores
+
+    if planned.resumed is None:
+        settings, warnings = on_free_cores(planned.config)
+        planned = dataclasses.replace(planned, config=settings, warnings=(*planned.warnings, *warnings))
+    return runner.carry_out(planned, say)
 
 
 def _how_to_go_on(planned: Plan) -> str:

@@ -96,6 +96,8 @@ def _check_in(turn: Turn, run: Run) -> None:
         raise MismatchError(f"round: {turn.round} is beyond the run's {rounds} rounds, which count from 0")
     if turn.at not in (values := axis_values(run.config)):
         raise MismatchError(f"at: {turn.at} is none of the run's values, {values}")
+    if turn.worker and turn.worker not in run.workers:
+        raise MismatchError(f"worker: {turn.worker!r} is not in run.json{did_you_mean(turn.worker, run.workers)}")
     parts = info.notes.get("parts")
     if parts and max(turn.per_step_part, default=0) >= len(parts):
         raise MismatchError(

@@ -68,6 +68,8 @@ class Session(TypedDict, total=False):
     dirty: bool | None
     load_1min: Real | None
     others_share: Share  # of the processors, used by other programs
+    workers: Count  # processes that answered questions; not recorded: the one of the run
+    lost: Count  # of these, and replaced
     warnings: list[str]
 
 

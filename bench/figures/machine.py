@@ -74,6 +74,11 @@ class Machine:
         digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
         object.__setattr__(self, "digest", digest[:_DIGEST_CHARS])
 
+    @property
+    def kind(self) -> str:
+        """What workers that measure the same costs have in common."""
+        return f"{self.digest}/{self.threads}"
+
     def __str__(self) -> str:
         """Name and digest, because different machines have one name."""
         return f"{self.name} ({self.digest})"
@@ -97,3 +102,27 @@ class Machine:
             "system": f"{self.system} {self.kernel}".strip(),
         }
         return {what: value for what, value in found.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process, or several one after the other in the same place, that answered questions of a run."""
+
+    place: Count  # its number, from 1
+    host: str
+    machine: Machine
+    cores: list[Count] = field(default_factory=list)  # numbers of the processors that it was kept to
+    gpu: str = ""  # as CUDA_VISIBLE_DEVICES names it
+
+    def is_same(self, other: Worker) -> bool:
+        """Return whether both are one place on one device."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        return self.place, self.host, self.machine.kind, self.cores, self.gpu
+
+    @property
+    def device(self) -> str:
+        """What it computes on, for readers."""
+        cores = f"core{'s' if len(self.cores) > 1 else ''} {', '.join(map(str, self.cores))}"
+        return f"GPU {self.gpu}, {cores}" if self.gpu else cores

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.errors import UserError
-from bench.figures import breakdown, disturbed, hindsight, stats
+from bench.figures import breakdown, disturbed, hindsight, stats, workers
 from bench.figures.axis import over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.notable import Divergence, Failure
@@ -37,7 +37,7 @@ from bench.figures.summary import (
     StepTime,
     Summary,
 )
-from bench.figures.sums import Pair, by_steady_steps, question_sums
+from bench.figures.sums import Pair, by_steady_steps, question_sums, speedups
 from bench.questions import TASKS
 from bench.typed_json import decode_value
 
@@ -89,7 +89,7 @@ def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
         sampling=sampled,
         complete=run.complete,
         rounds=len({turn.round for turn in turns}),
-        statistics=decode_value(Statistics, stats.STATISTICS),
+        statistics=decode_value(Statistics, stats.STATISTICS | (workers.CLUSTER if workers.several(kept) else {})),
         excluded_questions=sorted(excluded),
         failed_methods=dead,
         failed=[Failure(*disturbed.where(turn), str(turn.error), at=turn.at) for turn in failed],
@@ -118,6 +118,8 @@ def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
         against=_against(run, paired),
         hindsight=hindsight.bounds({name: info.costs for name, info in run.methods.items()}, paired),
         beside=_beside(run, kept),
+        workers=workers.figures(run, paired, vanilla),
+        worker_differences=workers.differences(run, paired, vanilla),
     )
 
 
@@ -229,8 +231,7 @@ def _against(run: Run, paired: dict[str, list[Pair]]) -> dict[str, dict[str, Est
         turns = [turn for turn, _ in paired[name]]
         both = pairs([*turns, *(turn for turn, _ in paired[other])], name, other)
         tasks = [[pair for pair in both if pair[0].task == task] for task in ordered_tasks(t.task for t in turns)]
-        sums = [question_sums(task, prefilled=False) for task in tasks if task]
-        found[name][other] = stats.estimates(sums)["ratio_of_sums"]
+        found[name][other] = speedups([task for task in tasks if task], prefilled=False)["ratio_of_sums"]
     return found if len(names) > 1 else {}
 
 
@@ -363,12 +364,11 @@ def _pooled(tasks: list[list[Pair]], info: MethodInfo) -> dict[str, Any]:
         counts = lossless_counts(turns)
         found |= {"lossless": counts, "numerical_rate": ratio(counts["numerical"], sum(counts.values()))}
     for key, prefilled in (("decode", False), ("total", True)):
-        sums = [question_sums(task, prefilled=prefilled) for task in tasks]
-        estimates = stats.estimates(sums)
+        estimates = speedups(tasks, prefilled)
         found[f"speedup_{key}"] = estimates["ratio_of_sums"]
         found |= {f"speedup_{key}_{name}": estimates[name] for name in ("mean_rates", "geometric")}
         if peer:  # vanilla's speed over its own; overall the mean of the tasks' own, and no inverse of a mean
-            found[f"worth_{key}"] = stats.estimates([rows[:, [2, 3, 0, 1]] for rows in sums])["ratio_of_sums"]
+            found[f"worth_{key}"] = speedups(tasks, prefilled, turned=True)["ratio_of_sums"]
     return found
 
 

@@ -35,7 +35,7 @@ from typing_extensions import TypedDict
 from bench.errors import UserError
 from bench.figures.checks import check_run, turn_check
 from bench.figures.facts import DatasetFacts, EngineFacts, MemoryFacts, ModelFacts, PassCosts, Provenance
-from bench.figures.machine import Machine
+from bench.figures.machine import Machine, Worker
 from bench.files import replacing
 from bench.typed_json import (
     Count,
@@ -128,6 +128,8 @@ class Turn:
     at: Real | None = None  # the value of the run's axis (a temperature or a prompt length); None: the run has none
     drafted: Count | None = None  # tokens, of a peer whose engine tells them; None: see `per_step_drafted`
     accepted: Count | None = None  # likewise
+    worker: str = ""  # that answered, see `Run.workers`; "": the process of the run
+    machine: str = ""  # the digest of the worker's machine
 
 
 def prompt_digest(token_ids: Iterable[int]) -> str:
@@ -156,7 +158,7 @@ class MethodInfo:
 
 @dataclass(frozen=True, slots=True)
 class BatchInfo:
-    """What a run records about a method at a batch size."""
+    """What a run records about a method at a batch size, or on another kind of worker."""
 
     measured: dict[str, Json] = field(default_factory=dict)
     costs: PassCosts | None = None
@@ -192,6 +194,9 @@ class Run:
     memory: MemoryFacts = field(default_factory=lambda: MemoryFacts())
     # By batch size and method: knobs as measured or chosen for it, and costs in vanilla steps of the batch.
     batches: dict[str, dict[str, BatchInfo]] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)  # by name; empty: one process did it all
+    # By kind of worker (`Machine.kind`) other than that of `machine`, and by method.
+    kinds: dict[str, dict[str, BatchInfo]] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

@@ -12,6 +12,12 @@ Besides, `median_ratio` is robust: a few stalled turns do not move it.
 
 All turns and rounds of a question are one cluster: they share its prompt and its length, so they are summed and drawn
 together. Each task is resampled on its own, with as many questions as it has. An undefined figure is None.
+
+In a run by several workers, workers are clusters, too: all questions of a worker share what its device does to a
+speedup. To the variance of the questions we add what the means of workers vary beyond the questions that they had, as
+in two-way clustering (Cameron, Gelbach & Miller, Robust Inference with Multiway Clustering, 2011), and never less than
+nothing. This part has one degree of freedom less than there are workers: few workers that differ make wide intervals,
+and workers that do not differ leave them as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,13 +57,25 @@ Array = NDArray[np.float64]
 _TOKENS, _SECONDS, _TOKENS_VANILLA, _SECONDS_VANILLA, _RATE, _RATE_VANILLA, _LOG_RATIO, _LOG_RATIOS = range(8)
 
 
-def estimates(tasks: Sequence[Array], resamples: int = RESAMPLES) -> dict[str, Estimate]:
+@dataclass(frozen=True)
+class Split:
+    """A task's sums, by question and worker."""
+
+    sums: Array  # [n, 4], columns as for `estimates`
+    questions: Sequence[int]  # [n]
+    workers: Sequence[str]  # [n]
+
+
+def estimates(
+    tasks: Sequence[Array], resamples: int = RESAMPLES, by_worker: Sequence[Split] = ()
+) -> dict[str, Estimate]:
     """Each estimator with its interval, for one task or over several.
 
     Args:
         tasks: per task [questions, 4]: tokens and seconds of the method, tokens and seconds of vanilla, each summed
             over the question's turns and rounds.
         resamples: draws of the questions; the same ones at every call, so that methods are compared on equal draws.
+        by_worker: per task the same sums by question and worker, if there were several workers.
 
     A question without time on one side has no rate, one without tokens no ratio: the estimators that need it leave
     it out, on both sides. So are tasks of which an estimator says nothing. `low` and `high` are None where an interval
@@ -71,7 +90,8 @@ def estimates(tasks: Sequence[Array], resamples: int = RESAMPLES) -> dict[str, E
     # scipy.stats.bootstrap knows neither strata nor weights. Since sums are all that is needed, a draw of questions is
     # a row of counts, and all draws of all estimators one matrix product.
     drawn = [_counts(len(table), stratum, resamples) @ table for stratum, table in enumerate(tables)]
-    return {name: _estimate(name, tables, actual, drawn) for name in ESTIMATORS}
+    splits = [(_table(split.sums), split) for split in by_worker]
+    return {name: _estimate(name, tables, actual, drawn, splits) for name in ESTIMATORS}
 
 
 def median_ratio(tasks: Sequence[Array]) -> float | None:
@@ -101,7 +121,13 @@ def _counts(questions: int, stratum: int, resamples: int) -> Array:
     return rng.multinomial(questions, np.full(questions, 1 / questions), size=resamples).astype(np.float64)
 
 
-def _estimate(name: str, tables: Sequence[Array], actual: Sequence[Array], drawn: Sequence[Array]) -> Estimate:
+def _estimate(
+    name: str,
+    tables: Sequence[Array],
+    actual: Sequence[Array],
+    drawn: Sequence[Array],
+    splits: Sequence[tuple[Array, Split]],
+) -> Estimate:
     """One estimator over the tasks in which it is defined."""
     defined = [stratum for stratum, sums in enumerate(actual) if np.isfinite(_log(_speedup(name, sums)))]
     if not defined:
@@ -112,7 +138,8 @@ def _estimate(name: str, tables: Sequence[Array], actual: Sequence[Array], drawn
     alone = Estimate(value)
     if min(questions) < (2 if len(questions) > 1 else LEAST_QUESTIONS):
         return alone
-    stretch, freedom = _stretch(name, questions, actual, drawn)
+    added = _of_workers(name, [splits[stratum] for stratum in defined]) if splits else _NO_WORKERS
+    stretch, freedom = _stretch(name, questions, actual, drawn, added)
     if freedom < LEAST_FREEDOM:
         return alone
     deviations = _finite(_log(_overall(name, drawn)) - _log(value))
@@ -125,8 +152,66 @@ def _estimate(name: str, tables: Sequence[Array], actual: Sequence[Array], drawn
     return Estimate(value, value * math.exp(low), value * math.exp(high))
 
 
+@dataclass(frozen=True)
+class _OfWorkers:
+    """The variance that workers add to a speedup, in units of that of the questions, and its degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+
+_NO_WORKERS = _OfWorkers(0.0, 1.0)
+
+
+def _of_workers(name: str, splits: Sequence[tuple[Array, Split]]) -> _OfWorkers:
+    """How much more the means of workers vary than the questions that they had explain.
+
+    To first order the log of the estimator is a sum over questions. Each adds its influence: the derivative of the log
+    by the question's weight. A worker's sum of influences has the variance of its questions', and that of its device.
+    """
+    workers = np.array([worker for _, split in splits for worker in split.workers])
+    names, counts = np.unique(workers, return_counts=True)
+    shares = counts / len(workers) if len(workers) else np.ones(1)
+    lone = float((shares**2).sum())  # 1 / the number of workers, if all have had as many questions
+    if len(names) < 2:
+        return _NO_WORKERS
+    influences = _influences(name, [table for table, _ in splits])
+    of_questions = expected = 0.0
+    for influence, (_, split) in zip(influences, splits, strict=True):
+        n = len(influence)
+        if n > 1:
+            own = np.unique(np.asarray(split.workers), return_counts=True)[1] / n
+            expected += float((influence**2).sum()) * n / (n - 1) * (1 - float((own**2).sum()))
+        _, cluster = np.unique(np.asarray(split.questions), return_inverse=True)
+        sums = np.bincount(cluster, influence)
+        of_questions += float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
+    everything = np.concatenate(influences)
+    found = sum(float(everything[workers == one].sum()) ** 2 for one in names)
+    if of_questions < _ROUNDING:
+        return _NO_WORKERS
+    return _OfWorkers(max(0.0, found - expected) / (1 - lone) / of_questions, 1 / lone - 1)
+
+
+def _influences(name: str, tables: Sequence[Array]) -> list[Array]:
+    """What each row adds to the log of the estimator, to first order; zero in sum over each task."""
+    actual = [table.sum(axis=0) for table in tables]
+    found = []
+    for stratum, sums in enumerate(actual):
+        slopes = np.zeros(len(sums))
+        for column, value in enumerate(sums):
+            step = 1e-6 * max(abs(value), 1e-6)
+            sides = []
+            for sign in (1, -1):
+                moved = sums.copy()
+                moved[column] += sign * step
+                sides.append(_log(_overall(name, [*actual[:stratum], moved, *actual[stratum + 1 :]])))
+            slopes[column] = (sides[0] - sides[1]) / (2 * step)
+        found.append((tables[stratum] - tables[stratum].mean(axis=0)) @ np.nan_to_num(slopes, posinf=0, neginf=0))
+    return found
+
+
 def _stretch(
-    name: str, questions: Sequence[int], actual: Sequence[Array], drawn: Sequence[Array]
+    name: str, questions: Sequence[int], actual: Sequence[Array], drawn: Sequence[Array], added: _OfWorkers
 ) -> tuple[float, float]:
     """How much wider than the draws' percentiles an interval for so few questions has to be; degrees of freedom.
 
@@ -149,9 +234,11 @@ def _stretch(
         return 1.0, float((n - 1).sum())
     unbiased = spread * n / (n - 1)
     shares = unbiased / unbiased.sum()  # of the variance; squares of tiny variances would vanish
-    freedom = 1 / (shares**2 / (n - 1)).sum()
+    parts = np.append(shares, added.variance) / (1 + added.variance)
+    freedom = 1 / (parts**2 / np.append(n - 1, added.freedom)).sum()
     quantile = (1 + LEVEL) / 2
-    stretch = np.sqrt(unbiased.sum() / spread.sum()) * stdtrit(freedom, quantile) / ndtri(quantile)
+    variance = unbiased.sum() * (1 + added.variance)
+    stretch = np.sqrt(variance / spread.sum()) * stdtrit(freedom, quantile) / ndtri(quantile)
     return float(stretch), float(freedom)
 
 

@@ -280,6 +280,31 @@ class Axis:
     points: list[AtValue]
 
 
+@dataclass(slots=True)
+class WorkerFigures:
+    """What one worker of a run did."""
+
+    name: str
+    host: str
+    machine: str
+    device: str
+    threads: Count
+    questions: Count  # every round counts
+    tok_per_s_vanilla: Finite | None
+    speedups: dict[str, Finite | None]  # of each method, over all of its turns
+
+
+@dataclass(slots=True)
+class WorkerDifference:
+    """A figure in which workers differ by more than noise: vanilla's speed, or the decode speedup of a method."""
+
+    method: str
+    slowest: str  # worker
+    fastest: str
+    factor: Finite  # between the two
+    chance: Share  # of such differences by noise alone
+
+
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """Everything that is computed from a run's records."""
@@ -308,6 +333,8 @@ class Summary:
     crossovers: dict[str, Crossover] = field(default_factory=dict)  # of each method that ran in batches
     axis: Axis | None = None
     beside: dict[str, Beside] = field(default_factory=dict)  # peers with a baseline of their own
+    workers: list[WorkerFigures] = field(default_factory=list)  # empty: one process did it all
+    worker_differences: list[WorkerDifference] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         numbers: Counter[str] = Counter()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import sys
 import time
 from collections.abc import Generator
-from typing import Any, TextIO
+from typing import Any
 
 import bench
 import methods
@@ -120,10 +119,3 @@ def _slow_down(contestants: dict[str, Contestant], slower: dict[str, float]) -> 
         if contestant is None or not isinstance(contestant.method, SpeculativeMethod):
             raise UserError(f"--slow-down {label}: the gate has no such method of ours")
         slow_down(contestant.method, share)
-
-
-def serve(worker: Worker, lines: TextIO, out: TextIO) -> None:
-    """Answer lines until they end."""
-    for line in lines:
-        out.write(json.dumps(worker.handle(json.loads(line))) + "\n")
-        out.flush()

@@ -8,6 +8,7 @@ from typing import Any
 from bench.figures.disturbed import BUSY_SHARE, BUSY_TURN_SHARE
 from bench.figures.records import FLOAT32_STATES, Run
 from bench.figures.summary import OVERALL, Summary
+from bench.report import crew
 from bench.report.formats import at_text, number, percent, shown_name, task_name, times, where
 
 FEW_QUESTIONS = 20  # a task with fewer gives indicative figures
@@ -29,6 +30,7 @@ def cautions(run: Run, summary: Summary) -> list[str]:
         *_outliers(summary),
         *_interrupted(summary),
         *_commits(run),
+        *crew.cautions(run, summary),
         *_dead(summary),
         *_failures(summary),
         *_divergences(summary),

@@ -76,13 +76,20 @@ def _sessions(run: Run) -> Table:
             str(session.get("started") or UNDEFINED),
             UNDEFINED if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
             share(session.get("others_share"), 1),
+            _workers(session),
             _commit(session),
             "; ".join(session.get("warnings") or []) or UNDEFINED,
         ]
         for place, session in enumerate(sessions(run), 1)
     ]
-    header = ["session", "started", "wall time", "CPU used by others", "commit", "warnings"]
-    return table(header, rows, (0, 1, 4, 5), "Sessions")
+    header = ["session", "started", "wall time", "CPU used by others", "workers", "commit", "warnings"]
+    return table(header, rows, (0, 1, 4, 5, 6), "Sessions")
+
+
+def _workers(session: Mapping[str, Any]) -> str:
+    """How many processes answered questions, and how many of these were lost; one process does not count itself."""
+    lost = f", {session['lost']} lost" if session.get("lost") else ""
+    return f"{session['workers']}{lost}" if session.get("workers") else UNDEFINED
 
 
 def _commit(session: Mapping[str, Any]) -> str:

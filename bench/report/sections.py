@@ -10,7 +10,7 @@ from bench.figures.notable import Divergence
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
 from bench.figures.summary import Cell, Entry, Summary
-from bench.report import batched, diagnosis, engines, over_axis, tables
+from bench.report import batched, crew, diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
 from bench.report.definitions import SPEC_BENCH, definitions
@@ -110,6 +110,7 @@ def sections(
         _peers(summary),
         engines.beside(summary),
         engines.engines(summary),
+        crew.section(summary),
         *(
             Section(name, [tables.vanilla(e), *tables.folded(e)], folded=bool(others))
             for name, e in summary.of_kind("vanilla").items()

@@ -21,6 +21,7 @@ from bench.engine.timing import least_s
 from bench.figures.facts import Provenance
 from bench.figures.machine import Gpu, Machine
 from bench.files import SOURCES
+from bench.run.cores import busy_s
 from bench.run.processor import describe_processor
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
@@ -43,15 +44,23 @@ def busy_warning(share: float | None = None) -> str | None:
 
 
 class OthersMeter:
-    """The share of this machine's processors that other programs have used since it was made."""
+    """The share of this machine's processors that other programs have used since it was made.
+
+    In a worker, of the processors that it was given: its like are at work on all others.
+    """
+
+    own: frozenset[int] = frozenset()  # the processors that this process was given; empty: all
 
     def __init__(self) -> None:
-        self._busy_s, self._own_s, self._start_s = _busy_s(), time.process_time(), time.monotonic()
+        self._busy_s, self._own_s, self._start_s = self._all_s(), time.process_time(), time.monotonic()
+
+    def _all_s(self) -> float:
+        return busy_s(self.own) if self.own else _busy_s()
 
     def share(self) -> float:
         """0..1, time stolen by a hypervisor included."""
-        others_s = _busy_s() - self._busy_s - (time.process_time() - self._own_s)
-        there_s = (time.monotonic() - self._start_s) * (psutil.cpu_count() or 1)
+        others_s = self._all_s() - self._busy_s - (time.process_time() - self._own_s)
+        there_s = (time.monotonic() - self._start_s) * (len(self.own) or psutil.cpu_count() or 1)
         return min(1.0, max(0.0, others_s / there_s)) if there_s > 0 else 0.0
 
     def turn_share(self) -> float | None:

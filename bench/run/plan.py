@@ -104,6 +104,11 @@ class Plan:
         """Who answers the question."""
         return [c for c in contestants if not c.is_peer or question.question_id in self.peer_ids]
 
+    def labels(self, record: Run, question: Question) -> list[str]:
+        """The methods of the run's record that answer the question."""
+        asked = question.question_id in self.peer_ids
+        return [label for label, info in record.methods.items() if asked or info.kind != "peer"]
+
     def prompt_lengths(self, question: Question, chat: ChatFormat, at: float | None = None) -> list[int]:
         """Tokens of each turn's prompt at a value of the axis, earlier answers taken as long as they may become."""
         lengths, before = [], 0
@@ -248,6 +253,20 @@ def make_plan(
         raise UserError(f"{folder} holds a sweep ({SWEEP_FILE}): choose another folder with --out")
     peers, values = peers_asked(asked, config), config.axis
     return Plan(config, asked, peers, chosen, started, run_id, folder, begun, of_sweep, tuple(left_out), values)
+
+
+def of_worker(config: RunConfig, begun: Run | None) -> Plan:
+    """The plan of a worker, which writes no records; `begun` has the knobs with which others ask.
+
+    Raises:
+        UserError: as `check`; or a method that does not take these knobs.
+
+    """
+    asked, chosen, left_out = check(config)
+    if begun is not None:
+        chosen = [one if one.label == methods.BASELINE else resume.as_begun(one, begun) for one in chosen]
+    peers, now = peers_asked(asked, config), datetime.datetime.now(datetime.UTC)
+    return Plan(config, asked, peers, chosen, now, "worker", Path(), None, False, tuple(left_out), config.axis)
 
 
 def fitted(plan: Plan, model: Model) -> Plan:

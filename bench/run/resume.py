@@ -30,8 +30,11 @@ from bench.typed_json import MismatchError, decode_value
 
 # Older runs do not say these.
 _NOT_ALWAYS_RECORDED = ("chat template", "tokenizer", "engines of peers")
+_OF_MACHINE = ("device", "machine", "threads", "engine's weights")
 Changes = dict[str, tuple[Any, Any]]  # what was, and what is now, by its name
 
+# Where a run is computed: another number of workers, or another cluster, may go on with it.
+_PLACES = ("workers", "ray", "mix_machines")
 # What a run's figures depend on besides its settings. A commit may change without touching any of it: it is recorded.
 _FIXED: dict[str, Callable[[Run], Any]] = {
     "model": lambda run: run.model.get("sha256"),
@@ -75,13 +78,14 @@ def begun(folder: Path) -> Run:
 
 
 def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:
-    """The settings that the run was begun with; flags `given` with --resume may only repeat them.
+    """The settings that the run was begun with; flags `given` with --resume may only repeat them, but for workers.
 
     Raises:
         UserError: a flag differs, with both values.
 
     """
-    config = recorded_settings(run)
+    places = {name: value for name, value in given.items() if name in _PLACES}
+    config = dataclasses.replace(recorded_settings(run), **places)
     _refuse(run, changed_flags(config, given))
     return config
 
@@ -123,10 +127,14 @@ def check_unchanged(run: Run, now: Mapping[str, Any]) -> None:
         UserError: model, questions, device, a library or weights are others, with both values.
 
     """
+    _refuse(run, changes(run, now))
+
+
+def changes(run: Run, now: Mapping[str, Any]) -> Changes:
+    """What is not as the run's record has it; what that does not say is left out."""
     before = {what: _FIXED[what](run) for what in now}
     unknown = {what for what in _NOT_ALWAYS_RECORDED if before.get(what) is None}
-    changed = (what for what in now if what not in unknown and before[what] != now[what])
-    _refuse(run, {what: (before[what], now[what]) for what in changed})
+    return {what: (before[what], now[what]) for what in now if what not in unknown and before[what] != now[what]}
 
 
 def check_prompts(
@@ -153,9 +161,9 @@ def check_prompts(
             _refuse(run, {f"the prompt of question {identifier} (digest of its token ids)": (before, now)})
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """All that must not change, of a run's record."""
-    return {what: of(run) for what, of in _FIXED.items()}
+def facts(run: Run, *, of_machine: bool = True) -> dict[str, Any]:
+    """All that must not change, of a run's record; without what belongs to its machine, if workers may differ in it."""
+    return {what: of(run) for what, of in _FIXED.items() if of_machine or what not in _OF_MACHINE}
 
 
 def _refuse(run: Run, changed: Changes) -> None:

@@ -8,6 +8,7 @@ all alike. The steps are functions, so that a sweep and a gate can take them one
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
 from bench.figures.records import Run, alone_in, remembers_the_run
 from bench.models import loading
-from bench.models.chat import template_digest, tokenizer_digest
+from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Model, choose_device, memory_errors
 from bench.progress import Log, progress
 from bench.run import environment, resume
@@ -95,15 +96,18 @@ def assemble(plan: Plan, loaded: Loaded, log: Log, fails: Fails = raising) -> Ex
     return Examiner(loaded, contestants, config, auditor_of(loaded, log), PeakMeter(target.device), warnings)
 
 
-def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising) -> Run:
-    """Warm up all methods and measure the cost of forward passes. Returns the record of the run as it begins."""
+def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising, begun: Run | None = None) -> Run:
+    """Warm up all methods and measure the cost of forward passes. Returns the record of the run as it begins.
+
+    `begun`: a record that has the costs; by default that of the run that goes on, if any.
+    """
     everybody = ", ".join(contestant.label for contestant in examiner.contestants)
     log(f"warming up {f'vanilla and {len(examiner.config.method)} variants' if plan.of_sweep else everybody}")
     others = environment.OthersMeter()
     examiner.warm_up(fails)
     if busy := environment.busy_warning(others.turn_share()):
         examiner.warnings(busy)
-    record = describe(plan, examiner, _costs(examiner, plan.resumed))
+    record = describe(plan, examiner, _costs(examiner, begun or plan.resumed))
     if (graphs := examiner.loaded.target.graphs) is not None:
         graphs.close()
         if graphs.reason:
@@ -117,18 +121,20 @@ def ask(plan: Plan, examiner: Examiner, record: Run, log: Log) -> Recorder:
     if begun is not None:
         resume.check_unchanged(begun, resume.facts(record))
         record = continued(begun, record, examiner.warnings)
-    recorder = Recorder(plan, record, examiner.loaded.chat)
-    if begun is None:
+    recorder = open_records(plan, record, examiner.loaded.chat, log)
+    ask_all(examiner, recorder, log)
+    return recorder
+
+
+def open_records(plan: Plan, record: Run, chat: ChatFormat, log: Log) -> Recorder:
+    """The run's files, with what earlier sessions have finished."""
+    recorder = Recorder(plan, record, chat)
+    if plan.resumed is None:
         recorder.begin(log)
     else:
-        turns = resume.finished_turns(
-            plan.folder,
-            plan.questions.questions,
-            lambda question: [other.label for other in plan.taking_part(question, examiner.contestants)],
-        )
-        labels = [contestant.label for contestant in examiner.contestants if not contestant.is_peer]
-        recorder.take_over(turns, resume.finished_blocks(plan.folder, labels))
-    ask_all(examiner, recorder, log)
+        turns = resume.finished_turns(plan.folder, plan.questions.questions, functools.partial(plan.labels, record))
+        ours = [label for label, info in record.methods.items() if info.kind != "peer"]
+        recorder.take_over(turns, resume.finished_blocks(plan.folder, ours))
     return recorder
 
 

@@ -18,6 +18,7 @@ from bench.gate.checkout import Checkout, here
 from bench.gate.measured import measured_by
 from bench.gate.protocol import PROTOCOL
 from bench.gate.side import Side, first_request
+from bench.run.workers.lines import serve
 from tests.tiny import records, run_bench
 
 
@@ -55,7 +56,7 @@ def test_a_worker_answers_as_a_run_does(config, setting):
     with contextlib.suppress(StopIteration):
         while True:
             out = io.StringIO()
-            worker.serve(made, io.StringIO(json.dumps(line) + "\n"), out)
+            serve(made.handle, io.StringIO(json.dumps(line) + "\n"), out)
             told_back = json.loads(out.getvalue())
             turns += told_back.get("turns", [])
             pauses += told_back.get("going", False)
