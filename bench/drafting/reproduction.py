@@ -20,7 +20,7 @@ class Part:
     name: str  # of its folder
     shows: str  # what the paper shows
     methods: tuple[str, ...]  # as --method takes them; a sweep has one
-    minutes: int  # on two cores with the default model, as measured
+    minutes: int  # about, on two cores with the default model
     grid: tuple[str, ...] = ()  # as --grid takes them
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the run, in which it is not as by default
     ablation: str = ""  # what the file of published figures says was varied; "": the paper's results by task

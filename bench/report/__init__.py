@@ -51,8 +51,8 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     from bench.report.latex import report_tex
 
     run, summary, turns = figures_of(run_dir)
-    _write_figures(summary, run_dir)
     plots, found = _drawn(run_dir, (run, summary, turns), plots_dir)
+    _write_figures(summary, run_dir)
     pages = {HTML_FILE: html.page(summary, found), REPORT_FILE: markdown.page(found), TEX_FILE: report_tex(summary)}
     for name, content in pages.items():
         with atomic_writer(run_dir / name) as file:
@@ -70,10 +70,10 @@ def write_page(run_dir: Path, folder: Path, home: str) -> tuple[Run, Summary]:
     from bench.report import html
 
     run, summary, turns = figures_of(run_dir)
-    _write_figures(summary, folder)
     with tempfile.TemporaryDirectory() as plots_dir:  # the page holds them itself
         found = _drawn(run_dir, (run, summary, turns), Path(plots_dir))[1]
         page = html.page(summary, found, home)
+    _write_figures(summary, folder)
     with atomic_writer(folder / HTML_FILE) as file:
         file.write(page)
     return run, summary

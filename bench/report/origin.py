@@ -70,20 +70,24 @@ def value_text(value: Any) -> str:
 
 def _sessions(run: Run) -> Table:
     """A resumed run has several; each may have had a busier machine or another commit."""
+    every = sessions(run)
+    by_workers = any(session.get("workers") for session in every)
     rows = [
         [
             str(place),
             str(session.get("started") or UNDEFINED),
             UNDEFINED if session.get("wall_s") is None else f"{session['wall_s']:,.0f} s",
             share(session.get("others_share"), 1),
-            _workers(session),
+            *([_workers(session)] if by_workers else []),
             _commit(session),
             "; ".join(session.get("warnings") or []) or UNDEFINED,
         ]
-        for place, session in enumerate(sessions(run), 1)
+        for place, session in enumerate(every, 1)
     ]
-    header = ["session", "started", "wall time", "CPU used by others", "workers", "commit", "warnings"]
-    return table(header, rows, (0, 1, 4, 5, 6), "Sessions")
+    header = ["session", "started", "wall time", "CPU used by others", *(["workers"] if by_workers else [])]
+    header += ["commit", "warnings"]
+    left = (0, 1, *range(4, len(header)))
+    return table(header, rows, left, "Sessions")
 
 
 def _workers(session: Mapping[str, Any]) -> str:

@@ -48,6 +48,10 @@ class CannotBuildError(Exception):
     """A compiler that cannot do it, or not with the flags."""
 
 
+class UnusableCacheError(OSError):
+    """A cache in which no compiler could build anything."""
+
+
 def compilers() -> list[str]:
     """Those that are there, to be tried in turn."""
     names = filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++"))
@@ -67,7 +71,8 @@ def load(compiler: str) -> ctypes.CDLL:
 
     Raises:
         CannotBuildError: the compiler refuses, or this processor lacks what the flags ask for.
-        OSError: the cache cannot be used, or the library does not load.
+        UnusableCacheError: nothing can be kept in the cache.
+        OSError: the library does not load.
 
     """
     path = path_of(compiler)
@@ -99,7 +104,7 @@ def _build(compiler: str, path: Path) -> None:
             _forbid_others(path.parent)
         if not _is_private(path.parent):
             remedy = "set ROOBENCH_CACHE to a folder of your own"
-            raise PermissionError(f"other users can write to {path.parent}: {remedy}")
+            raise UnusableCacheError(f"other users can write to {path.parent}: {remedy}")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as partial:
             made, compiled = Path(partial) / "kernels.so", Path(partial) / "kernels.o"
             steps = (
@@ -113,8 +118,10 @@ def _build(compiler: str, path: Path) -> None:
                     raise CannotBuildError(f"it cannot build {SOURCE.name} ({said})")
             _forbid_others(made)
             made.replace(path)
+    except UnusableCacheError:
+        raise
     except OSError as error:
-        raise OSError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
+        raise UnusableCacheError(f"nothing can be built in {path.parent} ({error.strerror or error})") from error
 
 
 def lacking(compiler: str, flags: list[str]) -> list[str]:

@@ -381,6 +381,8 @@ def test_the_summary_has_the_schema_that_readers_rely_on(turns):
         "busy_turns",
         "outliers",
         "methods",
+        "workers",
+        "worker_differences",
     }
     assert summary["schema"] == 1
     assert summary["model"] == "tiny"

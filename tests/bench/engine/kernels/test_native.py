@@ -333,7 +333,7 @@ def test_only_files_of_this_user_or_root_are_loaded(monkeypatch, owner, mode, pr
 
 def test_a_cache_of_another_user_is_refused_with_a_remedy(compiler, monkeypatch):
     monkeypatch.setattr(build, "_is_private", lambda path: False)
-    with pytest.raises(PermissionError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder of"):
+    with pytest.raises(build.UnusableCacheError, match=r"other users can write to .*: set ROOBENCH_CACHE to a folder"):
         build.load("/bin/c++")
 
 
