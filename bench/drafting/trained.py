@@ -152,14 +152,20 @@ def filled(
     return module.to(target.device, target.dtype).requires_grad_(False)
 
 
-def save(
-    path: Path, module: nn.Module, names: Mapping[str, str], dtype: torch.dtype, config: Any, stored: Stored
-) -> None:
-    """Write a draft model: its weights to `path`, its dimensions (a dataclass) and what is stored with it beside them.
+def round_to_half(module: nn.Module) -> None:
+    """Round the weights of a module to what `save` writes, in place."""
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(weight.half())
+
+
+def save(path: Path, module: nn.Module, names: Mapping[str, str], config: Any, stored: Stored) -> None:
+    """Write a draft model: its weights, in half precision, to `path`, and beside them its dimensions (a dataclass) and
+    what is stored with it.
 
     `names`: as for `filled`.
     """
-    tensors = {names[ours]: tensor.detach().to("cpu", dtype) for ours, tensor in module.named_parameters()}
+    tensors = {names[ours]: tensor.detach().cpu().half() for ours, tensor in module.named_parameters()}
     if stored.ranking is not None:
         tensors[RANKING] = stored.ranking.to(torch.int32)
     save_tensors(tensors, path)

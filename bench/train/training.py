@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import methods
 from bench.decontaminate import Filter, question_sets
+from bench.drafting.trained import round_to_half
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
 from bench.files import IS_INSTALLED, cache_root, check_writable, user_path
@@ -85,6 +86,8 @@ class Trainer(ABC):
 
         def after_epoch(epoch: int) -> None:
             bar.set_description(f"scoring epoch {epoch}")
+            if epoch == config.epochs:  # what is scored is what is saved
+                round_to_half(self.module)
             history.append({"epoch": epoch, "loss": sum(losses) / len(losses), **self.scores(self.held_out)})
             bar.set_description(_TRAINING)
             losses.clear()

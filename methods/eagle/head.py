@@ -362,5 +362,5 @@ def load_head(folder: Path, target: Decoder) -> tuple[Head, Stored]:
 
 
 def save_head(folder: Path, head: Head, stored: Stored) -> None:
-    """Write `head` and what belongs to it: two files in an existing folder. Weights are stored in half precision."""
-    trained.save(folder / FILES[0], head, NAMES, torch.float16, head.config, stored)
+    """Write `head` and what belongs to it: two files in an existing folder, in half precision."""
+    trained.save(folder / FILES[0], head, NAMES, head.config, stored)

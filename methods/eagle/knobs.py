@@ -79,6 +79,7 @@ class EagleTraining(ChainTraining):
         "before and after, trained to copy the features, as published",
         choices=("normed", "paper"),
     )
+    ffn: int = setting(0, "width of the feed-forward block; 0: the target's", metavar="N", bounds=(0, 2**20))
     batch: int = setting(8, "conversations per optimiser step", metavar="N", bounds=(1, 10_000))
 
     @property

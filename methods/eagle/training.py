@@ -47,7 +47,12 @@ class HeadTrainer(ChainTrainer):
         """Return the form of the head."""
         normed = self.config.architecture == "normed"
         return HeadConfig.of(
-            target, draft_vocab=self.draft_vocab, input_norm=normed, output_norm=normed, fc_bias=not normed
+            target,
+            intermediate_size=self.config.ffn or target.config.intermediate,
+            draft_vocab=self.draft_vocab,
+            input_norm=normed,
+            output_norm=normed,
+            fc_bias=not normed,
         )
 
     def _initialise(self, norm: Tensor) -> None:

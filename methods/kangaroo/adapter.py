@@ -319,8 +319,8 @@ def load_adapter(folder: Path, target: Decoder) -> tuple[Adapter, Stored]:
 
 
 def save_adapter(folder: Path, adapter: Adapter, stored: Stored) -> None:
-    """Write `adapter` and what belongs to it in our format: two files in an existing folder."""
-    trained.save(folder / ADAPTER_FILE, adapter, _NAMES, torch.float32, adapter.config, stored)
+    """Write `adapter` and what belongs to it in our format: two files in an existing folder, in half precision."""
+    trained.save(folder / ADAPTER_FILE, adapter, _NAMES, adapter.config, stored)
 
 
 def published_call(target: Decoder) -> Callable[[], object] | None:

@@ -148,6 +148,13 @@ def test_heads_begin_as_the_best_linear_guess_of_the_next_state(material, form, 
 # --- drafts ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_feed_forward_block_is_as_wide_as_asked_or_the_targets(material):
+    for asked, width in ((0, 80), (24, 24)):
+        network = trainer_of(material, "normed", ffn=asked).network
+        assert network.config.intermediate_size == width
+        assert network.down.weight.shape == (48, width)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_unrolled_drafts_are_those_of_a_loaded_head_step_by_step_on_its_cache(material, form, tmp_path):
     target, _, found = material

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from bench.cli import main
 from bench.drafting.stopping import CALIBRATED_AT, Calibration
+from bench.drafting.trained import round_to_half
 from bench.errors import UserError
 from bench.models import checkpoints, conversation_files
 from bench.train import conversations, loop, packed, prompts, training
@@ -529,12 +530,14 @@ def test_training_is_the_seeds(material):
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+    assert torch.equal(weights(1), weights(1).half().float())  # scored as they are saved
 
 
 @pytest.mark.parametrize(("architecture", "ffn"), [("feedback", 20), *((name, 0) for name in PAPERS)])
 def test_saved_adapter_gives_the_trained_states(material, tmp_path, architecture, ffn):
     target, _, found = material
     trainer = shaken(trainer_of(material, draft_vocab=40, architecture=architecture, ffn=ffn))
+    round_to_half(trainer.adapter)
     stored = Stored(trainer.ranking, trainer.calibrate(trainer.held_out), {"gamma": 3})
     kangaroo_training.save_adapter(tmp_path, trainer.adapter, stored)
     loaded, again = load_adapter(tmp_path, target)
