@@ -42,7 +42,7 @@ class Linear:
         self.product: native.Product | None = None
         self._stored: Tensor | Panels
         if layout == "native":
-            self._stored = Panels.of(weight, GRIDS.get(quantize), paired=paired)
+            self._stored = Panels.of(weight, GRIDS.get(quantize), paired=paired, vnni=native.rounds_inputs())
             self.product = native.Product(self._stored, bias)
         else:
             assert quantize == "none", f"{quantize} weights in the {layout} layout"

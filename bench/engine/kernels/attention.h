@@ -112,9 +112,9 @@ inline void mix_columns(const float* weights, const T* values, int64_t d, int64_
     for (; s + SETS <= end; s += SETS)
         for (int t = 0; t < SETS; ++t)
             for (int h = 0; h < H; ++h)
-                total[t][h] = fused(Vector{} + weights[s + t], load(values + (s + t) * d + h * LANES), total[t][h]);
+                total[t][h] = fused(splat(weights[s + t]), load(values + (s + t) * d + h * LANES), total[t][h]);
     for (; s < end; ++s)
-        for (int h = 0; h < H; ++h) total[0][h] = fused(Vector{} + weights[s], load(values + s * d + h * LANES), total[0][h]);
+        for (int h = 0; h < H; ++h) total[0][h] = fused(splat(weights[s]), load(values + s * d + h * LANES), total[0][h]);
     for (int h = 0; h < H; ++h) store(to + h * LANES, SETS == 1 ? total[0][h] : total[0][h] + total[SETS - 1][h]);
 }
 

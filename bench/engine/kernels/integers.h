@@ -188,7 +188,7 @@ inline void integer_product(
                 const Vector value = __builtin_convertvector(part[j][v], Vector) * unit;
                 if constexpr (FOUR_BITS) {
                     const float sum_of_group = unit * static_cast<float>(x.totals[j * groups + g]);
-                    total[j][v] = fused(least, Vector{} + sum_of_group, total[j][v]);
+                    total[j][v] = fused(least, splat(sum_of_group), total[j][v]);
                 }
                 total[j][v] = fused(scale, value, total[j][v]);
             }

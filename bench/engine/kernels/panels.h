@@ -5,8 +5,7 @@
 // the number of positions is: the width of a pass changes no result.
 #pragma once
 
-#include "integers.h"
-#include "vectors.h"
+#include "tiles.h"
 
 #ifdef __AVX512F__
 constexpr int MOST = 12;     // positions of a block, and
@@ -23,8 +22,9 @@ constexpr int64_t CACHED = 256 << 10;   // bytes of panels stay in the second-le
 enum Kind : int64_t { FLOAT32, BFLOAT16, Q4, Q8 };
 
 // y = x W^T + b. W [outputs, inputs] in panels of PANEL rows, the last one padded with zeros.
-//   FLOAT32, BFLOAT16: [panels, inputs, PANEL]. Where the processor has products of bfloat16, inputs are rounded to it,
-//   too, as torch does.
+//   FLOAT32, BFLOAT16: [panels, inputs, PANEL].
+//   BFLOAT16 where the processor has products of it: [panels, inputs / 2, PANEL, 2], an odd number of inputs padded with
+//   zeros. Inputs are rounded to bfloat16, too, as torch does.
 //   Q4, Q8: see integers.h.
 // paired: W is two matrices of outputs / 2 rows each; their panels take turns.
 struct Matrix {
@@ -80,7 +80,7 @@ inline void panel_product(
                 for (int v = 0; v < V; ++v) row[p][v] = load(weight + p * apart + v * LANES);
             for (int p = 0; p < P; ++p) __builtin_prefetch(reinterpret_cast<const char*>(weight + p * apart) + AHEAD);
             for (int j = 0; j < N; ++j) {
-                const Vector value = Vector{} + x[j * stride + i];
+                const Vector value = splat(x[j * stride + i]);
                 for (int p = 0; p < P; ++p)
                     for (int v = 0; v < V; ++v) total[p][j][v] = fused(row[p][v], value, total[p][j][v]);
             }
@@ -100,25 +100,20 @@ inline void panel_product(
 template <int N, int>
 inline void panel_product(
     const Brain* weight, int64_t, const Brain* x, int64_t stride, int64_t k, float (*sums)[MOST][PANEL]) {
-    alignas(64) uint16_t order[2 * PANEL];  // of two inputs' weights, row by row -> pairs of a row's two
-    for (int i = 0; i < 2 * PANEL; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * PANEL);
-    const __m512i in_pairs = _mm512_load_si512(order);
     __m512 total[N];
     for (int j = 0; j < N; ++j) total[j] = _mm512_setzero_ps();
-    auto add = [&](__m512i two, int64_t i, uint32_t seen) {
-        const __m512i pairs = _mm512_permutexvar_epi16(in_pairs, two);
+    auto add = [&](int64_t i, uint32_t seen) {
+        const auto pairs = (__m512bh)_mm512_loadu_si512(weight + i * PANEL);
+        __builtin_prefetch(reinterpret_cast<const char*>(weight + i * PANEL) + AHEAD);
         for (int j = 0; j < N; ++j) {
             uint32_t both = 0;
             std::memcpy(&both, x + j * stride + i, seen);
-            total[j] = _mm512_dpbf16_ps(total[j], (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(both)));
+            total[j] = _mm512_dpbf16_ps(total[j], pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(both)));
         }
     };
     int64_t i = 0;
-    for (; i + 2 <= k; i += 2, weight += 2 * PANEL) {
-        __builtin_prefetch(reinterpret_cast<const char*>(weight) + AHEAD);
-        add(_mm512_loadu_si512(weight), i, 4);
-    }
-    if (i < k) add(_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight))), i, 2);
+    for (; i + 2 <= k; i += 2) add(i, 4);
+    if (i < k) add(i, 2);
     for (int j = 0; j < N; ++j) store(sums[0][j], (Vector)total[j]);
 }
 typedef Brain Narrow;  // what bfloat16 weights are multiplied with
@@ -161,10 +156,42 @@ struct Inputs {
     }
 };
 
+// Adds the bias to the sums of position j and calls emit.
+template <class Emit>
+inline void emit_sums(const Matrix& m, int64_t j, Rows rows, float* sums, Emit emit) {
+    if (m.bias) for_some(rows.count, [&](int r) { sums[r] += m.bias[rows.first + r]; });
+    emit(j, rows.first, rows.count, sums);
+}
+
+#ifdef HAS_TILES
+// `multiply` for bfloat16 weights, 32 inputs at a time.
+template <class Emit>
+inline void multiply_in_tiles(const Matrix& m, const Inputs& in, int64_t n, int64_t first, int64_t end, Emit emit) {
+    const int64_t k = m.inputs;
+    float sums[2][TILED][PANEL];
+    const Tiles tiles(n);
+    for (int64_t from = first, together; from < end; from += together) {
+        together = std::min<int64_t>(2, end - from);
+        const Brain* weight = static_cast<const Brain*>(m.panels) + from * k * PANEL;
+        for (int64_t done = 0; done < n; done += TILED) {
+            const int64_t j = std::max<int64_t>(0, std::min(done, n - TILED));  // the last block may overlap the one before
+            tile_product(together, n, weight, in.factors() + j * k, k, sums);
+            for (int64_t p = 0; p < together; ++p)
+                for (int64_t t = done; t < std::min(done + TILED, n); ++t)
+                    emit_sums(m, t, outputs_of(m, from + p), sums[p][t - j], emit);
+        }
+    }
+}
+#endif
+
 // Calls emit(position, first output, number of outputs, their sums) for panels [first, end) at n positions; of a pair of
 // panels both in turn before the next pair.
 template <class Emit>
 inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first, int64_t end, Emit emit) {
+#ifdef HAS_TILES
+    if (m.kind == BFLOAT16 && m.inputs % TILE_INPUTS == 0 && has_tiles())
+        return multiply_in_tiles(m, in, n, first, end, emit);
+#endif
     const int64_t k = m.inputs, halves_of_bytes = m.kind == FLOAT32 ? 8 : m.kind == BFLOAT16 ? 4 : m.kind == Q8 ? 2 : 1;
     const Blocks blocks(n, m.kind == Q4 || m.kind == Q8 ? MOST_INTEGERS : MOST);
     // Of few positions memory is the limit, and one stream of it is faster than two.
@@ -190,7 +217,8 @@ inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first
                         break;
                     }
                     case BFLOAT16: {
-                        const Brain* weight = static_cast<const Brain*>(m.panels) + panel * k * PANEL;
+                        const int64_t padded = sizeof(Narrow) < sizeof(float) ? k + k % 2 : k;
+                        const Brain* weight = static_cast<const Brain*>(m.panels) + panel * padded * PANEL;
                         panel_product<1>(some, weight, 0, in.factors() + j * k, k, k, sums);
                         break;
                     }
@@ -200,11 +228,7 @@ inline void multiply(const Matrix& m, const Inputs& in, int64_t n, int64_t first
                             in.quantised.from(j, k), k, sums[0]);
                 }
                 for (int64_t p = 0; p < together; ++p) {
-                    const Rows rows = outputs_of(m, panel + p);
-                    for (int t = 0; t < some; ++t) {
-                        if (m.bias) for_some(rows.count, [&](int r) { sums[p][t][r] += m.bias[rows.first + r]; });
-                        emit(j + t, rows.first, rows.count, sums[p][t]);
-                    }
+                    for (int t = 0; t < some; ++t) emit_sums(m, j + t, outputs_of(m, panel + p), sums[p][t], emit);
                 }
             }
         }

@@ -34,27 +34,31 @@ class Panels:
     shape: tuple[int, int]
     paired: bool  # two matrices of n / 2 rows each, whose panels take turns
     grid: type[Q4] | type[Q8] | None  # None: the weights themselves
+    vnni: bool  # the layout for products of two inputs at a time: the weights of two neighbours lie side by side
     weights: Tensor
     scales: Tensor | None = None
 
     @classmethod
-    def of(cls, matrix: Matrix, grid: type[Q4] | type[Q8] | None = None, *, paired: bool = False) -> Panels:
-        """Store float32 or bfloat16 weights, or their codes on a grid.
+    def of(
+        cls, matrix: Matrix, grid: type[Q4] | type[Q8] | None = None, *, paired: bool = False, vnni: bool = False
+    ) -> Panels:
+        """Store float32 or bfloat16 weights, or their codes on a grid. `vnni`: so are bfloat16 weights.
 
         This is done a block of rows at a time, so that memory holds no second copy of the matrix.
         """
         halves, (outputs, inputs) = 1 + paired, matrix.shape
         rows = outputs // halves
+        vnni = vnni and grid is None and matrix[0:1].dtype == torch.bfloat16
         panels, block = -(-rows // PANEL), max(1, BLOCK_NUMBERS // (PANEL * inputs))
         made: list[Tensor] = []
         for half, first in itertools.product(range(halves), range(0, panels, block)):
             begin = half * rows
             taken = matrix[begin + first * PANEL : begin + min((first + block) * PANEL, rows)]
-            for i, piece in enumerate(_packed(taken, grid)):
+            for i, piece in enumerate(_packed(taken, grid, vnni=vnni)):
                 if i == len(made):
                     made.append(piece.new_empty((halves * panels, *piece.shape[1:])))
                 made[i][half::halves][first : first + block] = piece
-        return cls((outputs, inputs), paired, grid, *made)
+        return cls((outputs, inputs), paired, grid, vnni, *made)
 
     def plain(self) -> Tensor:
         """The weights [n, k]; of codes in float32."""
@@ -85,7 +89,7 @@ class Panels:
     def _decoded(self, weights: Tensor, scales: Tensor | None) -> Tensor:
         """Rows [m, ..] as they are in panels -> [m, k]."""
         if self.grid is None:
-            return weights
+            return weights.flatten(1)[:, : self.shape[1]]
         assert scales is not None
         if self.grid is Q8:
             return Q8(weights.flatten(1), scales).plain()
@@ -97,8 +101,13 @@ class Panels:
         return self.weights.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
-def _packed(rows: Tensor, grid: type[Q4] | type[Q8] | None) -> list[Tensor]:
-    """Rows in panels, the last one padded with zeros: weights [panels, k, PANEL], or codes and scales."""
+def _packed(rows: Tensor, grid: type[Q4] | type[Q8] | None, *, vnni: bool) -> list[Tensor]:
+    """Rows in panels, the last one padded with zeros: weights [panels, k, PANEL], or codes and scales.
+
+    `vnni`: weights [panels, k / 2, PANEL, 2], an odd k padded with zeros.
+    """
+    if vnni:
+        return [_by_panels(F.pad(rows, (0, rows.shape[1] % 2))).unflatten(2, (-1, 2)).transpose(1, 2)]
     if grid is None:
         return [_by_panels(rows).transpose(1, 2)]
     coded = grid.of(rows)

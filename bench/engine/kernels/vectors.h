@@ -61,6 +61,20 @@ inline float value_of(Half x) {
     return value;
 }
 
+// The same number in all lanes. Not `Vector{} + x`, which a compiler must really add, as it makes 0 of -0: next to fused
+// multiplications that would take as long as they do, and this is a load.
+inline Vector splat(float x) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_set1_ps(x);
+#elif defined(__AVX__)
+    return (Vector)_mm256_set1_ps(x);
+#elif defined(__aarch64__)
+    return (Vector)vdupq_n_f32(x);
+#else
+    return Vector{} + x;
+#endif
+}
+
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline Vector load(const Brain* from) { return reinterpret_cast<Vector>(widened(&from->bits) << 16); }
 inline Vector load(const Half* from) {

@@ -21,7 +21,7 @@ from bench.errors import UserError
 
 DRIVER = Path(__file__).with_name("kernels_for_others.cpp")
 CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-X86 = ("x86-64-v2", "x86-64-v3", "x86-64-v3 -mavxvnni", "x86-64-v4")
+X86 = ("x86-64-v2", "x86-64-v3", "x86-64-v3 -mavxvnni", "x86-64-v4", "x86-64-v4 -mavx512bf16")
 ARM = ("armv8-a", "armv8.2-a+dotprod+fp16")
 WIDTHS = range(1, 14)
 
@@ -65,7 +65,7 @@ class Emulated:
     def product_floats(self, *_: object) -> int:
         return 0  # the program has its own
 
-    scratch_floats = product_floats
+    scratch_floats = rounds_inputs = product_floats
 
     def multiply_add(self, m, x, added, y, rows, threads, scratch) -> None:
         m, n = m._obj, rows.value
@@ -146,7 +146,7 @@ def processor(request, monkeypatch, emulated):
 
 @pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
-@pytest.mark.parametrize(("outputs", "inputs"), [(37, 24), (1, 1), (19, 31)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(37, 24), (1, 1), (19, 31), (50, 96)])
 def test_products_are_float64s_at_every_width(dtype, outputs, inputs):
     weight, bias = drawn(outputs, inputs).to(dtype), drawn(outputs, seed=1)
     linear, x = Linear(weight, bias, layout="native"), drawn(WIDTHS[-1], inputs, seed=2).to(dtype).float()
@@ -172,7 +172,8 @@ def assert_equal_at_every_width(linear: Linear, x: torch.Tensor, exact: torch.Te
     torch.testing.assert_close(alone.double(), exact, rtol=0, atol=error * float(exact.abs().max()))
     for width in WIDTHS:
         assert torch.equal(linear(x[:width]), alone[:width])
-    assert torch.equal(linear(x.repeat(6, 1)), alone.repeat(6, 1))
+    for times in (2, 3, 6):
+        assert torch.equal(linear(x.repeat(times, 1)), alone.repeat(times, 1))
 
 
 @pytest.mark.usefixtures("processor")
@@ -188,14 +189,15 @@ def test_the_largest_codes_of_one_sign_do_not_overflow(quantize):
 def model(request, tiny_config, tiny_model, tiny_decoder):
     """(a decoder, transformers' model of its weights in float64, the mean error of logits allowed, of their spread)"""
     kind, precision = request.param
+    config, model = tiny_model(kind)
+    if precision in ("q4", "tiles"):  # they take sizes that are multiples of 32
+        config = tiny_config(kind, hidden_size=96, intermediate_size=160)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     if precision != "q4":
-        dtype = getattr(torch, precision)
-        config, model = tiny_model(kind)
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
         exact = copy.deepcopy(model).to(dtype).double()
-        return tiny_decoder(config, model, dtype=dtype), exact, {"float32": 1e-5, "bfloat16": 0.05}[precision]
-    config = tiny_config(kind, hidden_size=96, intermediate_size=160)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        return tiny_decoder(config, model, dtype=dtype), exact, 1e-5 if precision == "float32" else 0.05
     decoder = tiny_decoder(config, copy.deepcopy(model), quantize="q4")
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -207,7 +209,7 @@ def model(request, tiny_config, tiny_model, tiny_decoder):
 @pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize(
     "model",
-    [("tied", "float32"), ("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "q4")],
+    [("tied", "float32"), ("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "tiles"), ("tied", "q4")],
     ids=" ".join,
     indirect=True,
 )
@@ -232,7 +234,10 @@ def test_whole_passes_are_float64s_at_every_width(model, random_ids):
 
 @pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize(
-    "model", [("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "q4")], ids=" ".join, indirect=True
+    "model",
+    [("qwen3", "float32"), ("biased", "bfloat16"), ("tied", "tiles"), ("tied", "q4")],
+    ids=" ".join,
+    indirect=True,
 )
 def test_prompts_are_float64s(model, random_ids):
     decoder, exact, error = model
