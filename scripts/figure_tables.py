@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,16 @@ def by_value(*captions: str) -> Callable[[Path], str]:
     return lambda run: _of_section(over_axis.section(read_summary(run)), *captions)
 
 
+def prefill(folder: Path) -> str:
+    """Return the time to the first token by prompt length and weights, ours and transformers', out of prefill-*.json."""
+    found = [json.loads((folder / f"prefill-{kind}.json").read_text()) for kind in ("float32", "bfloat16", "q4")]
+    rows = []
+    for lengths in zip(*(each["prefills"] for each in found), strict=True):
+        cells = [f"{row['ours_ms']:,.0f} ms, {row['generate_ms']:,.0f} ms: {row['ratio']:.2f}x" for row in lengths]
+        rows.append([f"{lengths[0]['tokens']:,} tokens", *cells])
+    return table_text(table(["prompt", *(each["precision"] for each in found)], rows))
+
+
 def _of_section(section: Section, *captions: str) -> str:
     """Return tables of a report's section, by default all."""
     every = [part for part in section.parts if isinstance(part, Table)]
@@ -70,6 +81,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {  # by name: the record 
     "costs": ("headline", costs),
     "passes": ("seam", passes),
     "eagle": ("eagle", costs),
+    "prefill": ("prefills", prefill),
     "batches": ("batches", batches),
     "temperatures": ("temperatures", by_value("Decode speedup", "CR")),
     "prompt-lengths": ("prompt-lengths", by_value("Decode speedup", "CR", "Time per token, ms")),
