@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bench.engine.decoder import Decoder
+from bench.engine.kernels import native
 from bench.models.checkpoints import Checkpoint
 from tests import reference
 from tests.byte_tokenizer import byte_tokenizer
@@ -225,6 +226,23 @@ def two_threads() -> Iterator[int]:
     torch.set_num_threads(2)
     yield 2
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def give_kernels() -> Callable[[Path], str]:
+    """(cache folder) -> the same; the kernels of this process are in it now: its children need not compile them."""
+
+    def give(cache: Path) -> str:
+        library = native.kernels()
+        if library is not None:
+            built = Path(library._name)
+            given = cache / built.parent.name / built.name
+            if not given.exists():  # else this process has just built them there
+                given.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(built, given)
+        return str(cache)
+
+    return give
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,10 @@ COUNTERS = ("token_ids", "per_step_drafted", "per_step_accepted", "per_step_emit
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("workers-cache")
+def shared_cache(tmp_path_factory, give_kernels):
+    folder = tmp_path_factory.mktemp("workers-cache")
+    give_kernels(folder)
+    return folder
 
 
 @pytest.fixture
