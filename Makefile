@@ -1,5 +1,6 @@
 # make bench | test | lint, each in .venv, which is made on first use. After that the program is .venv/bin/roobench.
 #   make bench ARGS="--limit 1 --out DIR"   more flags for the run
+#   make test ARGS="tests/test_docs.py"     these tests alone, in one process; all tests run on all cores
 #   make bench PYTHON=python3.12            another interpreter (3.11 or later)
 #   make bench PIP_ARGS="..."               more flags for pip, such as an index with CPU builds of torch
 
@@ -14,7 +15,7 @@ bench: $(READY)
 	.venv/bin/roobench --method kangaroo --tasks all $(ARGS)
 
 test: $(READY)
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(or $(ARGS),-n auto --dist worksteal)
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bench.engine.decoder import Decoder
+from bench.engine.kernels import native
 from bench.models.checkpoints import Checkpoint
 from tests import reference
 from tests.byte_tokenizer import byte_tokenizer
@@ -31,6 +35,7 @@ from tests.reference import VOCAB
 from tests.wide import make_faint
 
 CONTEXT = 512
+_WORKER_BYTES = 3 << 30  # memory that a process of tests may need, with the processes that it starts
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -49,6 +54,26 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}),
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: a process for each processor that we may use, as far as the memory goes."""
+    return max(1, min(_processors(), psutil.virtual_memory().total // _WORKER_BYTES))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the processors among the processes of `-n`, which are started after this and inherit the environment.
+
+    Each would take all of them otherwise, and threads that wait for a processor while others spin are slow.
+    """
+    if workers := getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _processors() // workers)))
+
+
+def _processors() -> int:
+    """How many we may use; macOS tells only how many there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @pytest.fixture(params=list(KINDS))
@@ -194,13 +219,53 @@ def tiny_heads(tiny_weights: Callable[..., Path]) -> Callable[..., Path]:
     return functools.partial(tiny_weights, "medusa")
 
 
+@pytest.fixture
+def two_threads() -> Iterator[int]:
+    """How many torch has: more than one, also in processes of `-n` that have one each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def give_kernels() -> Callable[[Path], str]:
+    """(cache folder) -> the same; the kernels of this process are in it now: its children need not compile them."""
+
+    def give(cache: Path) -> str:
+        library = native.kernels()
+        if library is not None:
+            built = Path(library._name)
+            given = cache / built.parent.name / built.name
+            if not given.exists():  # else this process has just built them there
+                given.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(built, given)
+        return str(cache)
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SimpleNamespace:
     """The project as users have it: `archive`, the `wheel` that is built from it, and the `python` it is installed for.
 
-    Made offline. The environment has these tests' packages, but not this checkout.
+    Made offline, once for all processes of `-n`. The environment has these tests' packages, but not this checkout; the
+    folder that it is in is a repository of its own.
     """
-    folder = tmp_path_factory.mktemp("installed")
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # a process of `-n`: the folder of each is in one of all
+        shared = shared.parent
+    folder = shared / "installed"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").exists():
+            _install(folder)
+            (folder / "finished").touch()
+    (archive,) = folder.glob("dist/*.tar.gz")
+    (wheel,) = folder.glob("dist/*.whl")
+    return SimpleNamespace(archive=archive, wheel=wheel, python=folder / "env" / "bin" / "python")
+
+
+def _install(folder: Path) -> None:
     source, made, env = folder / "source", folder / "dist", folder / "env"
     left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "gates")
     shutil.copytree(Path(__file__).parents[1], source, ignore=left_out)
@@ -214,6 +279,5 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     venv.create(env)
     (site,) = env.glob("lib/python*/site-packages")
     (site / "tests.pth").write_text(sysconfig.get_path("purelib"))
-    python = env / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", *offline, wheel], check=True, cwd=folder)
-    return SimpleNamespace(archive=archive, wheel=wheel, python=python)
+    subprocess.run([env / "bin" / "python", "-m", "pip", "install", *offline, wheel], check=True, cwd=folder)
+    subprocess.run(["git", "init", "--quiet", folder], check=True)

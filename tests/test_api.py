@@ -132,13 +132,13 @@ def test_settings_become_flags():
     assert roobench._flags(given) == ["--method=a", "--method=b", "--max-new-tokens=8", "--odd", "--top-p=-1"]
 
 
-def test_an_interrupt_ends_the_run_which_keeps_what_it_has(small, tmp_path):
+def test_an_interrupt_ends_the_run_which_keeps_what_it_has(small, tmp_path, give_kernels):
     """As in a notebook, where the interrupt goes to the kernel's process alone."""
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background
         f"import roobench; roobench.run('pld', peer='none', rounds=1000, out='out', **{small!r})"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROOBENCH_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROOBENCH_CACHE": give_kernels(tmp_path / "cache")}
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -163,7 +163,7 @@ def cells(kind: str) -> list[dict]:
     return [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
-def test_the_notebook_runs_in_a_users_folder(small, installed, tmp_path):
+def test_the_notebook_runs_in_a_users_folder(small, installed, tmp_path, give_kernels):
     """Every code cell in order, in a fresh process, next to a `bench.py` of the user's own."""
     sources = ["".join(cell["source"]) for cell in cells("code")]
     (at,) = (n for n, cell in enumerate(cells("code")) if "parameters" in cell["metadata"].get("tags", ()))
@@ -176,7 +176,7 @@ def test_the_notebook_runs_in_a_users_folder(small, installed, tmp_path):
     ]
     (tmp_path / "bench.py").write_text("MINE = True\n")
     (tmp_path / "notebook.py").write_text("\n\n".join(sources))
-    environment = {**os.environ, "MPLBACKEND": "agg", "ROOBENCH_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "MPLBACKEND": "agg", "ROOBENCH_CACHE": give_kernels(tmp_path / "cache")}
     command = [installed.python, "-W", "error", "notebook.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

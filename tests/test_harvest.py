@@ -27,9 +27,10 @@ def model(tiny_checkpoint) -> Path:
 
 
 @pytest.fixture
-def harvest(tmp_path):
+def harvest(tmp_path, give_kernels):
     """Calls the script with a cache of its own; ends what is left running."""
     cache = tmp_path / "cache"
+    give_kernels(cache)
 
     def call(*given: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "ROOBENCH_CACHE": str(cache), "PYTHON": sys.executable}
@@ -51,7 +52,7 @@ def lines(harvest) -> list[str]:
 
 
 def wait(condition) -> None:
-    for _ in range(1200):
+    for _ in range(6000):  # it is at the lowest priority, and other tests may be at work
         if condition():
             return
         time.sleep(0.1)

@@ -47,7 +47,7 @@ def test_its_method_is_lossless(module, tiny_config, tiny_model, tiny_decoder, h
     assert decode(made, prompt, 20, frozenset()).token_ids == hf_greedy(model, prompt, 20)
 
 
-def test_it_installs_next_to_the_package_and_runs(tmp_path, tiny_checkpoint, installed):
+def test_it_installs_next_to_the_package_and_runs(tmp_path, tiny_checkpoint, installed, give_kernels):
     """Offline: into a folder of its own, which only this test looks into. Results go to the current folder."""
     source, site = tmp_path / "my-method", tmp_path / "site"
     shutil.copytree(TEMPLATE, source)
@@ -56,7 +56,7 @@ def test_it_installs_next_to_the_package_and_runs(tmp_path, tiny_checkpoint, ins
     questions = write_questions(tmp_path / "questions.jsonl", ONE_TURN)
     flags = ["--model", str(tiny_checkpoint("tied").folder), "--questions", questions, "--max-new-tokens", "6"]
     command = [installed.python.parent / "roobench", *flags, "--method", "my-method:length=2", "--peer", "none"]
-    environment = {**os.environ, "ROOBENCH_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(site)}
+    environment = {**os.environ, "ROOBENCH_CACHE": give_kernels(tmp_path / "cache"), "PYTHONPATH": str(site)}
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     (folder,) = (tmp_path / "results" / "runs").iterdir()
     run, turns = records(folder)

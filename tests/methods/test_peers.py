@@ -292,15 +292,14 @@ def test_missing_package_is_told_with_its_remedy(scene, model, monkeypatch):
         LlamaCpp(scene[1], None, model)
 
 
-def test_llama_gets_the_prompts_ids_the_runs_context_and_torchs_threads(peer, scene, model):
+def test_llama_gets_the_prompts_ids_the_runs_context_and_torchs_threads(two_threads, peer, scene, model):
     (llama,) = FakeLlama.made
     given = {key: llama.given[key] for key in ("model_path", "n_ctx", "n_threads", "n_threads_batch", "n_gpu_layers")}
-    threads = torch.get_num_threads()
     assert given == {
         "model_path": str(model.folder / "own.gguf"),
         "n_ctx": scene[1].max_len,
-        "n_threads": threads,
-        "n_threads_batch": threads,
+        "n_threads": two_threads,
+        "n_threads_batch": two_threads,
         "n_gpu_layers": 0,
     }
     decode(peer, (5, 6, 7), 1, NEVER)

@@ -110,7 +110,7 @@ def test_our_file_answers_as_the_model_does_and_is_counted_by_its_steps(peer, sc
     assert len(lookup.notes["file_sha256"]) == 64
 
 
-def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(odd, peer):
+def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(two_threads, odd, peer):
     asking = peer(odd, args="--shift 7")
     answer = decode(asking, [5, 5], 4, frozenset({59}))
     assert answer.token_ids == [57, 58, 59]  # of 57 .. 63
@@ -122,9 +122,7 @@ def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(odd, pee
     assert answer.token_ids == [57, 58, 59, 60]
     assert answer.first_tokens == 1
     assert answer.decode_passes == 6  # of seven ones, the first is the prefill's
-    import torch
-
-    assert decode(asking, [3], 4, NEVER).token_ids == [torch.get_num_threads(), 0]
+    assert decode(asking, [3], 4, NEVER).token_ids == [two_threads, 0]
     with pytest.raises(UserError, match="gave an empty answer to a prompt of 1 tokens"):
         decode(asking, [4], 4, NEVER)
     with pytest.raises(UserError, match="decodes as its args= say: leave --temperature or the peer out"):

@@ -54,8 +54,9 @@ def plugin(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bench", "plugin"])
-def test_a_commit_that_breaks_a_method_is_found_by_running_both(kind, setting, request):
+def test_a_commit_that_breaks_a_method_is_found_by_running_both(kind, setting, request, cache, give_kernels):
     what = request.getfixturevalue(kind)
+    give_kernels(cache)
     git(what.folder, "init", "--quiet")
     git(what.folder, "add", "--force", ".")
     git(what.folder, "commit", "--quiet", "-m", "sound")

@@ -74,8 +74,8 @@ def test_torchs_operations_are_transformers(kind, tiny_model, tiny_decoder, rand
         torch.testing.assert_close(found, model(torch.tensor([ids])).logits[0], rtol=0, atol=1e-4)
 
 
-def test_every_engine_is_timed_with_every_neighbour(quick, setting, tmp_path, capsys):
-    file, threads = tmp_path / "neighbour.json", torch.get_num_threads()
+def test_every_engine_is_timed_with_every_neighbour(quick, two_threads, setting, tmp_path, capsys):
+    file, threads = tmp_path / "neighbour.json", two_threads
     assert main([*FLAGS, "--model", str(setting.model), "--device", "cpu", "--json", str(file)]) == 0
     assert torch.get_num_threads() == threads
     record = json.loads(file.read_text())

@@ -118,8 +118,9 @@ def test_a_mix_up_of_slots_is_found(setting, flags, monkeypatch, capsys):
     assert "NOT LOSSLESS" in capsys.readouterr().err
 
 
-def test_killed_and_resumed_nothing_is_lost_or_doubled(setting, flags, tmp_path):
+def test_killed_and_resumed_nothing_is_lost_or_doubled(setting, flags, tmp_path, cache, give_kernels):
     whole, out = tmp_path / "whole", tmp_path / "killed"
+    give_kernels(cache)
     assert run_bench(setting.model, setting.questions, whole, *flags) == 0
     begun = ["--model", str(setting.model), "--questions", setting.questions, "--out", str(out)]
     begun += ["--max-new-tokens", "8", "--peer", "none", *flags]

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,7 @@ from bench.cli import main
 from bench.drafting.costs import Costs
 from bench.figures.records import Turn, alone_in, append_turns, read_turns
 from bench.models.chat import ChatFormat
-from tests.tiny import files_of, records, run_bench, write_questions
+from tests.tiny import QUESTIONS, files_of, records, run_bench, write_questions
 
 ROOT = Path(__file__).parents[3]
 LOAD = methods.load
@@ -45,12 +47,31 @@ def tokens(turns):
     return {key: t.token_ids for key, t in zip(keys(turns), turns, strict=True)}
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoint, tiny_model, tiny_adapter):
+    """An undisturbed run of all tests, in `run`, and copies of what it read, in `read`."""
+    folder = tmp_path_factory.mktemp("finished")
+    questions = write_questions(folder / "questions.jsonl", *QUESTIONS)
+    adapter = tiny_adapter(tiny_model("tied", True)[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROOBENCH_CACHE", str(folder / "cache"))
+        patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
+        patch.setattr("bench.run.environment.psutil.cpu_percent", lambda interval: 0.0)
+        flags = ["--method", f"kangaroo:weights={adapter},threshold=0", "--peer", "hf-generate", "--rounds", "2"]
+        assert run_bench(tiny_checkpoint("tied", True).folder, questions, folder / "run", *flags) == 0
+    shutil.copytree(adapter, folder / "read" / "adapter")
+    shutil.copy(questions, folder / "read")
+    return SimpleNamespace(folder=folder, questions=questions, adapter=adapter, flags=flags)
+
+
 @pytest.fixture
-def whole(setting, tmp_path):
-    """An undisturbed run in `whole`, and its flags."""
-    flags = ["--method", setting.kangaroo, "--peer", "hf-generate", "--rounds", "2"]
-    assert run_bench(setting.model, setting.questions, tmp_path / "whole", *flags) == 0
-    return flags, read_turns(tmp_path / "whole")
+def whole(finished, setting, tmp_path):
+    """A copy of the finished run in `whole`, its flags and turns; what it read is as it was, and is `setting`'s."""
+    shutil.copytree(finished.folder / "run", tmp_path / "whole")
+    shutil.copytree(finished.folder / "read" / "adapter", finished.adapter, dirs_exist_ok=True)
+    shutil.copy(finished.folder / "read" / "questions.jsonl", finished.questions)
+    setting.questions, setting.kangaroo = finished.questions, finished.flags[1]
+    return finished.flags, read_turns(tmp_path / "whole")
 
 
 def cut_after(out, lines, torn=b""):
@@ -61,8 +82,9 @@ def cut_after(out, lines, torn=b""):
     (out / "turns.jsonl").write_bytes(b"".join(kept[:lines]) + torn)
 
 
-def test_killed_twice_and_resumed_nothing_is_lost_or_doubled(setting, whole, tmp_path):
+def test_killed_twice_and_resumed_nothing_is_lost_or_doubled(setting, whole, tmp_path, cache, give_kernels):
     flags, expected = whole
+    give_kernels(cache)
     out = tmp_path / "killed"
     begun = [
         "--model",

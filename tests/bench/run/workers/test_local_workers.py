@@ -68,6 +68,7 @@ def gain(setting, tiny_adapter):
     return f"kangaroo:weights={tiny_adapter(setting.hf, changes=changes)}"
 
 
+@pytest.mark.usefixtures("forks")
 def test_costs_are_measured_once_and_all_ask_with_them(setting, gain, requests):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", gain, *TWO) == 0
     run, _ = records(setting.out)
@@ -94,7 +95,7 @@ def unlike(monkeypatch):
     monkeypatch.setattr(local.LocalWorker, "request", another)
 
 
-@pytest.mark.usefixtures("unlike")
+@pytest.mark.usefixtures("forks", "unlike")
 def test_unlike_machines_are_refused(setting, capsys):
     assert run_bench(setting.model, setting.questions, setting.out, "--method", setting.kangaroo, *TWO) == 2
     said = capsys.readouterr().err
@@ -104,7 +105,7 @@ def test_unlike_machines_are_refused(setting, capsys):
     assert not setting.out.exists()
 
 
-@pytest.mark.usefixtures("unlike")
+@pytest.mark.usefixtures("forks", "unlike")
 def test_unlike_machines_that_are_asked_for_measure_their_own_costs(setting, gain, requests):
     flags = ["--method", gain, *TWO, "--mix-machines"]
     assert run_bench(setting.model, setting.questions, setting.out, *flags) == 0
@@ -140,6 +141,7 @@ def kill_at(monkeypatch, which):
     return killed
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_killed_workers_question_goes_to_another(
     setting, questions, flags, alone, answers, monkeypatch, capsys, number
@@ -155,6 +157,7 @@ def test_a_killed_workers_question_goes_to_another(
     assert re.search(rf"worker \d was lost while it was asked \w+ {killed[0]['question']}", capsys.readouterr().err)
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_worker_that_is_killed_while_it_gets_ready_is_replaced(
     setting, questions, flags, alone, answers, monkeypatch
 ):
@@ -172,6 +175,7 @@ def test_workers_that_never_get_ready_end_the_run(setting, monkeypatch, capsys):
     assert not setting.out.exists()
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_question_that_costs_worker_after_worker_ends_the_run_and_can_be_asked_later(
     setting, questions, flags, alone, answers, monkeypatch, capsys
 ):
@@ -207,6 +211,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.usefixtures("forks")  # of this process: those that are killed have workers of their own
 def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(setting, questions, flags, alone, answers):
     given = ["--model", setting.model, "--questions", questions, "--out", setting.out, "--max-new-tokens", "8"]
     again = ["--resume", setting.out]
@@ -241,9 +246,9 @@ def has_ended(pid: int) -> bool:
 
 
 def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(
-    setting, questions, flags, alone, answers, monkeypatch, capsys
+    setting, questions, flags, alone, answers, monkeypatch, capsys, request
 ):
-    append, count = recorder.append_turns, itertools.count()
+    append, count, before = recorder.append_turns, itertools.count(), psutil.Process().children()
 
     def interrupted(path, turns, go_on):
         append(path, turns, go_on)
@@ -254,11 +259,12 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(
         patch.setattr(recorder, "append_turns", interrupted)
         assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 130
     assert "go on with" in capsys.readouterr().err
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
     run, turns = records(setting.out)
     assert not run.complete
     assert len({(turn.question_id, turn.round) for turn in turns}) == 2
     assert (setting.out / "report.md").exists()
+    request.getfixturevalue("forks")
     assert main(["--resume", str(setting.out)]) == 0
     assert answers(records(setting.out)[1]) == alone
 
@@ -266,6 +272,7 @@ def test_ctrl_c_keeps_what_is_finished_and_ends_all_workers(
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -301,6 +308,7 @@ def test_mixing_machines_without_workers_is_refused(setting, capsys):
     assert "--mix-machines is about workers" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forks")
 def test_workers_that_share_cores_are_warned_of(setting, monkeypatch):
     monkeypatch.setattr(local.LocalWorker, "request", one_core(local.LocalWorker.request))
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla", *TWO) == 0
