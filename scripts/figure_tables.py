@@ -61,7 +61,7 @@ def by_value(*captions: str) -> Callable[[Path], str]:
 
 
 def prefill(folder: Path) -> str:
-    """Return the time to the first token by prompt length and weights, ours and transformers', out of prefill-*.json."""
+    """Return the time to the first token by prompt length and weights, ours and transformers', of prefill-*.json."""
     found = [json.loads((folder / f"prefill-{kind}.json").read_text()) for kind in ("float32", "bfloat16", "q4")]
     rows = []
     for lengths in zip(*(each["prefills"] for each in found), strict=True):
