@@ -26,6 +26,7 @@ COMMANDS = {
     "publish": "publish",
     "gate-side": "gate_side",
     "run-worker": "run_worker",
+    "train-worker": "train_worker",
     "sweep": "sweep",
     "reproduce": "reproduce",
     "generate": "generate",

@@ -196,7 +196,6 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_device(self.device)
         if self.out is not None:
             user_path(self.out)
         if NO_PEER in self.peer and set(self.peer) != {NO_PEER}:
@@ -231,8 +230,7 @@ class RunConfig(Settings):
             raise UserError(
                 "--batch needs all answers in one process, so it excludes --workers and --ray: leave one of them out"
             )
-        if self.by_workers and ":" in self.device:
-            raise UserError(f"--device {self.device} is one GPU, but every worker has its own: give --device cuda")
+        check_device(self.device, by_workers=self.by_workers)
 
     @property
     def by_workers(self) -> bool:
@@ -259,20 +257,21 @@ class RunConfig(Settings):
         return tuple(name for name in self.peer if name != NO_PEER)
 
 
-def check_device(name: str) -> None:
+def check_device(name: str, *, by_workers: bool = False) -> None:
     """Refuse what is no device's name; whether the device is there, torch knows.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or one GPU for several workers.
 
     """
     if not _DEVICE.fullmatch(name):
         raise UserError(f"device {name!r} is not supported: give cpu, cuda, cuda:N or auto")
+    if by_workers and ":" in name:
+        raise UserError(f"--device {name} is one GPU, but every worker has its own: give --device cuda")
 
 
 # Flags of a run that a sweep does not take: it varies knobs, and nothing else.
 AXES = ("--batch", "--temperatures", "--prompt-lengths", "--passages")
-WORKERS = ("--workers", "--ray", "--mix-machines")  # nor these: one process asks for all of its variants
 # What a preset sets; flags given as well win.
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {},

@@ -24,6 +24,12 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
+def reason_of(error: BaseException) -> str:
+    """An error on one line, with its kind where it was not meant for users."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
 def did_you_mean(word: str, possible: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" with the nearest of `possible`, or nothing if none is near."""
     import difflib

@@ -32,7 +32,19 @@ class Writing(_OfModel):
     )
     seed: int = setting(0, "seed of the prompts", metavar="N", bounds=SEED)
     device: str = setting("auto", "cpu, cuda or cuda:N; auto: CUDA if torch can use it", metavar="NAME")
-    threads: int = setting(0, "CPU threads; 0: torch's choice", metavar="N", bounds=THREADS)
+    threads: int = setting(
+        0,
+        "CPU threads, of each worker if there are any; 0: torch's choice, of workers an equal share of the cores",
+        metavar="N",
+        bounds=THREADS,
+    )
+    workers: int = setting(
+        0,
+        "processes that write conversations and compute the target's states, each with a model of its own, on its own "
+        "cores or GPU; the weights are then trained by one process; 0: one process does it all",
+        metavar="N",
+        bounds=(0, 1024),
+    )
     precision: str = setting(
         "auto",
         "of products, in passes of the target as in the training: float32 or bfloat16; auto: bfloat16 where the "
@@ -42,7 +54,7 @@ class Writing(_OfModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_device(self.device)
+        check_device(self.device, by_workers=bool(self.workers))
 
 
 @dataclass(frozen=True)

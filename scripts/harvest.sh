@@ -9,7 +9,8 @@
 #     scripts/harvest.sh collect [MODEL] [FLAG ...] pack the conversations into files that come with the project
 #
 # --tokens: answer tokens to have in the end, including those that come with the project. Further flags are passed to
-# `run_bench.py train conversations`, and those of collect to `train collect`. Only one writer runs at a time.
+# `run_bench.py train conversations` (--workers N: several processes write), and those of collect to `train collect`. Only
+# one of them runs at a time, with its workers.
 # Needs Linux. PYTHON names the interpreter (default: .venv/bin/python), ROOBENCH_CACHE the cache.
 set -euo pipefail
 

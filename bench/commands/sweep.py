@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
         text = f"{what} for each training (default: {default}); --grid train.{name}=... tries several"
         made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
     for flag, options in config.flags(config.RunConfig):
-        if flag in (*config.AXES, *config.WORKERS):
+        if flag in config.AXES:
             continue
         made.add_argument(flag, **(options | ({"help": "the method to sweep"} if flag == "--method" else {})))
     made.add_argument("--preset", choices=list(config.PRESETS), help="settings by name, as for run")

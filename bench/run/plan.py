@@ -255,18 +255,21 @@ def make_plan(
     return Plan(config, asked, peers, chosen, started, run_id, folder, begun, of_sweep, tuple(left_out), values)
 
 
-def of_worker(config: RunConfig, begun: Run | None) -> Plan:
-    """The plan of a worker, which writes no records; `begun` has the knobs with which others ask.
+def of_worker(config: RunConfig, begun: Run | None, *, of_sweep: bool) -> Plan:
+    """The plan of a worker, which writes no records; `begun` has the knobs with which others ask, and in a sweep those
+    variants that have not failed.
 
     Raises:
         UserError: as `check`; or a method that does not take these knobs.
 
     """
+    if of_sweep and begun is not None:
+        config = replace(config, method=tuple(label for label in config.method if label in begun.methods))
     asked, chosen, left_out = check(config)
     if begun is not None:
         chosen = [one if one.label == methods.BASELINE else resume.as_begun(one, begun) for one in chosen]
     peers, now = peers_asked(asked, config), datetime.datetime.now(datetime.UTC)
-    return Plan(config, asked, peers, chosen, now, "worker", Path(), None, False, tuple(left_out), config.axis)
+    return Plan(config, asked, peers, chosen, now, "worker", Path(), None, of_sweep, tuple(left_out), config.axis)
 
 
 def fitted(plan: Plan, model: Model) -> Plan:

@@ -24,7 +24,8 @@ from bench.train import settings_of
 from bench.train_config import TRAIN, TrainConfig
 
 WEIGHTS = "weights"
-_NO_AXES = ("model", "revision", "device", "threads", "out", "decontaminate")  # the run's, or not one value
+_SHARED = ("model", "revision", "device", "threads", "workers")  # of the run and all of its trainings
+_NO_AXES = (*_SHARED, "out", "decontaminate")  # those, or not one value
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def grid_of(config: RunConfig, grids: Sequence[str], training: dict[str, Any]) -
     if len(config.method) != 1:
         raise UserError(f"a sweep is of one method, not {len(config.method)}: give --method once")
     folder = user_path(config.out) if config.out is not None else _new_folder(config.method[0])
-    shared = {"model": config.model, "revision": config.revision, "device": config.device, "threads": config.threads}
+    shared = {name: getattr(config, name) for name in _SHARED}
     axes, planned = plan(config.method[0], grids, folder, shared | training)
     check(dataclasses.replace(config, method=tuple(variant.label for variant in planned if variant.training is None)))
     return Grid(config.method[0], folder, axes, planned)

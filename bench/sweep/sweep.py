@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.config import RunConfig
-from bench.errors import UserError
+from bench.errors import UserError, reason_of
 from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
 from bench.files import check_writable
 from bench.models import loading
@@ -25,10 +25,10 @@ from bench.progress import Log
 from bench.report import write_report
 from bench.report.sweep_page import SWEEP_FILE, Sweep, Variant, read_sweep, write_sweep
 from bench.run import resume, runner
-from bench.run.examiner import Examiner
 from bench.run.plan import Plan
 from bench.run.recorder import Recorder
 from bench.run.scheduler import expected_s
+from bench.run.workers import driver
 from bench.sweep.grid import Grid, Planned
 from bench.train.scores import read_scores
 from bench.train.training import compute, train
@@ -38,13 +38,14 @@ from bench.typed_json import read
 
 MANY = 24  # variants from which on a sweep is said to take long
 TRAINED_FILE = "trained.json"  # the settings of weights that are finished
+_PLACES = ("out", "threads", "workers")  # settings of a training that its weights do not depend on
 
 
 def run(config: RunConfig, grid: Grid, log: Log = print) -> tuple[Recorder, list[Path]]:
     """Train what is missing, run all variants beside vanilla, and write records, table and figures.
 
-    What fails is reported and left out. The model is loaded once, for runs in float32 also for their trainings. Returns
-    what the run has left, and the files written.
+    What fails is reported and left out. The model is loaded once, for runs in float32 also for their trainings. Where
+    workers ask the questions, this process trains. Returns what the run has left, and the files written.
 
     Raises:
         UserError: a folder of another sweep, or nothing is left to run.
@@ -62,17 +63,47 @@ def run(config: RunConfig, grid: Grid, log: Log = print) -> tuple[Recorder, list
     loaded = _train_all(config, planned, sweep, log)
     config, resumed = _going_on(config, earlier, sweep, log) or (_of_living(config, sweep), None)
     asked = runner.make_plan(config, resumed, of_sweep=True)
-    fails = functools.partial(_fail_in_run, sweep, resumed and resumed[1], log)
-    examiner = runner.assemble(asked, loaded or runner.load(asked, log), log, fails)
-    with alone_in(folder):
-        record = runner.prepare(asked, examiner, log, fails)
-        _warn_of_many(asked, examiner, log)
-        write_json(folder / SWEEP_FILE, sweep)  # now, so that what a killed run leaves can be drawn
-        left = runner.ask(asked, examiner, record, log)
-        write_json(folder / SWEEP_FILE, sweep)
+    if config.by_workers:
+        del loaded  # each of them has its own
+        left = _ask_by_workers(asked, sweep, log)
+    else:
+        left = _ask(asked, loaded, sweep, log)
+    write_json(folder / SWEEP_FILE, sweep)
     if not left.turns:
         return left, []
     return left, [*write_sweep(folder), *write_report(folder, left.plan.plots)]
+
+
+def _ask(asked: Plan, loaded: Loaded | None, sweep: Sweep, log: Log) -> Recorder:
+    """Carry out the sweep's run in this process."""
+    fails = functools.partial(_fail_in_run, sweep, asked.resumed, log)
+    examiner = runner.assemble(asked, loaded or runner.load(asked, log), log, fails)
+    with alone_in(asked.folder):
+        record = runner.prepare(asked, examiner, log, fails)
+        about_s = asked.config.rounds * sum(expected_s(asked, examiner, q) for q in asked.questions.questions)
+        _begin(asked, sweep, about_s, log)
+        return runner.ask(asked, examiner, record, log)
+
+
+def _ask_by_workers(asked: Plan, sweep: Sweep, log: Log) -> Recorder:
+    """Carry out the sweep's run by workers, which tell what fails before the first question."""
+
+    def begins(failed: dict[str, str], about_s: float) -> None:
+        for label, reason in failed.items():
+            _fail(sweep, label, reason, log)
+        _begin(asked, sweep, about_s, log)
+
+    return driver.carry_out(asked, log, begins)
+
+
+def _begin(asked: Plan, sweep: Sweep, about_s: float, log: Log) -> None:
+    """Do what comes before the first question, which are expected to take so many seconds."""
+    if (count := len(sweep.variants) - len(sweep.failed)) > MANY:
+        log(
+            f"WARNING: {count} variants take long, about {about_s / 60:.0f} min: fewer values, --limit or --tasks make "
+            "it shorter"
+        )
+    write_json(asked.folder / SWEEP_FILE, sweep)  # now, so that what a killed run leaves can be drawn
 
 
 def _earlier(folder: Path, sweep: Sweep) -> Sweep | None:
@@ -102,9 +133,8 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
     shared = Compute.of(config).quantize == "none" and Compute.of(config).torch_dtype == torch.float32
     loaded = None
     if missing and shared:
-        loaded = runner.load(
-            runner.make_plan(dataclasses.replace(config, method=()), of_sweep=True), log, Recipe.length
-        )
+        trains = dataclasses.replace(config, method=(), threads=compute(missing[0]).threads)
+        loaded = runner.load(runner.make_plan(trains, of_sweep=True), log, Recipe.length)
     elif missing:
         model = loading.find(config.model, config.revision, log)
         loaded = loading.load(model, compute(missing[0]), Recipe.length, log)
@@ -114,7 +144,7 @@ def _train_all(config: RunConfig, planned: Sequence[Planned], sweep: Sweep, log:
         try:
             _train(sweep.method.partition(":")[0], training, trainings, f"{number} of {len(trainings)}", loaded, log)
         except Exception as error:  # any failure is a result: told, and the others go on
-            failed[training.out] = f"training failed: {_reason(error)}"
+            failed[training.out] = f"training failed: {reason_of(error)}"
     for p, variant in zip(planned, sweep.variants, strict=True):
         if p.training and p.training.out in failed:
             _fail(sweep, variant.label, failed[p.training.out], log)
@@ -148,7 +178,7 @@ def _is_trained(training: TrainConfig) -> bool:
 
 def _settings(training: TrainConfig) -> dict[str, Any]:
     """What the weights depend on, as JSON gives it back."""
-    settings = {key: value for key, value in dataclasses.asdict(training).items() if key not in ("out", "threads")}
+    settings = {key: value for key, value in dataclasses.asdict(training).items() if key not in _PLACES}
     return dict(json.loads(json.dumps(settings)))
 
 
@@ -164,24 +194,10 @@ def _train(
     write_json(Path(str(training.out)) / TRAINED_FILE, _settings(training))
 
 
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
 def _of_living(config: RunConfig, sweep: Sweep) -> RunConfig:
     """The settings of a run of all variants that have not failed."""
     labels = tuple(variant.label for variant in sweep.variants if variant.label not in sweep.failed)
     return dataclasses.replace(config, method=labels)
-
-
-def _warn_of_many(asked: Plan, examiner: Examiner, log: Log) -> None:
-    if (count := len(examiner.config.method)) > MANY:
-        total_s = asked.config.rounds * sum(expected_s(asked, examiner, q) for q in asked.questions.questions)
-        log(
-            f"WARNING: {count} variants take long, about {total_s / 60:.0f} min: fewer values, --limit or --tasks make "
-            "it shorter"
-        )
 
 
 def _going_on(
@@ -220,8 +236,8 @@ def _fail_in_run(sweep: Sweep, begun: Run | None, log: Log, label: str, error: E
     if label not in [variant.label for variant in sweep.variants]:
         raise error
     if begun is not None:
-        raise UserError(f"cannot go on with run {begun.run_id}: {label} fails now: {_reason(error)}") from error
-    _fail(sweep, label, _reason(error), log)
+        raise UserError(f"cannot go on with run {begun.run_id}: {label} fails now: {reason_of(error)}") from error
+    _fail(sweep, label, reason_of(error), log)
 
 
 def _fail(sweep: Sweep, label: str, reason: str, log: Log) -> None:

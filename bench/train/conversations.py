@@ -6,10 +6,11 @@ appended to the cache (`journal.py`); those that come with the project are packe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bench.models.chat import ChatFormat
 from bench.models.gguf_file import model_of
 from bench.train import prompts
 from bench.train.journal import Conversation, Journal
-from bench.train.writer import PromptQueue, Recipe, Writer, prompt_key
+from bench.train.writer import PromptQueue, Recipe, Row, Writer, prompt_key
 
 
 @dataclass
@@ -120,19 +121,91 @@ def journals_of(cache: Path, model: str, weights_sha256: str) -> Path:
     return cache / "conversations" / f"{model_of(model).replace('/', '--')}-{weights_sha256[:12]}"
 
 
+class Shares:
+    """How many answer tokens there are of each kind of prompt, and which prompts are to be answered next.
+
+    All kinds get equal shares.
+    """
+
+    def __init__(self, name: str, chat: ChatFormat, recipe: Recipe, found: Conversations):
+        """`name`: of the model; `found`: the conversations that are there."""
+        self.name, self.recipe = name, recipe
+        self.tokens, self.rows = Counter(found.by_kind()), Counter(prompts.KINDS[kind] for kind in found.kinds)
+        self.begun: Counter[str] = Counter()  # rows that are being answered
+        answered = set(found.prompt_keys())
+        self.queues = {kind: PromptQueue(kind, chat, recipe, answered) for kind in prompts.KINDS}
+
+    def next_batch(self) -> list[Row]:
+        """Begin a batch of one kind, the one that has least; none: what there is and what is begun will do.
+
+        Raises:
+            UserError: no prompts are left.
+
+        """
+        while True:
+            expected = {kind: self.tokens[kind] + self.begun[kind] * self._mean(kind) for kind in prompts.KINDS}
+            missing = self.recipe.tokens - sum(expected.values())
+            if missing <= 0 or (not self.queues and self.begun.total()):
+                return []
+            if not self.queues:
+                raise UserError(
+                    f"{self.name} has answered every prompt that leaves room for an answer within {self.recipe.length} "
+                    f"tokens of its chat template; that makes {self.tokens.total()} answer tokens: ask for fewer "
+                    "--tokens"
+                )
+            kind = min(self.queues, key=expected.__getitem__)
+            missing = min(missing, max(1, self.recipe.tokens // len(self.queues) - expected[kind]))
+            if batch := self.queues[kind].take(-int(-missing // self._mean(kind))):
+                self.begun[kind] += len(batch)
+                return batch
+            del self.queues[kind]
+
+    def add(self, written: Conversation) -> None:
+        """Count one that was begun."""
+        self.tokens[written.kind] += written.answer_tokens
+        self.rows[written.kind] += 1
+        self.begun[written.kind] -= 1
+
+    def _mean(self, kind: str) -> float:
+        """Answer tokens of a conversation: at first two answers of full length, so that what is asked for is not
+        overshot."""
+        return self.tokens[kind] / self.rows[kind] if self.rows[kind] else 2 * self.recipe.answer_tokens
+
+
+Progress = Callable[[int], None]  # told how many answer tokens are new
+
+
 def make(
     target: Decoder,
     chat: ChatFormat,
     eos: frozenset[int],
     recipe: Recipe,
     folder: Path,
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Progress = lambda tokens: None,
     packed: Conversations = NONE,
+) -> Conversations:
+    """Return conversations that `target` writes; see `complete`."""
+
+    def write(shares: Shares) -> Generator[Conversation, None, None]:
+        while batch := shares.next_batch():
+            yield from Writer(target, eos, recipe, batch).run(progress)
+
+    return complete(target.name, chat, recipe, folder, write, progress, packed)
+
+
+def complete(
+    name: str,
+    chat: ChatFormat,
+    recipe: Recipe,
+    folder: Path,
+    write: Callable[[Shares], Generator[Conversation, None, None]],
+    progress: Progress,
+    packed: Conversations,
 ) -> Conversations:
     """Return `packed` and further conversations of about `recipe.tokens` answer tokens in all, in equal shares by kind.
 
-    Conversations of this recipe in `folder` (see `journals_of`) are used first. `progress` is called with the number of
-    new answer tokens.
+    Conversations of this recipe in `folder` (see `journals_of`) are used first. `write` yields those of all batches
+    that it takes, each as it ends; it is added to the journal at once.
 
     Raises:
         UserError: the model writes no answers, the cache cannot be written, or another process writes there.
@@ -142,30 +215,13 @@ def make(
     with journal.appending() as add:
         # Conversations in the journal may have been packed since.
         found = Conversations.joined([packed, Conversations.of(journal.read()).fresh(packed)])
-        counts, rows = Counter(found.by_kind()), Counter(prompts.KINDS[kind] for kind in found.kinds)
-        progress(counts.total())
-        answered = set(found.prompt_keys())
-        queues = {kind: PromptQueue(kind, chat, recipe, answered) for kind in prompts.KINDS}
-        written = []
-        while counts.total() < recipe.tokens:
-            if not queues:
-                raise UserError(
-                    f"{target.name} has answered every prompt that leaves room for an answer within {recipe.length} "
-                    f"tokens of its chat template; that makes {counts.total()} answer tokens: ask for fewer --tokens"
-                )
-            kind = min(queues, key=counts.__getitem__)
-            missing = min(recipe.tokens - counts.total(), max(1, recipe.tokens // len(queues) - counts[kind]))
-            # At first, as if all conversations had two answers of full length: what is asked for is not overshot.
-            mean = counts[kind] / rows[kind] if rows[kind] else 2 * recipe.answer_tokens
-            batch = queues[kind].take(-int(-missing // mean))
-            if not batch:
-                del queues[kind]
-                continue
-            for conversation in Writer(target, eos, recipe, batch).run(progress):
+        shares, written = Shares(name, chat, recipe, found), []
+        progress(shares.tokens.total())
+        with contextlib.closing(write(shares)) as ended:
+            for conversation in ended:
                 add(conversation)
+                shares.add(conversation)
                 written.append(conversation)
-                counts[kind] += conversation.answer_tokens
-                rows[kind] += 1
         return Conversations.joined([found, Conversations.of(written)])
 
 

@@ -24,8 +24,8 @@ from bench.train.tensor_cache import keep, load
 _CHUNK = 16  # conversations in a file of the cache
 _POSITIONS = 2048  # most, with padding, in a forward pass of the target
 _SORTED = 32  # batches whose conversations are sorted by length together
-_FINAL: Literal["final"] = "final"
-_Layer = int | Literal["final"]  # layers run
+FINAL: Literal["final"] = "final"
+Layer = int | Literal["final"]  # layers run
 
 
 @dataclass
@@ -102,7 +102,54 @@ def taught_positions(chosen: Tensor) -> Tensor:
     return torch.cat((chosen[1:], torch.zeros_like(chosen[:1])))
 
 
+@dataclass(eq=False)
+class Chunk:
+    """Conversations whose states are together in the cache, in a file for each layer."""
+
+    rows: Sequence[Tensor]  # the tokens of each
+    first: int  # its number
+    width: int  # of a state
+    folder: Path
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens."""
+        return sum(map(len, self.rows))
+
+    @property
+    def name(self) -> str:
+        """What is chunked, for readers."""
+        return f"the states of conversations {self.first} to {self.first + len(self.rows) - 1}"
+
+    def file(self, layer: Layer) -> Path:
+        """The file of the states after so many layers."""
+        return self.folder / str(layer) / f"{self.first:06d}-{self.first + len(self.rows):06d}.safetensors"
+
+    def load(self, layer: Layer) -> Tensor | None:
+        """The states [tokens, d] after so many layers; None: absent or damaged."""
+        return load(self.file(layer), (self.tokens, self.width))
+
+    def missing(self, layers: Iterable[Layer], others: Iterable[Layer] = ()) -> list[Layer]:
+        """Which of `layers` are not there, and if some are not, which of `others`, too."""
+        wanted = tuple(layers)
+        absent = [layer for layer in wanted if self.load(layer) is None]
+        also = (layer for layer in others if layer not in wanted and not self.file(layer).is_file())
+        return [*absent, *also] if absent else []
+
+
+def chunks(conversations: Conversations, folder: Path, width: int) -> list[Chunk]:
+    """Return all conversations in chunks, whose files are in `folder`."""
+    rows = conversations.tokens.long().split(conversations.lengths.tolist())
+    return [Chunk(rows[first : first + _CHUNK], first, width, folder) for first in range(0, len(rows), _CHUNK)]
+
+
 @torch.inference_mode()
+def compute(target: Decoder, rows: Sequence[Tensor], files: Mapping[Layer, Path]) -> None:
+    """Write the states of conversations, after so many layers each, to files."""
+    for layer, computed in _states(target, rows, list(files)).items():
+        keep(files[layer], _half(computed))
+
+
 def features(
     target: Decoder,
     conversations: Conversations,
@@ -119,34 +166,23 @@ def features(
     later trainings. `reader` loads the decoder that computes them, once there is one to compute (default: `target`).
     """
     read = functools.cache(reader or (lambda: target))
-    rows = conversations.tokens.long().split(conversations.lengths.tolist())
-    found: dict[_Layer, list[Tensor]] = {_FINAL: [], **{layer: [] for layer in taps}}
-    for start in range(0, len(rows), _CHUNK):
-        here = rows[start : start + _CHUNK]
-        shape = (sum(map(len, here)), target.config.hidden)
-        paths = {layer: _file(folder, layer, start, start + len(here)) for layer in (*found, *others)}
-        there = {layer: load(paths[layer], shape) for layer in found}
-        if missing := [layer for layer, states in there.items() if states is None]:
-            also = [layer for layer in others if layer not in found and not paths[layer].is_file()]
-            for layer, computed in _states(read(), here, [*missing, *also]).items():
-                keep(paths[layer], _half(computed))
-            there |= {layer: load(paths[layer], shape) for layer in missing}
-        for layer, states in there.items():
-            assert states is not None
-            found[layer].append(states)
-        progress(shape[0])
+    found: dict[Layer, list[Tensor]] = {FINAL: [], **{layer: [] for layer in taps}}
+    for chunk in chunks(conversations, folder, target.config.hidden):
+        if missing := chunk.missing(found, others):
+            compute(read(), chunk.rows, {layer: chunk.file(layer) for layer in missing})
+        for layer, states in found.items():
+            there = chunk.load(layer)
+            assert there is not None
+            states.append(there)
+        progress(chunk.tokens)
     taught = taught_positions(conversations.chosen)
-    final = found.pop(_FINAL)
+    final = found.pop(FINAL)
     return Features(final, conversations.tokens.long(), taught, conversations.lengths.long(), found)  # type: ignore[arg-type]
 
 
-def _file(folder: Path, layer: _Layer, first: int, end: int) -> Path:
-    return folder / str(layer) / f"{first:06d}-{end:06d}.safetensors"
-
-
-def _states(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
+def _states(target: Decoder, rows: Sequence[Tensor], layers: Sequence[Layer]) -> dict[Layer, Tensor]:
     """Return states after so many layers, or post-norm final ones, of conversations: [sum of lengths, d] on the CPU."""
-    found: dict[int, dict[_Layer, Tensor]] = {}
+    found: dict[int, dict[Layer, Tensor]] = {}
     for group in _alike(rows):
         together = _states_together(target, [rows[i] for i in group], layers)
         for row, i in enumerate(group):
@@ -164,17 +200,17 @@ def _alike(rows: Sequence[Tensor]) -> list[list[int]]:
     return groups
 
 
-def _states_together(target: Decoder, rows: Sequence[Tensor], layers: Sequence[_Layer]) -> dict[_Layer, Tensor]:
+def _states_together(target: Decoder, rows: Sequence[Tensor], layers: Sequence[Layer]) -> dict[Layer, Tensor]:
     """Return the same of conversations in one forward pass: [B, n, d], padded at the end."""
     tokens = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # attention is causal: padding has no effect
     cache = target.new_cache(batch=len(tokens), max_len=tokens.shape[1])
     states, below = target.embed(tokens), 0
-    made: dict[_Layer, Tensor] = {}
-    for layer in sorted(layer for layer in layers if layer != _FINAL):
+    made: dict[Layer, Tensor] = {}
+    for layer in sorted(layer for layer in layers if layer != FINAL):
         states = target.run_layers(states, 0, cache, below, layer)
         made[layer], below = states.cpu(), layer
-    if _FINAL in layers:
-        made[_FINAL] = target.final_norm(target.run_layers(states, 0, cache, below)).cpu()
+    if FINAL in layers:
+        made[FINAL] = target.final_norm(target.run_layers(states, 0, cache, below)).cpu()
     return made
 
 

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import importlib
 import math
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,10 +28,10 @@ from bench.files import IS_INSTALLED, cache_root, check_writable, user_path
 from bench.models import conversation_files
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import Checkpoint
-from bench.models.loading import Compute, Loaded, find, load, load_decoder, memory_errors
+from bench.models.loading import Compute, Loaded, Model, find, load, memory_errors, set_up
 from bench.progress import Log
 from bench.questions import QuestionSet
-from bench.train import conversations, destination, loop, packed, precision, prompts, weights
+from bench.train import conversations, crew, destination, loop, packed, precision, prompts, weights
 from bench.train.conversations import Conversations
 from bench.train.journal import Journal
 from bench.train.loop import Features, Schedule
@@ -185,11 +186,7 @@ def train(
 
     found = _found(config, loaded, log)
     made = _decontaminated(found, chat, sets)
-    dtype = precision.chosen(config.precision, target.device)
-    with _bar(len(made.tokens), "computing states (tokens)") as bar:
-        folder, later = _features_folder(checkpoint, made, dtype), _taps_of(of, others, target)
-        reader = functools.partial(_reader, loaded, dtype)
-        features = loop.features(target, made, folder, taps, bar.update, later, reader)
+    features = _features(config, loaded, made, taps, _taps_of(of, others, target), log)
 
     log("initialising the weights")
     ranking = rank_tokens(made, target.config.vocab, max(_RANKED, config.draft_vocab))
@@ -209,9 +206,13 @@ def train(
 def write_conversations(config: Writing, log: Log = print) -> list[Path]:
     """Have the model write conversations into the cache; returns their folder."""
     model = find(config.model, config.revision, log)
+    if config.workers:
+        set_up(compute(config), log)  # they find the engine's kernels built
+    else:
+        model = load(model, compute(config), Recipe.length, log)
     checkpoint = model.checkpoint
     packed_ones = packed.load(checkpoint)
-    made = _written(config, load(model, compute(config), Recipe.length, log), packed_ones)
+    made = _written(config, model, packed_ones, log)
     log(f"{made.answer_tokens:,} answer tokens, {packed_ones.answer_tokens:,} of them packed before")
     return [conversations.journals_of(cache_root(), checkpoint.name, checkpoint.sha256)]
 
@@ -245,11 +246,28 @@ def collect_conversations(config: Collecting, log: Log = print) -> list[Path]:
 
 
 def _reader(loaded: Loaded, dtype: torch.dtype) -> Decoder:
-    """Return the target as it reads and writes conversations: in float32 itself, else one in `dtype`, by torch."""
+    """Return the target as it reads and writes conversations: in float32 itself, else one in `dtype`."""
     target = loaded.target
-    if dtype == torch.float32:
-        return target
-    return load_decoder(loaded.checkpoint, target.device, dtype, max_len=target.max_len, layout="plain")
+    return (
+        target if dtype == torch.float32 else precision.reader(loaded.checkpoint, target.device, dtype, target.max_len)
+    )
+
+
+def _features(
+    config: TrainConfig, loaded: Loaded, made: Conversations, taps: Sequence[int], others: Collection[int], log: Log
+) -> Features:
+    """Return the states of the target, from the cache or computed now, by workers if there are any."""
+    target, dtype = loaded.target, precision.chosen(config.precision, loaded.target.device)
+    folder = _features_folder(loaded.checkpoint, made, dtype)
+    if config.workers:
+        every = loop.chunks(made, folder, target.config.hidden)
+        missing = {chunk: layers for chunk in every if (layers := chunk.missing((loop.FINAL, *taps), others))}
+        if missing:
+            with _bar(sum(chunk.tokens for chunk in missing), "computing states by workers (tokens)") as bar:
+                crew.compute(config, missing, log, bar.update)
+    with _bar(len(made.tokens), "computing states (tokens)") as bar:
+        reader = functools.partial(_reader, loaded, dtype)
+        return loop.features(target, made, folder, taps, bar.update, others, reader)
 
 
 def _features_folder(checkpoint: Checkpoint, made: Conversations, dtype: torch.dtype) -> Path:
@@ -273,8 +291,11 @@ def _taps_of(of: type[Trainer], others: Iterable[TrainConfig], target: Decoder) 
 
 
 def compute(config: Writing) -> Compute:
-    """Return the device and threads of a training, which is in float32."""
-    return Compute(config.device, "float32", config.threads)
+    """Return the device and threads of a training, which is in float32; it has the threads of all workers together."""
+    threads = config.threads
+    if config.workers:
+        threads = min(threads * config.workers, max(threads, len(os.sched_getaffinity(0))))
+    return Compute(config.device, "float32", threads)
 
 
 def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
@@ -284,7 +305,7 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     """
     there = packed.load(model.checkpoint)
     is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
-    made = there if is_enough else _written(config, model, there)
+    made = there if is_enough else _written(config, model, there, log)
     if config.longest:
         made = made.keep((made.lengths <= config.longest).tolist())
     drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
@@ -293,13 +314,20 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     return drawn
 
 
-def _written(config: Writing, model: Loaded, there: Conversations) -> Conversations:
-    """Return the conversations `there` and more, from the cache or written now, as many as asked for."""
+def _written(config: Writing, model: Model, there: Conversations, log: Log) -> Conversations:
+    """Return the conversations `there` and more, from the cache or written now, as many as asked for.
+
+    They are written by workers if there are any, else by `model`, which must be loaded.
+    """
     recipe = Recipe(tokens=config.tokens or TOKENS, seed=config.seed)
-    recipe = replace(recipe, length=min(recipe.length, model.target.max_len))
-    target = _reader(model, precision.chosen(config.precision, model.target.device))
     folder = conversations.journals_of(cache_root(), model.checkpoint.name, model.checkpoint.sha256)
     with _bar(recipe.tokens, "writing answers (tokens)") as bar:
+        if config.workers:
+            write = functools.partial(crew.write, config, recipe, log, bar.update)
+            return conversations.complete(model.name, model.chat, recipe, folder, write, bar.update, there)
+        assert isinstance(model, Loaded)
+        target = _reader(model, precision.chosen(config.precision, model.target.device))
+        recipe = replace(recipe, length=min(recipe.length, target.max_len))
         return conversations.make(target, model.chat, model.eos, recipe, folder, bar.update, there)
 
 

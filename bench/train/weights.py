@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bench.train.training import Trainer
 
 CARD = "README.md"
+_PLACES = ("out", "device", "threads", "workers")  # settings that weights do not depend on
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def write(out: Path, trainer: Trainer, scores: Scores, text: str) -> list[Path]:
 
 def card(trainer: Trainer, scores: Scores, checked: dict[str, Any], wall_s: float) -> str:
     """Return how the weights were trained and what they score, as Markdown."""
-    settings = {k: v for k, v in dataclasses.asdict(trainer.config).items() if k not in ("out", "device", "threads")}
+    settings = {k: v for k, v in dataclasses.asdict(trainer.config).items() if k not in _PLACES}
     settings |= {"optimiser": trainer.config.chosen_optimiser, "learning_rate": trainer.config.peak_rate}
     rows, data = scores.table(), scores.data
     shown = table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], 0)

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -57,6 +58,21 @@ class Row:
         """The number of tokens that are known beforehand."""
         return len(self.forced) + sum(map(len, self.later))
 
+    @property
+    def key(self) -> bytes:
+        """The key of its prompt, while nothing of it is written."""
+        return prompt_key(self.forced)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what another process needs to write it, while nothing of it is written."""
+        prompt = {"kind": self.prompt.kind, "template": self.prompt.template}
+        return prompt | {"forced": list(self.forced), "later": list(self.later)}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Row:
+        """Return a row from what `to_json` returned."""
+        return cls(Prompt(row["kind"], (), row["template"]), deque(row["forced"]), deque(row["later"]))
+
     def finished(self) -> Conversation:
         """Return the finished conversation."""
         template = int(hashlib.sha256(self.prompt.template.encode()).hexdigest()[:7], 16)
@@ -96,7 +112,7 @@ class PromptQueue:
             numbers = range(self.groups * size, (self.groups + 1) * size)
             self.groups += 1
             rows = [self._row(prompts.prompt(seed, self.kind, number)) for number in numbers]
-            fitting = {prompt_key(row.forced): row for row in rows if len(row.forced) <= most}
+            fitting = {row.key: row for row in rows if len(row.forced) <= most}
             fresh = [row for key, row in fitting.items() if key not in self.answered]
             self.answered.update(fitting)
             self.batches = self._split(sorted(fresh, key=lambda row: row.longest))

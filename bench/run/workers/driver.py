@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from bench.errors import UserError
 from bench.figures.facts import MemoryFacts
-from bench.figures.records import Run, alone_in
+from bench.figures.records import Run, Turn, alone_in
 from bench.models import loading
 from bench.models.chat import ChatFormat
 from bench.models.loading import Model
@@ -29,10 +29,16 @@ from bench.run.scheduler import announcement, interruptible, name_of
 from bench.run.workers import local
 from bench.run.workers.kinds import measured_of
 from bench.run.workers.links import Hire
-from bench.run.workers.staff import Answered, Event, Failed, Lost, Ready, Staff
+from bench.run.workers.run_staff import Ready, RunStaff
+from bench.run.workers.staff import Answered, Lost
+from bench.typed_json import decode_value
+
+# Told before the first question: the variants of a sweep that cannot take part, with the reasons, and the seconds that
+# the questions are expected to take.
+Begins = Callable[[dict[str, str], float], None]
 
 
-def carry_out(plan: Plan, log: Log = print) -> Recorder:
+def carry_out(plan: Plan, log: Log = print, begins: Begins = lambda failed, about_s: None) -> Recorder:
     """Carry out a run with workers and leave its records in its folder; interrupted, what was done.
 
     Raises:
@@ -49,18 +55,18 @@ def carry_out(plan: Plan, log: Log = print) -> Recorder:
     with (
         alone_in(plan.folder),
         _hiring(plan, model) as (hire, workers),
-        Staff(config, plan.resumed, hire, workers) as staff,
+        RunStaff(plan, hire, workers) as staff,
     ):
         log(f"starting {workers} worker{'s' if workers > 1 else ''}, each with a model of its own")
-        return Driver(plan, model.chat, staff, log).run()
+        return Driver(plan, model.chat, staff, log).run(begins)
 
 
 @contextlib.contextmanager
 def _hiring(plan: Plan, model: Model) -> Iterator[tuple[Hire, int]]:
     """How to start workers, and how many."""
     if plan.config.ray is None:
-        with local.hiring(plan.config) as found:
-            yield found
+        with local.hiring(plan.config.device, plan.config.workers) as hire:
+            yield hire, plan.config.workers
         return
     from bench.run.workers import on_ray
 
@@ -81,11 +87,10 @@ def _check_servers(plan: Plan) -> None:
 class Driver:
     """One session of a run."""
 
-    def __init__(self, plan: Plan, chat: ChatFormat, staff: Staff, log: Log):
+    def __init__(self, plan: Plan, chat: ChatFormat, staff: RunStaff, log: Log):
         self.plan, self.chat, self.staff, self.log = plan, chat, staff, log
         self.warnings = Warnings(log)
         self.names: dict[int, str] = {}  # of the workers that are at work, by place
-        self.left = staff.workers  # places that are not given up
         self.ready: list[Ready] = []  # workers that wait for the first question
         self.expected_s: dict[tuple[int, float | None], float] = {}
         self.shares: dict[int, float] = {}  # by place, of its processors, used by others
@@ -98,14 +103,15 @@ class Driver:
         assert self.opened is not None
         return self.opened
 
-    def run(self) -> Recorder:
+    def run(self, begins: Begins) -> Recorder:
         """Ask what is left, once all workers are ready."""
-        while len(self.ready) < self.left:
-            self._take(self.staff.events.get())
+        while len(self.ready) < self.staff.left:
+            self._take_next()
         first, *others = sorted(self.ready, key=lambda ready: ready.worker.place)
-        recorder = self.opened = open_records(self.plan, self._record(first), self.chat, self.log)
+        self._begin(first, begins)
         for ready in (first, *others):
             self._admit(ready)
+        recorder = self.recorder
         todo = self.plan.todo({(turn.round, turn.question_id, turn.at) for turn in recorder.turns})
         with interruptible(self.plan, self.log):
             self._ask(todo)
@@ -113,52 +119,57 @@ class Driver:
         recorder.save()
         return recorder
 
+    def _begin(self, first: Ready, begins: Begins) -> None:
+        """Open the records, without the variants of a sweep that fail."""
+        self.expected_s = first.expected_s
+        failed = {label: reason for ready in self.ready for label, reason in ready.failed.items()}
+        begins(failed, sum(map(self._expected_s, self.plan.todo(()))) / self.staff.left)
+        able = tuple(label for label in self.plan.config.method if label not in failed)
+        self.plan = dataclasses.replace(self.plan, config=dataclasses.replace(self.plan.config, method=able))
+        self.opened = open_records(self.plan, self._record(first), self.chat, self.log)
+
     def _ask(self, todo: Collection[Asked]) -> None:
         total_s = sum(map(self._expected_s, todo))
         workers = len(self.names)
         by = f", by {workers} worker{'s' if workers > 1 else ''}"
         self.log(announcement(self.recorder, len(todo), total_s / workers) + by)
         begin_s, left = time.perf_counter(), len(todo)
-        self.staff.handout.open(todo)
+        self.staff.handout.add(todo)
+        self.staff.handout.close()
         with progress(total_s, "decoding", keep=True) as bar:
             while left:
-                event = self.staff.events.get()
-                self._take(event)
-                if isinstance(event, Answered):
+                answered = self._take_next()
+                if answered is not None:
                     left -= 1
-                    bar.at(name_of(event.asked))
-                    bar.add(self._expected_s(event.asked))
+                    bar.at(name_of(answered.item))
+                    bar.add(self._expected_s(answered.item))
                     self._note(time.perf_counter() - begin_s)
 
-    def _take(self, event: Event) -> None:
+    def _take_next(self) -> Answered[Asked] | None:
+        """Wait for what happens next, and do what there is to do; returns an answer."""
+        try:
+            event: Ready | Lost[Asked] | Answered[Asked] = self.staff.next_event()
+        except UserError as error:
+            raise self._with_remedy(error) from error
         match event:
-            case Failed():
-                raise self._with_remedy(event.error)
             case Lost():
                 self._lose(event)
             case Ready():
                 self.ready.append(event) if self.opened is None else self._admit(event)
             case Answered():
                 self._keep(event)
+                return event
+        return None
 
-    def _lose(self, lost: Lost) -> None:
-        """A loss is a warning; that of the last worker ends the run."""
-        name = self.names.pop(lost.place, str(lost.place))
-        what = f" while it was asked {name_of(lost.asked)}, which goes to another" if lost.asked else ""
-        self.warnings(f"worker {name} was lost{what}: {lost.reason}")
+    def _lose(self, lost: Lost[Asked]) -> None:
+        self.warnings(self.staff.told(lost, self.names.pop(lost.place, str(lost.place))))
         if self.opened is not None:
             session = self.opened.record.provenance["sessions"][-1]
             session["lost"] = session.get("lost", 0) + 1
-        self.left -= lost.for_good
-        if not self.left:
-            error = (
-                f"no worker is left, the last one ended with: {lost.reason}; give fewer --workers if memory is short"
-            )
-            raise self._with_remedy(UserError(error))
 
-    def _with_remedy(self, error: BaseException) -> BaseException:
+    def _with_remedy(self, error: UserError) -> UserError:
         """A mistake of the user's with the command that goes on, where something was asked before it."""
-        if self.opened is None or not isinstance(error, UserError) or self.plan.go_on in str(error):
+        if self.opened is None or self.plan.go_on in str(error):
             return error
         return UserError(f"{error}; what was finished is kept: go on with {self.plan.go_on}")
 
@@ -198,22 +209,22 @@ class Driver:
         if worker.machine.kind != record.machine.kind:
             record.kinds.setdefault(worker.machine.kind, measured_of(ready.measured))
         self.names[worker.place] = name
-        self.expected_s = self.expected_s or ready.expected_s
         for text in ready.run.provenance["warnings"]:
             self.warnings(text)
         self.recorder.save()
         ready.admitted.set()
 
-    def _keep(self, answered: Answered) -> None:
-        name = self.names[answered.place]
+    def _keep(self, answered: Answered[Asked]) -> None:
+        name, answer = self.names[answered.place], answered.answer
         machine = self.recorder.record.workers[name].machine.digest
-        for turn in answered.turns:
+        turns = decode_value(list[Turn], answer["turns"])
+        for turn in turns:
             turn.worker, turn.machine = name, machine
-        self.recorder.keep(answered.turns)
-        for text in answered.more["warnings"]:
+        self.recorder.keep(turns)
+        for text in answer["warnings"]:
             self.warnings(text)
-        self.shares[answered.place] = answered.more["others_share"]
-        self.memory = merged(self.memory, answered.more["memory"])
+        self.shares[answered.place] = answer["others_share"]
+        self.memory = merged(self.memory, answer["memory"])
 
     def _note(self, wall_s: float) -> None:
         self.recorder.note(wall_s, sum(self.shares.values()) / len(self.shares), self.memory)

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from bench.config import RunConfig
 from bench.errors import UserError
 from bench.files import SOURCES
 from bench.models.loading import choose_device
@@ -24,7 +23,7 @@ from bench.run.workers.links import Hire, Link, LostWorkerError
 class LocalWorker(Link):
     """A process that answers line by line."""
 
-    def __init__(self, log_file: Path, gpu: str | None):
+    def __init__(self, command: str, log_file: Path, gpu: str | None):
         """`gpu`: the only one that it sees, as CUDA_VISIBLE_DEVICES names it; what it says goes to `log_file`."""
         self.log_file = log_file
         # -P: the bench is found by this path alone, not because it is where we are. Relative paths stay the user's.
@@ -32,7 +31,7 @@ class LocalWorker(Link):
         seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with log_file.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bench", "run-worker"],
+                [sys.executable, "-P", "-m", "bench", command],
                 env={**os.environ, **seen, "PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -78,28 +77,28 @@ class LocalWorker(Link):
 
 
 @contextlib.contextmanager
-def hiring(config: RunConfig) -> Iterator[tuple[Hire, int]]:
-    """How to start the workers of a run, and how many there are to be.
+def hiring(device: str, workers: int, command: str = "run-worker") -> Iterator[Hire]:
+    """How to start workers by a command of the bench. Each has a GPU of its own if they compute on GPUs.
 
     Raises:
         UserError: there are fewer GPUs than workers.
 
     """
-    gpus = _gpus(config)
+    gpus = _gpus(device, workers)
     with tempfile.TemporaryDirectory(prefix="roobench-workers-") as folder:
 
         def hire(place: int) -> LocalWorker:
-            return LocalWorker(Path(folder) / f"{place}.log", gpus[place - 1] if gpus else None)
+            return LocalWorker(command, Path(folder) / f"{place}.log", gpus[place - 1] if gpus else None)
 
-        yield hire, config.workers
+        yield hire
 
 
-def _gpus(config: RunConfig) -> list[str]:
-    """A GPU for each worker, as CUDA_VISIBLE_DEVICES names them; none where the run is on the CPU."""
-    if choose_device(config.device).type != "cuda":
+def _gpus(device: str, workers: int) -> list[str]:
+    """A GPU for each worker, as CUDA_VISIBLE_DEVICES names them; none where they compute on the CPU."""
+    if choose_device(device).type != "cuda":
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    if config.workers > len(found):
-        raise UserError(f"--workers {config.workers}: every worker needs a GPU of its own, and torch sees {len(found)}")
+    if workers > len(found):
+        raise UserError(f"--workers {workers}: every worker needs a GPU of its own, and torch sees {len(found)}")
     return found

@@ -129,9 +129,9 @@ class _Actor:
         """`folder`: the working folder, in which relative paths are found."""
         with contextlib.suppress(OSError):  # not on this machine: only what is named by relative paths is missed
             os.chdir(folder)
-        from bench.run.workers.desk import Desk
+        from bench.run.workers.run_desk import RunDesk
 
-        self._desk = Desk(lambda line: print(visible(line), file=sys.stderr))  # Ray keeps it in the worker's log
+        self._desk = RunDesk(lambda line: print(visible(line), file=sys.stderr))  # Ray keeps it in the worker's log
 
     def has(self, entry: str) -> bool:
         """Whether an entry of the cache is there."""

@@ -1,91 +1,117 @@
-"""Keeps the workers of a run going: a thread for each starts it, asks it, and replaces it if it is lost.
+"""Keeps workers going: a thread for each starts it, gives it work, and replaces it if it is lost.
 
-What happens is put into one queue of events, which the run's driver reads.
+What happens is put into one queue of events, which one process reads: the driver, which alone writes down what workers
+answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import queue
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Generic, Self
 
-from bench.config import RunConfig
-from bench.figures.machine import Machine, Worker
-from bench.figures.records import Run, Turn
-from bench.run.plan import Asked
-from bench.run.workers.handout import Handout
-from bench.run.workers.kinds import Kinds
+from bench.errors import UserError
+from bench.run.workers.handout import Handout, Item
 from bench.run.workers.links import Hire, Link, LostWorkerError
-from bench.run.workers.seats import Seats
-from bench.typed_json import decode_value
+from bench.run.workers.seats import Seat, Seats
 
 _CLOSE_S = 20.0
-_MOST_LOST = 3  # times in a row that a worker is replaced before it has answered a question
+_MOST_LOST = 3  # times in a row that a worker is replaced before it has done any work
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A worker can be asked, once it is `admitted`."""
-
-    worker: Worker
-    run: Run  # its record of it
-    measured: Run  # that of the first worker of its kind
-    expected_s: dict[tuple[int, float | None], float]  # by question and value of the axis
-    admitted: threading.Event
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The worker at a place has answered a question."""
+class Answered(Generic[Item]):
+    """The worker at a place has answered about an item, perhaps not for the last time."""
 
     place: int
-    asked: Asked
-    turns: list[Turn]
-    more: dict[str, Any]  # see `desk`
+    item: Item
+    answer: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A worker has ended, perhaps with a question that goes to another; `for_good`: it is not replaced."""
+class Lost(Generic[Item]):
+    """A worker has ended, perhaps with an item that goes to another; `for_good`: it is not replaced."""
 
     place: int
     reason: str
-    asked: Asked | None
+    item: Item | None
     for_good: bool
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The run cannot go on."""
+    """The work cannot go on."""
 
     error: BaseException
 
 
-Event = Ready | Answered | Lost | Failed
+class Staff(ABC, Generic[Item]):
+    """All workers, from the start of the first to the end of the last."""
 
+    remedy: ClassVar[str] = "give fewer --workers"  # where they have too little memory
 
-class Staff:
-    """All workers of a run, from the start of the first to the end of the last."""
-
-    def __init__(self, config: RunConfig, begun: Run | None, hire: Hire, workers: int):
-        """`config`: the run's; `begun`: its record if it goes on."""
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.handout, self.workers = Handout(), workers
-        self.seats = Seats(config.threads, workers)
-        self._hire, self._kinds = hire, Kinds(begun, mixed=config.mix_machines)
-        self._config = dataclasses.replace(config, workers=0, ray=None, mix_machines=False, out=None)
+    def __init__(self, hire: Hire, workers: int, threads: int, name: Callable[[Item], str]):
+        """`threads`: of each worker, see `Seats`; `name`: of an item, for readers."""
+        self.handout, self.seats = Handout(name, self.remedy), Seats(threads, workers)
+        self.workers, self.left = workers, workers  # all places, and those that are not given up
+        self._hire, self._name = hire, name
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._links: dict[int, Link] = {}
-        self._waiting: list[threading.Event] = []
         self._is_over, self._lock = threading.Event(), threading.Lock()
         self._threads = [
             threading.Thread(target=self._keep_going, args=(place,), daemon=True) for place in range(1, workers + 1)
         ]
 
-    def __enter__(self) -> Staff:
+    @abstractmethod
+    def get_ready(self, place: int, link: Link) -> None:
+        """Have a new worker do all that comes before its first item; in its thread."""
+
+    @abstractmethod
+    def ask(self, place: int, link: Link, item: Item) -> None:
+        """Have a worker do an item, and tell what it answers; in its thread."""
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether all workers are being ended."""
+        return self._is_over.is_set()
+
+    def tell(self, event: Any) -> None:
+        """Put an event into the queue."""
+        self._events.put(event)
+
+    def next_event(self) -> Any:
+        """The next event, perhaps after a wait: `Answered`, `Lost`, or one that a subclass tells.
+
+        Raises:
+            UserError: a mistake of the user's, an item that costs worker after worker, or no worker is left.
+
+        """
+        event = self._events.get()
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Lost) and event.for_good:
+            self.left -= 1
+            if not self.left:
+                raise UserError(
+                    f"no worker is left, the last one ended with: {event.reason}; if memory is short, {self.remedy}"
+                )
+        return event
+
+    def told(self, lost: Lost[Item], name: str) -> str:
+        """What has happened to the worker of that name, for readers."""
+        what = "" if lost.item is None else f" while it was at {self._name(lost.item)}, which goes to another"
+        return f"worker {name} was lost{what}: {lost.reason}"
+
+    def seat_of(self, place: int, link: Link) -> Seat:
+        """The seat of a new worker, once all have said where they are."""
+        return self.seats.take(place, link.ask(do="hello"))
+
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -100,75 +126,46 @@ class Staff:
         self.seats.end()
         for link in links:
             link.end()
-        for admitted in self._waiting:
-            admitted.set()
         for thread in self._threads:
             thread.join(_CLOSE_S)
 
     def _keep_going(self, place: int) -> None:
-        """Let the worker at a place answer questions until there are none, with a new one for each that is lost."""
+        """Have the worker at a place do items until there are none, with a new one for each that is lost."""
         losses = 0
-        while not self._is_over.is_set():
-            asked = None
+        while not self.is_over:
+            item = None
             try:
                 with contextlib.closing(self._started(place)) as link:
-                    self._get_ready(place, link)
-                    while (asked := self.handout.take()) is not None:
-                        self._ask(place, link, asked)
-                        losses, asked = 0, None
+                    self.get_ready(place, link)
+                    while (item := self.handout.take()) is not None:
+                        self.ask(place, link, item)
+                        self.handout.done()
+                        losses, item = 0, None
                 return
             except LostWorkerError as lost:
                 losses += 1
-                if self._is_over.is_set() or not self._goes_on(Lost(place, str(lost), asked, losses >= _MOST_LOST)):
+                if self.is_over or not self._goes_on(Lost(place, str(lost), item, losses >= _MOST_LOST)):
                     return
             except BaseException as error:
-                self.events.put(Failed(error))
+                self.tell(Failed(error))
                 return
 
     def _started(self, place: int) -> Link:
         with self._lock:
-            if self._is_over.is_set():
-                raise LostWorkerError("the run is over")
+            if self.is_over:
+                raise LostWorkerError("it is over")
             link = self._links[place] = self._hire(place)
         return link
 
-    def _goes_on(self, lost: Lost) -> bool:
+    def _goes_on(self, lost: Lost[Item]) -> bool:
         """Tell of a loss; return whether another worker is to be started in its place."""
         try:
-            self.events.put(lost)
-            if lost.asked is not None:
-                self.handout.give_back(lost.asked, lost.reason)
+            self.tell(lost)
+            if lost.item is not None:
+                self.handout.give_back(lost.item, lost.reason)
         except BaseException as error:
-            self.events.put(Failed(error))
+            self.tell(Failed(error))
             return False
         if lost.for_good:
             self.seats.give_up()
         return not lost.for_good
-
-    def _get_ready(self, place: int, link: Link) -> None:
-        """Let a worker load the model and warm up, and wait until it is admitted."""
-        hello = link.ask(do="hello")
-        seat = self.seats.take(place, hello)
-        sat = link.ask(do="sit", config=dataclasses.asdict(self._config), cores=seat.cores, threads=seat.threads)
-        machine = decode_value(Machine, sat["machine"])
-        kind = self._kinds.of(machine)
-        ready = kind.prepared(lambda record: link.ask(do="prepare", begun=record))
-        expected_s = {(question, at): seconds for question, at, seconds in ready["expected_s"]}
-        worker = Worker(place, seat.host, machine, seat.cores, seat.gpu)
-        run, measured = decode_value(Run, ready["run"]), decode_value(Run, kind.record)
-        event = Ready(worker, run, measured, expected_s, threading.Event())
-        self._waiting.append(event.admitted)
-        self.events.put(event)
-        event.admitted.wait()
-
-    def _ask(self, place: int, link: Link, asked: Asked) -> None:
-        answer = link.ask(
-            do="ask",
-            round=asked.round,
-            question=asked.question.question_id,
-            at=asked.at,
-            backwards=asked.backwards,
-        )
-        turns = decode_value(list[Turn], answer.pop("turns"))
-        self.events.put(Answered(place, asked, turns, answer))
-        self.handout.answered()

@@ -1,4 +1,4 @@
-"""Questions are handed out in order, each until it is answered, and to one worker at a time."""
+"""Work is handed out in order, each item until it is done, and to one worker at a time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import threading
 import pytest
 
 from bench.errors import UserError
-from bench.questions import Question
-from bench.run.plan import Asked
 from bench.run.workers.handout import Handout
 
-TODO = [Asked(0, Question(number, "qa", ("Why?",)), False) for number in range(3)]
+TODO = [0, 1, 2]
+
+
+def empty():
+    return Handout(lambda item: f"question {item}", "give fewer --workers")
 
 
 @pytest.fixture
 def handout():
-    made = Handout()
-    made.open(TODO)
+    made = empty()
+    made.add(TODO)
+    made.close()
     return made
 
 
@@ -29,14 +32,14 @@ def taken_by_another(handout):
     return thread, found
 
 
-def test_questions_come_in_order_and_then_nothing(handout):
+def test_items_come_in_order_and_then_nothing(handout):
     for asked in TODO:
         assert handout.take() == asked
-        handout.answered()
+        handout.done()
     assert handout.take() is None
 
 
-def test_a_question_that_comes_back_is_next(handout):
+def test_an_item_that_comes_back_is_next(handout):
     assert [handout.take(), handout.take()] == TODO[:2]
     handout.give_back(TODO[0], "it was killed")
     assert [handout.take(), handout.take()] == [TODO[0], TODO[2]]
@@ -52,19 +55,20 @@ def test_who_finds_nothing_left_waits_for_what_others_may_lose(handout):
     assert found == [TODO[1]]
 
 
-def test_nothing_is_handed_out_before_it_is_opened_or_after_the_end():
-    made = Handout()
-    thread, found = taken_by_another(made)
-    thread.join(0.05)
-    assert not found
-    made.end()
-    thread.join(10)
-    assert found == [None]
-    made.open(TODO)
+def test_who_finds_nothing_waits_for_more_until_it_is_closed_or_over():
+    for end in (Handout.close, Handout.end):
+        made = empty()
+        thread, found = taken_by_another(made)
+        thread.join(0.05)
+        assert not found
+        end(made)
+        thread.join(10)
+        assert found == [None]
+    made.add(TODO)
     assert made.take() is None
 
 
-def test_a_question_that_ends_three_workers_ends_the_run(handout):
+def test_an_item_that_ends_three_workers_ends_the_work(handout):
     for _ in range(2):
         handout.give_back(handout.take(), "it was killed")
     with pytest.raises(UserError, match="question 0 has ended 3 workers, the last one with: signal 9"):

@@ -154,7 +154,7 @@ def test_a_killed_workers_question_goes_to_another(
     assert len(killed) == 1
     assert answers(turns) == alone
     assert run.provenance["sessions"][0]["lost"] == 1
-    assert re.search(rf"worker \d was lost while it was asked \w+ {killed[0]['question']}", capsys.readouterr().err)
+    assert re.search(rf"worker \d was lost while it was at question {killed[0]['question']}", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("forks")
@@ -315,7 +315,22 @@ def test_workers_that_share_cores_are_warned_of(setting, monkeypatch):
     assert any("share 1 core on" in text for text in records(setting.out)[0].provenance["warnings"])
 
 
-def test_a_worker_that_no_run_started_says_so(monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["run-worker", "train-worker"])
+def test_a_worker_that_nobody_started_says_so(monkeypatch, capsys, command):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
-    assert main(["run-worker"]) == 2
-    assert "run-worker is started by a run, which says what to do; it was told 'hello" in capsys.readouterr().err
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert f"{command} is started by a " in said
+    assert "which says what to do; it was told 'hello" in said
+
+
+def test_workers_that_fail_at_once_are_given_up_with_their_last_words(setting, monkeypatch, tmp_path, capsys):
+    python, started = tmp_path / "python", tmp_path / "started"
+    python.write_text(f"#!/bin/sh\necho $$ >>{started}\necho 'no module named bench' >&2\nexit 3\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(python))
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla", *TWO) == 2
+    said = capsys.readouterr().err
+    assert "no worker is left, the last one ended with: exit status 3; its last words: no module named bench" in said
+    assert len(started.read_text().splitlines()) == 2 * 3
+    assert not setting.out.exists()
