@@ -114,6 +114,6 @@ if __name__ == "__main__":
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from bench.commands import run_worker  # noqa: F401
-    from bench.run.workers import desk, lines  # noqa: F401
+    from bench.run.workers import lines, run_desk  # noqa: F401
 
     serve(socket.socket(fileno=int(sys.argv[1])))
