@@ -17,6 +17,7 @@ from bench.drafting.loop import decode
 from bench.engine.cache import KVCache
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
+from tests.reference import emitted
 
 LIMIT = 30
 UNSURE = 0.15  # some drafts of these models are more probable than this, others less
@@ -91,12 +92,9 @@ class Reference:
                 token, confidence = self.draft((*context, *drafts), exit_layer, ids)
                 drafts.append(token)
             choices = self.target((*context, *drafts)).logits[0, len(context) - 1 :].argmax(-1).tolist()
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
-                accepted += 1
-            emitted = [*drafts[:accepted], choices[accepted]]
-            context += tuple(emitted)
-            steps.append((emitted, len(drafts), accepted))
+            added = emitted(drafts, choices)
+            context += tuple(added)
+            steps.append((added, len(drafts), len(added) - 1))
         return steps
 
 

@@ -13,6 +13,7 @@ from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from methods.layer_skip import LayerSkip, LayerSkipConfig
+from tests.reference import emitted
 
 NEVER = frozenset()
 LIMIT = 30
@@ -50,12 +51,9 @@ class Reference:
                 token, confidence = self.draft((*context, *drafts), exit_layer)
                 drafts.append(token)
             choices = self.target((*context, *drafts)).logits[0, len(context) - 1 :].argmax(-1).tolist()
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
-                accepted += 1
-            emitted = [*drafts[:accepted], choices[accepted]]
-            context += tuple(emitted)
-            steps.append((emitted, len(drafts), accepted))
+            added = emitted(drafts, choices)
+            context += tuple(added)
+            steps.append((added, len(drafts), len(added) - 1))
         return steps
 
 

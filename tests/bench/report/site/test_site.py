@@ -23,15 +23,6 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
-        assert main(["publish", str(site_runs.write_all(folder / "runs")), "--out", str(folder / "out")]) == 0
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
 def entries(site):
     return read_index(site / "index.json").entries
 
