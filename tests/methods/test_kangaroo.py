@@ -181,7 +181,7 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
         return run_layer(layer, x, *rest)
 
     monkeypatch.setattr(decoder, "run_layer", counting)
-    monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
+    monkeypatch.setattr(decoder, "native_layers", None)  # layer by layer
     steps = found_steps(decoder, prompt, weights=str(folder), exit_layer=2, gamma=3, threshold=0.0)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4
 

@@ -314,7 +314,7 @@ def test_a_tree_is_resumed_in_the_middle(kind, blocks, tiny_model, tiny_decoder,
 def test_a_path_that_is_kept_is_read_on_from(kind, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
-    monkeypatch.setattr(decoder, "narrow", None)
+    monkeypatch.setattr(decoder, "native_layers", None)
     cache = fresh_cache(decoder)
     context = random_ids(9, 1)
     read(decoder, context[:-1], cache)
