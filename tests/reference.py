@@ -25,6 +25,14 @@ def greedy(model: Any, prompt: tuple[int, ...], limit: int, eos: frozenset[int])
     return out[0, len(prompt) :].tolist()
 
 
+def emitted(drafts: list[int], choices: list[int]) -> list[int]:
+    """What a step adds: the drafts up to the first that is not the target's choice, and the target's choice there."""
+    accepted = 0
+    while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
+        accepted += 1
+    return [*drafts[:accepted], choices[accepted]]
+
+
 def random_ids(count: int, seed: int = 0) -> list[int]:
     """So many token ids."""
     return torch.randint(VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import config
+from bench import config, train_config
 from bench.errors import UserError, program
 from bench.text import shortened, visible
 
@@ -40,6 +40,14 @@ def add_run_flags(made: ArgumentParser, names: Collection[str]) -> None:
     for flag, settings in config.flags(config.RunConfig):
         if flag in names:
             made.add_argument(flag, **settings)
+
+
+def add_training_flags(made: ArgumentParser, more: str = "") -> None:
+    """Those of trainings that a command runs itself; `more`: what else their help says, with {} for the setting."""
+    for name, what, most in (("tokens", "tokens of answers", 1000 * config.MANY), ("epochs", "passes over them", 1000)):
+        default, flag = train_config.SWEEP_TRAINING[name], f"--train-{name}"
+        text = f"{what} for each training (default: {default}){more.format(name)}"
+        made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
 
 
 def given_of(options: Namespace, flags: Iterable[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import methods
 from bench import config, train_config
-from bench.commands import add_run_flags, given_of, new_parser, refuse_given, say, tell_written
+from bench.commands import add_run_flags, add_training_flags, given_of, new_parser, refuse_given, say, tell_written
 from bench.errors import program
 from bench.files import user_path
 from bench.text import visible
@@ -44,10 +44,7 @@ def parser() -> ArgumentParser:
     made.add_argument("method", help="whose paper")
     made.add_argument("--part", action="append", metavar="NAME", help="only this part; may be repeated (default: all)")
     made.add_argument("--train", action="store_true", help="also the parts for which weights must be trained")
-    for name, what, most in (("tokens", "tokens of answers", 1000 * config.MANY), ("epochs", "passes over them", 1000)):
-        default, flag = train_config.SWEEP_TRAINING[name], f"--train-{name}"
-        text = f"{what} for each training (default: {default})"
-        made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
+    add_training_flags(made)
     made.add_argument(
         "--knobs",
         default="",

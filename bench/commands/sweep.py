@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import config, train_config
-from bench.commands import new_parser, refuse_given, say, tell_written
+from bench.commands import add_training_flags, new_parser, refuse_given, say, tell_written
 from bench.files import user_path
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def parser() -> ArgumentParser:
         help="a knob of the method, or a setting of its training (train.exit_layer, train.architecture, ...), with the "
         "values to try; may be repeated",
     )
-    for name, what, most in (("tokens", "tokens of answers", 1000 * config.MANY), ("epochs", "passes over them", 1000)):
-        default, flag = train_config.SWEEP_TRAINING[name], f"--train-{name}"
-        text = f"{what} for each training (default: {default}); --grid train.{name}=... tries several"
-        made.add_argument(flag, type=config.number(int, flag, 1, most), metavar="N", help=text)
+    add_training_flags(made, "; --grid train.{}=... tries several")
     for flag, options in config.flags(config.RunConfig):
         if flag in config.AXES:
             continue

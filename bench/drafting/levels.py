@@ -14,7 +14,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bench.drafting import trained
 from bench.drafting.level_knobs import LevelConfig
-from bench.drafting.method import SpeculativeMethod
+from bench.drafting.method import GainMethod
 from bench.drafting.sampling import Sampler
 from bench.drafting.sequence import Draft, Outcome, Sequence, States
 from bench.drafting.stopping import Candidate, GainRule, ThresholdRule
@@ -100,7 +100,7 @@ class Progress:
     level: tuple[list[int], list[int], list[int]] = ([], [], [])  # its tokens and nodes, and the parents of all drafts
 
 
-class LevelMethod(SpeculativeMethod):
+class LevelMethod(GainMethod):
     """A method that drafts level by level. Its class has a draft model, and tells what that reads."""
 
     config: LevelConfig
@@ -187,11 +187,6 @@ class LevelMethod(SpeculativeMethod):
         """Return a chain that never stops early."""
         chain = {"gamma": windows, "beam": 1, "nodes": windows, "drafts": "", **self.config.as_chain}
         return replace(self.config, **chain, stop="threshold", threshold=0.0, costs=""), windows
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """The costs that stop=gain uses."""
-        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
 
     def open(self, sequence: Sequence, prompt: States) -> None:
         """Prefill the draft model."""

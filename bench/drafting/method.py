@@ -152,6 +152,15 @@ class SpeculativeMethod(Method):
         return costs.measure(self.target, self.resume_layer, self.draft_calls(), self.widest)
 
 
+class GainMethod(SpeculativeMethod):
+    """A method whose knob stop=gain weighs drafts by costs: those of the knob `costs`, else measured."""
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The costs that stop=gain uses, if they were measured."""
+        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}
+
+
 class TextMethod(SpeculativeMethod):
     """A method that drafts from the text alone, as most training-free methods do."""
 

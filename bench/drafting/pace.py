@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from bench.config import setting
 from bench.drafting.knobs import COSTS, Costs
-from bench.drafting.method import SpeculativeMethod
+from bench.drafting.method import GainMethod
 from bench.drafting.tree import ROOT
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class PacedConfig:
             Costs.parse(self.costs)
 
 
-class PacedMethod(SpeculativeMethod):
+class PacedMethod(GainMethod):
     """A method that weighs its drafts by a question's pace, unless it makes all that its paper does."""
 
     Config: type = PacedConfig
@@ -202,8 +202,3 @@ class PacedMethod(SpeculativeMethod):
     def new_pace(self, **options: float) -> Pace | None:
         """Return the pace of a new question; None: all drafts are made."""
         return Pace(self.costs, **options) if self.config.stop == "gain" else None
-
-    @property
-    def measured(self) -> dict[str, Any]:
-        """The costs that stop=gain uses."""
-        return {"costs": str(self.costs)} if self.config.stop == "gain" and not self.config.costs else {}

@@ -96,7 +96,7 @@ class Decoder:
         self.norm: Tensor
         self.head: Linear
         self.layers: list[_Layer] = []
-        self.narrow: native.Layers | None = None
+        self.native_layers: native.Layers | None = None  # for the kernels; None: passes run operation by operation
         self.homes = [device] * config.layers  # of each layer, see `placement`
         self.graphs = choose_graphs(device)
         self.sequences = 1  # that methods decode at once, see `joined.for_batch`
@@ -159,7 +159,7 @@ class Decoder:
         if device.type == "cpu":
             use_huge_pages()  # before anything is measured
         if self.layout == "native":
-            self.narrow = self._for_kernels(self.layers)
+            self.native_layers = self._for_kernels(self.layers)
         return self
 
     def _build_layer(self, take: Taker, prefix: str) -> _Layer:
@@ -221,7 +221,7 @@ class Decoder:
         quantised weights) is then the same.
         """
         other = copy.copy(self)
-        other.narrow, other.graphs = None, None
+        other.native_layers, other.graphs = None, None
         if not own_products:
             other.head = self.head.by_torch()
             other.layers = [layer.with_products(Linear.by_torch) for layer in self.layers]
@@ -249,7 +249,7 @@ class Decoder:
         other.quantize = quantize
         other.layers = [other._build_layer(take, f"layers.{i}.") for i in range(count)]
         other.norm = take("norm.weight", (self.config.hidden,))
-        other.narrow = other._for_kernels(other.layers) if self.layout == "native" else None
+        other.native_layers = other._for_kernels(other.layers) if self.layout == "native" else None
         return other
 
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
@@ -269,8 +269,8 @@ class Decoder:
         if isinstance(places, int):
             places = Places.after(places, n, batch)
         assert (places.batch, places.width) == (batch, n), f"{places.batch} x {places.width} places for {batch} x {n}"
-        if self.narrow is not None:
-            return self.narrow.run_in_parts(x, places, (self.cos, self.sin), cache, (first, last))
+        if self.native_layers is not None:
+            return self.native_layers.run_in_parts(x, places, (self.cos, self.sin), cache, (first, last))
         if self.graphs is not None and first < last:
             body = functools.partial(self._run_fixed, cache, first, last)
             states = self.graphs.run(cache, (first, last), body, [x], places)

@@ -60,9 +60,9 @@ def run_joined(target: Decoder, x: Tensor, parts: Sequence[Part], first: int = 0
         of, rows = [parts[i] for i in group], torch.cat([pieces[i] for i in group], dim=1)
         if len(of) == 1:
             done = target.run_layers(rows, of[0].places, of[0].cache, first, last)
-        elif target.narrow is not None:
+        elif target.native_layers is not None:
             places = native.Rows.of([part.places for part in of], target.cos, target.sin)
-            done = target.narrow.run(rows, places, [part.cache for part in of], (first, last))
+            done = target.native_layers.run(rows, places, [part.cache for part in of], (first, last))
         else:
             done = _by_operations(target, rows, of, first, last)
         if len(group) == len(parts):
@@ -77,10 +77,10 @@ def _groups(target: Decoder, parts: Sequence[Part]) -> Iterator[list[int]]:
     group: list[int] = []
     rows = 0
     for i, part in enumerate(parts):
-        if target.narrow is not None and part.width > native.NARROW:
+        if target.native_layers is not None and part.width > native.NARROW:
             yield [i]
             continue
-        if target.narrow is not None and rows + part.width > MOST_ROWS:
+        if target.native_layers is not None and rows + part.width > MOST_ROWS:
             yield group
             group, rows = [], 0
         group.append(i)

@@ -8,7 +8,7 @@ depth, and each node attends to its ancestors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,14 +43,6 @@ class Places:
     def after(cls, start: int, width: int, batch: int = 1) -> Places:
         """Causal rows from position `start` on, for sequences in lock-step."""
         return cls(tuple(Span(start, slot) for slot in range(batch)), width)
-
-    @classmethod
-    def side_by_side(cls, parts: Iterable[Places]) -> Places:
-        """Join the places of several sequences into one pass, the first in slot 0, and so on."""
-        every = list(parts)
-        assert len({part.width for part in every}) == 1, "rows of a pass are as many for each sequence"
-        spans = [span for part in every for span in part.spans]
-        return cls(tuple(replace(span, slot=slot) for slot, span in enumerate(spans)), every[0].width)
 
     @property
     def batch(self) -> int:

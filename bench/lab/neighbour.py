@@ -76,7 +76,7 @@ def measure(target: Decoder, repeats: int) -> dict[str, Any]:
     if target.device.type != "cpu":
         raise UserError(f"--neighbour is about the threads of a CPU, not {target.device}: add --device cpu")
     usual = torch.get_num_threads()
-    engines = {"kernels": target} if target.narrow else {}
+    engines = {"kernels": target} if target.native_layers else {}
     engines["operations"] = by_torch(target)
     steps = {name: Passes(engine, 0, _POSITION).vanilla for name, engine in engines.items()}
     cases = list(itertools.product(steps, dict.fromkeys((usual, 1))))
@@ -113,7 +113,7 @@ def by_torch(target: Decoder) -> Decoder:
         return Linear(linear.weight, linear.bias)
 
     other = copy.copy(target)
-    other.narrow, other.head = None, plain(target.head)
+    other.native_layers, other.head = None, plain(target.head)
     other.layers = [
         replace(layer, qkv=plain(layer.qkv), out=plain(layer.out), gate_up=plain(layer.gate_up), down=plain(layer.down))
         for layer in target.layers

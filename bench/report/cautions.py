@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import methods
 from bench.figures.disturbed import BUSY_SHARE, BUSY_TURN_SHARE
 from bench.figures.records import FLOAT32_STATES, Run
 from bench.figures.summary import OVERALL, Summary
@@ -22,7 +23,7 @@ _NAMED = 6  # of several places with the same trouble
 def cautions(run: Run, summary: Summary) -> list[str]:
     """Everything that limits what a run's figures mean, as Markdown sentences."""
     return [
-        *(f"**{text[:1].upper()}{text[1:]}.**" for text in _recorded(run)),
+        *map(_told, _recorded(run)),
         *_of_methods(run, summary),
         *_axis(summary),
         *_busy(run),
@@ -54,6 +55,14 @@ def _recorded(run: Run) -> list[str]:
     found = [*run.provenance.get("warnings", [])]
     found += [text for session in sessions(run) for text in session.get("warnings") or []]
     return list(dict.fromkeys(found))
+
+
+def _told(text: str) -> str:
+    """A recorded warning as a sentence; what stands in front of a colon is its heading."""
+    if text.partition(" ")[0] not in methods.names():
+        text = text[:1].upper() + text[1:]
+    heading, colon, rest = text.partition(": ")
+    return f"**{heading}**: {rest}." if colon else f"**{text}.**"
 
 
 def _of_methods(run: Run, summary: Summary) -> Iterable[str]:

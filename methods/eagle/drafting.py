@@ -23,10 +23,10 @@ PUBLISHED_VOCAB = 32_000  # of version 3's own LM head
 def draft_model(target: Decoder, head: Head, lm_head: Linear) -> DraftModel | ByOperations:
     """Return the draft model in its fastest form here."""
     layer = _for_kernels(head)
-    if target.narrow is None or layer is None or lm_head.product is None or head.output_norm is None:
+    if target.native_layers is None or layer is None or lm_head.product is None or head.output_norm is None:
         return ByOperations(target, 0, network(head), lm_head, head.head_states)
     return DraftModel(
-        target.narrow, 0, (target.cos, target.sin), join=head.packed["fc"], layers=layer,
+        target.native_layers, 0, (target.cos, target.sin), join=head.packed["fc"], layers=layer,
         own_tables=(head.cos, head.sin), norm=head.output_norm, head=lm_head,
     )  # fmt: skip
 

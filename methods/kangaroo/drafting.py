@@ -28,12 +28,12 @@ def draft_model(
 ) -> DraftModel | ByOperations:
     """Return the draft model in its fastest form here; `quantize`: of a copy of the exit layers, none: no copy."""
     attention = _for_kernels(adapter)
-    if target.narrow is None or attention is None or head.product is None:
+    if target.native_layers is None or attention is None or head.product is None:
         assert quantize == "none"
         return ByOperations(target, exit_layer, adapter, head)
     copied = quantize != "none"
     return DraftModel(
-        target.quantized_layers(exit_layer, quantize) if copied else target.narrow,
+        target.quantized_layers(exit_layer, quantize) if copied else target.native_layers,
         exit_layer,
         (target.cos, target.sin),
         join=adapter.packed.get("input"),

@@ -17,6 +17,7 @@ from bench.drafting.loop import decode
 from bench.engine.cache import KVCache
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
+from tests.reference import emitted
 
 LIMIT = 30
 UNSURE = 0.15  # some drafts of these models are more probable than this, others less
@@ -91,12 +92,9 @@ class Reference:
                 token, confidence = self.draft((*context, *drafts), exit_layer, ids)
                 drafts.append(token)
             choices = self.target((*context, *drafts)).logits[0, len(context) - 1 :].argmax(-1).tolist()
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
-                accepted += 1
-            emitted = [*drafts[:accepted], choices[accepted]]
-            context += tuple(emitted)
-            steps.append((emitted, len(drafts), accepted))
+            added = emitted(drafts, choices)
+            context += tuple(added)
+            steps.append((added, len(drafts), len(added) - 1))
         return steps
 
 
@@ -183,7 +181,7 @@ def test_the_first_layers_never_run_twice(scene, random_ids, monkeypatch):
         return run_layer(layer, x, *rest)
 
     monkeypatch.setattr(decoder, "run_layer", counting)
-    monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
+    monkeypatch.setattr(decoder, "native_layers", None)  # layer by layer
     steps = found_steps(decoder, prompt, weights=str(folder), exit_layer=2, gamma=3, threshold=0.0)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4
 

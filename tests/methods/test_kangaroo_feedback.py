@@ -20,6 +20,7 @@ from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT, Calibration, Candidate, GainRule
 from methods.kangaroo.adapter import load_adapter
 from methods.kangaroo.method import Kangaroo, KangarooConfig
+from tests.reference import emitted
 
 LIMIT = 30
 D, FFN, EXIT = 48, 40, 2
@@ -95,10 +96,7 @@ class Reference:
             room = LIMIT - (len(context) - len(prompt))
             drafts = [token for _, token in self.chain(context, len(context) - 1, min(gamma, room - 1))]
             choices = self.choices(context + drafts)[len(context) - 1 :]
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
-                accepted += 1
-            steps.append((choices[: accepted + 1], len(drafts)))
+            steps.append((emitted(drafts, choices), len(drafts)))
             context += steps[-1][0]
         return steps
 

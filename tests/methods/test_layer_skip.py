@@ -13,6 +13,7 @@ from bench.drafting.loop import decode, open_sequence
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from methods.layer_skip import LayerSkip, LayerSkipConfig
+from tests.reference import emitted
 
 NEVER = frozenset()
 LIMIT = 30
@@ -50,12 +51,9 @@ class Reference:
                 token, confidence = self.draft((*context, *drafts), exit_layer)
                 drafts.append(token)
             choices = self.target((*context, *drafts)).logits[0, len(context) - 1 :].argmax(-1).tolist()
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
-                accepted += 1
-            emitted = [*drafts[:accepted], choices[accepted]]
-            context += tuple(emitted)
-            steps.append((emitted, len(drafts), accepted))
+            added = emitted(drafts, choices)
+            context += tuple(added)
+            steps.append((added, len(drafts), len(added) - 1))
         return steps
 
 
@@ -116,7 +114,7 @@ def test_the_first_layers_never_run_twice(knobs, scene, random_ids, monkeypatch)
         return run_layer(layer, x, *rest)
 
     monkeypatch.setattr(decoder, "run_layer", counting)
-    monkeypatch.setattr(decoder, "narrow", None)  # layer by layer
+    monkeypatch.setattr(decoder, "native_layers", None)  # layer by layer
     steps = found_steps(decoder, prompt, **knobs)
     assert rows == [len(prompt) + sum(drafted + 1 for _, drafted, _ in steps)] * 4
 

@@ -10,19 +10,13 @@ from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from methods.openai.dialects import DIALECTS, OpenAI, Piece
 from methods.openai.method import BY_IDS, BY_TEXT, OpenAIServer, ServerConfig, _Stream
+from tests.methods.peer_scene import scene as scene
 from tests.servers import DRAFTS, PATHS, Scripted
 
 NEVER: frozenset[int] = frozenset()
 EOS = 258  # of the tiny tokenizer
 BY_ID = [name for name in DIALECTS if name != "openai"]
 SAID = [*b"It is a marzipan, not a pie.", EOS]
-
-
-@pytest.fixture
-def scene(tiny_model, tiny_decoder, tiny_checkpoint):
-    """(hf_model, our decoder, checkpoint)."""
-    config, model = tiny_model("tied", faint=True)
-    return model, tiny_decoder(config, model), tiny_checkpoint("tied", faint=True)
 
 
 @pytest.fixture

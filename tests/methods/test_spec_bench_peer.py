@@ -12,6 +12,7 @@ from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from methods.spec_bench.method import SpecBench, SpecBenchConfig
+from tests.methods.peer_scene import scene as scene
 
 NEVER: frozenset[int] = frozenset()
 LOOKUP = Path(__file__).parents[2] / "templates" / "spec-bench" / "inference_lookup.py"
@@ -64,13 +65,6 @@ if __name__ == "__main__":
     )
     reorg_answer_file("")
 """
-
-
-@pytest.fixture
-def scene(tiny_model, tiny_decoder, tiny_checkpoint):
-    """(hf_model, our decoder, checkpoint)."""
-    config, model = tiny_model("tied", faint=True)
-    return model, tiny_decoder(config, model), tiny_checkpoint("tied", faint=True)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The C++ kernels of narrow passes, built at first use."""
+"""The C++ kernels of forward passes on a CPU, built at first use."""

@@ -21,10 +21,18 @@ FACET_TITLES = {
     "kind": "Kind of method",
 }
 ABOUT = (
-    "Decode speedup over plain decoding on the same prompts, machine and engine, with its 95% interval: ratio of sums, "
-    "the tasks' unweighted mean. **CR** is tokens per verification pass; *output* counts the answers that equal plain "
-    "decoding's token for token. Compare within one setting: another model, machine, number format or set of questions "
-    "gives other speedups."
+    "**Speedup** is decode speed over plain decoding (*vanilla*) on the same prompts, machine and engine: a ratio of "
+    "sums for each task, then the tasks' unweighted mean. Where questions are too few for an interval, there is none. "
+    "*End-to-end* includes reading the prompt. **CR** is tokens per verification pass, and *output* counts the answers "
+    "that equal plain decoding's token for token.\n\n"
+    "Compare within one setting: another model, machine, number format or set of questions gives other speedups. "
+    "*Official* questions are Spec-Bench's, *mini* those that come with Roobench; how many were asked is in brackets. "
+    "Runs with the most questions come first, in each the fastest method."
+)
+KINDS = (
+    "The kind says where drafts come from: *text* is looked up, *heads* are small networks on the model's states, "
+    "*self* is the model's own layers or output, *model* is a second model. A *composition* takes the draft of the "
+    "first of its members that has one. A *peer* is another engine's own decoding, for comparison."
 )
 
 
@@ -81,6 +89,16 @@ def leaderboard(entries: Sequence[IndexEntry], href: LINK, up: str = "", caption
     heads += [Head(title, wide=True) for title in ("questions", "report")]
     several = {name: sorted(found, key=str.lower) for name, found in choices.items() if len(found) > 1}
     return Board(caption, heads, rows, several)
+
+
+def by_questions(entries: Iterable[IndexEntry]) -> list[IndexEntry]:
+    """Runs that asked the most questions first, the others as they come."""
+    return sorted(entries, key=lambda entry: -(entry.questions.asked or 0))
+
+
+def with_intervals(entries: Sequence[IndexEntry]) -> Sequence[IndexEntry]:
+    """Those whose speedup has an interval; all of them if none has."""
+    return [entry for entry in entries if entry.speedup.bounds] or entries
 
 
 def ranked(entries: Iterable[IndexEntry]) -> list[IndexEntry]:

@@ -11,11 +11,11 @@ from bench.figures.index import IndexEntry
 from bench.figures.summary import Estimate
 from bench.report.formats import UNDEFINED, number, times, times_between
 from bench.report.model import Table, table
-from bench.report.site.board import by_setting, commit, day, plural, setting_text
+from bench.report.site.board import by_setting, commit, day, machine, plural, questions, target
 
 # Of a panel, in pixels from above; across, everything is in percent of its width.
 TOP, BOTTOM, LABELS = 12.0, 112.0, 132.0
-_LEFT, _RIGHT = 14.0, 90.0
+_LEFT, _RIGHT = 18.0, 92.0
 _MOST_TICKS = 5
 HISTORY = (
     "Decode speedup with its 95% interval, by the commit that was measured, where a setting was measured at several. "
@@ -59,9 +59,9 @@ class Group:
     """The panels of one setting, on one scale."""
 
     title: str
+    about: str  # the rest of the setting
     panels: list[Panel]
     figures: Table
-    about: str = ""
 
 
 @dataclass(slots=True)
@@ -105,7 +105,12 @@ def _history(series: dict[str, list[IndexEntry]]) -> Group:
     ]
     header = ["date", "commit", "method", "decode speedup", "CR"]
     first = next(iter(series.values()))[0]
-    return Group(setting_text(first), _panels(curves), table(header, rows, 3, "Speedup and CR over commits"))
+    return Group(target(first), _rest(first), _panels(curves), table(header, rows, 3, "Speedup and CR over commits"))
+
+
+def _rest(entry: IndexEntry) -> str:
+    """Of a setting, what its title leaves out."""
+    return f"{machine(entry)}; {questions(entry)}"
 
 
 def batches(entries: Iterable[IndexEntry]) -> list[Group]:
@@ -130,7 +135,7 @@ def _batches(entries: Sequence[IndexEntry]) -> Group:
         rows.append([entry.method, *shown, crossover_text(entry)])
     header = ["method", *(f"batch {size}" for size in sizes), "crossover"]
     figures = table(header, rows, caption="Throughput over plain decoding's by batch size")
-    return Group(f"{setting_text(entries[0])}; {day(entries[0])}", _panels(curves), figures)
+    return Group(target(entries[0]), f"{_rest(entries[0])}; {day(entries[0])}", _panels(curves), figures)
 
 
 def crossover_text(entry: IndexEntry) -> str:
@@ -163,7 +168,12 @@ def _over(entries: Sequence[IndexEntry]) -> Group:
         rows.append([entry.method, *(times_between(at.speedup) for at in entry.over)])
     header = ["method", *(f"{value:g}" for value in values)]
     figures = table(header, rows, caption=f"Decode speedup by {first.axis}")
-    return Group(f"By {first.axis}: {setting_text(first)}; {day(first)}", _panels(curves), figures)
+    return Group(f"By {first.axis}: {target(first)}", f"{_rest(first)}; {day(first)}", _panels(curves), figures)
+
+
+def axes(entries: Iterable[IndexEntry]) -> list[str]:
+    """What runs go over, in the plural."""
+    return list(dict.fromkeys(f"{entry.axis}s" for entry in entries if entry.over and entry.kind == "method"))
 
 
 def _panels(curves: Sequence[Curve]) -> list[Panel]:

@@ -22,11 +22,14 @@ METHODS = "methods"  # the folder of the methods' pages
 _CARDS = 6
 _STYLES = ("report.css", "site.css")
 _SCRIPTS = ("page.js", "site.js")
+_TEXTS = {"kinds": board.KINDS, "history": curves.HISTORY, "batches": curves.BATCHES, "over": curves.OVER}
+_LAST = ("composition", "peer")  # kinds, in the list of methods
 _UNSAFE = re.compile(r"[^\w.+-]")
 
 
 def pages(entries: Sequence[IndexEntry]) -> dict[str, str]:
     """The pages by their paths within the site."""
+    entries = board.by_questions(entries)
     files = _files(entries)
     found = {"index.html": _first(entries, files)}
     for base, file in files.items():
@@ -75,9 +78,10 @@ def _first(entries: Sequence[IndexEntry], files: Mapping[str, str]) -> str:
         history=curves.history(entries),
         batches=curves.batches(entries),
         over=curves.over_axis(entries),
-        texts={"history": curves.HISTORY, "batches": curves.BATCHES, "over": curves.OVER},
+        axes=curves.axes(entries),
+        texts=_TEXTS,
         sizes=(curves.TOP, curves.BOTTOM, curves.LABELS),
-        methods=[_listed(base, href(base), entries) for base in files],
+        methods=sorted((_listed(base, href(base), entries) for base in files), key=_place),
         runs=_runs(list(runs.values()), entries),
         problems=[(run_id, entry.problems) for run_id, entry in runs.items() if entry.problems],
     )
@@ -96,13 +100,15 @@ def _card(best: IndexEntry, entries: Sequence[IndexEntry]) -> Card:
     rivals = {entry.method for entry in there if entry.kind == "method" and entry.claims_lossless}
     among = f"the fastest of {len(rivals)} lossless methods" if len(rivals) > 1 else "the only lossless method"
     sentence = f"{among} measured there, {board.day(best)}"
+    if best.speedup.bounds is None:
+        sentence += "; too few questions for an interval"
     return Card(best.label, "method", best.speedup, sentence, facts)
 
 
 def _listed(base: str, href: str, entries: Sequence[IndexEntry]) -> dict[str, Any]:
     """A method in the list of methods."""
     own = [entry for entry in entries if entry.base == base]
-    fastest = max(own, key=lambda entry: entry.speedup.value or 0.0)
+    fastest = max(board.with_intervals(own), key=lambda entry: entry.speedup.value or 0.0)
     return {
         "name": base,
         "href": href,
@@ -111,6 +117,12 @@ def _listed(base: str, href: str, entries: Sequence[IndexEntry]) -> dict[str, An
         "runs": len({entry.run_id for entry in own}),
         "best": UNDEFINED if own[0].kind == "vanilla" else times_between(fastest.speedup),
     }
+
+
+def _place(listed: Mapping[str, Any]) -> tuple[bool, int, str]:
+    """The baseline first, then by name, compositions and peers last."""
+    kind = listed["kind"]
+    return kind != "baseline", _LAST.index(kind) + 1 if kind in _LAST else 0, listed["name"].lower()
 
 
 def _runs(runs: Sequence[IndexEntry], entries: Sequence[IndexEntry]) -> board.Board:
@@ -135,7 +147,7 @@ def _runs(runs: Sequence[IndexEntry], entries: Sequence[IndexEntry]) -> board.Bo
 
 
 def _method(base: str, own: Sequence[IndexEntry], files: Mapping[str, str]) -> str:
-    best = board.best(own)
+    best = board.best(board.with_intervals(own))
     facts: list[tuple[str, Any]] = [
         ("kind", "baseline" if own[0].kind == "vanilla" else board.facets(own[0])["kind"]),
         ("runs", len({entry.run_id for entry in own})),
@@ -160,7 +172,8 @@ def _method(base: str, own: Sequence[IndexEntry], files: Mapping[str, str]) -> s
         history=curves.history(own),
         batches=curves.batches(own),
         over=curves.over_axis(own),
-        texts={"history": curves.HISTORY, "batches": curves.BATCHES, "over": curves.OVER},
+        axes=curves.axes(own),
+        texts=_TEXTS,
         sizes=(curves.TOP, curves.BOTTOM, curves.LABELS),
         knobs=_knobs(rows),
     )
@@ -205,10 +218,10 @@ def _task(entry: IndexEntry, task: str) -> str:
 
 
 def _knobs(rows: Sequence[IndexEntry]) -> Table | None:
-    """Every knob of every variant, each variant once."""
-    variants = {(entry.method, value_text(entry.knobs)): entry for entry in rows if entry.knobs}
+    """The knobs of every variant that have a value, each variant once, in whatever order a run recorded them."""
+    variants = {(entry.method, value_text(dict(sorted(entry.knobs.items())))): entry for entry in rows if entry.knobs}
     shown = [
-        [method, Code(", ".join(f"{knob}={value_text(value)}" for knob, value in entry.knobs.items()))]
+        [method, Code(", ".join(f"{knob}={value_text(value)}" for knob, value in entry.knobs.items() if value != ""))]
         for (method, _), entry in variants.items()
     ]
     return table(["method", "knobs as they ran"], shown, 2, "Every knob") if shown else None

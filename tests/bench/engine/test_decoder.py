@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 
 import pytest
@@ -313,7 +314,7 @@ def test_a_tree_is_resumed_in_the_middle(kind, blocks, tiny_model, tiny_decoder,
 def test_a_path_that_is_kept_is_read_on_from(kind, tiny_model, tiny_decoder, hf_logits, random_ids, monkeypatch):
     config, model = tiny_model(kind)
     decoder = tiny_decoder(config, model)
-    monkeypatch.setattr(decoder, "narrow", None)
+    monkeypatch.setattr(decoder, "native_layers", None)
     cache = fresh_cache(decoder)
     context = random_ids(9, 1)
     read(decoder, context[:-1], cache)
@@ -367,7 +368,8 @@ def test_a_tree_in_lock_step_does_not_mix_sequences(tiny_model, tiny_decoder, hf
     cache = fresh_cache(decoder, batch=2)
     decoder.run_layers(decoder.embed(torch.tensor(contexts)[:, :-1]), 0, cache)
     rows = torch.cat((torch.tensor(contexts)[:, -1:], torch.tensor(drafts)), dim=1)
-    places = Places.side_by_side([tree_of(parents).places(8, CPU)] * 2)
+    alone = tree_of(parents).places(8, CPU)
+    places = Places((alone.spans[0], dataclasses.replace(alone.spans[0], slot=1)), alone.width)
     found = decoder.logits(decoder.run_layers(decoder.embed(rows), places, cache))
     for i in range(2):
         assert_close(found[i], expected_rows(hf_logits, model, contexts[i], parents, drafts[i]))

@@ -66,7 +66,7 @@ def test_the_neighbour_ends_when_its_parent_is_killed():
 def test_torchs_operations_are_transformers(kind, tiny_model, tiny_decoder, random_ids):
     config, model = tiny_model(kind)
     decoder = neighbour.by_torch(tiny_decoder(config, model))
-    assert decoder.narrow is None
+    assert decoder.native_layers is None
     assert {linear.layout for linear in (decoder.head, decoder.layers[0].qkv, decoder.layers[0].gate_up)} == {"plain"}
     ids = random_ids(20)
     found = decoder.logits(decoder.run_layers(decoder.embed(ids), 0, decoder.new_cache())[0])

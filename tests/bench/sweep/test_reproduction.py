@@ -24,7 +24,7 @@ from bench.run import runner
 from bench.sweep import grid
 from bench.train import prompts, training
 from bench.train_config import SWEEP_TRAINING
-from tests.bench.sweep.test_sweep import Short
+from tests.bench.sweep.test_sweep_training import Short
 from tests.pages import example
 from tests.tiny import files_of, short_prompt
 

@@ -23,15 +23,6 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
-        assert main(["publish", str(site_runs.write_all(folder / "runs")), "--out", str(folder / "out")]) == 0
-    return folder / "out"
-
-
-@pytest.fixture(scope="module")
 def entries(site):
     return read_index(site / "index.json").entries
 
@@ -62,6 +53,7 @@ def test_there_is_a_page_a_method_and_a_report_a_run(site):
     assert names == {"index.html", "index.json"} | reports | shown
 
 
+A, B, C = ("gamma", 6), ("beam", 1), ("weights", "")  # knobs
 REPORT = ("report.html", "summary.json", "summary.csv")
 
 
@@ -140,6 +132,34 @@ def test_a_methods_own_caution_is_below_the_table(site):
         assert HOSTILE in shown.text
 
 
+def test_runs_with_the_most_questions_come_first(entries):
+    few = [
+        dataclasses.replace(
+            one, speedup=Estimate(9.0), run_id="few", questions=dataclasses.replace(one.questions, asked=3)
+        )
+        for one in entries
+        if one.run_id == NEW
+    ]
+    page = Tree(pages.pages([*few, *entries])["index.html"]).root
+    assert rows(page, "Leaderboard")[-1][1] == "9.00x"
+    last = page.all("article", "card")[-1]
+    assert "9.00x" in last.text
+    assert "too few questions for an interval" in last.text
+    (listed,) = [one for one in section(page, "methods").all("li") if one.all("a")[0].text == "kangaroo"]
+    assert "9.00x" not in listed.text  # which has no interval
+
+
+def test_methods_are_listed_by_name_with_the_baseline_first_and_peers_last(site):
+    listed = section(root(site / "index.html"), "methods").all("li")
+    assert [one.all("a")[0].text for one in listed] == ["vanilla", "kangaroo", "medusa", "pld", "hf-generate"]
+
+
+def test_the_same_knobs_in_another_order_are_one_variant(entries):
+    one, other = (dataclasses.replace(entries[1], knobs=dict(knobs)) for knobs in ((A, B, C), (B, A, C)))
+    page = Tree(pages.pages([one, other])["methods/kangaroo.html"]).root
+    assert rows(page, "Every knob") == [["kangaroo", "beam=1, gamma=6"]]
+
+
 def test_a_method_that_remembers_is_not_the_fastest(entries):
     elsewhere = [entry for entry in entries if entry.run_id == ELSEWHERE]
     remembering = next(entry for entry in elsewhere if entry.method == HOSTILE)
@@ -152,7 +172,8 @@ def test_a_method_that_remembers_is_not_the_fastest(entries):
 
 def test_history_is_of_one_setting_in_the_order_of_its_runs(entries):
     (group,) = curves.history(entries)
-    assert group.title.startswith("smollm2-135m-instruct, float32; a CPU, 2 threads (")
+    assert group.title == "smollm2-135m-instruct, float32"
+    assert re.fullmatch(r"a CPU, 2 threads \(\w+\); mini \(12\), 9 new tokens", group.about)
     (panel,) = group.panels
     assert panel.title == "kangaroo"
     assert [x for x, _, _ in panel.dots] == sorted(x for x, _, _ in panel.dots)
@@ -187,9 +208,14 @@ def test_curves_over_temperatures(entries):
     first.axis = "temperature"
     first.over = [OverValue(0.0, Estimate(1.5)), OverValue(1.0, Estimate(1.1))]
     (group,) = curves.over_axis([first])
-    assert group.title.startswith("By temperature: ")
+    assert group.title == "By temperature: smollm2-135m-instruct, float32"
+    assert curves.axes(entries) == ["temperatures"]
     assert [text for _, text in group.panels[0].columns] == ["0", "1"]
-    assert "1.50x" in pages.pages([first])["methods/kangaroo.html"]
+    made = pages.pages([first])
+    for name in ("index.html", "methods/kangaroo.html"):
+        over = section(Tree(made[name]).root, "over")
+        assert over.all("h2")[0].text == "Speedup over temperatures"
+        assert "1.50x" in over.text
     first.axis, first.over = "", []
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cli import main
-from tests import site_runs
 from tests.browsing import CONTRAST, SIZES, axe_source, faults, launched
 from tests.site_runs import NEW
 
@@ -19,15 +17,6 @@ UNFOLD = "document.querySelectorAll('details').forEach((one) => (one.open = true
 @pytest.fixture(scope="module")
 def browser():
     yield from launched()
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
-        assert main(["publish", str(site_runs.write_all(folder / "runs")), "--out", str(folder / "out")]) == 0
-    return folder / "out"
 
 
 @pytest.fixture
