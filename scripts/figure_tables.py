@@ -61,8 +61,8 @@ def by_value(*captions: str) -> Callable[[Path], str]:
 
 
 def prefill(folder: Path) -> str:
-    """Return the time to the first token by prompt length and weights, ours and transformers', of prefill-*.json."""
-    found = [json.loads((folder / f"prefill-{kind}.json").read_text()) for kind in ("float32", "bfloat16", "q4")]
+    """Return the time to the first token by prompt length and weights, ours and transformers', as its records say."""
+    found = [json.loads((folder / f"{kind}.json").read_text()) for kind in ("float32", "bfloat16", "q4")]
     rows = []
     for lengths in zip(*(each["prefills"] for each in found), strict=True):
         cells = [f"{row['ours_ms']:,.0f} ms, {row['generate_ms']:,.0f} ms: {row['ratio']:.2f}x" for row in lengths]
