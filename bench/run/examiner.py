@@ -12,7 +12,7 @@ from bench.config import RunConfig
 from bench.drafting.loop import at_once, decoding, probe
 from bench.drafting.method import Answer, SpeculativeMethod
 from bench.engine.decoder import Decoder
-from bench.errors import UserError
+from bench.errors import UserError, program
 from bench.figures.records import Turn, prompt_digest
 from bench.models.loading import Loaded, load_decoder, memory_errors
 from bench.progress import Log
@@ -32,9 +32,10 @@ class Warnings:
         self.texts: list[str] = []
 
     def __call__(self, text: str) -> None:
-        """Warn."""
-        if text not in self.texts:  # once for a cause, however many turns it meets
-            self.texts.append(text)
+        """Warn. A command is told as it runs here, and kept without this machine's path to it: records go elsewhere."""
+        kept = text.replace(program(), "roobench")
+        if kept not in self.texts:  # once for a cause, however many turns it meets
+            self.texts.append(kept)
             self.log(f"WARNING: {text}")
 
 

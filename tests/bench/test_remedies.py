@@ -10,6 +10,7 @@ import pytest
 
 from bench.cli import main
 from bench.errors import program
+from bench.run.examiner import Warnings
 from tests.tiny import records, run_bench
 
 
@@ -146,3 +147,14 @@ def test_a_command_on_the_path_is_spelled_by_its_name(tmp_path, monkeypatch):
     assert program() == "python run_bench.py"
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "roobench")])
     assert program() == "roobench"
+
+
+def test_a_warning_is_kept_without_the_path_of_the_program_that_gave_it(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "bin" / "roobench"
+    monkeypatch.setattr(sys, "argv", [str(elsewhere)])
+    told: list[str] = []
+    warnings = Warnings(told.append)
+    for _ in range(2):
+        warnings(f"no weights: train them (`{program()} train kangaroo`)")
+    assert told == [f"WARNING: no weights: train them (`{elsewhere} train kangaroo`)"]
+    assert warnings.texts == ["no weights: train them (`roobench train kangaroo`)"]
