@@ -29,8 +29,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from bench.engine.decoder import Decoder
 from bench.engine.kernels import native
 from bench.models.checkpoints import Checkpoint
+from bench.run.workers import local
 from tests import reference
 from tests.byte_tokenizer import byte_tokenizer
+from tests.preloaded import Fork, Preloaded
 from tests.reference import VOCAB
 from tests.wide import make_faint
 
@@ -243,6 +245,27 @@ def give_kernels() -> Callable[[Path], str]:
         return str(cache)
 
     return give
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    """The process that `forks` are forks of."""
+    made = Preloaded()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def forks(preloaded: Preloaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forks, see `preloaded.py`: for what does not depend on how they are started."""
+    started = SimpleNamespace(Popen=functools.partial(Fork, preloaded), PIPE=subprocess.PIPE)
+    monkeypatch.setattr(local, "subprocess", started)
+
+
+@pytest.fixture
+def working(preloaded: Preloaded) -> Callable[[], list[psutil.Process]]:
+    """() -> the processes of workers that there are, forks or not."""
+    return lambda: [one for one in psutil.Process().children(recursive=True) if one.pid != preloaded.pid]
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,9 @@ def _connect(ray: Any, config: RunConfig) -> None:
     if config.ray == LOCAL:
         path = os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH", ""))))
         cores = max(len(os.sched_getaffinity(0)), config.workers * config.threads)
-        where: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False}
+        # Ray would have workers give way to whatever else runs here (nice 15), and be timed at that.
+        own = {"worker_niceness": 0}
+        where: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False, "_system_config": own}
         code: dict[str, Any] = {"env_vars": passed | {"PYTHONPATH": path}}
     else:
         where = {"address": config.ray}

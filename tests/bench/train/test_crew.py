@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bench.cli import main
@@ -36,13 +35,13 @@ TOKENS = 900
 TWO = {"workers": 2, "threads": 1, "precision": "float32"}
 FLAGS = ["--workers", "2", "--threads", "1", "--precision", "float32"]
 
-pytestmark = pytest.mark.usefixtures("short_prompts", "cache")
+pytestmark = pytest.mark.usefixtures("short_prompts", "cache", "forks")
 
 
 @pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory):
+def shared_cache(tmp_path_factory, give_kernels):
     """One cache, because every worker is a process that would compile the kernels again."""
-    return tmp_path_factory.mktemp("crew-cache")
+    return Path(give_kernels(tmp_path_factory.mktemp("crew-cache")))
 
 
 @pytest.fixture
@@ -85,7 +84,9 @@ def check_same(found: dict[bytes, tuple], alone: dict[bytes, tuple]) -> None:
         assert mine
 
 
-def test_workers_write_what_one_process_writes_though_one_of_them_is_killed(model, loaded, tmp_path, monkeypatch):
+def test_workers_write_what_one_process_writes_though_one_of_them_is_killed(
+    model, loaded, tmp_path, monkeypatch, working
+):
     recipe = Recipe(**vars(SMALL) | {"tokens": TOKENS})
     make(loaded.target, loaded.chat, loaded.eos, recipe, tmp_path / "alone")
     count, told, said = itertools.count(), [], []
@@ -94,7 +95,7 @@ def test_workers_write_what_one_process_writes_though_one_of_them_is_killed(mode
     found = complete("tiny", loaded.chat, recipe, tmp_path / "crew", write, told.append, NONE)
     assert len(killed) == 1
     assert any("was lost while it was at a batch of" in line for line in said)
-    assert not psutil.Process().children()
+    assert not working()
     check_same(journaled(tmp_path / "crew"), journaled(tmp_path / "alone"))
     assert found.answer_tokens >= TOKENS
     assert sum(told) >= found.answer_tokens  # those of the conversation that was lost count twice
@@ -144,7 +145,7 @@ def test_a_killed_driver_takes_its_workers_along_and_its_conversations_are_gone_
     assert sum(end - begin for _, _, answers in after.values() for begin, end in answers) >= 200
 
 
-def test_states_are_those_of_one_process_though_a_worker_is_killed(model, loaded, tmp_path, monkeypatch):
+def test_states_are_those_of_one_process_though_a_worker_is_killed(model, loaded, tmp_path, monkeypatch, working):
     recipe = Recipe(**vars(SMALL) | {"tokens": TOKENS})
     made = make(loaded.target, loaded.chat, loaded.eos, recipe, tmp_path / "conversations")
     alone, theirs, width = tmp_path / "alone", tmp_path / "crew", loaded.target.config.hidden
@@ -158,7 +159,7 @@ def test_states_are_those_of_one_process_though_a_worker_is_killed(model, loaded
     killed = kill_at(monkeypatch, lambda asked: asked["do"] == "compute" and next(count) == 0)
     crew.compute(Writing(model, **TWO), missing, print, told.append)
     assert len(killed) == 1
-    assert not psutil.Process().children()
+    assert not working()
     assert sum(told) == sum(chunk.tokens for chunk in missing)
     assert contents(theirs) == contents(alone)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -168,7 +169,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_method_is_trained_on_states_that_workers_computed(model, tmp_path, monkeypatch):
+def test_a_method_is_trained_on_states_that_workers_computed(model, tmp_path, monkeypatch, working):
     monkeypatch.setattr(training, "Recipe", Short)
     monkeypatch.setattr(loop, "_states", None)
     monkeypatch.setattr(training.conversations, "Writer", None)
@@ -178,13 +179,13 @@ def test_a_method_is_trained_on_states_that_workers_computed(model, tmp_path, mo
     (settings,) = re.findall("^- Settings:.*$", (tmp_path / "out" / "README.md").read_text(), re.MULTILINE)
     assert "seed 0" in settings
     assert "workers" not in settings
-    assert not psutil.Process().children()
+    assert not working()
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_fails_at_once_is_given_up_with_its_last_words(model, monkeypatch, capsys):
+def test_a_worker_that_fails_at_once_is_given_up_with_its_last_words(model, monkeypatch, capsys, working):
     request, loads = local.LocalWorker.request, []
 
     def wrong(self, asked):
@@ -200,16 +201,16 @@ def test_a_worker_that_fails_at_once_is_given_up_with_its_last_words(model, monk
         "error: no worker is left, the last one ended with: exit status 1; its last words: KeyError: 'float99'; if "
         "memory is short, give fewer --workers; what was finished is kept, and the same command goes on"
     )
-    assert not psutil.Process().children()
+    assert not working()
 
 
-def test_a_cache_that_takes_no_states_ends_all_workers(model, loaded, tmp_path):
+def test_a_cache_that_takes_no_states_ends_all_workers(model, loaded, tmp_path, working):
     made = make(loaded.target, loaded.chat, loaded.eos, SMALL, tmp_path)
     (tmp_path / str(FINAL)).write_text("in the way")
     missing = {chunk: [FINAL] for chunk in chunks(made, tmp_path, loaded.target.config.hidden)}
     with pytest.raises(UserError, match=r"cannot write to the cache .*: set ROOBENCH_CACHE"):
         crew.compute(Writing(model, **TWO), missing, print, lambda tokens: None)
-    assert not psutil.Process().children()
+    assert not working()
 
 
 def test_one_gpu_is_not_for_several_workers(model, capsys):

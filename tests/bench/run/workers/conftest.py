@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from bench.run.workers import local
-from tests.bench.run.workers.preloaded import Fork, Preloaded
 from tests.tiny import QUESTIONS, records, run_bench, write_questions
 
 MORE = tuple((20 + i, "qa", (f"Name {fruit}.",)) for i, fruit in enumerate(("quinces", "medlars", "lychees")))
@@ -52,20 +47,6 @@ def alone(shared_cache, tiny_checkpoint, questions, flags, tmp_path_factory):
         patch.setattr("bench.report.figures.write_figures", lambda summary, folder: [])
         assert run_bench(tiny_checkpoint("tied", True).folder, questions, out, *flags) == 0
     return answers(records(Path(out))[1])
-
-
-@pytest.fixture(scope="module")
-def preloaded():
-    made = Preloaded()
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def forks(preloaded, monkeypatch):
-    """Workers are forks, see `preloaded.py`: for what does not depend on how they are started."""
-    started = SimpleNamespace(Popen=functools.partial(Fork, preloaded), PIPE=subprocess.PIPE)
-    monkeypatch.setattr(local, "subprocess", started)
 
 
 def answers(turns):

@@ -30,14 +30,14 @@ def test_a_question_of_a_killed_actor_goes_to_another_and_answers_are_those_of_o
         append(path, turns, go_on)
         if not killed:  # an actor that is at work, or waits for the last question
             actors = [child for child in psutil.Process().children(recursive=True) if "_Actor" in child.name()]
-            killed.append(len(actors))
+            killed.append((len(actors), actors[0].nice()))
             os.kill(actors[0].pid, signal.SIGKILL)
 
     monkeypatch.setattr(recorder, "append_turns", fatal)
     assert run_bench(setting.model, questions, setting.out, *flags, "--ray", "local", "--workers", "2") == 0
     run, turns = records(setting.out)
     assert run.complete
-    assert killed == [2]
+    assert killed == [(2, psutil.Process().nice())]
     assert answers(turns) == alone
     assert set(run.workers) == {"1", "2"}
 

@@ -6,7 +6,6 @@ import csv
 import itertools
 from dataclasses import asdict
 
-import psutil
 import pytest
 
 from bench.cli import main
@@ -22,6 +21,8 @@ TWO = ("--workers", "2", "--threads", "1")
 METHOD = "layer-skip:stop=threshold,threshold=0"
 LABELS = [f"{METHOD},exit_layer={layer}" for layer in (1, 2, 9)]  # of four
 
+pytestmark = pytest.mark.usefixtures("forks")
+
 
 @pytest.fixture
 def swept(setting, monkeypatch):
@@ -33,7 +34,7 @@ def swept(setting, monkeypatch):
 
 
 def test_a_sweep_by_workers_is_that_of_one_process_and_goes_on_where_it_was_interrupted(
-    setting, swept, answers, monkeypatch, capsys
+    setting, swept, answers, working, monkeypatch, capsys
 ):
     append, count = recorder.append_turns, itertools.count()
 
@@ -49,7 +50,7 @@ def test_a_sweep_by_workers_is_that_of_one_process_and_goes_on_where_it_was_inte
     assert f"WARNING: {LABELS[2]} fails and is left out: layer-skip: exit_layer=9 leaves no layers to verify" in said
     assert "WARNING: 2 variants take long, about 0 min" in said
     assert f"go on with the same command and --out {setting.out}" in said
-    assert not psutil.Process().children()
+    assert not working()
     assert len({turn.question_id for turn in records(setting.out)[1]}) == 1
     assert swept(setting.out, *TWO) == 1  # as one has failed
     alone = setting.out.parent / "alone"
@@ -67,13 +68,13 @@ def test_a_sweep_by_workers_is_that_of_one_process_and_goes_on_where_it_was_inte
     assert [row["audited"] for row in rows.values()] == ["4", "4", ""]
 
 
-def test_a_sweep_of_which_nothing_is_left_is_an_error(setting, capsys):
+def test_a_sweep_of_which_nothing_is_left_is_an_error(setting, working, capsys):
     base = ["--model", str(setting.model), "--questions", setting.questions, "--out", str(setting.out)]
     assert main(["sweep", *base, "--method", METHOD, "--grid", "exit_layer=9", "--workers", "1"]) == 2
     assert (
         f"no variant of the sweep is left; the last, {LABELS[2]}: layer-skip: exit_layer=9" in capsys.readouterr().err
     )
-    assert not psutil.Process().children()
+    assert not working()
 
 
 def test_trainings_of_a_sweep_have_its_workers():

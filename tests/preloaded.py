@@ -18,7 +18,7 @@ from typing import IO, NoReturn
 
 from bench.cli import main
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[1]
 _LONGEST = 1 << 18  # bytes of a message: it has an environment
 
 
@@ -29,8 +29,9 @@ class Preloaded:
         self._lock = threading.Lock()  # a run speaks to each of its workers in a thread
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.bench.run.workers.preloaded", str(theirs.fileno())]
+            command = [sys.executable, "-m", "tests.preloaded", str(theirs.fileno())]
             self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
+        self.pid = self._process.pid
 
     def ask(self, asked: dict[str, object], files: list[int]) -> int:
         """Send a message with open files, and wait for the number that answers it."""
@@ -48,10 +49,9 @@ class Fork:
     """A worker, as `subprocess.Popen` would be one."""
 
     def __init__(self, preloaded: Preloaded, command: list[str], *, env: dict[str, str], stderr: IO[str], **_: object):
-        assert command[-1] == "run-worker"
         (asked, ours), (theirs, answers) = os.pipe(), os.pipe()
         self._preloaded, self.returncode, self._lock = preloaded, None, threading.Lock()
-        self.pid = preloaded.ask({"env": env}, [asked, answers, stderr.fileno()])
+        self.pid = preloaded.ask({"command": command[-1], "env": env}, [asked, answers, stderr.fileno()])
         for file in (asked, answers):
             os.close(file)
         self.stdin, self.stdout = os.fdopen(ours, "w", encoding="utf-8"), os.fdopen(theirs, encoding="utf-8")
@@ -85,14 +85,14 @@ def serve(link: socket.socket) -> None:
             answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
         elif not (answer := os.fork()):
             link.close()
-            work(asked["env"], files)
+            work(asked["command"], asked["env"], files)
         for file in files:
             os.close(file)
         link.send(str(answer).encode())
 
 
-def work(environment: dict[str, str], files: list[int]) -> NoReturn:
-    """Be a worker from here on."""
+def work(command: str, environment: dict[str, str], files: list[int]) -> NoReturn:
+    """Be a worker, by a command of the bench, from here on."""
     status = 1
     try:
         for number, file in enumerate(files):
@@ -101,7 +101,7 @@ def work(environment: dict[str, str], files: list[int]) -> NoReturn:
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode, encoding="utf-8") for n, mode in enumerate("rww"))
         os.environ.clear()
         os.environ.update(environment)
-        status = main(["run-worker"])
+        status = main([command])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -113,7 +113,8 @@ if __name__ == "__main__":
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from bench.commands import run_worker  # noqa: F401
+    from bench.commands import run_worker, train_worker  # noqa: F401
     from bench.run.workers import lines, run_desk  # noqa: F401
+    from bench.train import desk  # noqa: F401
 
     serve(socket.socket(fileno=int(sys.argv[1])))
