@@ -33,11 +33,11 @@ def small(tmp_path_factory, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def summary(small, tmp_path_factory):
+def summary(small, tmp_path_factory, give_kernels):
     folder = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("ROOBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("ROOBENCH_CACHE", give_kernels(folder / "cache"))
         return roobench.run("pld", "ngram:tokens=3", peer=["hf-generate"], **small)
 
 
@@ -80,8 +80,10 @@ def test_a_mistake_is_told_with_its_remedy_and_nothing_is_written(tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_that_fails_in_every_question_is_an_error_that_names_the_records(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("ROOBENCH_CACHE", str(tmp_path / "cache"))
+def test_a_method_that_fails_in_every_question_is_an_error_that_names_the_records(
+    small, tmp_path, monkeypatch, give_kernels
+):
+    monkeypatch.setenv("ROOBENCH_CACHE", give_kernels(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "failing.py").write_text(
         "from bench.drafting.method import Draft, TextMethod\n"

@@ -116,7 +116,8 @@ def test_only_our_own_methods_can_be_slowed_down(config):
         worker.Worker(config, {}, {"nobody": 0.1})
 
 
-def test_a_process_answers_and_ends(config, setting, tmp_path):
+def test_a_process_answers_and_ends(config, setting, tmp_path, cache, give_kernels):
+    give_kernels(cache)
     side = Side("new", here(None), first_request(config, {}, {}), tmp_path / "new.log")
     where = {"question": 12, "turn": 0, "round": 0}
     for label in side.run.methods:
@@ -141,8 +142,9 @@ def test_a_side_that_cannot_start_tells_why(config, tmp_path):
         Side("base", here(None), first_request(wrong, {}, {}), tmp_path / "base.log")
 
 
-def test_other_code_than_the_checkouts_is_refused(config, tmp_path):
+def test_other_code_than_the_checkouts_is_refused(config, tmp_path, cache, give_kernels):
     """An empty folder: the bench that runs is found elsewhere."""
+    give_kernels(cache)
     elsewhere = Checkout(str(tmp_path), here(None).python, paths=(here(None).folder,))
     with pytest.raises(UserError, match=r"base takes the bench from .*, not from .*pip install -e"):
         Side("base", elsewhere, first_request(config, {}, {}), tmp_path / "base.log")
