@@ -80,6 +80,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {  # by name: the record 
     "headline": ("headline", headline),
     "costs": ("headline", costs),
     "passes": ("seam", passes),
+    "second": ("second", costs),
     "eagle": ("eagle", costs),
     "prefill": ("prefills", prefill),
     "batches": ("batches", batches),
