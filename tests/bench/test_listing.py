@@ -83,8 +83,8 @@ def test_the_page_says_for_which_models_weights_are_packaged(capsys, tmp_path, m
     weights = [name for name in DRAFTING if methods.training_module(name)]
     for name in weights:
         text = words(listed(capsys, name))
-        is_packaged = (WEIGHTS_ROOT / DEFAULT_MODEL / name).is_dir()
-        assert f"weights {f'packaged for {DEFAULT_MODEL}' if is_packaged else 'none packaged'}" in text
+        models = ", ".join(sorted(folder.parent.name for folder in WEIGHTS_ROOT.glob(f"*/{name}")))
+        assert (f"weights packaged for {models}" if models else "weights none packaged") in text
         assert f"train {name} --model MODEL" in text
     assert "weights none needed" in words(listed(capsys, methods.BASELINE))
     assert "weights none packaged; name a folder or Hugging Face id: dflash:weights=..." in words(
