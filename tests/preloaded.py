@@ -49,6 +49,7 @@ class Fork:
     """A worker, as `subprocess.Popen` would be one."""
 
     def __init__(self, preloaded: Preloaded, command: list[str], *, env: dict[str, str], stderr: IO[str], **_: object):
+        assert command[-1] in ("run-worker", "train-worker")
         (asked, ours), (theirs, answers) = os.pipe(), os.pipe()
         self._preloaded, self.returncode, self._lock = preloaded, None, threading.Lock()
         self.pid = preloaded.ask({"command": command[-1], "env": env}, [asked, answers, stderr.fileno()])
