@@ -9,23 +9,20 @@ from pathlib import Path
 
 from bench.figures.summary import OVERALL, read_summary
 from bench.report import batched, over_axis
-from bench.report.formats import count, identical_text, number, task_name, times, times_between
+from bench.report.formats import identical_text, number, task_name, times, times_between
 from bench.report.markdown import table_text
 from bench.report.model import Code, Section, Strong, Table, table
 
 
 def headline(run: Path) -> str:
-    """Return the decode speedups of a run: a row for each task, a column for each method."""
+    """Return the decode speedups of a run: a row for each method, a column for each task, the overall interval."""
     summary = read_summary(run)
-    ours = summary.of_kind("method")
     vanilla = next(iter(summary.of_kind("vanilla").values()))
-    rows = []
-    for task, base in vanilla.tasks.items():
-        bold = Strong if task == OVERALL else str
-        cells = [bold(times_between(entry.tasks[task].speedup_decode)) for entry in ours.values()]
-        rows.append([bold(task_name(task)), count(base.turns), number(base.tok_per_s, 1), *cells])
-    header = ["task", "turns", "vanilla tokens/s", *(f"`{entry.label}`" for entry in ours.values())]
-    return table_text(table(header, rows))
+    rows = [["vanilla, tokens/s", *(number(base.tok_per_s, 1) for base in vanilla.tasks.values())]]
+    for entry in summary.of_kind("method").values():
+        cells = [times(entry.tasks[task].speedup_decode.value) for task in vanilla.tasks if task != OVERALL]
+        rows.append([Code(entry.label), *cells, Strong(times_between(entry.overall.speedup_decode))])
+    return table_text(table(["decode speedup", *map(task_name, vanilla.tasks)], rows))
 
 
 def costs(run: Path) -> str:
