@@ -62,9 +62,9 @@ def provenance(run: Run) -> Section:
 
 
 def value_text(value: Any) -> str:
-    """A recorded value for readers: no quotes around words, dictionaries spelled out."""
+    """A recorded value for readers: no quotes around words, dictionaries spelled out but for what is empty."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {value_text(item)}" for key, item in value.items() if item != "")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

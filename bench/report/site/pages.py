@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -29,12 +30,18 @@ _UNSAFE = re.compile(r"[^\w.+-]")
 
 def pages(entries: Sequence[IndexEntry]) -> dict[str, str]:
     """The pages by their paths within the site."""
-    entries = board.by_questions(entries)
+    entries = _with_families(board.by_questions(entries))
     files = _files(entries)
     found = {"index.html": _first(entries, files)}
     for base, file in files.items():
         found[f"{METHODS}/{file}"] = _method(base, [entry for entry in entries if entry.base == base], files)
     return found
+
+
+def _with_families(entries: Sequence[IndexEntry]) -> list[IndexEntry]:
+    """The entries, with the family of a method in all of them: early runs did not record it."""
+    known = {entry.base: entry.family for entry in entries if entry.family}
+    return [replace(entry, family=entry.family or known.get(entry.base, "")) for entry in entries]
 
 
 def _files(entries: Sequence[IndexEntry]) -> dict[str, str]:

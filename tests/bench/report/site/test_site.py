@@ -160,6 +160,20 @@ def test_the_same_knobs_in_another_order_are_one_variant(entries):
     assert rows(page, "Every knob") == [["kangaroo", "beam=1, gamma=6"]]
 
 
+def test_knobs_of_members_that_are_empty_are_left_out_too(entries):
+    knobs = {"pld": {"ngram": 3}, "kangaroo": dict((A, C))}
+    entry = dataclasses.replace(entries[1], method="pld+kangaroo", knobs=knobs)
+    page = Tree(pages.pages([entry])["methods/pld+kangaroo.html"]).root
+    assert rows(page, "Every knob") == [["pld+kangaroo", "pld=ngram 3, kangaroo=gamma 6"]]
+
+
+def test_a_run_that_did_not_record_families_takes_them_from_another(entries):
+    early, late = (dataclasses.replace(entries[1], family=family) for family in ("", "self"))
+    for given, kind in (([early, late], "self"), ([early], "other")):
+        page = Tree(pages.pages(given)["methods/kangaroo.html"]).root
+        assert f"kind{kind}" in page.all("header")[0].text
+
+
 def test_a_method_that_remembers_is_not_the_fastest(entries):
     elsewhere = [entry for entry in entries if entry.run_id == ELSEWHERE]
     remembering = next(entry for entry in elsewhere if entry.method == HOSTILE)
