@@ -37,7 +37,7 @@ FIGURE = re.compile(  # decimals but no versions; shares, ratios, rates
     r"(?<![\w.])(?<!\w-)(?:[\d,]*\d\.\d+(?![\d.]*\w*\d)|\d+ ?%|\d+[x\u00d7]|\d+ times|\d+ tokens/s)|(?<=\bCR )\d+"
 )
 _HIDDEN = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", re.DOTALL)  # code, links, comments: no figures
-_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n\n).*?(\n\n<!-- /table -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(\n<!-- /table -->)", re.DOTALL)
 _PLACE = re.compile(r"\{([^{}]+)\}")
 _NUMBER = r"(?<![\d.,])[+-]?(?:\d[\d,]*)?\d(?:\.\d+)?[%M]?(?![\d])"
 _FORMS = {  # ways to show what is no number, with what finds it on a page
@@ -176,7 +176,9 @@ def written(path: Path, text: str) -> str:
     name = path.relative_to(ROOT).as_posix()
     if path == ROOT / methods_table.PAGE:
         text = methods_table.page_with_tables(text, methods_table.RUN)
-    text = _TABLE.sub(lambda found: found[1] + _table(found[2]) + found[3], text)
+    if text.count("<!-- table: ") != len(_TABLE.findall(text)):
+        raise UserError(f"{name} has a table without an end: put a line <!-- /table --> after each")
+    text = _TABLE.sub(lambda found: f"{found[1]}\n{_table(found[2])}\n{found[3]}", text)
     for phrase in index()["pages"].get(name, []):
         found = list(re.finditer(_pattern(phrase), text))
         if len(found) != 1:

@@ -104,6 +104,13 @@ def test_a_figure_that_nobody_answers_for_is_named_with_its_line():
     assert found == ["1.77", "1.78", "3x", "4", "41 %", "3.5", "6 times", "1.2", "1.3", "12 tokens/s"]
 
 
+def test_an_empty_table_is_filled(repository, monkeypatch):
+    (repository / "README.md").write_text(PAGE.replace("old\n\n", ""))
+    assert run_script(monkeypatch, "--check") == 1
+    assert run_script(monkeypatch) == 0
+    assert "| `pld` | 1.44x |" in (repository / "README.md").read_text()
+
+
 def test_one_command_writes_the_figures_of_a_new_run(repository, monkeypatch, capsys):
     assert run_script(monkeypatch, "--check") == 1
     assert "README.md: its figures are not those of the records" in capsys.readouterr().out
@@ -125,6 +132,7 @@ def test_one_command_writes_the_figures_of_a_new_run(repository, monkeypatch, ca
         (("`pld` decodes", "It decodes"), None, "nowhere, not once"),
         (("# A page", PAGE), None, "2 times, not once"),
         (("table: headline", "table: speeds"), None, "unknown table 'speeds'"),
+        (("<!-- /table -->", ""), None, "has a table without an end"),
         (None, ("{run pld low}", "{other pld low}"), "unknown record 'other'"),
         (None, ("{run pld low}", "{run pld lowest}"), "no record has {run pld lowest} (KeyError"),
         (None, ("{run pld low}", "{run pld}"), "is no number"),
