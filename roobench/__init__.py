@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunError", "Summary", "run"]
 _SCHEMA = 1  # of summary.json
+_REPEATED = ("method", "peer")  # flags that may be repeated; the others take several values with commas
 _COMMAND = [sys.executable, str(Path(__file__).with_name("__main__.py"))]
 
 
@@ -80,29 +82,33 @@ def run(*methods: str, **settings: Any) -> Summary:
     """Measure methods against vanilla decoding and return the figures, as `roobench --method ...` does.
 
     `settings` are the command's flags with underscores: `run("pld", limit=2, max_new_tokens=32, out="first")` is
-    `roobench --method pld --limit 2 --max-new-tokens 32 --out first`. A list repeats its flag. Paths start from the
-    current folder, where results go as well. Progress is printed on standard error. Ctrl-C ends the run, which keeps
-    what it has; `run(resume=FOLDER)` goes on with it.
+    `roobench --method pld --limit 2 --max-new-tokens 32 --out first`. Several values are a list: `peer=["hf-generate",
+    "llama-cpp"]`, `batch=[1, 2, 4]`. Paths start from the current folder, where results go as well. Progress is printed
+    on standard error. Ctrl-C ends the run, which keeps what it has; `run(resume=FOLDER)` goes on with it.
 
     Raises:
         RunError: a mistake in the settings, or a method that is not lossless or fails in every question.
 
     """
     command = [*_COMMAND, "run", "--json", *_flags({"method": methods} | settings)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    with subprocess.Popen(command, **pipes, errors="replace", process_group=0) as child:
-        assert child.stdout is not None
+    texts: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+    with (
+        tempfile.TemporaryFile("w+", **texts) as output,  # a pipe could fill up while standard error is read
+        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, process_group=0, **texts) as child,
+    ):
         assert child.stderr is not None
         said = ""
         try:
             for said in child.stderr:
                 print(said, end="", file=sys.stderr)
-            told = child.stdout.read()
+            child.wait()
+            output.seek(0)
+            told = output.read()
         except BaseException:  # such as Ctrl-C, which the child, in a process group of its own, does not get
             child.send_signal(signal.SIGINT)
             print(child.communicate()[1], end="", file=sys.stderr)
             raise
-    folder = Path(json.loads(told)["folder"]).absolute() if told else None
+    folder = Path(json.loads(told.splitlines()[-1])["folder"]).absolute() if told else None
     if child.returncode or folder is None:
         reason = said.strip().removeprefix("error: ") or f"the run ended with exit status {child.returncode}"
         raise RunError(reason, child.returncode, folder)
@@ -110,11 +116,12 @@ def run(*methods: str, **settings: Any) -> Summary:
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
-    """Return settings as flags: None and False are left out, True is a switch, several values repeat the flag."""
+    """Return settings as flags: None and False are left out, True is a switch."""
     found = []
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
-        for one in value if isinstance(value, list | tuple) else (value,):
+        several = value if isinstance(value, list | tuple) else [value]
+        for one in several if len(several) < 2 or name in _REPEATED else [",".join(map(str, several))]:
             found += [] if one is None or one is False else [flag] if one is True else [f"{flag}={one}"]
     return found
 

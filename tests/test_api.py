@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import roobench
+from bench.commands import run as run_command
 from bench.figures.records import TURNS_FILE, read_records
 from bench.figures.summary import SCHEMA
 from tests.tiny import QUESTIONS, write_questions
@@ -132,6 +133,12 @@ def test_it_reads_the_committed_runs():
 def test_settings_become_flags():
     given = {"method": ("a", "b"), "max_new_tokens": 8, "preset": None, "json": False, "odd": True, "top_p": -1}
     assert roobench._flags(given) == ["--method=a", "--method=b", "--max-new-tokens=8", "--odd", "--top-p=-1"]
+
+
+def test_several_values_of_one_flag_are_all_asked_for():
+    flags = roobench._flags({"peer": ["a", "b"], "batch": [1, 2], "temperatures": (0, 0.5), "tasks": ["qa", "rag"]})
+    found = run_command.parser().parse_args(flags)
+    assert (found.peer, found.batch, found.temperatures, found.tasks) == (["a", "b"], (1, 2), (0.0, 0.5), "qa,rag")
 
 
 def test_an_interrupt_ends_the_run_which_keeps_what_it_has(small, tmp_path, give_kernels):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,8 @@ def _carry_out(planned: Plan, as_json: bool) -> int:
     from bench.report import write_report
     from bench.report.conclusion import conclusion
 
-    left = _ask(planned)
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # what a method prints is no JSON
+        left = _ask(planned)
     record, folder = left.record, left.folder
     if not left.turns:
         raise KeyboardInterrupt

@@ -213,7 +213,8 @@ def _going_on(
     if earlier is None or not (folder / RUN_FILE).is_file() or (run := read_run(folder)).complete:
         return None
     try:
-        resume.settings(run, {k: v for k, v in dataclasses.asdict(config).items() if k != "method"})
+        own = ("method", "out")  # compared below, and the folder that the run is in, however it is spelled now
+        resume.settings(run, {k: v for k, v in dataclasses.asdict(config).items() if k not in own})
     except UserError as error:
         log(f"{error}: begun anew, the earlier run is set aside")
         return None

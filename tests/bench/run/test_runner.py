@@ -274,6 +274,19 @@ def test_results_lie_under_the_run_id_without_an_output_folder(setting, tmp_path
 # --- a method that is not what it says -------------------------------------------------------------------------------
 
 
+def test_json_is_all_of_standard_output_whatever_a_method_prints(setting, add_method, capsys):
+    class Talks(Vanilla):
+        def propose(self, sequences, budgets):
+            print("drafting")
+            return super().propose(sequences, budgets)
+
+    add_method("talks", Talks)
+    assert run_bench(setting.model, setting.questions, setting.out, "--method", "talks", "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"folder": str(setting.out), "complete": True, "not_lossless": [], "failed": {}}
+    assert "drafting" in told.err
+
+
 def test_lossless_method_with_another_answer_fails_the_run_once_all_is_written(setting, add_method, capsys):
     add_method("wrong", Wrong)
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "wrong") == 1

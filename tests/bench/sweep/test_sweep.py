@@ -343,6 +343,14 @@ def test_an_interrupted_run_goes_on_where_it_was(halting, setting, capsys):
     assert [row["audited"] for row in rows_of(setting.out)] == ["4"] * 2
 
 
+def test_an_interrupted_run_goes_on_however_its_folder_is_spelled(halting, setting, monkeypatch, capsys):
+    assert halting(setting) == 130
+    monkeypatch.chdir(setting.out.parent)
+    assert run_sweep(setting, "--grid", "kind=a,b", "--out", setting.out.name, method="halting") == 0
+    assert "going on with run" in capsys.readouterr().err
+    assert {turn.question_id for turn in read_turns(setting.out)} == {11, 12, 13}
+
+
 def test_a_run_of_other_settings_is_begun_anew(halting, setting, capsys):
     assert halting(setting) == 130
     first = read_run(setting.out).run_id
