@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.figures.records import (
     TURNS_FILE,
     Run,
     Turn,
+    alone_in,
     prompt_digest,
     read_records,
     read_run,
@@ -75,6 +77,20 @@ def begun(folder: Path) -> Run:
     if run.complete:
         raise UserError(f"{folder} is complete: there is nothing to resume; show it with: {program()} report {folder}")
     return run
+
+
+@contextlib.contextmanager
+def alone_with(folder: Path, run: Run | None) -> Iterator[None]:
+    """Hold a folder in which `run`, read before a model was loaded, is to go on; None: a new run.
+
+    Raises:
+        UserError: another process holds it, or went on with the run since it was read.
+
+    """
+    with alone_in(folder):
+        if run is not None and read_run(folder) != run:
+            raise UserError(f"another process has gone on with {folder} meanwhile: give the same command again")
+        yield
 
 
 def settings(run: Run, given: Mapping[str, Any]) -> RunConfig:

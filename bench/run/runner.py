@@ -16,7 +16,7 @@ from bench.config import RunConfig
 from bench.errors import UserError
 from bench.figures.facts import PassCosts
 from bench.figures.machine import Machine
-from bench.figures.records import Run, alone_in, remembers_the_run
+from bench.figures.records import Run, remembers_the_run
 from bench.models import loading
 from bench.models.chat import ChatFormat, template_digest, tokenizer_digest
 from bench.models.loading import Compute, Loaded, Model, choose_device, memory_errors
@@ -52,7 +52,7 @@ def carry_out(plan: Plan, log: Log = print) -> Recorder:
     if plan.config.prompt_lengths:
         plan = fitted(plan, loading.find(plan.config.model, plan.config.revision, log))
     examiner = assemble(plan, load(plan, log), log)
-    with alone_in(plan.folder):
+    with resume.alone_with(plan.folder, plan.resumed):
         return ask(plan, examiner, prepare(plan, examiner, log), log)
 
 

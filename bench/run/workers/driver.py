@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.figures.facts import MemoryFacts
-from bench.figures.records import Run, Turn, alone_in
+from bench.figures.records import Run, Turn
 from bench.models import loading
 from bench.models.chat import ChatFormat
 from bench.models.loading import Model
@@ -53,7 +53,7 @@ def carry_out(plan: Plan, log: Log = print, begins: Begins = lambda failed, abou
     if plan.resumed is not None:
         resume.check_prompts(plan.resumed, plan.folder, plan.asked_by_id, model.chat)
     with (
-        alone_in(plan.folder),
+        resume.alone_with(plan.folder, plan.resumed),
         _hiring(plan, model) as (hire, workers),
         RunStaff(plan, hire, workers) as staff,
     ):

@@ -39,7 +39,7 @@ class Head:
     def __init__(self, address: str, go_on: str):
         """`address`: host:port, empty where it cannot be reached from here; `go_on`: how to go on with the run."""
         host, _, port = address.rpartition(":")
-        self._host, self._port, self._go_on = host, port, go_on
+        self._host, self._port, self._go_on = host.strip("[]"), port, go_on  # [...]: an IPv6 address
         self.is_gone = False
         self._ended = threading.Event()
         if host:
@@ -95,8 +95,9 @@ class RayWorker(Link):
     def request(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One call; before the first one, what the machine lacks is shipped."""
         if asked["do"] == "hello":
+            self._get(self._actor.__ray_ready__.remote(), _PLACED_S)
             for entry in self._cluster.entries:
-                if not self._get(self._actor.has.remote(entry), _PLACED_S):
+                if not self._get(self._actor.has.remote(entry)):
                     self._get(self._actor.receive.remote(entry, self._cluster.archive(entry)))
         return dict(self._get(self._actor.answer.remote(asked)))
 

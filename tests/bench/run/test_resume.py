@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import methods
 from bench.cli import main
 from bench.drafting.costs import Costs
-from bench.figures.records import Turn, alone_in, append_turns, read_turns
+from bench.figures.records import Turn, alone_in, append_turns, read_run, read_turns, write_json
 from bench.models.chat import ChatFormat
+from bench.run import runner
 from tests.tiny import QUESTIONS, files_of, records, run_bench, write_questions
 
 ROOT = Path(__file__).parents[3]
@@ -325,6 +326,25 @@ def test_folder_in_which_another_process_is_at_work_is_left_alone(setting, whole
         assert "another process is at work" in capsys.readouterr().err
         assert run_bench(setting.model, setting.questions, out, "--method", "vanilla") == 2
     assert files_of(out) == before
+
+
+def test_a_run_that_another_process_went_on_with_while_the_model_was_loaded_is_left_alone(
+    whole, tmp_path, monkeypatch, capsys
+):
+    out, load = tmp_path / "whole", runner.load
+    cut_after(out, 4)
+
+    def meanwhile(*given):
+        loaded = load(*given)
+        run = read_run(out)
+        run.complete = True
+        write_json(out / "run.json", run)
+        return loaded
+
+    monkeypatch.setattr(runner, "load", meanwhile)
+    assert main(["--resume", str(out)]) == 2
+    assert "another process has gone on with" in capsys.readouterr().err
+    assert read_run(out).complete
 
 
 def test_answers_keep_characters_that_end_lines_elsewhere(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from queue import Queue
 from types import SimpleNamespace
 
 import psutil
@@ -46,6 +47,42 @@ def test_without_ray_it_is_said_how_to_install_it(setting, monkeypatch, capsys):
     monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: None)
     assert run_bench(setting.model, setting.questions, setting.out, "--method", "vanilla", "--ray", "local") == 2
     assert "--ray needs Ray, which is not installed: pip install 'roobench[ray]'" in capsys.readouterr().err
+
+
+def test_a_cluster_that_never_starts_a_worker_is_told_though_nothing_is_to_be_shipped(monkeypatch):
+    class NeverError(Exception):
+        """Ray's GetTimeoutError."""
+
+    class Actor:
+        def __getattr__(self, name):
+            return SimpleNamespace(remote=lambda *given: name)
+
+    def get(reference, timeout):
+        raise NeverError
+
+    actor = SimpleNamespace(options=lambda **given: SimpleNamespace(remote=lambda folder: Actor()))
+    ray = SimpleNamespace(
+        exceptions=SimpleNamespace(GetTimeoutError=NeverError, RayError=ValueError), get=get, remote=lambda kind: actor
+    )
+    monkeypatch.setattr(on_ray, "_PLACED_S", 3.0)
+    worker = on_ray.RayWorker(on_ray.Cluster(ray, on_ray.Head("", "x"), []), {})
+    with pytest.raises(UserError, match="has not started a worker within"):
+        worker.request({"do": "hello"})
+
+
+@pytest.mark.parametrize(("address", "host"), [("10.0.0.1:6379", "10.0.0.1"), ("[::1]:6379", "::1")])
+def test_the_head_is_looked_for_at_its_host(monkeypatch, address, host):
+    asked = Queue()
+    monkeypatch.setattr(on_ray, "_LOOK_S", 0.01)
+    monkeypatch.setattr(on_ray.socket, "create_connection", lambda where, timeout: asked.put(where) or Closing())
+    head = on_ray.Head(address, "x")
+    assert asked.get(timeout=10) == (host, 6379)
+    head.close()
+
+
+class Closing:
+    def close(self):
+        """Nothing was opened."""
 
 
 # --- where workers go ------------------------------------------------------------------------------------------------
