@@ -18,20 +18,14 @@ from bench.files import check_writable, user_path
 
 GATE_FILE = "gate.json"
 GATES = Path("results/gates")
-# Few enough that every question is asked at least once within the budget on two cores, and what trials have shown to
-# find a loss of 5%. All methods need a larger budget.
-DEFAULTS: dict[str, Any] = {
-    "method": ("kangaroo", "medusa"),
-    "peer": (config.NO_PEER,),
-    "limit": 4,
-    "max_new_tokens": 32,
-}
+# Few enough that every question is asked at least once within the budget on two cores.
+DEFAULTS: dict[str, Any] = {"peer": (config.NO_PEER,), "limit": 4, "max_new_tokens": 32}
 _EPILOG = """\
 With --base both commits answer the same questions in turns on this machine, block by block, until it is decided for
 every method whether it got slower, or the budget is used up; counters (tokens per step, drafts, losslessness) must not
 get worse either. Without --base, counters are compared with results/baselines, and speedups with the floor there.
-Flags of a run have defaults of their own here: --method kangaroo --method medusa --limit 4 --max-new-tokens 32; without
---base those of the baseline, or for a new one --method all --limit 1.
+Flags of a run have defaults of their own here: --peer none --limit 4 --max-new-tokens 32; without --base those of the
+baseline, or for a new one --method all --limit 1. With more methods than one or two, give more than ten minutes.
 
 exit status: 0 nothing got worse, 1 something did (with --strict also: inconclusive), 2 it cannot be compared
 
