@@ -19,7 +19,7 @@ from bench.figures.records import MethodInfo, Run, atomic_writer, remembers_the_
 from bench.figures.summary import Cell, Estimate, Summary
 from bench.typed_json import Count, Finite, Json, MismatchError, read
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX_FILE = "index.json"
 _COSTS = "costs"  # a knob that holds measured costs: a long table that says nothing about the method
 _DIGITS = 4
@@ -53,6 +53,7 @@ class IndexQuestions:
     sha256: str | None
     asked: Count | None
     max_new_tokens: Count | None = None
+    failed: Count = 0  # of those asked: a method failed, so that no figure has them
 
 
 @dataclass(slots=True)
@@ -172,7 +173,9 @@ def _shared(run: Run, summary: Summary) -> dict[str, Any]:
         ),
         "dtype": run.dtype,
         "threads": machine.threads,
-        "questions": IndexQuestions(data.name, data.sha256, data.questions, data.max_new_tokens),
+        "questions": IndexQuestions(
+            data.name, data.sha256, data.questions, data.max_new_tokens, len(summary.excluded_questions)
+        ),
         "rounds": summary.rounds,
         "axis": summary.axis.name if summary.axis else "",
     }

@@ -3,6 +3,7 @@
 A record can be damaged, edited, or measured with a broken clock. What is checked here is what must hold on any machine:
 
 - origin: the run is whole, of a known commit, and its model and questions are known by their digests;
+- asked: every method has a turn, answered or failed, of everything that the run says it asked;
 - output: what a lossless method said is vanilla's answer, token for token, or the record says that it is not;
 - clock: the parts of a time add up to no more than the whole, and the tokens that steps counted are the answer's;
 - costs: a step of the target takes at least as long as reading its weights, and a speedup is no more than its tokens.
@@ -10,14 +11,16 @@ A record can be damaged, edited, or measured with a broken clock. What is checke
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.errors import UserError
 from bench.figures.axis import sampling
 from bench.figures.breakdown import decode_tok_per_s
+from bench.figures.checks import axis_values
 from bench.figures.machine import Machine
 from bench.figures.metrics import compression_rate, pairs, steps, vanilla_name
 from bench.figures.records import MethodInfo, Run, Turn, read_records
@@ -102,7 +105,7 @@ def check(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], known: Known
     found = Findings()
     answered = [turn for turn in turns if turn.error is None]
     _origin(run, known, found)
-    _asked(run, answered, found)
+    _asked(run, turns, found)
     _output(run, answered, found)
     _clock(run, answered, blocks, found)
     _costs(run, answered, blocks, found)
@@ -139,15 +142,42 @@ def _digest(what: str, name: str | None, digest: str | None, known: dict[str, So
 
 
 def _asked(run: Run, turns: Sequence[Turn], found: Findings) -> None:
-    """Did vanilla answer as many questions as the run says it asked, and everybody the same prompts?"""
+    """Was everybody asked what the run says, with the same prompts? A turn that failed was asked, too."""
     vanilla = vanilla_name(run)
-    answered, said = len({t.question_id for t in turns if t.method == vanilla}), run.dataset.get("questions")
-    if run.complete and said is not None and answered > said:
-        found.add("", "asked", f"{vanilla} answered {answered} questions, but the run says that it asked {said}")
+    if run.complete:
+        _counted(run, turns, vanilla, found)
+        for name in (name for name, info in run.methods.items() if info.kind == "method"):
+            there = {_key(turn) for turn in turns if turn.method == name}
+            for turn in turns:
+                if turn.method == vanilla and _key(turn) not in there:
+                    place = where(replace(turn, method=name))
+                    found.add(name, "missing", f"{place}: it is not there, but {vanilla} was asked it")
     for name in run.methods:
         for turn, base in pairs_at(run, turns, name, vanilla):
             if turn.prompt_digest and base.prompt_digest and turn.prompt_digest != base.prompt_digest:
                 found.add(name, "prompt", f"{where(turn)}: its prompt is not the one that {vanilla} answered")
+
+
+def _counted(run: Run, turns: Sequence[Turn], vanilla: str, found: Findings) -> None:
+    """Was vanilla asked as many questions as the run says, in every round and at every value of its axis?"""
+    said = run.dataset.get("questions")
+    if said is None:
+        found.add("", "asked", "the run does not record how many questions it asked: measure again with this version")
+        return
+    if "interleaved" in run.provenance:  # a gate ends as soon as it has decided, within a round
+        return
+    keys = {(turn.at, turn.round, turn.question_id) for turn in turns if turn.method == vanilla}
+    rounds = run.config.get("rounds") or 1 + max((number for _, number, _ in keys), default=0)
+    for at, number in itertools.product(axis_values(run.config), range(rounds)):
+        many = sum(key[:2] == (at, number) for key in keys)
+        if many != said:
+            place = f"round {number + 1}" + ("" if at is None else f" at {at:g}")
+            sentence = f"{vanilla} was asked {many} questions in {place}, but the run says that it asked {said}"
+            found.add("", "asked", sentence)
+
+
+def _key(turn: Turn) -> tuple[int, int, int, float | None]:
+    return turn.question_id, turn.turn, turn.round, turn.at
 
 
 def pairs_at(run: Run, turns: Sequence[Turn], name: str, baseline: str) -> Iterator[tuple[Turn, Turn]]:

@@ -229,10 +229,19 @@ def setting_text(entry: IndexEntry) -> str:
     return "; ".join((target(entry), machine(entry), questions(entry)))
 
 
+def is_fair(entry: IndexEntry) -> bool:
+    """Return whether a method may be a setting's fastest: it promises plain decoding's output and knew no answers.
+
+    And it answered all questions, but for those on which some method failed, which no figure of the run has.
+    """
+    promises = entry.kind == "method" and entry.claims_lossless and not entry.remembers_the_run
+    asked = entry.questions
+    return promises and asked.asked is not None and entry.answered + asked.failed >= asked.asked
+
+
 def best(entries: Iterable[IndexEntry]) -> IndexEntry | None:
-    """The fastest method that promises plain decoding's output, kept it, and knew no earlier answers."""
-    fair = [e for e in entries if e.kind == "method" and e.claims_lossless and not e.remembers_the_run]
-    kept = [entry for entry in fair if not (entry.lossless or {}).get("different")]
+    """The fastest fair method that kept plain decoding's output."""
+    kept = [entry for entry in entries if is_fair(entry) and not (entry.lossless or {}).get("different")]
     known = [entry for entry in kept if entry.speedup.value is not None]
     return max(known, key=lambda entry: entry.speedup.value or 0.0, default=None)
 

@@ -103,8 +103,7 @@ def _card(best: IndexEntry, entries: Sequence[IndexEntry]) -> Card:
         ("new tokens, at most", f"{best.questions.max_new_tokens}"),
         ("tokens per step (CR)", number(best.compression_rate)),
     ]
-    there = [entry for entry in entries if entry.setting == best.setting and not entry.remembers_the_run]
-    rivals = {entry.method for entry in there if entry.kind == "method" and entry.claims_lossless}
+    rivals = {entry.method for entry in entries if entry.setting == best.setting and board.is_fair(entry)}
     among = f"the fastest of {len(rivals)} lossless methods" if len(rivals) > 1 else "the only lossless method"
     sentence = f"{among} measured there, {board.day(best)}"
     if best.speedup.bounds is None:

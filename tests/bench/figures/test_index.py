@@ -101,7 +101,7 @@ def test_two_runs_of_one_id_are_refused(tmp_path, capsys):
     assert not (tmp_path / "index.json").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": 2, "entries": []}', '{"schema": 1, "entries": [{}]}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"schema": 1, "entries": []}', '{"schema": 2, "entries": [{}]}'])
 def test_another_file_is_no_index(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(UserError, match=r"is no index of runs .*: write it with `publish --index`"):

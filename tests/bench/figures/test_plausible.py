@@ -97,7 +97,19 @@ WHERE = "kangaroo, question 0, turn 1, round 1: "
         ),
         (
             plausible(dataset={**plausible().dataset, "questions": 11}),
-            "vanilla answered 12 questions, but the run says that it asked 11",
+            "vanilla was asked 12 questions in round 1, but the run says that it asked 11",
+        ),
+        (
+            plausible(dataset={**plausible().dataset, "questions": 13}),
+            "vanilla was asked 12 questions in round 1, but the run says that it asked 13",
+        ),
+        (
+            plausible(config={"max_new_tokens": 9, "rounds": 2}),
+            "vanilla was asked 0 questions in round 2, but the run says that it asked 12",
+        ),
+        (
+            plausible(dataset={key: value for key, value in plausible().dataset.items() if key != "questions"}),
+            "the run does not record how many questions it asked: measure again with this version",
         ),
         (
             plausible(config={"max_new_tokens": 8}),
@@ -258,6 +270,21 @@ def test_what_batches_say():
     ]
 
 
+def test_a_method_cannot_leave_out_its_slow_questions():
+    turns = [turn for turn in some_turns() if turn.method == "vanilla" or turn.question_id < 9]
+    (sentence,) = said(turns=turns)
+    assert sentence == (
+        "kangaroo, question 9, turn 1, round 1: it is not there, but vanilla was asked it (and 2 more like it)"
+    )
+    run = plausible(complete=False)  # which ends within a question
+    assert said(run, turns) == ["the run was interrupted: finish it with --resume"]
+
+
+def test_a_gate_ends_within_a_round():
+    run = origin(interleaved="x")
+    assert said(run, [turn for turn in some_turns() if turn.question_id < 9]) == []
+
+
 def test_failed_turns_are_left_alone():
     turns = some_turns()
     turns[1] = Turn("kangaroo", 0, "qa", "qa", 0, 0, error="RuntimeError: no")
@@ -267,6 +294,7 @@ def test_failed_turns_are_left_alone():
 def test_trees_and_early_stops_pass():
     """As the reports' made-up run has them: steps that draft more than they keep."""
     run = plausible(methods={"vanilla": MethodInfo("vanilla", True, 0, {}), "m": MethodInfo("method", True, 7, {})})
+    run.dataset = {**run.dataset, "questions": 1}
     shared = {"question_id": 1, "task": "qa", "category": "qa", "turn": 0, "round": 0}
     base = Turn("vanilla", **shared, token_ids=list(range(9)), prefill_s=0.1, decode_s=2.0, finish="length")
     base.per_step_drafted = base.per_step_accepted = [0] * 8

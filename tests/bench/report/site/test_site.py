@@ -184,6 +184,21 @@ def test_a_method_that_remembers_is_not_the_fastest(entries):
     assert board.best(broken) is None
 
 
+def test_a_method_that_left_out_questions_is_not_the_fastest(entries):
+    new = [entry for entry in entries if entry.run_id == NEW]
+    (kangaroo,) = [entry for entry in new if entry.kind == "method"]
+    few = dataclasses.replace(kangaroo, method="few", answered=11, speedup=Estimate(9.0))
+    assert board.best([*new, few]).method == "kangaroo"
+    (card,) = Tree(pages.pages([*new, few])["index.html"]).root.all("article", "card")
+    assert "the only lossless method measured there" in card.text
+    # A question that failed is left out for all.
+    failed = [
+        dataclasses.replace(one, answered=11, questions=dataclasses.replace(one.questions, failed=1))
+        for one in (kangaroo, few)
+    ]
+    assert board.best(failed).method == "few"
+
+
 def test_history_is_of_one_setting_in_the_order_of_its_runs(entries):
     (group,) = curves.history(entries)
     assert group.title == "smollm2-135m-instruct, float32"
