@@ -121,7 +121,7 @@ def read_run_and_turns(folder: Path) -> None:
     metrics.failed_throughout(run, turns)
     compare(records, records)
     project(ENGINE, [folder])
-    write_entries(folder / "index.json", entries_of(run, summary, "", check_folder(folder), None))
+    write_entries(folder / "index.json", entries_of(records, summary, "", check_folder(folder), None))
     site_pages.pages(read_index(folder / "index.json").entries)
     exchange.export(folder, folder / "exported", spell)
     asked = [Question(i, "qa", ("?",)) for i in range(4)]

@@ -5,6 +5,7 @@ It is made of the runs' records, like everything else. A figure that is undefine
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.figures.records import MethodInfo, Run, atomic_writer, remembers_the_run
+from bench.figures.axis import at_first
+from bench.figures.metrics import vanilla_name
+from bench.figures.records import MethodInfo, Records, Run, Turn, atomic_writer, remembers_the_run
 from bench.figures.summary import Cell, Estimate, Summary
 from bench.typed_json import Count, Finite, Json, MismatchError, read
 
@@ -23,6 +26,7 @@ SCHEMA = 2
 INDEX_FILE = "index.json"
 _COSTS = "costs"  # a knob that holds measured costs: a long table that says nothing about the method
 _DIGITS = 4
+_DIGEST_CHARS = 12
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class IndexQuestions:
     asked: Count | None
     max_new_tokens: Count | None = None
     failed: Count = 0  # of those asked: a method failed, so that no figure has them
+    digest: str = ""  # of the ids and tasks of those that figures are over
 
 
 @dataclass(slots=True)
@@ -128,12 +133,17 @@ class IndexEntry:
         return base_of(self.method)
 
     @property
+    def first_value(self) -> float | None:
+        """The value of the run's axis at which its figures are; None: it has no axis."""
+        return self.over[0].value if self.over else None
+
+    @property
     def setting(self) -> tuple[Any, ...]:
         """What must be alike before figures are compared."""
         asked = self.questions
         return (
             *(self.model.sha256, self.machine.digest, self.threads, self.dtype, self.sampling),
-            *(asked.sha256, asked.asked, asked.max_new_tokens),
+            *(asked.sha256, asked.asked, asked.digest, asked.max_new_tokens, self.axis, self.first_value),
         )
 
 
@@ -151,15 +161,16 @@ def base_of(method: str) -> str:
 
 
 def entries_of(
-    run: Run, summary: Summary, sampled: str, problems: Sequence[str], report: str | None
+    records: Records, summary: Summary, sampled: str, problems: Sequence[str], report: str | None
 ) -> list[IndexEntry]:
     """A run's entries, vanilla first. `sampled` says how tokens were drawn, `report` where the run's page is."""
+    run, turns = records
     vanilla_first = sorted(run.methods, key=lambda name: run.methods[name].kind != "vanilla")
-    shared = _shared(run, summary) | {"sampling": sampled, "problems": list(problems), "report": report}
+    shared = _shared(run, turns, summary) | {"sampling": sampled, "problems": list(problems), "report": report}
     return [IndexEntry(**shared, **_figures(summary, name, run.methods[name])) for name in vanilla_first]
 
 
-def _shared(run: Run, summary: Summary) -> dict[str, Any]:
+def _shared(run: Run, turns: Sequence[Turn], summary: Summary) -> dict[str, Any]:
     machine, provenance, data = run.machine, run.provenance, summary.dataset
     return {
         "run_id": run.run_id,
@@ -174,11 +185,21 @@ def _shared(run: Run, summary: Summary) -> dict[str, Any]:
         "dtype": run.dtype,
         "threads": machine.threads,
         "questions": IndexQuestions(
-            data.name, data.sha256, data.questions, data.max_new_tokens, len(summary.excluded_questions)
+            *(data.name, data.sha256, data.questions, data.max_new_tokens),
+            len(summary.excluded_questions),
+            _questions_digest(run, turns, summary),
         ),
         "rounds": summary.rounds,
         "axis": summary.axis.name if summary.axis else "",
     }
+
+
+def _questions_digest(run: Run, turns: Sequence[Turn], summary: Summary) -> str:
+    """Of the questions that figures are over: a file's digest and a count do not tell which of it were asked."""
+    left_out, vanilla = set(summary.excluded_questions), vanilla_name(run)
+    own = [turn for turn in at_first(run, turns) if turn.method == vanilla and turn.question_id not in left_out]
+    asked = sorted({(turn.question_id, turn.task) for turn in own})
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:_DIGEST_CHARS]
 
 
 def _figures(summary: Summary, name: str, info: MethodInfo) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def write_report(run_dir: Path, plots_dir: Path) -> list[Path]:
     return [*(run_dir / name for name in (*pages, SUMMARY_FILE, SUMMARY_CSV)), *plots]
 
 
-def write_page(run_dir: Path, folder: Path, home: str) -> tuple[Run, Summary]:
+def write_page(run_dir: Path, folder: Path, home: str) -> tuple[Run, Summary, list[Turn]]:
     """Write the HTML page and the figures of a run into another folder; `home` is the page to which it links back.
 
     Raises:
@@ -76,7 +76,7 @@ def write_page(run_dir: Path, folder: Path, home: str) -> tuple[Run, Summary]:
     _write_figures(summary, folder)
     with atomic_writer(folder / HTML_FILE) as file:
         file.write(page)
-    return run, summary
+    return run, summary, turns
 
 
 def figures_of(run_dir: Path) -> tuple[Run, Summary, list[Turn]]:

@@ -35,9 +35,9 @@ def write_site(folders: Sequence[Path], out: Path, say: Say) -> list[Path]:
     for run_dir in _distinct(folders):
         say(f"reading {run_dir}")
         run_id = read_run(run_dir).run_id
-        run, summary = write_page(run_dir, out / REPORTS / run_id, f"../../{PAGE}")
+        run, summary, turns = write_page(run_dir, out / REPORTS / run_id, f"../../{PAGE}")
         address = quote(f"{REPORTS}/{run_id}/{HTML_FILE}")
-        entries += entries_of(run, summary, sampling_text(summary.sampling), check_folder(run_dir), address)
+        entries += entries_of((run, turns), summary, sampling_text(summary.sampling), check_folder(run_dir), address)
     write_entries(out / INDEX_FILE, entries)
     for name, content in pages(read_index(out / INDEX_FILE).entries).items():
         with atomic_writer(out / name) as file:
@@ -54,10 +54,10 @@ def write_index(folders: Sequence[Path], out: Path) -> Path:
     """
     entries: list[IndexEntry] = []
     for run_dir in _distinct(folders):
-        run, summary, _ = figures_of(run_dir)
+        run, summary, turns = figures_of(run_dir)
         page = run_dir / REPORT_FILE
         address = link(page, out) if page.is_file() else None
-        entries += entries_of(run, summary, sampling_text(summary.sampling), check_folder(run_dir), address)
+        entries += entries_of((run, turns), summary, sampling_text(summary.sampling), check_folder(run_dir), address)
     write_entries(out / INDEX_FILE, entries)
     return out / INDEX_FILE
 

@@ -180,6 +180,13 @@ def questions(entry: IndexEntry) -> str:
     return f"{entry.questions.name} ({entry.questions.asked}), {entry.questions.max_new_tokens} new tokens"
 
 
+def exactly_asked(entry: IndexEntry) -> str:
+    """The questions, with a digest of those that were answered, and the value of the run's axis."""
+    at = f", at {entry.axis} {entry.first_value:g}" if entry.first_value is not None else ""
+    digest = f" ({entry.questions.digest})" if entry.questions.digest else ""
+    return f"{questions(entry)}{digest}{at}"
+
+
 def knobs_text(entry: IndexEntry) -> str:
     """The knobs of a label, without the method's name; of a composition the members that have any."""
     if "+" in entry.base:
@@ -226,7 +233,7 @@ def plural(many: int, what: str) -> str:
 
 def setting_text(entry: IndexEntry) -> str:
     """Everything that must be alike before figures are compared."""
-    return "; ".join((target(entry), machine(entry), questions(entry)))
+    return "; ".join((target(entry), machine(entry), exactly_asked(entry)))
 
 
 def is_fair(entry: IndexEntry) -> bool:

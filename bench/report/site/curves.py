@@ -11,7 +11,7 @@ from bench.figures.index import IndexEntry
 from bench.figures.summary import Estimate
 from bench.report.formats import UNDEFINED, number, times, times_between
 from bench.report.model import Table, table
-from bench.report.site.board import by_setting, commit, day, machine, plural, questions, target
+from bench.report.site.board import by_setting, commit, day, exactly_asked, machine, plural, questions, target
 
 # Of a panel, in pixels from above; across, everything is in percent of its width.
 TOP, BOTTOM, LABELS = 12.0, 112.0, 132.0
@@ -105,11 +105,12 @@ def _history(series: dict[str, list[IndexEntry]]) -> Group:
     ]
     header = ["date", "commit", "method", "decode speedup", "CR"]
     first = next(iter(series.values()))[0]
-    return Group(target(first), _rest(first), _panels(curves), table(header, rows, 3, "Speedup and CR over commits"))
+    about = f"{machine(first)}; {exactly_asked(first)}"
+    return Group(target(first), about, _panels(curves), table(header, rows, 3, "Speedup and CR over commits"))
 
 
 def _rest(entry: IndexEntry) -> str:
-    """Of a setting, what its title leaves out."""
+    """What the title of a run's group leaves out."""
     return f"{machine(entry)}; {questions(entry)}"
 
 

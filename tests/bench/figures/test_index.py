@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from bench.cli import main
 from bench.errors import UserError
 from bench.figures.index import base_of, read_index
 from bench.figures.plausible import runs_below
+from bench.figures.records import Run, Turn
 from tests import html_runs, site_runs
+from tests.bench.figures.test_compare import some_turns
 from tests.site_runs import BATCHED, ELSEWHERE, NEW, OLD
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +88,32 @@ def test_a_report_is_named_where_it_is_and_only_then(index):
 
 def test_what_the_checks_find_is_told(index):
     assert any("uncommitted changes" in sentence for sentence in entry(index, ELSEWHERE, "vanilla").problems)
+
+
+def setting_of(folder: Path, run: Run, turns: list[Turn]):
+    site_runs.write_run(folder / run.run_id, run, turns)
+    assert main(["publish", "--index", str(folder / run.run_id), "--out", str(folder)]) == 0
+    return entry(folder / "index.json", run.run_id, "kangaroo").setting
+
+
+def test_runs_that_asked_other_questions_are_of_other_settings(tmp_path):
+    """The file's digest and the count of questions are the same in all of them."""
+    run, turns = site_runs.plausible(), some_turns(0)
+    as_is = setting_of(tmp_path, run, turns)
+    assert setting_of(tmp_path, site_runs.plausible("again"), some_turns(1)) == as_is
+    others = {
+        "seed": [dataclasses.replace(turn, question_id=turn.question_id + 40) for turn in turns],
+        "tasks": [dataclasses.replace(turn, task="other") for turn in turns],
+        "interrupted": turns[:-4],
+        "failed": [*turns[:-1], dataclasses.replace(turns[-1], error="no")],
+    }
+    settings = [setting_of(tmp_path, site_runs.plausible(name), changed) for name, changed in others.items()]
+    for lengths in ([256, 512], [512, 1024]):
+        run = site_runs.plausible(f"at-{lengths[0]}")
+        run.config = {**run.config, "prompt_lengths": lengths}
+        padded = [dataclasses.replace(turn, at=float(at)) for at in lengths for turn in turns]
+        settings.append(setting_of(tmp_path, run, padded))
+    assert len({as_is, *settings}) == 7
 
 
 def test_an_entry_is_a_line(index):

@@ -202,7 +202,7 @@ def test_a_method_that_left_out_questions_is_not_the_fastest(entries):
 def test_history_is_of_one_setting_in_the_order_of_its_runs(entries):
     (group,) = curves.history(entries)
     assert group.title == "smollm2-135m-instruct, float32"
-    assert re.fullmatch(r"a CPU, 2 threads \(\w+\); mini \(12\), 9 new tokens", group.about)
+    assert re.fullmatch(r"a CPU, 2 threads \(\w+\); mini \(12\), 9 new tokens \([0-9a-f]{12}\)", group.about)
     (panel,) = group.panels
     assert panel.title == "kangaroo"
     assert [x for x, _, _ in panel.dots] == sorted(x for x, _, _ in panel.dots)
