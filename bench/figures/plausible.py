@@ -14,27 +14,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import UserError
 from bench.figures.axis import sampling
-from bench.figures.breakdown import decode_tok_per_s
 from bench.figures.checks import axis_values
-from bench.figures.machine import Machine
-from bench.figures.metrics import compression_rate, pairs, steps, vanilla_name
+from bench.figures.findings import Findings, pairs_at, where
+from bench.figures.metrics import vanilla_name
+from bench.figures.plausible_costs import check_costs
 from bench.figures.records import MethodInfo, Run, Turn, read_records
 from bench.figures.waves import Block, read_blocks
 from bench.questions import MINI
 from bench.typed_json import MismatchError, read
 
 KNOWN = MINI.with_name("known.json")
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8": 1.0, "q4": 0.5}  # of a parameter at least
-# A step may read faster than the recorded bandwidth, which is measured once, at the start, and rounded; the memory of
-# a virtual machine drifts by a third within the hour, and input embeddings are counted as weights but not read.
-OVER_BANDWIDTH = 1.5
-# A step may be cheaper than vanilla's where wider passes take other kernels; by this much at most.
-OVER_TOKENS = 1.25
 _CLOCK = 0.01  # relative; clocks are read at several places
 _ROUNDING_S = 1e-6  # of each recorded step
 
@@ -55,21 +49,6 @@ class Known:
 
     models: dict[str, Source]
     questions: dict[str, Source]
-
-
-@dataclass
-class Findings:
-    """What is wrong with a run, in the order in which it was found; those of one kind are one sentence."""
-
-    _found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-
-    def add(self, method: str, kind: str, sentence: str) -> None:
-        """Note a finding; only the first of its kind is told in full."""
-        self._found.setdefault((method, kind), []).append(sentence)
-
-    def sentences(self) -> list[str]:
-        """A sentence for each kind of finding."""
-        return [said[0] + (f" (and {len(said) - 1} more like it)" if said[1:] else "") for said in self._found.values()]
 
 
 def read_known() -> Known:
@@ -108,7 +87,7 @@ def check(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], known: Known
     _asked(run, turns, found)
     _output(run, answered, found)
     _clock(run, answered, blocks, found)
-    _costs(run, answered, blocks, found)
+    check_costs(run, answered, blocks, found)
     return found.sentences()
 
 
@@ -180,12 +159,6 @@ def _key(turn: Turn) -> tuple[int, int, int, float | None]:
     return turn.question_id, turn.turn, turn.round, turn.at
 
 
-def pairs_at(run: Run, turns: Sequence[Turn], name: str, baseline: str) -> Iterator[tuple[Turn, Turn]]:
-    """A method's turns, each with the baseline's, at every value of the run's axis."""
-    for value in sorted({turn.at for turn in turns}, key=lambda at: (at is not None, at)):
-        yield from pairs([turn for turn in turns if turn.at == value], name, baseline)
-
-
 def _output(run: Run, turns: Sequence[Turn], found: Findings) -> None:
     """Greedy answers of lossless methods are vanilla's, or are recorded as not being it."""
     vanilla = vanilla_name(run)
@@ -232,9 +205,18 @@ def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Find
         rows = zip(block.wall_s, block.draft_s, block.verify_s, strict=True)
         if any(_exceeds(draft + verify, wall, 1) for wall, draft, verify in rows):
             found.add(block.method, "wave", f"{place}: a wave takes less time than its drafting and verification")
-    spent_s = [turn.prefill_s + turn.decode_s for turn in turns] + [s for block in blocks for s in block.wall_s]
-    if run.wall_s and _exceeds(total_s := math.fsum(spent_s), run.wall_s, 0):
-        found.add("", "wall", f"answers took {total_s:,.1f} s, but the whole run {run.wall_s:,.1f} s")
+    _wall(run, turns, blocks, found)
+
+
+def _wall(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
+    """The answers of each worker, one after the other, take no longer than the run."""
+    spent_s: dict[str, list[float]] = {"": [s for block in blocks for s in block.wall_s]}
+    for turn in turns:
+        spent_s.setdefault(turn.worker, []).append(turn.prefill_s + turn.decode_s)
+    for worker, own_s in spent_s.items():
+        if run.wall_s and _exceeds(total_s := math.fsum(own_s), run.wall_s, 0):
+            of = f" of worker {worker}" if worker else ""
+            found.add("", "wall", f"answers{of} took {total_s:,.1f} s, but the whole run {run.wall_s:,.1f} s")
 
 
 def _counters(turn: Turn, info: MethodInfo, limit: int | None) -> Iterator[tuple[str, str]]:
@@ -271,63 +253,6 @@ def _times(turn: Turn) -> Iterator[tuple[str, str]]:
 
 def _exceeds(parts_s: float, whole_s: float, many: int) -> bool:
     return parts_s > whole_s * (1 + _CLOCK) + many * _ROUNDING_S + _ROUNDING_S
-
-
-def _costs(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
-    """A step against the memory's bandwidth, a speedup against the tokens of a step."""
-    vanilla, least_s = vanilla_name(run), least_step_s(run)
-    for name, info in run.methods.items():
-        own = [turn for turn in turns if turn.method == name]
-        seconds, many = math.fsum(turn.decode_s for turn in own), steps(own)
-        if least_s and info.kind != "peer" and many and seconds / many < least_s / OVER_BANDWIDTH:
-            found.add(name, "bandwidth", f"{name}: {_too_fast(run, seconds / many, least_s)}")
-        if info.kind == "method":
-            _speedup(name, list(pairs_at(run, turns, name, vanilla)), found)
-    for block in blocks:
-        seconds, many = math.fsum(block.wall_s), len(block.wall_s)
-        if least_s and many and seconds / many < least_s / OVER_BANDWIDTH:
-            said = _too_fast(run, seconds / many, least_s)
-            found.add(block.method, "batch bandwidth", f"{block.method}, batch {block.batch}: {said}")
-
-
-def least_step_s(run: Run) -> float | None:
-    """Seconds in which the machine reads the weights once, without what its caches hold; None: not known."""
-    machine, parameters = run.machine, run.model.get("parameters")
-    size = WEIGHT_BYTES.get(run.dtype)
-    if not parameters or size is None or not machine.read_gb_per_s:
-        return None
-    return max(parameters * size - _cached_bytes(machine), 0) / (machine.read_gb_per_s * 1e9)
-
-
-def _cached_bytes(machine: Machine) -> int:
-    """What all caches can hold. As few as four cores may share an L3; the record has the first core's."""
-    caches, cores = machine.processor.caches_bytes, machine.processor.cores
-    if machine.type != "cpu":
-        return 0
-    return caches.get("L2", 0) * cores + caches.get("L3", 0) * math.ceil(cores / 4)
-
-
-def _too_fast(run: Run, step_s: float, least_s: float) -> str:
-    read = run.machine.read_gb_per_s
-    return (
-        f"a step takes {1e3 * step_s:.3g} ms, but reading the weights takes {1e3 * least_s:.3g} ms at the machine's "
-        f"{read:g} GB/s"
-    )
-
-
-def _speedup(name: str, paired: Sequence[tuple[Turn, Turn]], found: Findings) -> None:
-    """Tokens per step are the most that a method gains if its steps cost what vanilla's do."""
-    ours, theirs = decode_tok_per_s(turn for turn, _ in paired), decode_tok_per_s(base for _, base in paired)
-    rate = compression_rate([turn for turn, _ in paired])
-    if ours and theirs and rate and ours / theirs > OVER_TOKENS * rate:
-        said = f"decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
-        found.add(name, "speedup", f"{name}: it {said}, so that its steps would cost less than plain ones")
-
-
-def where(turn: Turn) -> str:
-    """A turn as people count."""
-    at = "" if turn.at is None else f" at {turn.at:g}"
-    return f"{turn.method}, question {turn.question_id}{at}, turn {turn.turn + 1}, round {turn.round + 1}"
 
 
 def runs_below(folders: Iterable[Path]) -> list[Path]:

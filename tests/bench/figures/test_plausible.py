@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import questions
-from bench.figures.machine import Processor
-from bench.figures.plausible import check, check_folder, least_step_s, read_known, runs_below
+from bench.figures.machine import Processor, Worker
+from bench.figures.plausible import check, check_folder, read_known, runs_below
+from bench.figures.plausible_costs import least_step_s
 from bench.figures.records import Audit, MethodInfo, Run, Turn
 from tests import site_runs
 from tests.bench.figures.test_compare import some_turns
@@ -211,7 +212,7 @@ def test_samples_are_not_compared():
 def test_a_step_cannot_be_faster_than_its_weights_are_read():
     # 1e12 parameters of four bytes at 40 GB/s: 100 s a step.
     run = model(parameters=10**12)
-    assert least_step_s(run) == pytest.approx(100)
+    assert least_step_s(run, run.machine) == pytest.approx(100)
     found = said(run)
     assert [sentence.partition(":")[0] for sentence in found] == ["vanilla", "kangaroo"]
     assert found[0].endswith("but reading the weights takes 1e+05 ms at the machine's 40 GB/s")
@@ -230,7 +231,7 @@ def test_the_bandwidth_has_an_allowance_and_caches_hold_what_they_can():
     run.machine = dataclasses.replace(
         MACHINE, processor=Processor("a CPU", cores=8, caches_bytes={"L2": 10**9, "L3": 20 * 10**9})
     )
-    assert least_step_s(run) == pytest.approx((120 - 8 - 40) / 40)
+    assert least_step_s(run, run.machine) == pytest.approx((120 - 8 - 40) / 40)
     assert said(run) == []
 
 
@@ -238,14 +239,42 @@ def test_the_bandwidth_has_an_allowance_and_caches_hold_what_they_can():
 def test_weights_have_their_number_formats_size(dtype, seconds):
     run = model(parameters=40 * 10**9)
     run.dtype = dtype
-    assert least_step_s(run) == pytest.approx(seconds)
+    assert least_step_s(run, run.machine) == pytest.approx(seconds)
 
 
 def test_nothing_is_said_of_an_unknown_bandwidth():
     run = model(parameters=10**12)
-    assert least_step_s(dataclasses.replace(run, machine=NOT_MEASURED)) is None
+    assert least_step_s(run, NOT_MEASURED) is None
     assert said(dataclasses.replace(run, machine=NOT_MEASURED)) == []
-    assert least_step_s(dataclasses.replace(run, dtype="float8")) is None
+    assert least_step_s(dataclasses.replace(run, dtype="float8"), MACHINE) is None
+
+
+def by_workers(*read_gb_per_s: float) -> tuple[Run, list[Turn]]:
+    """The run by several workers, who had the questions by turns; their machines read at these speeds."""
+    machines = [dataclasses.replace(MACHINE, read_gb_per_s=speed) for speed in read_gb_per_s]
+    run = plausible(workers={str(n): Worker(n, "host", machine) for n, machine in enumerate(machines, 1)})
+    turns = some_turns()
+    for turn in turns:
+        turn.worker = str(1 + turn.question_id % len(machines))
+    return run, turns
+
+
+def test_workers_answer_at_the_same_time():
+    run, turns = by_workers(40.0, 40.0)
+    run.wall_s = 150.0  # 258.8 s of answers, by two
+    assert said(run, turns) == []
+    run.wall_s = 130.0
+    assert said(run, turns) == ["answers of worker 2 took 133.2 s, but the whole run 130.0 s"]
+
+
+def test_a_step_is_held_against_the_machine_of_its_worker():
+    run, turns = by_workers(40.0, 20.0)
+    run.model = {**run.model, "parameters": 15 * 10**9}  # 1.5 s at 40 GB/s, 3 s at 20
+    found = said(run, turns)
+    assert [sentence.partition(":")[0] for sentence in found] == ["vanilla", "kangaroo"]
+    assert found[0].endswith("but reading the weights takes 3e+03 ms at the machine's 20 GB/s")
+    run.machine = NOT_MEASURED
+    assert said(run, turns) == found
 
 
 def test_a_speedup_is_no_more_than_the_tokens_of_a_step():

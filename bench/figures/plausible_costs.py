@@ -1,0 +1,73 @@
+"""Can a recorded run have been so fast? A step against the memory's bandwidth, a speedup against tokens per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bench.figures.breakdown import decode_tok_per_s
+from bench.figures.findings import Findings, pairs_at
+from bench.figures.machine import Machine
+from bench.figures.metrics import compression_rate, steps, vanilla_name
+from bench.figures.records import Run, Turn
+from bench.figures.waves import Block
+
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8": 1.0, "q4": 0.5}  # of a parameter at least
+# A step may read faster than the recorded bandwidth, which is measured once, at the start, and rounded; the memory of
+# a virtual machine drifts by a third within the hour, and input embeddings are counted as weights but not read.
+OVER_BANDWIDTH = 1.5
+# A step may be cheaper than vanilla's where wider passes take other kernels; by this much at most.
+OVER_TOKENS = 1.25
+
+
+def check_costs(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
+    """Note what is faster than it can be, of the turns that were answered."""
+    vanilla = vanilla_name(run)
+    for name, info in run.methods.items():
+        own = [turn for turn in turns if turn.method == name]
+        for worker in sorted({turn.worker for turn in own}) if info.kind != "peer" else ():
+            its = [turn for turn in own if turn.worker == worker]
+            if said := too_fast(run, worker, math.fsum(turn.decode_s for turn in its), steps(its)):
+                found.add(name, "bandwidth", f"{name}: {said}")
+        if info.kind == "method":
+            _speedup(name, list(pairs_at(run, turns, name, vanilla)), found)
+    for block in blocks:
+        if said := too_fast(run, "", math.fsum(block.wall_s), len(block.wall_s)):
+            found.add(block.method, "batch bandwidth", f"{block.method}, batch {block.batch}: {said}")
+
+
+def too_fast(run: Run, worker: str, seconds: float, many: int) -> str:
+    """Why a worker cannot have taken so many steps in that time; empty: it can."""
+    machine = run.workers[worker].machine if worker in run.workers else run.machine
+    least_s = least_step_s(run, machine)
+    if not least_s or not many or seconds / many >= least_s / OVER_BANDWIDTH:
+        return ""
+    return (
+        f"a step takes {1e3 * seconds / many:.3g} ms, but reading the weights takes {1e3 * least_s:.3g} ms at the "
+        f"machine's {machine.read_gb_per_s:g} GB/s"
+    )
+
+
+def least_step_s(run: Run, machine: Machine) -> float | None:
+    """Seconds in which a machine of the run reads the weights once, without what its caches hold; None: not known."""
+    parameters, size = run.model.get("parameters"), WEIGHT_BYTES.get(run.dtype)
+    if not parameters or size is None or not machine.read_gb_per_s:
+        return None
+    return max(parameters * size - _cached_bytes(machine), 0) / (machine.read_gb_per_s * 1e9)
+
+
+def _cached_bytes(machine: Machine) -> int:
+    """What all caches can hold. As few as four cores may share an L3; the record has the first core's."""
+    caches, cores = machine.processor.caches_bytes, machine.processor.cores
+    if machine.type != "cpu":
+        return 0
+    return caches.get("L2", 0) * cores + caches.get("L3", 0) * math.ceil(cores / 4)
+
+
+def _speedup(name: str, paired: Sequence[tuple[Turn, Turn]], found: Findings) -> None:
+    """Tokens per step are the most that a method gains if its steps cost what vanilla's do."""
+    ours, theirs = decode_tok_per_s(turn for turn, _ in paired), decode_tok_per_s(base for _, base in paired)
+    rate = compression_rate([turn for turn, _ in paired])
+    if ours and theirs and rate and ours / theirs > OVER_TOKENS * rate:
+        said = f"decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
+        found.add(name, "speedup", f"{name}: it {said}, so that its steps would cost less than plain ones")
