@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench.figures.breakdown import decode_tok_per_s
 from bench.figures.findings import Findings, pairs_at
 from bench.figures.machine import Machine
 from bench.figures.metrics import compression_rate, steps, vanilla_name
 from bench.figures.records import Run, Turn
+from bench.figures.sums import Pair
 from bench.figures.waves import Block
 
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "q8": 1.0, "q4": 0.5}  # of a parameter at least
@@ -26,14 +27,32 @@ def check_costs(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found:
     for name, info in run.methods.items():
         own = [turn for turn in turns if turn.method == name]
         for worker in sorted({turn.worker for turn in own}) if info.kind != "peer" else ():
-            its = [turn for turn in own if turn.worker == worker]
-            if said := too_fast(run, worker, math.fsum(turn.decode_s for turn in its), steps(its)):
-                found.add(name, "bandwidth", f"{name}: {said}")
+            for part, of_part in _parts([(turn, turn) for turn in own if turn.worker == worker]):
+                its = [turn for turn, _ in of_part]
+                if said := too_fast(run, worker, math.fsum(turn.decode_s for turn in its), steps(its)):
+                    found.add(name, "bandwidth", f"{name}{part}: {said}")
+                    break
         if info.kind == "method":
-            _speedup(name, list(pairs_at(run, turns, name, vanilla)), found)
+            for part, of_part in _parts(list(pairs_at(run, turns, name, vanilla))):
+                if said := _too_much(of_part):
+                    found.add(name, "speedup", f"{name}{part}: {said}")
+                    break
     for block in blocks:
         if said := too_fast(run, "", math.fsum(block.wall_s), len(block.wall_s)):
             found.add(block.method, "batch bandwidth", f"{block.method}, batch {block.batch}: {said}")
+
+
+def _parts(paired: Sequence[Pair]) -> Iterator[tuple[str, Sequence[Pair]]]:
+    """All pairs, then each task's at each value of the axis, with what to call them.
+
+    A run's figure is the tasks' unweighted mean: every one of them must be possible.
+    """
+    yield "", paired
+    parts: dict[tuple[str, float | None], list[Pair]] = {}
+    for turn, base in paired:
+        parts.setdefault((turn.task, turn.at), []).append((turn, base))
+    for (task, at), part in parts.items():
+        yield f", task {task}" + ("" if at is None else f" at {at:g}"), part
 
 
 def too_fast(run: Run, worker: str, seconds: float, many: int) -> str:
@@ -64,10 +83,11 @@ def _cached_bytes(machine: Machine) -> int:
     return caches.get("L2", 0) * cores + caches.get("L3", 0) * math.ceil(cores / 4)
 
 
-def _speedup(name: str, paired: Sequence[tuple[Turn, Turn]], found: Findings) -> None:
-    """Tokens per step are the most that a method gains if its steps cost what vanilla's do."""
+def _too_much(paired: Sequence[Pair]) -> str:
+    """Why a speedup cannot be; empty: it can. It is at most the tokens per step if these cost what vanilla's do."""
     ours, theirs = decode_tok_per_s(turn for turn, _ in paired), decode_tok_per_s(base for _, base in paired)
     rate = compression_rate([turn for turn, _ in paired])
     if ours and theirs and rate and ours / theirs > OVER_TOKENS * rate:
-        said = f"decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
-        found.add(name, "speedup", f"{name}: it {said}, so that its steps would cost less than plain ones")
+        said = f"it decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
+        return f"{said}, so that its steps would cost less than plain ones"
+    return ""

@@ -288,6 +288,26 @@ def test_a_speedup_is_no_more_than_the_tokens_of_a_step():
     )
 
 
+def other_task(method: str, factor: float) -> list[Turn]:
+    """The turns, in which one question has a task of its own and a method took another time for it."""
+    turns = some_turns()
+    for turn in turns:
+        turn.task = "summary" if turn.question_id == 3 else turn.task
+        turn.decode_s *= factor if turn.question_id == 3 and turn.method == method else 1.0
+    return turns
+
+
+def test_each_task_is_held_against_its_tokens():
+    """Of 12 questions one hides among the others, but is a third of the tasks' mean."""
+    (sentence,) = said(turns=other_task("kangaroo", 0.1))
+    assert sentence.startswith("kangaroo, task summary: it decodes 16.")
+
+
+def test_each_task_is_held_against_the_bandwidth():
+    (sentence,) = said(model(parameters=10 * 10**9), other_task("vanilla", 0.1))  # 1 s a step
+    assert sentence.startswith("vanilla, task summary: a step takes 1")
+
+
 def test_what_batches_say():
     run, turns, blocks = batched()
     blocks[-1].draft_s[0] = blocks[-1].wall_s[0]
