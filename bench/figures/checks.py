@@ -50,6 +50,13 @@ def axis_values(config: Mapping[str, Any]) -> list[float | None]:
     return list(config.get("temperatures") or sorted(config.get("prompt_lengths") or []) or [None])
 
 
+def own_baseline(run: Run, name: str) -> str:
+    """The other method of the run whose answers a peer's are held against; empty: vanilla's, as those of all others."""
+    info = run.methods[name]
+    other = str(info.notes.get("baseline", ""))
+    return other if info.kind == "peer" and other in run.methods and other != name else ""
+
+
 def turn_check(run: Run | None) -> Callable[[Turn], None]:
     """A check to call with each turn in the file's order; it raises MismatchError. No `run`: turns alone."""
     seen: set[tuple[str, int, int, int, float | None]] = set()

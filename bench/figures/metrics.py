@@ -22,6 +22,7 @@ from bench.errors import UserError
 from bench.figures import breakdown, disturbed, hindsight, stats, workers
 from bench.figures.axis import over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
+from bench.figures.checks import own_baseline
 from bench.figures.notable import Divergence, Failure
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.summary import (
@@ -95,8 +96,8 @@ def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
         failed=[Failure(*disturbed.where(turn), str(turn.error), at=turn.at) for turn in failed],
         divergences=[
             found
-            for name, info in run.methods.items()
-            if "baseline" not in info.notes
+            for name in run.methods
+            if not own_baseline(run, name)
             for turn, _ in paired[name]
             for found in _divergence(turn)
         ],
@@ -239,7 +240,7 @@ def _beside(run: Run, turns: Sequence[Turn]) -> dict[str, Beside]:
     """The peers with a baseline of their own, in units of that; their audits are against its answers."""
     found = {}
     for name, info in run.methods.items():
-        other = str(info.notes.get("baseline", ""))
+        other = own_baseline(run, name)
         if paired := pairs(turns, name, other) if other else []:
             gaps = [abs(turn.audit.gap) for turn, _ in paired if turn.audit is not None and turn.audit.gap is not None]
             tasks = _by_task(paired, replace(info, lossless=True), 0)

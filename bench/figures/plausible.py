@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.figures.axis import sampling
-from bench.figures.checks import axis_values
+from bench.figures.checks import axis_values, own_baseline
 from bench.figures.findings import Findings, pairs_at, where
 from bench.figures.metrics import vanilla_name
 from bench.figures.plausible_costs import check_costs
@@ -163,10 +163,9 @@ def _output(run: Run, turns: Sequence[Turn], found: Findings) -> None:
     """Greedy answers of lossless methods are vanilla's, or are recorded as not being it."""
     vanilla = vanilla_name(run)
     for name, info in run.methods.items():
-        baseline = str(info.notes.get("baseline") or vanilla)
         if name == vanilla or not info.lossless:
             continue
-        for turn, base in pairs_at(run, turns, name, baseline):
+        for turn, base in pairs_at(run, turns, name, own_baseline(run, name) or vanilla):
             if sampling(run, turn.at) is None:
                 for kind, said in _audit(turn, base, info):
                     found.add(name, kind, f"{where(turn)}: {said}")
@@ -183,12 +182,14 @@ def _audit(turn: Turn, base: Turn, info: MethodInfo) -> Iterator[tuple[str, str]
     elif verdict == "different" and info.kind == "method":
         yield "different", f"it differs from {base.method}'s answer, but the method is recorded as lossless"
     elif verdict == "numerical" and not _is_tie(turn):
-        yield "tie", "recorded as a tie, but the gap of the logits is beyond the tolerance"
+        yield "tie", "recorded as a tie, but the gap of the logits is not known to be within the tolerance"
 
 
 def _is_tie(turn: Turn) -> bool:
     audit = turn.audit
-    return audit is not None and (audit.gap is None or audit.tolerance is None or abs(audit.gap) <= audit.tolerance)
+    if audit is None or audit.gap is None or audit.tolerance is None:
+        return False
+    return abs(audit.gap) <= audit.tolerance
 
 
 def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:

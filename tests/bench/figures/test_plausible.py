@@ -11,6 +11,7 @@ import pytest
 
 from bench import questions
 from bench.figures.machine import Processor, Worker
+from bench.figures.metrics import summarize
 from bench.figures.plausible import check, check_folder, read_known, runs_below
 from bench.figures.plausible_costs import least_step_s
 from bench.figures.records import Audit, MethodInfo, Run, Turn
@@ -142,7 +143,15 @@ OTHER = [*range(8), 99]
         ),
         (
             {"token_ids": OTHER, "audit": Audit("numerical", 8, 99, 8, 0.3, 0.2)},
-            "recorded as a tie, but the gap of the logits is beyond the tolerance",
+            "recorded as a tie, but the gap of the logits is not known to be within the tolerance",
+        ),
+        (
+            {"token_ids": OTHER, "audit": Audit("numerical", 8, 99, 8, 0.1)},
+            "recorded as a tie, but the gap of the logits is not known to be within the tolerance",
+        ),
+        (
+            {"token_ids": OTHER, "audit": Audit("numerical", 8, 99, 8, tolerance=0.2)},
+            "recorded as a tie, but the gap of the logits is not known to be within the tolerance",
         ),
         ({"per_step_emitted": [2, 2, 2, 1]}, "its steps add 7 tokens, but its answer has 8 after the prefill"),
         ({"per_step_drafted": [1, 1, 0, 1]}, "step 3 accepts 1 of 0 drafts"),
@@ -195,6 +204,28 @@ def test_a_peer_may_differ_but_may_not_call_that_identical():
     run.methods["kangaroo"] = MethodInfo("peer", True, 0, {})
     assert said(run, first(token_ids=OTHER, audit=Audit("different", 8, 99, 8, 3.0, 0.1))) == []
     assert said(run, first(token_ids=OTHER)) == [WHERE + "recorded as identical, but it is not vanilla's answer"]
+
+
+@pytest.mark.parametrize("baseline", ["kangaroo", "vanilla", "nobody"])
+def test_a_method_has_no_baseline_but_vanilla(baseline):
+    run, turns = plausible(), first(token_ids=OTHER)
+    run.methods["kangaroo"] = MethodInfo("method", True, 7, {}, {"baseline": baseline})
+    assert said(run, turns) == [WHERE + "recorded as identical, but it is not vanilla's answer"]
+    turns = first(token_ids=OTHER, audit=Audit("different", 8, 99, 8, 3.0, 0.1))
+    assert [one.method for one in summarize(run, turns).divergences] == ["kangaroo"]
+
+
+def test_a_peer_has_another_peer_as_its_baseline_if_that_took_part():
+    run, turns = plausible(), first(token_ids=OTHER)
+    run.methods |= {"kangaroo": MethodInfo("peer", True, 0, {}, {"baseline": "plain"})}
+    wrong = WHERE + "recorded as identical, but it is not vanilla's answer"
+    assert said(run, turns) == [wrong]
+    run.methods |= {"plain": MethodInfo("peer", True, 0, {})}
+    turns += [dataclasses.replace(turn, method="plain") for turn in turns if turn.method == "kangaroo"]
+    for turn in turns:
+        if turn.method == "plain" and turn.token_ids == OTHER:
+            turn.audit = Audit("different", 8, 99, 8, 3.0, 0.1)
+    assert said(run, turns) == []
 
 
 def test_samples_are_not_compared():
