@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PER_STEP = ("per_step_drafted", "per_step_accepted")
 _PER_STEP_IF_KNOWN: tuple[str, ...] = ("per_step_depth", "per_step_calls", "per_step_s", "per_step_part")
+_TOLD_BY_PEERS = ("decode_passes", "drafted", "accepted")
 _PER_STEP_IF_KNOWN += ("per_step_scouts", "per_step_rejected")
 
 
@@ -105,8 +106,20 @@ def _check_in(turn: Turn, run: Run) -> None:
         raise MismatchError(f"at: {turn.at} is none of the run's values, {values}")
     if turn.worker and turn.worker not in run.workers:
         raise MismatchError(f"worker: {turn.worker!r} is not in run.json{did_you_mean(turn.worker, run.workers)}")
+    if info.kind != "peer":
+        _check_counted(turn, info.kind)
     parts = info.notes.get("parts")
     if parts and max(turn.per_step_part, default=0) >= len(parts):
         raise MismatchError(
             f"per_step_part: {max(turn.per_step_part)} is beyond the {len(parts)} members of the method"
         )
+
+
+def _check_counted(turn: Turn, kind: str) -> None:
+    """The steps of vanilla and of methods are counted one by one: none of their figures is what they tell."""
+    of = f"{turn.method} is of kind {kind}"
+    for name in _TOLD_BY_PEERS:
+        if (told := getattr(turn, name)) is not None:
+            raise MismatchError(f"{name}: is {told}, but only peers tell it, and {of}")
+    if turn.first_tokens != 1:
+        raise MismatchError(f"first_tokens: is {turn.first_tokens}, but only peers have other than 1, and {of}")

@@ -74,6 +74,13 @@ def test_a_runs_record_is_refused_with_its_field(damaged, change, said):
         ({"accepted_confidence": [1.5]}, r"accepted_confidence\[0\]: Input should be less than or equal to 1, not 1.5"),
         ({"per_step_drafted": [1]}, "per_step_drafted: has 1 steps, but per_step_emitted has 4"),
         ({"decode_passes": 9}, "decode_passes: 9 for 8 tokens after the prefill"),
+        ({"decode_passes": 4}, "decode_passes: is 4, but only peers tell it, and kangaroo is of kind method"),
+        ({"drafted": 4}, "drafted: is 4, but only peers tell it, and kangaroo is of kind method"),
+        ({"accepted": 0}, "accepted: is 0, but only peers tell it, and kangaroo is of kind method"),
+        (
+            {"first_tokens": 5},
+            "first_tokens: is 5, but only peers have other than 1, and kangaroo is of kind method",
+        ),
         ({"question_id": 0, "task": "qa"}, "kangaroo answered question 0, turn 0, in round 0 before"),
     ],
 )
