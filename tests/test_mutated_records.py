@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from bench.lab.projection import project
 from bench.models import checkpoints, config_files
 from bench.models.checkpoints import Checkpoint
 from bench.questions import Question
-from bench.report import sweep_page, terminal_table
+from bench.report import figures_of, sweep_page, terminal_table
 from bench.report.sections import sections
 from bench.report.site import pages as site_pages
 from bench.run import folder as run_folder
@@ -40,6 +41,7 @@ from bench.spec_bench.foreign import foreign_summary
 from bench.train.scores import read_scores
 from methods.kangaroo.adapter import load_adapter
 from methods.medusa.heads import load_heads
+from tests import site_runs
 from tests.answer_files import spell
 from tests.bench.figures import test_compare
 from tests.bench.lab.test_projection import ENGINE, PAPER
@@ -128,6 +130,15 @@ def read_run_and_turns(folder: Path) -> None:
     resume.finished_turns(folder, asked, lambda question: list(run.methods))
 
 
+def read_site(folder: Path) -> None:
+    """What a report and a site compute from a run in batches or over an axis."""
+    run, summary, turns = figures_of(folder)
+    terminal_table(summary)
+    sections(run, summary, [], turns=turns, token_texts={})
+    write_entries(folder / "index.json", entries_of((run, turns), summary, "", check_folder(folder), None))
+    site_pages.pages(read_index(folder / "index.json").entries)
+
+
 def read_pages(folder: Path) -> None:
     read_token_texts(folder)
     sections(
@@ -166,13 +177,17 @@ def read_paper(folder: Path) -> None:
 RECORDED = {"run.json", "turns.jsonl", "pieces.json"}
 # File, how many mutations, what reads it. The recorded run's other files are beside its own.
 READERS: dict[str, tuple[int, Callable[[Path], object]]] = {
-    "run.json": (350, read_run_and_turns),
-    "turns.jsonl": (400, read_run_and_turns),
+    "run.json": (300, read_run_and_turns),
+    "turns.jsonl": (350, read_run_and_turns),
+    "batched/run.json": (30, lambda folder: read_site(folder / "batched")),
+    "batched/batches.jsonl": (50, lambda folder: read_site(folder / "batched")),
+    "axis/run.json": (30, lambda folder: read_site(folder / "axis")),
+    "axis/turns.jsonl": (40, lambda folder: read_site(folder / "axis")),
     "pieces.json": (100, read_pages),
     "summary.json": (150, read_summary),
     "scores.json": (100, read_scores),
     "sweep.json": (100, sweep_page.read_sweep),
-    "questions.jsonl": (200, read_questions),
+    "questions.jsonl": (150, read_questions),
     "answers.jsonl": (200, read_answer_files),
     "engine.json": (100, read_projection),
     "paper.json": (50, read_paper),
@@ -198,6 +213,11 @@ def originals(recorded, tiny_model, tiny_decoder, tiny_adapter, tiny_heads, tiny
     for name, source in weights.items():
         shutil.copytree(source, recorded / name, ignore=shutil.ignore_patterns("model.safetensors", "token*"))
     (recorded / "model" / "generation_config.json").write_text('{"eos_token_id": [2, 7], "do_sample": false}')
+    site_runs.write_run(recorded / "batched", *site_runs.batched())
+    run = a_run(complete=True)
+    run.config = {**run.config, "prompt_lengths": [256, 512]}
+    turns = [replace(turn, at=at) for at in (256.0, 512.0) for turn in some_turns()]
+    site_runs.write_run(recorded / "axis", run, turns)
     write_json(recorded / "summary.json", summarize(a_run(), some_turns()))
     texts = {"questions.jsonl": QUESTION_LINES, "answers.jsonl": ANSWER_LINES, "tree.json": "[[0], [1], [0, 0]]"}
     for name, value in (("engine", ENGINE), ("paper", PAPER), ("scores", SCORES), ("sweep", SWEEP)):

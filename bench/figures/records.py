@@ -171,8 +171,8 @@ def remembers_the_run(notes: Mapping[str, Any]) -> bool:
 
 def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Knobs: `above` in front of `below`, within the members of a composition as well."""
-    nested = {key: over(below[key], value) for key, value in above.items() if isinstance(below.get(key), dict)}
-    return below | above | nested
+    members = (key for key in below.keys() & above.keys() if isinstance(below[key], dict))
+    return below | above | {key: over(below[key], above[key]) for key in members if isinstance(above[key], dict)}
 
 
 @dataclass(slots=True)

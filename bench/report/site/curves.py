@@ -203,7 +203,8 @@ class _Scale:
     def rows(self) -> list[tuple[float, str]]:
         """Labels of a few round values; 1 is always among them."""
         span = self.high - self.low
-        step = next(step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 1e9) if span / step <= _MOST_TICKS)
+        wide = 10.0 ** math.ceil(math.log10(span / _MOST_TICKS))
+        step = next((step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10) if span / step <= _MOST_TICKS), wide)
         first = math.ceil((self.low - 1) / step)
         values = [1 + step * place for place in range(first, first + _MOST_TICKS + 1)]
         return [(self.y(value), f"{value:g}x") for value in values if self.low <= value <= self.high]

@@ -8,7 +8,7 @@ import pytest
 
 from bench.cli import main
 from bench.errors import UserError
-from bench.figures.records import read_records, read_token_texts, write_json, write_turns
+from bench.figures.records import over, read_records, read_token_texts, write_json, write_turns
 from tests.bench.figures.test_compare import a_run, some_turns
 
 
@@ -87,6 +87,11 @@ def test_a_runs_record_is_refused_with_its_field(damaged, change, said):
 def test_a_turn_is_refused_with_its_line_and_field(damaged, change, said):
     with pytest.raises(UserError, match=rf"turns\.jsonl, line 4: .*{said}"):
         read_records(damaged(None, change))
+
+
+def test_knobs_that_are_no_members_take_the_place_of_any():
+    assert over({"x": {}, "a": {"b": 1, "c": 2}}, {"x": 1, "a": {"b": 3}}) == {"x": 1, "a": {"b": 3, "c": 2}}
+    assert over({"x": 1}, {"x": {"b": 1}}) == {"x": {"b": 1}}
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "NaN", '{"schema": 2}', "[]", "\xff"])

@@ -232,6 +232,13 @@ def test_batches_have_a_curve_a_prediction_and_a_crossover(entries):
     assert row[-1] == panel.summary
 
 
+@pytest.mark.parametrize("value", [1.0, 51.0, 1e9, 5.1e9, 1e300])
+def test_a_scale_of_any_span_has_a_few_round_values(value):
+    labels = curves._Scale([0.0, 1.0], 1.0, value).rows()
+    assert 1 <= len(labels) <= 6
+    assert "1x" in [text for _, text in labels]
+
+
 def test_curves_over_temperatures(entries):
     first = entries[1]
     first.axis = "temperature"
