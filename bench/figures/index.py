@@ -235,9 +235,10 @@ def _figures(summary: Summary, name: str, info: MethodInfo) -> dict[str, Any]:
 
 
 def _cautions(notes: Mapping[str, Any]) -> list[str]:
-    """A method's own caution, and those of a composition's members."""
+    """A method's own caution, and those of a composition's members: a line each, whatever a record holds."""
     nested = [value.get("caution") for value in notes.values() if isinstance(value, dict)]
-    return [str(text) for text in (notes.get("caution"), *nested) if text]
+    lines = (" ".join(str(text).split()) for text in (notes.get("caution"), *nested) if text)
+    return [line for line in lines if line]
 
 
 def _task(cell: Cell) -> TaskFigures:

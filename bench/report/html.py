@@ -63,6 +63,7 @@ def render(template: str, styles: Sequence[str], scripts: Sequence[str], **value
 def _environment() -> Environment:
     markdown = MarkdownIt("commonmark", {"html": False}).disable("image")
     markdown.validateLink = lambda url: url.startswith(("#", "https://"))  # type: ignore[method-assign]
+    plain = MarkdownIt("zero", {"html": False}).enable(["emphasis", "backticks", "escape"])
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -75,6 +76,7 @@ def _environment() -> Environment:
         "slug": slug,
         "markdown": lambda text: Markup(markdown.render(text)),
         "inline": lambda text: Markup(markdown.renderInline(text)),
+        "emphasis": lambda text: Markup(plain.renderInline(text)),  # of texts that records hold: nothing leads away
         "data": _data,
         "figure": _figure,
     }

@@ -205,10 +205,10 @@ def notes_text(entry: IndexEntry) -> str:
     return "; ".join(filter(None, notes))
 
 
-def cautions(entries: Iterable[IndexEntry]) -> list[str]:
-    """What methods say of their own figures, each sentence once, as Markdown."""
+def cautions(entries: Iterable[IndexEntry]) -> list[tuple[str, str]]:
+    """What methods say of their own figures, each sentence once, with the method that says it."""
     found = {text: entry.method for entry in reversed(list(entries)) for text in entry.cautions}
-    return [f"**{method}**: {text}." for text, method in found.items()][::-1]
+    return [(method, text) for text, method in found.items()][::-1]
 
 
 def day(entry: IndexEntry) -> str:

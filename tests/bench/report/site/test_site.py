@@ -132,6 +132,25 @@ def test_a_methods_own_caution_is_below_the_table(site):
         assert HOSTILE in shown.text
 
 
+def test_a_caution_leads_nowhere_and_is_a_paragraph(tmp_path):
+    run, turns = site_runs.older()
+    name = "kangaroo:x=[name](https://example.org)\n# name"
+    caution = "it *knows* `all`\n\n# Loud\n[link](https://example.org) ![i](https://example.org/i.png) "
+    caution += "<https://example.org> <b>b</b>"
+    run.methods[name] = dataclasses.replace(run.methods.pop("kangaroo"), notes={"caution": caution})
+    turns = [dataclasses.replace(turn, method=name) if turn.method == "kangaroo" else turn for turn in turns]
+    site_runs.write_run(tmp_path / "run", run, turns)
+    assert main(["publish", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
+    for page, anchor in ("index.html", "leaderboard"), ("methods/kangaroo.html", "results"):
+        shown = section(root(tmp_path / page), anchor)
+        paragraph = shown.all("p")[-1]
+        assert "it knows all # Loud [link](https://example.org)" in paragraph.text
+        assert [one.text for one in paragraph.all("em") + paragraph.all("code")] == ["knows", "all"]
+        assert "[name](https://example.org)" in paragraph.all("strong")[0].text
+        assert not [link for link in shown.all("a") if link.attributes["href"].startswith("https://")]
+        assert not shown.all("h1") + shown.all("img") + shown.all("b")
+
+
 def test_runs_with_the_most_questions_come_first(entries):
     few = [
         dataclasses.replace(
