@@ -12,6 +12,7 @@ from bench.figures.records import (
     BATCHES_FILE,
     RUN_FILE,
     TURNS_FILE,
+    Audit,
     BatchInfo,
     MethodInfo,
     Run,
@@ -65,18 +66,20 @@ def batched() -> tuple[Run, list[Turn], list[Block]]:
     run = plausible(BATCHED, batches={str(size): infos for size in SIZES})
     run.provenance = {**run.provenance, "started": "2026-11-03T10:00:00+00:00"}
     run.config = {**run.config, "batch": list(SIZES)}
+    run.config = {**run.config, "rounds": 2}
     blocks = [_block(method, size, number) for size in SIZES for number in range(4) for method in run.methods]
-    return run, some_turns(2), blocks
+    return run, [dataclasses.replace(turn, round=n) for n in range(2) for turn in some_turns(2)], blocks
 
 
 def _block(method: str, size: int, number: int) -> Block:
-    """As many questions as there are slots, all of which end together."""
-    turns = [turn for turn in some_turns(2) if turn.method == method][:size]
-    turns = [dataclasses.replace(turn, question_id=100 * number + slot) for slot, turn in enumerate(turns)]
+    """As many questions as there are slots, all of which end together; two blocks a round."""
+    place, first = number // 2, size * (number % 2)
+    turns = [turn for turn in some_turns(2) if turn.method == method][first : first + size]
+    turns = [dataclasses.replace(turn, round=place, audit=Audit("identical")) for turn in turns]
     waves = len(turns[0].per_step_emitted)
     seconds = (0.5 + 0.3 * size + 0.01 * number) * (1.0 if method == "vanilla" else 0.8 + 0.4 * size)
     columns = [seconds] * waves, [0.1 * seconds] * waves, [0.8 * seconds] * waves
-    return Block(method, size, 0, number, turns, [0] * size, [size] * waves, *columns)
+    return Block(method, size, place, number % 2, turns, [0] * size, [size] * waves, *columns)
 
 
 def write_run(folder: Path, run: Run, turns: list[Turn], blocks: list[Block] | None = None) -> Path:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.figures.axis import sampling
-from bench.figures.checks import axis_values, own_baseline
+from bench.figures.checks import axis_values
 from bench.figures.findings import Findings, pairs_at, where
 from bench.figures.metrics import vanilla_name
 from bench.figures.plausible_costs import check_costs
+from bench.figures.plausible_output import check_blocks, check_output
 from bench.figures.records import MethodInfo, Run, Turn, read_records
 from bench.figures.waves import Block, read_blocks
 from bench.questions import MINI
@@ -85,7 +85,8 @@ def check(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], known: Known
     answered = [turn for turn in turns if turn.error is None]
     _origin(run, known, found)
     _asked(run, turns, found)
-    _output(run, answered, found)
+    check_output(run, answered, found)
+    check_blocks(run, answered, blocks, found)
     _clock(run, answered, blocks, found)
     check_costs(run, answered, blocks, found)
     return found.sentences()
@@ -159,39 +160,6 @@ def _key(turn: Turn) -> tuple[int, int, int, float | None]:
     return turn.question_id, turn.turn, turn.round, turn.at
 
 
-def _output(run: Run, turns: Sequence[Turn], found: Findings) -> None:
-    """Greedy answers of lossless methods are vanilla's, or are recorded as not being it."""
-    vanilla = vanilla_name(run)
-    for name, info in run.methods.items():
-        if name == vanilla or not info.lossless:
-            continue
-        for turn, base in pairs_at(run, turns, name, own_baseline(run, name) or vanilla):
-            if sampling(run, turn.at) is None:
-                for kind, said in _audit(turn, base, info):
-                    found.add(name, kind, f"{where(turn)}: {said}")
-
-
-def _audit(turn: Turn, base: Turn, info: MethodInfo) -> Iterator[tuple[str, str]]:
-    """What is wrong with the audit of a greedy answer."""
-    if turn.audit is None:
-        yield "audit", "the method is lossless, but nothing compared its answer"
-        return
-    verdict, equal = turn.audit.verdict, turn.token_ids == base.token_ids
-    if (verdict == "identical") != equal:
-        yield "verdict", f"recorded as {verdict}, but it {'equals' if equal else 'is not'} {base.method}'s answer"
-    elif verdict == "different" and info.kind == "method":
-        yield "different", f"it differs from {base.method}'s answer, but the method is recorded as lossless"
-    elif verdict == "numerical" and not _is_tie(turn):
-        yield "tie", "recorded as a tie, but the gap of the logits is not known to be within the tolerance"
-
-
-def _is_tie(turn: Turn) -> bool:
-    audit = turn.audit
-    if audit is None or audit.gap is None or audit.tolerance is None:
-        return False
-    return abs(audit.gap) <= audit.tolerance
-
-
 def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
     """Times against their parts, tokens against those of the steps."""
     limit = run.config.get("max_new_tokens")
@@ -199,7 +167,7 @@ def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Find
         for kind, said in [*_counters(turn, run.methods[turn.method], limit), *_times(turn)]:
             found.add(turn.method, kind, f"{where(turn)}: {said}")
     for block in blocks:
-        place = f"{block.method}, batch {block.batch}, block {block.number + 1}"
+        place = block.where
         for turn in block.turns:
             for kind, said in _counters(turn, run.methods[turn.method], limit):
                 found.add(turn.method, f"batch {kind}", f"{place}, {where(turn)}: {said}")

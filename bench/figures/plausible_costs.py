@@ -37,9 +37,21 @@ def check_costs(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found:
                 if said := _too_much(of_part):
                     found.add(name, "speedup", f"{name}{part}: {said}")
                     break
+    _in_batches(run, blocks, found)
+
+
+def _in_batches(run: Run, blocks: Sequence[Block], found: Findings) -> None:
+    """The same of blocks, at each batch size."""
     for block in blocks:
         if said := too_fast(run, "", math.fsum(block.wall_s), len(block.wall_s)):
             found.add(block.method, "batch bandwidth", f"{block.method}, batch {block.batch}: {said}")
+    by_side: dict[tuple[str, int], list[Block]] = {}
+    for block in blocks:
+        by_side.setdefault((block.method, block.batch), []).append(block)
+    for (name, size), own in by_side.items():
+        vanilla = by_side.get((vanilla_name(run), size), [])
+        if run.methods[name].kind == "method" and (said := _too_much_in_batches(own, vanilla)):
+            found.add(name, "batch speedup", f"{name}, batch {size}: {said}")
 
 
 def _parts(paired: Sequence[Pair]) -> Iterator[tuple[str, Sequence[Pair]]]:
@@ -87,7 +99,28 @@ def _too_much(paired: Sequence[Pair]) -> str:
     """Why a speedup cannot be; empty: it can. It is at most the tokens per step if these cost what vanilla's do."""
     ours, theirs = decode_tok_per_s(turn for turn, _ in paired), decode_tok_per_s(base for _, base in paired)
     rate = compression_rate([turn for turn, _ in paired])
-    if ours and theirs and rate and ours / theirs > OVER_TOKENS * rate:
-        said = f"it decodes {ours / theirs:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
-        return f"{said}, so that its steps would cost less than plain ones"
-    return ""
+    return _over(ours / theirs, rate) if ours and theirs and rate else ""
+
+
+def _too_much_in_batches(blocks: Sequence[Block], vanilla: Sequence[Block]) -> str:
+    """The same of the full waves at a batch size, on the blocks that both answered."""
+    places = {block.place for block in blocks} & {block.place for block in vanilla}
+    ours, theirs = (_full([block for block in side if block.place in places]) for side in (blocks, vanilla))
+    if not all((*ours, *theirs)):
+        return ""
+    tokens, seconds, steps_ = ours
+    return _over(tokens / seconds / (theirs[0] / theirs[1]), tokens / steps_)
+
+
+def _full(blocks: Sequence[Block]) -> tuple[int, float, int]:
+    """Tokens, seconds and sequences' steps of full waves."""
+    sums = [block.full() for block in blocks]
+    many = sum(block.batch * sum(map(block.is_full, range(len(block.live)))) for block in blocks)
+    return sum(tokens for tokens, _ in sums), math.fsum(seconds for _, seconds in sums), many
+
+
+def _over(speedup: float, rate: float) -> str:
+    if speedup <= OVER_TOKENS * rate:
+        return ""
+    said = f"it decodes {speedup:.2f} times as fast as plain decoding with {rate:.2f} tokens a step"
+    return f"{said}, so that its steps would cost less than plain ones"

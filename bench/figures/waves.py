@@ -50,6 +50,11 @@ class Block:
         """Batch size, round and number."""
         return self.batch, self.round, self.number
 
+    @property
+    def where(self) -> str:
+        """A block as people count."""
+        return f"{self.method}, batch {self.batch}, block {self.number + 1}"
+
     def steps(self) -> Iterable[tuple[int, int]]:
         """Of every step of every turn: its wave, and the tokens that it added to the kept answer."""
         for turn, first in zip(self.turns, self.first_waves, strict=True):
@@ -99,6 +104,8 @@ def _block_check(run: Run) -> Callable[[Block], None]:
                 f"number: block {block.number} of {block.method} at batch {block.batch} was there before"
             )
         seen.add(key)
+        if block.method not in run.methods:
+            raise MismatchError(f"method: {block.method!r} is not in run.json")
         waves = len(block.live)
         for name in ("wall_s", "draft_s", "verify_s"):
             if (found := len(getattr(block, name))) != waves:
@@ -116,6 +123,8 @@ def _block_check(run: Run) -> Callable[[Block], None]:
                 raise MismatchError(f"turns.{number}.{error}") from error
             if turn.method != block.method:
                 raise MismatchError(f"turns.{number}.method: {turn.method!r} in a block of {block.method!r}")
+            if turn.round != block.round:
+                raise MismatchError(f"turns.{number}.round: {turn.round} in a block of round {block.round}")
             if first + len(turn.per_step_emitted) > waves:
                 raise MismatchError(f"first_waves.{number}: the turn's steps go beyond the block's {waves} waves")
             for wave in range(first, first + len(turn.per_step_emitted)):
