@@ -27,7 +27,7 @@ from bench.errors import UserError
 from bench.figures import axis, breakdown, comparable, metrics, stats
 from bench.figures.comparable import Pair, check_comparable
 from bench.figures.comparison import ComparedMethod, ComparedTask, Comparison, Metric, Side
-from bench.figures.facts import PassCosts
+from bench.figures.facts import PassCosts, is_dirty
 from bench.figures.metrics import OVERALL
 from bench.figures.records import Run, Turn
 from bench.figures.rules import ANSWERS, Rules
@@ -341,7 +341,7 @@ def _side(run: Run) -> Side:
     return Side(
         run.run_id,
         commit=run.provenance.get("gated_commit") or run.provenance.get("commit"),
-        dirty=run.provenance.get("dirty"),
+        dirty=is_dirty(run.provenance),
         started=run.provenance.get("started"),
         model=run.model.get("name"),
         questions=run.dataset.get("name"),

@@ -94,6 +94,18 @@ class Provenance(Software, total=False):
     gated_commit: str | None
 
 
+def is_dirty(provenance: Provenance) -> bool | None:
+    """Return whether any session of a run had uncommitted changes; None: not known of the first."""
+    begun = provenance.get("dirty")
+    return any(session.get("dirty") for session in provenance.get("sessions", [])) or begun
+
+
+def commits(provenance: Provenance) -> list[str]:
+    """The commits of a run's sessions, each once."""
+    found = [provenance.get("commit"), *(session.get("commit") for session in provenance.get("sessions", []))]
+    return list(dict.fromkeys(filter(None, found)))
+
+
 class MemoryFacts(TypedDict, total=False):
     """Peaks in bytes."""
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from bench.errors import UserError
 from bench.figures.axis import at_first
+from bench.figures.facts import is_dirty
 from bench.figures.metrics import vanilla_name
 from bench.figures.records import MethodInfo, Records, Run, Turn, atomic_writer, remembers_the_run
 from bench.figures.summary import Cell, Estimate, Summary
@@ -175,7 +176,7 @@ def _shared(run: Run, turns: Sequence[Turn], summary: Summary) -> dict[str, Any]
     return {
         "run_id": run.run_id,
         "commit": provenance.get("commit"),
-        "dirty": provenance.get("dirty"),
+        "dirty": is_dirty(provenance),
         "date": provenance.get("started"),
         "roobench": provenance.get("packages", {}).get("roobench"),
         "model": IndexModel(summary.model, run.model.get("sha256"), run.model.get("parameters")),

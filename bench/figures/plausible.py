@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.figures.checks import axis_values
+from bench.figures.facts import commits, is_dirty
 from bench.figures.findings import Findings, pairs_at, where
 from bench.figures.metrics import vanilla_name
 from bench.figures.plausible_costs import check_costs
@@ -98,8 +99,11 @@ def _origin(run: Run, known: Known, found: Findings) -> None:
         found.add("", "complete", "the run was interrupted: finish it with --resume")
     if not run.provenance.get("commit") and not run.provenance.get("packages", {}).get("roobench"):
         found.add("", "commit", "the run names neither a commit nor a version of Roobench: measure again with this one")
-    if run.provenance.get("dirty"):
+    if is_dirty(run.provenance):
         found.add("", "dirty", "the run was made with uncommitted changes: commit them and measure again")
+    if len(several := commits(run.provenance)) > 1:
+        named = ", ".join(commit[:7] for commit in several)
+        found.add("", "commits", f"the run was resumed at another commit ({named}): measure all of it at one")
     _digest("model", run.model.get("name"), run.model.get("sha256"), known.models, found)
     _digest("questions", run.dataset.get("name"), run.dataset.get("sha256"), known.questions, found)
     if source := known.models.get(run.model.get("sha256") or ""):

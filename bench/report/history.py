@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.figures.comparable import identity
+from bench.figures.facts import is_dirty
 from bench.figures.metrics import summarize
 from bench.figures.records import Run, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
@@ -53,7 +54,7 @@ def _started(run: Run) -> str:
 
 def _commit(run: Run) -> str:
     commit = str(run.provenance.get("commit") or "unknown")[:_COMMIT_CHARS]
-    return f"{commit}+" if run.provenance.get("dirty") else commit
+    return f"{commit}+" if is_dirty(run.provenance) else commit
 
 
 def table(points: Sequence[Point]) -> model.Table:

@@ -10,6 +10,7 @@ import pytest
 
 from bench.cli import main
 from bench.errors import UserError
+from bench.figures.facts import is_dirty
 from bench.figures.index import base_of, read_index
 from bench.figures.plausible import runs_below
 from bench.figures.records import Run, Turn
@@ -60,6 +61,23 @@ def test_an_entry_says_what_was_measured_where_and_how_fast(index):
     assert set(found.tasks) == {"qa", "rag"}
     assert found.tasks["qa"].speedup.value == pytest.approx(2 / 1.2, rel=0.01)
     assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "later", "known"),
+    [(False, False, False), (False, True, True), (True, False, True), (None, False, None), (None, True, True)],
+)
+def test_a_run_is_dirty_if_any_of_its_sessions_was(begun, later, known):
+    sessions = [{"dirty": begun}, {"dirty": later}]
+    assert is_dirty({"dirty": begun, "sessions": sessions}) is known
+
+
+def test_a_session_that_was_dirty_is_told_by_the_index(tmp_path):
+    run, turns = site_runs.older()
+    run.provenance = {**run.provenance, "sessions": [{"dirty": False}, {"dirty": True}]}
+    site_runs.write_run(tmp_path / "run", run, turns)
+    assert main(["publish", "--index", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert entry(tmp_path / "index.json", OLD, "kangaroo").dirty is True
 
 
 def test_knobs_are_those_that_ran_without_measured_costs(index):

@@ -72,6 +72,14 @@ WHERE = "kangaroo, question 0, turn 1, round 1: "
         (plausible(complete=False), "the run was interrupted: finish it with --resume"),
         (origin(dirty=True), "the run was made with uncommitted changes: commit them and measure again"),
         (
+            origin(sessions=[{"commit": "2" * 40, "dirty": False}, {"commit": "2" * 40, "dirty": True}]),
+            "the run was made with uncommitted changes: commit them and measure again",
+        ),
+        (
+            origin(sessions=[{"commit": "2" * 40, "dirty": False}, {"commit": "3" * 40, "dirty": False}]),
+            "the run was resumed at another commit (2222222, 3333333): measure all of it at one",
+        ),
+        (
             origin(commit=None),
             "the run names neither a commit nor a version of Roobench: measure again with this one",
         ),
