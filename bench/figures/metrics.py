@@ -66,7 +66,7 @@ def summarize(run: Run, turns: Sequence[Turn]) -> Summary:
 def _at(run: Run, turns: Sequence[Turn], value: float | None) -> Summary:
     """The figures of the turns at one value of the run's axis."""
     sampled = sampling(run, value)
-    if sampled is not None:  # costs are of greedy decoding
+    if sampled is not None or run.kinds:  # costs are of greedy decoding, and on one kind of machine
         run = dataclasses.replace(run, methods={n: dataclasses.replace(i, costs=None) for n, i in run.methods.items()})
     vanilla = vanilla_name(run)
     failed = [turn for turn in turns if turn.error is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from bench.figures import stats, workers
 from bench.figures.machine import Machine, Worker
 from bench.figures.metrics import pairs, summarize
-from bench.figures.records import MethodInfo, Run, Turn
+from bench.figures.records import BatchInfo, MethodInfo, Run, Turn
 from bench.report.cautions import cautions
 from bench.report.sections import sections
+from tests.bench.figures.test_compare import COSTS, a_run, some_turns
 
 ONE, TWO = Worker(1, "here", Machine(name="A"), [0]), Worker(2, "there", Machine(name="A"), [3], "1")
 TASKS = ("qa", "rag")
@@ -55,6 +57,20 @@ def test_each_worker_is_shown_with_what_it_did(run):
     (shown,) = (section for section in sections(run, summary) if section.title == "Workers")
     assert [row[0] for row in shown.parts[1].rows] == ["1", "2"]
     assert summary.statistics.cluster == "question and worker"
+
+
+def test_nothing_is_predicted_for_a_mixture_of_machines():
+    """Costs are in steps of one kind of machine, and measured speedups are of all of them together."""
+    run, turns = a_run(), some_turns()
+    run.methods["vanilla"] = replace(run.methods["vanilla"], costs=COSTS)
+    assert summarize(run, turns).methods["kangaroo"].overall.predicted is not None
+    assert summarize(run, turns).hindsight
+    run.kinds = {"another/2": {name: BatchInfo({}, COSTS) for name in run.methods}}
+    mixed = summarize(run, turns)
+    kangaroo = mixed.methods["kangaroo"].overall
+    assert (kangaroo.predicted, kangaroo.prediction_error, kangaroo.perfect_stopping) == (None, None, None)
+    assert mixed.hindsight == {}
+    assert kangaroo.speedup_decode.value is not None
 
 
 def test_a_run_by_one_process_has_no_workers():
