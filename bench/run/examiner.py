@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -164,6 +164,9 @@ class Examiner:
             turn.error = f"{type(error).__name__}: {error}"
             return turn
         turn.others_share = others.turn_share() if others else None
+        if not is_counted_right(answer):
+            self.warnings(f"{contestant.label} counts passes that some answers cannot have: those counts are left out")
+            answer = replace(answer, decode_passes=None, drafted=None, accepted=None)
         fill(turn, answer, self.loaded.eos)
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
@@ -220,6 +223,20 @@ def auditor_of(loaded: Loaded, log: Log) -> Auditor:
             return on(torch.device("cpu"))
 
     return Auditor(target, reference)
+
+
+def is_counted_right(answer: Answer) -> bool:
+    """Whether a peer's counts can be those of its answer: each pass after the prefill gives a token or more.
+
+    Another client of a server, or steps beyond the answer's end, may be among them.
+    """
+    passes, drafted, accepted = counts = answer.decode_passes, answer.drafted, answer.accepted
+    if not all(count is None or (isinstance(count, int) and count >= 0) for count in counts):
+        return False
+    if drafted is not None and accepted is not None and accepted > drafted:
+        return False
+    decoded = len(answer.token_ids) - answer.first_tokens
+    return passes is None or min(decoded, 1) <= passes <= decoded
 
 
 def fill(turn: Turn, answer: Answer, eos: frozenset[int]) -> None:

@@ -33,6 +33,11 @@ class Told:
     drafted: int | None = None
     accepted: int | None = None
 
+    def cut(self, came: int, kept: int) -> None:
+        """Count only the first `kept` of the `came` tokens: where each pass gave one, that is known."""
+        self.passes = kept - 1 if self.passes == came - 1 else None
+        self.drafted = self.accepted = None
+
 
 @dataclass
 class Piece:

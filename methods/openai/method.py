@@ -177,7 +177,9 @@ class OpenAIServer(Peer):
             raise UserError(f"{dialect.url} gave an empty answer to a prompt of {len(prompt)} tokens")
         if (largest := max(tokens)) >= self.target.config.vocab:
             raise UserError(f"{dialect.url} serves another model: {self.target.name} has no token {largest}")
-        dialect.after(len(tokens))
+        dialect.after(len(ids))
+        if len(tokens) < len(ids):
+            dialect.told.cut(len(ids), len(tokens))
         self._note(by_ids=bool(stream.ids), prompt=len(prompt))
         return stream.answer(tokens, dialect)
 

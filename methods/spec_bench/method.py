@@ -9,6 +9,7 @@ first end token and at the limit, and audited.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -131,16 +132,17 @@ class SpecBench(Peer):
         if not tokens:
             raise UserError(f"{self.config.file} gave an empty answer to a prompt of {len(prompt)} tokens")
         # Such lists may or may not begin with the prefill's token: they do where each entry is a call of the LM head.
-        passes = len(said["accept_lengths"]) - (len(said["accept_lengths"]) == said["head_calls"])
+        lengths = said["accept_lengths"][len(said["accept_lengths"]) == said["head_calls"] :]
         first_s = said["first_s"]
+        first = 0 if first_s is None else 1
         if first_s is None:
             self._notes["times"] = "the prefill could not be told apart: its time counts as decoding"
         return Answer(
             tokens,
             first_s or 0.0,
             said["total_s"] - (first_s or 0.0),
-            first_tokens=0 if first_s is None else 1,
-            decode_passes=passes,
+            first_tokens=first,
+            decode_passes=_passes(lengths, len(said["ids"]) - first, len(tokens) - first),
         )
 
     def _reply(self) -> dict[str, Any]:
@@ -157,6 +159,13 @@ class SpecBench(Peer):
         if "error" in found:
             raise UserError(f"{self.config.file} fails: {found['error']}")
         return found
+
+
+def _passes(lengths: Sequence[int], came: int, kept: int) -> int | None:
+    """Steps that gave the first `kept` of `came` tokens; None: the lengths do not account for all that came."""
+    if sum(lengths) < came:
+        return len(lengths) if kept == came else None
+    return sum(before < kept for before in itertools.accumulate(lengths, initial=0))
 
 
 def _environment(target: Decoder) -> dict[str, str]:

@@ -89,6 +89,15 @@ def test_passes_and_drafts_are_those_that_the_server_counts(api, serve, peer, ra
     assert (plain.decode_passes, plain.drafted) == (13, None)
 
 
+def test_an_answer_that_is_cut_has_the_passes_of_what_was_kept_or_none(serve, peer, random_ids):
+    """llama.cpp's server stops at its own end tokens alone; where it drafts, its passes are those of the whole."""
+    eos = frozenset({EOS, ord("m")})
+    plain = decode(peer(serve("llama-server")), random_ids(5), 50, eos)
+    assert (len(plain.token_ids), plain.decode_passes) == (9, 8)
+    drafting = decode(peer(serve("llama-server", groups=(3, 1, 2))), random_ids(5), 50, eos)
+    assert (drafting.decode_passes, drafting.drafted, drafting.accepted) == (None, None, None)
+
+
 @pytest.mark.parametrize("parts", [False, True])
 def test_sglang_may_repeat_the_answer_in_every_event_or_not(parts, serve, peer, random_ids):
     """A token may come twice in a row, so that the two cannot be told apart by what comes."""

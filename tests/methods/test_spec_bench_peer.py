@@ -11,7 +11,7 @@ import methods
 from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
-from methods.spec_bench.method import SpecBench, SpecBenchConfig
+from methods.spec_bench.method import SpecBench, SpecBenchConfig, _passes
 from tests.methods.peer_scene import scene as scene
 
 NEVER: frozenset[int] = frozenset()
@@ -108,14 +108,14 @@ def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(two_thre
     asking = peer(odd, args="--shift 7")
     answer = decode(asking, [5, 5], 4, frozenset({59}))
     assert answer.token_ids == [57, 58, 59]  # of 57 .. 63
-    assert (answer.prefill_s, answer.first_tokens, answer.decode_passes) == (0, 0, 2)  # no head was seen
+    assert (answer.prefill_s, answer.first_tokens, answer.decode_passes) == (0, 0, 1)  # no head was seen
     assert "could not be told apart" in asking.notes["times"]
     with pytest.raises(UserError, match=r"inference_odd\.py fails: RuntimeError: CUDA error: an illegal memory access"):
         decode(asking, [1], 4, NEVER)
     answer = decode(asking, [2], 4, NEVER)  # and it goes on
     assert answer.token_ids == [57, 58, 59, 60]
     assert answer.first_tokens == 1
-    assert answer.decode_passes == 6  # of seven ones, the first is the prefill's
+    assert answer.decode_passes == 3  # of seven ones: the first is the prefill's, the last three are beyond the limit
     assert decode(asking, [3], 4, NEVER).token_ids == [two_threads, 0]
     with pytest.raises(UserError, match="gave an empty answer to a prompt of 1 tokens"):
         decode(asking, [4], 4, NEVER)
@@ -124,6 +124,23 @@ def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(two_thre
     asking._process.kill()
     with pytest.raises(UserError, match=r"ended with status -9: .*this is no reply"):
         decode(asking, [5], 4, NEVER)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "came", "kept", "passes"),
+    [
+        ([3, 1, 4], 8, 8, 3),
+        ([3, 1, 4], 8, 4, 2),
+        ([3, 1, 4], 8, 3, 1),
+        ([3, 1, 4], 8, 0, 0),
+        ([1, 1, 1, 1], 3, 3, 3),  # the last one's token is not in the answer
+        ([2, 0, 3], 8, 8, 3),  # accepted drafts alone
+        ([2, 0, 3], 8, 4, None),
+        ([], 5, 5, 0),
+    ],
+)
+def test_only_the_steps_of_what_was_kept_are_counted(lengths, came, kept, passes):
+    assert _passes(lengths, came, kept) == passes
 
 
 @pytest.mark.parametrize(

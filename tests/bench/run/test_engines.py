@@ -8,8 +8,10 @@ import json
 import pytest
 
 from bench.cli import main
+from bench.drafting.method import Answer
 from bench.figures.records import read_run, write_json
 from bench.figures.summary import read_summary
+from bench.run.examiner import is_counted_right
 from tests.servers import Scripted
 from tests.tiny import files_of, records, run_bench
 
@@ -64,6 +66,47 @@ def test_a_server_is_compared_with_the_one_that_it_names(setting, serve, capsys)
     assert f"| eagle | vLLM | 0.11.0 | - | `{drafting.url}` | own arithmetic" in report
     html = (setting.out / "report.html").read_text()
     assert "Peers against their own baseline" in html
+
+
+def test_counts_of_another_client_are_left_out_and_the_run_can_be_read(setting, serve):
+    server = serve("vllm", groups=(3, 2))
+    answer = server.answer
+
+    def answers_others_meanwhile(prompt, limit):
+        server.counters["drafts"] += 1000
+        return answer(prompt, limit)
+
+    server.answer = answers_others_meanwhile
+    label = f"openai:url={server.url},name=eagle"
+    assert run(setting, label) == 0
+    record, turns = records(setting.out)
+    assert {(t.decode_passes, t.drafted, t.accepted) for t in turns if t.method == label} == {(None, None, None)}
+    assert (
+        f"{label} counts passes that some answers cannot have: those counts are left out"
+        in (record.provenance["warnings"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first", "passes", "drafted", "accepted", "right"),
+    [
+        (9, 1, None, None, None, True),
+        (9, 1, 1, 8, 7, True),
+        (9, 1, 8, None, None, True),
+        (1, 1, 0, 0, 0, True),
+        (9, 1, 9, None, None, False),
+        (9, 1, 0, None, None, False),
+        (1, 1, 1, None, None, False),
+        (9, 0, -1, None, None, False),
+        (9, 1, 2.5, None, None, False),
+        (9, 1, 4, -3, None, False),  # of a server that was restarted
+        (9, 1, 4, 3, 4, False),
+        (9, 1, 4, None, 4, True),
+    ],
+)
+def test_counts_that_an_answer_cannot_have_are_seen(tokens, first, passes, drafted, accepted, right):
+    answer = Answer([7] * tokens, 1.0, 1.0, [], first, passes, drafted, accepted)
+    assert is_counted_right(answer) == right
 
 
 def test_text_that_speculation_changes_is_no_failure_of_vanilla_or_of_the_run(setting, serve):
