@@ -42,6 +42,27 @@ def check_url(url: str) -> None:
         raise ValueError(f"url={url} is no server's URL: give one like http://localhost:8000/v1")
 
 
+def _key(variable: str) -> str:
+    """Return the key in an environment variable: a line's end after it is that of the file it came from.
+
+    Raises:
+        UserError: there is none, or no header can hold it: the HTTP library would show it in its own error.
+
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(
+            f"key_env={variable}: there is no such environment variable, or it is empty: set it to the server's "
+            "key, or leave key_env out"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"key_env={variable}: its value has characters other than printable ASCII, which no key has: set it to "
+            "the server's key alone"
+        )
+    return key
+
+
 class Server:
     """A server by its URL. The key comes from an environment variable, and no error repeats it."""
 
@@ -49,19 +70,14 @@ class Server:
         """`timeout_s`: how long it may send nothing.
 
         Raises:
-            UserError: the variable is named, but not set.
+            UserError: the variable is named, but does not hold a key.
 
         """
         import httpx2
 
         self.url, self.timeout_s = url.rstrip("/"), timeout_s
         self.root = self.url.removesuffix("/v1")
-        self._key = os.environ.get(key_env, "") if key_env else ""
-        if key_env and not self._key:
-            raise UserError(
-                f"key_env={key_env}: there is no such environment variable, or it is empty: set it to the server's "
-                "key, or leave key_env out"
-            )
+        self._key = _key(key_env) if key_env else ""
         # Settings of the environment (proxies, .netrc) would put other machines, or other keys, into the measurement.
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -178,6 +194,8 @@ class Server:
             return UserError(f"no server answers at {url} ({self._shown(str(error))}): start it, or correct url=")
         if isinstance(error, httpx2.TimeoutException):
             return self._silent(url)
+        if isinstance(error, httpx2.LocalProtocolError):  # it may quote a header in a form that hides the key from us
+            return UserError(f"{url} cannot be asked: the HTTP library refuses the request; correct url= or key_env=")
         return UserError(f"{url} broke its answer off ({type(error).__name__}: {self._shown(str(error))})")
 
     def _silent(self, url: str) -> UserError:

@@ -1,48 +1,25 @@
-"""The `openai` peer against a scripted server: dialects, counts, faults, and that its key is shown nowhere."""
+"""The `openai` peer against a scripted server: dialects, counts and times."""
 
 from __future__ import annotations
 
 import pytest
 
-import methods
 from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
 from methods.openai.dialects import DIALECTS, OpenAI, Piece
-from methods.openai.method import BY_IDS, BY_TEXT, OpenAIServer, ServerConfig, _Stream
+from methods.openai.method import BY_IDS, BY_TEXT, _Stream
+from tests.methods.openai_scene import BY_ID, EOS, NEVER, SAID
+from tests.methods.openai_scene import peer as peer
+from tests.methods.openai_scene import serve as serve
 from tests.methods.peer_scene import scene as scene
-from tests.servers import DRAFTS, PATHS, Scripted
-
-NEVER: frozenset[int] = frozenset()
-EOS = 258  # of the tiny tokenizer
-BY_ID = [name for name in DIALECTS if name != "openai"]
-SAID = [*b"It is a marzipan, not a pie.", EOS]
-
-
-@pytest.fixture
-def serve():
-    """(api, answer, options) -> a scripted server, ended with the test."""
-    running: list[Scripted] = []
-
-    def start(api: str, answer=lambda prompt, limit: list(SAID), **options) -> Scripted:
-        running.append(Scripted(api, answer, **options))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.close()
+from tests.servers import DRAFTS, PATHS
 
 
 @pytest.fixture
 def spoken(tiny_tokenizer):
     """What a server says that gives text, in the tokenizer's ids, which are no letters' numbers."""
     return [*tiny_tokenizer.encode("".join(map(chr, SAID[:-1]))), EOS]
-
-
-@pytest.fixture
-def peer(scene):
-    """(server, knobs) -> the peer that asks it."""
-    return lambda server, **knobs: OpenAIServer(scene[1], ServerConfig(url=server.url, **knobs), scene[2])
 
 
 @pytest.fixture
@@ -245,134 +222,6 @@ def test_times_are_from_the_request_to_the_first_token_and_from_there_to_the_las
     answer = stream.answer([1, 2, 3, 4], told)
     assert (answer.prefill_s, answer.decode_s, answer.first_tokens) == (0.5, 0.5, 1)
     assert (answer.decode_passes, answer.drafted, answer.accepted) == (2, 8, 1)
-
-
-# --- faults ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("api", BY_ID)
-@pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        ("500", r"answers with status 500: .*CUDA out of memory\..*2\.00 GiB"),
-        ("cut", r"broke its answer off \(RemoteProtocolError"),
-        ("silent", r"sent nothing for 0\.3 s: is it overloaded\? timeout= allows it more"),
-        ("inside", r"ended its answer with an error: .*engine died"),
-        ("garbage", r"answers with something else than JSON \(\{tokens\)"),
-        ("unfinished", r"cut its answer off after 2 events without saying that it is complete"),
-    ],
-)
-def test_faults_within_an_answer_are_told_and_nothing_is_asked_twice(api, fault, told, serve, peer, random_ids):
-    server = serve(api, fault=fault)
-    asking = peer(server, timeout=0.3)
-    with pytest.raises(UserError, match=told):
-        decode(asking, random_ids(5), 20, frozenset({EOS}))
-    assert len(server.asked) == 1
-    server.fault = ""  # and it goes on
-    assert decode(asking, random_ids(5), 5, frozenset({EOS})).token_ids == SAID[:5]
-
-
-def test_a_connection_that_the_server_closed_meanwhile_costs_no_answer(serve, peer):
-    """As llama.cpp's server does with one that was idle for seconds, perhaps just as the next request comes."""
-    server = serve("llama-server")
-    asking = peer(server)
-    for _ in range(3):
-        assert decode(asking, [1, 2], 4, frozenset({EOS})).token_ids == SAID[:4]
-        server.hang_up = True  # at the next request
-
-
-def test_no_server_another_server_and_another_model_are_told(serve, peer):
-    server = serve("vllm", models=["tiny", "tall"])
-    with pytest.raises(UserError, match=r"serves 2 models \(tiny, tall\): choose one with model="):
-        peer(server)
-    with pytest.raises(UserError, match=r"has no model 'tinny', did you mean 'tiny'\?; it serves: tiny, tall"):
-        peer(server, model="tinny")
-    assert peer(server, model="tall").dialect.model == "tall"
-    with pytest.raises(UserError, match=r"serves another model: it has 300 tokens, tiny has 272"):
-        peer(serve("llama-server", vocab=300))
-    with pytest.raises(UserError, match=r"something else than JSON \(<html>.*with its /v1\?"):
-        peer(serve("openai", fault="html"))
-    with pytest.raises(UserError, match=r"answers with status 404: .*with its /v1\?"):
-        OpenAIServer(*_at(peer(server, model="tall"), server.root))
-    server.close()
-    with pytest.raises(UserError, match=r"no server answers at .*/v1/models .*: start it, or correct url="):
-        peer(server)
-
-
-def _at(peer, url):
-    return peer.target, ServerConfig(url=url), peer.checkpoint
-
-
-def test_tokens_of_another_model_are_told(serve, peer):
-    with pytest.raises(UserError, match="serves another model: tiny has no token 272"):
-        decode(peer(serve("vllm", lambda prompt, limit: [1, 272])), [1], 5, NEVER)
-
-
-@pytest.mark.parametrize("api", DIALECTS)
-def test_an_empty_answer_is_told(api, serve, peer):
-    server = serve(api, lambda prompt, limit: [])
-    with pytest.raises(UserError, match=r"cut its answer off|an empty answer"):
-        decode(peer(server), [1], 5, NEVER)
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_key_comes_from_the_environment_and_no_error_repeats_it(serve, peer, monkeypatch):
-    server = serve("vllm", key="sk-right")
-    monkeypatch.setenv("VLLM_KEY", "sk-right")
-    assert decode(peer(server, key_env="VLLM_KEY"), [1], 5, NEVER).token_ids == SAID[:5]
-    assert server.headers[-1]["Authorization"] == "Bearer sk-right"
-    monkeypatch.setenv("VLLM_KEY", "sk-wrong")
-    with pytest.raises(UserError, match=r"status 401: .*Incorrect API key provided: '\*\*\*'.*key_env=") as raised:
-        decode(peer(server, key_env="VLLM_KEY"), [1], 5, NEVER)
-    assert "sk-wrong" not in str(raised.value)
-    with pytest.raises(UserError, match="status 401"):
-        decode(peer(server), [1], 5, NEVER)
-    monkeypatch.delenv("VLLM_KEY")
-    with pytest.raises(UserError, match="key_env=VLLM_KEY: there is no such environment variable"):
-        peer(server, key_env="VLLM_KEY")
-
-
-@pytest.mark.parametrize(
-    ("knobs", "told"),
-    [
-        ("url=http://me:sk-secret@host/v1", "must not hold credentials"),
-        ("url=https://host/v1?api_key=sk-secret", "must not hold credentials or a query"),
-        ("url=http://host/v1,key_env=sk-secret", "takes the name of an environment variable, and not the key itself"),
-        ("url=http://me:sk-secret@host/v1,timeout=0", "must not hold credentials"),
-        ("url=http://me:sk-secret@host/v1,modl=x", "has no knob 'modl=x', did you mean 'model'?"),
-        ("url=http://me:sk,secret@host/v1", "has no knob"),
-    ],
-)
-@pytest.mark.parametrize("before", ["", "pld+"])
-def test_secrets_on_the_command_line_are_refused_and_not_repeated(before, knobs, told, capsys):
-    from bench.cli import main
-
-    assert main(["--method", f"{before}openai:{knobs}"]) == 2
-    printed = capsys.readouterr().err
-    assert told in printed
-    assert "secret" not in printed
-
-
-@pytest.mark.parametrize(
-    ("knobs", "told"),
-    [
-        ("", "url= is missing: openai:url=http://localhost:8000/v1"),
-        ("url=localhost:8000", "url=localhost:8000 is no server's URL: give one like http://localhost:8000/v1"),
-        ("url=http://host:port/v1", "url=http://host:port/v1 is no server's URL"),
-        (
-            "url=http://host/v1,api=ollama",
-            "api=ollama is unknown: give one of auto, openai, vllm, sglang",
-        ),
-        ("url=http://host/v1,timeout=0", "timeout=0.0 must be above 0"),
-        ("url=http://host/v1,audit=true,baseline=a", "leave audit= out"),
-    ],
-)
-def test_wrong_knobs_are_told(knobs, told):
-    with pytest.raises(UserError) as raised:
-        methods.parse(f"openai:{knobs}").check_files("tiny")
-    assert told in str(raised.value)
 
 
 def test_each_dialect_has_a_path_of_its_own_or_openais():
