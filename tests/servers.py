@@ -31,6 +31,7 @@ class Scripted:
         self.lost: frozenset[int] = more.pop("lost", frozenset())  # places that llama.cpp's stream leaves out
         self.decode: Callable[[list[int]], str] = more.pop("decode", lambda ids: "".join(map(chr, ids)))
         self.fault: str = more.pop("fault", "")
+        self.plain: bool = more.pop("plain", False)  # JSON with all characters as they are, sent in pieces of 3 bytes
         assert not more, more
         self.asked: list[dict[str, Any]] = []  # bodies of requests for answers
         self.headers: list[dict[str, str]] = []
@@ -217,10 +218,18 @@ class _Handler(BaseHTTPRequestHandler):
                 said = {"inside": json.dumps({"error": {"message": "engine died"}}), "garbage": "{tokens"}.get(fault)
                 self._chunk(f"data: {said}\n\n" if said else "")
                 break
-            self._chunk(f"data: {json.dumps(event)}\n\n")
+            if self.script.plain:
+                self._in_pieces(f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\n".encode())
+            else:
+                self._chunk(f"data: {json.dumps(event)}\n\n")
         else:
             self._chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+
+    def _in_pieces(self, content: bytes) -> None:
+        for start in range(0, len(content), 3):
+            part = content[start : start + 3]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def _chunk(self, text: str) -> None:
         if text:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,6 +40,17 @@ def check_url(url: str) -> None:
         known = False
     if not known:
         raise ValueError(f"url={url} is no server's URL: give one like http://localhost:8000/v1")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Split an event stream at newlines alone: what else ends lines in Unicode may be a character of the answer."""
+    left = b""
+    for chunk in chunks:
+        *whole, left = (left + chunk).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+    if left:
+        yield left.decode(errors="replace")
 
 
 def _key(variable: str) -> str:
@@ -134,7 +145,7 @@ class Server:
                     response.read()
                     raise self._refused(url, response.status_code, response.text)
                 last_s = time.perf_counter()
-                for line in response.iter_lines():
+                for line in _lines(response.iter_bytes()):
                     now_s = time.perf_counter()
                     found = _DATA.match(line)
                     if found is None:  # an empty line, a comment that keeps the connection alive, an event's name

@@ -124,6 +124,13 @@ def test_the_form_of_prompts_is_found_out_once(options, as_text, penalised, serv
     assert answer.decode_passes is None
 
 
+def test_text_may_hold_every_character_that_ends_lines_elsewhere(serve, peer, tiny_tokenizer):
+    """As JSON may have them unescaped; the stream's pieces end within characters."""
+    text = "a\u2028b\u2029c\x85d\x0b\x0ce\x1c\U0001f600\u00e4."
+    server = serve("openai", lambda prompt, limit: [*map(ord, text), EOS], groups=(4,), plain=True)
+    assert decode(peer(server), [1, 2], 90, frozenset({EOS})).token_ids == [*tiny_tokenizer.encode(text), EOS]
+
+
 def test_a_server_that_reads_other_prompts_is_reported(serve, peer):
     assert peer(serve("openai", adds=1, text_only=True)).notes["prompts"].startswith("the server reads a prompt of ")
     asking = peer(serve("vllm", adds=1))
