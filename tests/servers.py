@@ -27,7 +27,7 @@ class Scripted:
         self.strict: bool = more.pop("strict", False)  # refuses what OpenAI's API does not have
         self.adds: int = more.pop("adds", 0)  # tokens that it puts before a prompt
         self.cached: int = more.pop("cached", 0)
-        self.parts: bool = more.pop("parts", False)  # SGLang's stream without repetition
+        self.parts: str = more.pop("parts", "")  # SGLang's setting by which its stream has no repetition
         self.lost: frozenset[int] = more.pop("lost", frozenset())  # places that llama.cpp's stream leaves out
         self.decode: Callable[[list[int]], str] = more.pop("decode", lambda ids: "".join(map(chr, ids)))
         self.fault: str = more.pop("fault", "")
@@ -63,7 +63,7 @@ class Scripted:
             ("sglang", "/server_info"): {
                 "version": "0.5.4",
                 "speculative_algorithm": "EAGLE" if self.groups != (1,) else None,
-                "incremental_streaming_output": self.parts,
+                **{key: key == self.parts for key in ("stream_output", "incremental_streaming_output")},
                 "api_key": self.key,
             },
             ("llama-server", "/props"): {"build_info": "b11549-abc", "model_path": "/srv/tiny.gguf"},

@@ -244,6 +244,7 @@ class SGLang(OwnAPI):
         "tp_size",
         "kv_cache_dtype",
     )
+    _BY_PARTS = ("stream_output", "incremental_streaming_output")  # 0.5's name of the setting, and the later one
 
     def __init__(self, server: Server, model: str):
         super().__init__(server, model)
@@ -278,7 +279,7 @@ class SGLang(OwnAPI):
     def read(self, event: dict[str, Any]) -> Piece:
         """Its ids are all so far, unless it streams by parts."""
         meta, ids = event.get("meta_info") or {}, event.get("output_ids") or []
-        new = ids if self._info.get("incremental_streaming_output") else ids[self._seen :]
+        new = ids if any(self._info.get(key) for key in self._BY_PARTS) else ids[self._seen :]
         self._seen += len(new)
         reason = meta.get("finish_reason") or {}
         if reason.get("type") == "abort":
@@ -295,7 +296,17 @@ class SGLang(OwnAPI):
         return Piece(new, "", reason.get("type", ""), matched if isinstance(matched, int) else None)
 
     def after(self, tokens: int) -> None:
-        """Without speculation, each pass gave a token."""
+        """Without speculation, each pass gave a token.
+
+        Raises:
+            UserError: the server counts another number of tokens, so that its events were not read as they were meant.
+
+        """
+        if self.told.tokens not in (None, tokens):
+            raise UserError(
+                f"{self.url} counts {self.told.tokens} tokens in an answer of which {tokens} came: its answers cannot "
+                "be trusted; start it without --stream-output or --incremental-streaming-output"
+            )
         if self.told.passes is None and self._info and not self._info.get("speculative_algorithm"):
             self.told.passes = tokens - 1
 

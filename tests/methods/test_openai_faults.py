@@ -75,6 +75,12 @@ def test_tokens_of_another_model_are_told(serve, peer):
         decode(peer(serve("vllm", lambda prompt, limit: [1, 272])), [1], 5, NEVER)
 
 
+def test_a_stream_of_parts_that_the_server_does_not_tell_of_is_not_taken_for_the_answer(serve, peer):
+    asking = peer(serve("sglang", parts="of a name that is not known"))
+    with pytest.raises(UserError, match="counts 5 tokens in an answer of which 1 came: its answers cannot be trusted"):
+        decode(asking, [1], 5, NEVER)
+
+
 @pytest.mark.parametrize("api", DIALECTS)
 def test_an_empty_answer_is_told(api, serve, peer):
     server = serve(api, lambda prompt, limit: [])

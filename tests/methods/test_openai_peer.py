@@ -75,7 +75,7 @@ def test_an_answer_that_is_cut_has_the_passes_of_what_was_kept_or_none(serve, pe
     assert (drafting.decode_passes, drafting.drafted, drafting.accepted) == (None, None, None)
 
 
-@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("parts", ["", "stream_output", "incremental_streaming_output"])
 def test_sglang_may_repeat_the_answer_in_every_event_or_not(parts, serve, peer, random_ids):
     """A token may come twice in a row, so that the two cannot be told apart by what comes."""
     said = [7, 7, 7, 8, 8, 9]
