@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,6 +32,9 @@ class Scripted:
         self.lost: frozenset[int] = more.pop("lost", frozenset())  # places that llama.cpp's stream leaves out
         self.decode: Callable[[list[int]], str] = more.pop("decode", lambda ids: "".join(map(chr, ids)))
         self.fault: str = more.pop("fault", "")
+        self.pace_s: float = more.pop(
+            "pace_s", 0.0
+        )  # of each event, or of each token of an answer that is not streamed
         self.plain: bool = more.pop("plain", False)  # JSON with all characters as they are, sent in pieces of 3 bytes
         assert not more, more
         self.asked: list[dict[str, Any]] = []  # bodies of requests for answers
@@ -115,6 +119,7 @@ class Scripted:
     def whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """An answer that is not streamed."""
         prompt, ids, finish, _ = self.parts_of(body)
+        time.sleep(self.pace_s * len(ids))
         usage = {"prompt_tokens": prompt, "completion_tokens": len(ids)}
         return {"choices": [{"text": self.shown(ids), "finish_reason": finish}], "usage": usage, "tokens": ids}
 
@@ -207,6 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._chunk(": keep-alive\n\n")
         for number, event in enumerate(self.script.events(body)):
+            time.sleep(self.script.pace_s)
             if number == 2 and fault == "cut":
                 self.close_connection = True
                 return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bench.drafting.sampling import Sampler
 
 _SEEDS = 2**31  # of servers
+_PATIENCE = 2  # times the streamed answer's duration that the same one may take unstreamed
 _TRIED = 2  # tokens, of an answer that shows how a server takes prompts
 
 
@@ -149,8 +150,8 @@ class OpenAI:
             piece.finish = choice.get("finish_reason") or piece.finish
         return piece
 
-    def whole(self, body: dict[str, Any], streamed: Sequence[int]) -> list[int]:
-        """Return all ids of an answer of which `streamed` came."""
+    def whole(self, body: dict[str, Any], streamed: Sequence[int], took_s: float) -> list[int]:
+        """Return all ids of an answer of which `streamed` came in `took_s`."""
         return list(streamed)
 
 
@@ -361,7 +362,7 @@ class LlamaServer(OwnAPI):
         finish = {"eos": "stop", "word": "stop", "limit": "length"}.get(event.get("stop_type", ""), "")
         return Piece(event.get("tokens") or [], event.get("content") or "", finish)
 
-    def whole(self, body: dict[str, Any], streamed: Sequence[int]) -> list[int]:
+    def whole(self, body: dict[str, Any], streamed: Sequence[int], took_s: float) -> list[int]:
         """Ask again, unstreamed, where ids are missing: its stream leaves out those that end within a character.
 
         Raises:
@@ -370,7 +371,9 @@ class LlamaServer(OwnAPI):
         """
         if self.told.tokens in (None, len(streamed)):
             return list(streamed)
-        ids: list[int] = self.server.post(self.url, body | {"stream": False}).get("tokens") or []
+        # Nothing is sent until all is done, which takes about as long as the stream did.
+        found = self.server.post(self.url, body | {"stream": False}, more_s=_PATIENCE * took_s)
+        ids: list[int] = found.get("tokens") or []
         left = iter(ids)
         if len(ids) != self.told.tokens or not all(token in left for token in streamed):  # in this order
             raise UserError(f"{self.url} gives two answers to one request: it must decode greedily, or with a seed")

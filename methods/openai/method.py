@@ -168,7 +168,7 @@ class OpenAIServer(Peer):
         if stream.finish not in ("stop", "length"):
             why = f"({stream.finish})" if stream.finish else "without saying that it is complete"
             raise UserError(f"{dialect.url} cut its answer off after {stream.events} events {why}")
-        ids = dialect.whole(body, stream.ids) if stream.ids else self._chat.encode(stream.text)
+        ids = dialect.whole(body, stream.ids, stream.took_s) if stream.ids else self._chat.encode(stream.text)
         if stream.finish == "stop" and eos and len(ids) < limit and not eos & set(ids):
             ids.append(self._end(eos) if stream.stopped_at is None else stream.stopped_at)
             stream.last_s = stream.finish_s
@@ -210,6 +210,11 @@ class _Stream:
         self.text, self.finish = "", ""
         self.stopped_at: int | None = None
         self.events = self.first_tokens = 0
+
+    @property
+    def took_s(self) -> float:
+        """Seconds from the request to the answer's end."""
+        return self.finish_s - self.start_s
 
     def take(self, at_s: float, piece: Piece) -> None:
         """Add a part that came at this time."""

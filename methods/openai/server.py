@@ -126,9 +126,9 @@ class Server:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def post(self, url: str, body: dict[str, Any]) -> Any:
-        """Return the JSON that answers `body`; errors: see `get`."""
-        return self._json(url, self._ask("POST", url, body))
+    def post(self, url: str, body: dict[str, Any], more_s: float = 0.0) -> Any:
+        """Return the JSON that answers `body`, for which the server has `more_s` than usual; errors: see `get`."""
+        return self._json(url, self._ask("POST", url, body, more_s))
 
     def events(self, url: str, body: dict[str, Any]) -> Iterator[Event]:
         """Yield the server-sent events that answer `body`, up to the end of the stream.
@@ -150,14 +150,14 @@ class Server:
                     found = _DATA.match(line)
                     if found is None:  # an empty line, a comment that keeps the connection alive, an event's name
                         if now_s - last_s > self.timeout_s:
-                            raise self._silent(url)
+                            raise self._silent(url, self.timeout_s)
                         continue
                     last_s = now_s
                     if found[2].strip() == _DONE:
                         return
                     yield Event(now_s, self._event(url, found[1], found[2]))
         except httpx2.HTTPError as error:
-            raise self._failed(url, error) from error
+            raise self._failed(url, error, self.timeout_s) from error
 
     def _event(self, url: str, field: str, text: str) -> dict[str, Any]:
         data = self._json(url, text)
@@ -165,16 +165,17 @@ class Server:
             raise UserError(f"{url} ended its answer with an error: {self._shown(text)}")
         return data
 
-    def _ask(self, method: str, url: str, body: dict[str, Any] | None = None) -> str:
+    def _ask(self, method: str, url: str, body: dict[str, Any] | None = None, more_s: float = 0.0) -> str:
         import httpx2
 
+        timeout_s = self.timeout_s + more_s
         try:
             with contextlib.suppress(httpx2.RemoteProtocolError):
-                return self._body(self._client.request(method, url, json=body))
+                return self._body(self._client.request(method, url, json=body, timeout=timeout_s))
             # The server closed an idle connection just then: nothing of this is timed, and a new one will do.
-            return self._body(self._client.request(method, url, json=body))
+            return self._body(self._client.request(method, url, json=body, timeout=timeout_s))
         except httpx2.HTTPError as error:
-            raise self._failed(url, error) from error
+            raise self._failed(url, error, timeout_s) from error
 
     def _body(self, response: Any) -> str:
         if response.status_code != 200:
@@ -198,19 +199,19 @@ class Server:
         }.get(status, "")
         return UserError(f"{url} answers with status {status}: {self._shown(body) or 'no text'}{remedy}")
 
-    def _failed(self, url: str, error: Exception) -> UserError:
+    def _failed(self, url: str, error: Exception, timeout_s: float) -> UserError:
         import httpx2
 
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return UserError(f"no server answers at {url} ({self._shown(str(error))}): start it, or correct url=")
         if isinstance(error, httpx2.TimeoutException):
-            return self._silent(url)
+            return self._silent(url, timeout_s)
         if isinstance(error, httpx2.LocalProtocolError):  # it may quote a header in a form that hides the key from us
             return UserError(f"{url} cannot be asked: the HTTP library refuses the request; correct url= or key_env=")
         return UserError(f"{url} broke its answer off ({type(error).__name__}: {self._shown(str(error))})")
 
-    def _silent(self, url: str) -> UserError:
-        return UserError(f"{url} sent nothing for {self.timeout_s:g} s: is it overloaded? timeout= allows it more")
+    def _silent(self, url: str, timeout_s: float) -> UserError:
+        return UserError(f"{url} sent nothing for {timeout_s:.4g} s: is it overloaded? timeout= allows it more")
 
     def _shown(self, text: str) -> str:
         """Return a server's own words on one line, shortened and without the key."""

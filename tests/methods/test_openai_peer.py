@@ -94,6 +94,12 @@ def test_ids_that_llama_servers_stream_leaves_out_are_asked_for(serve, peer, ran
         decode(peer(fickle), random_ids(5), 12, NEVER)
 
 
+def test_the_second_answer_has_the_time_that_the_first_one_took(serve, peer, random_ids):
+    """It comes all at once: no sign of life for longer than any event of a stream takes."""
+    asking = peer(serve("llama-server", lost=frozenset({3, 4}), pace_s=0.06), timeout=0.5)
+    assert decode(asking, random_ids(5), 12, frozenset({EOS})).token_ids == SAID[:12]
+
+
 def test_vllm_that_gives_no_ids_is_counted_by_text(serve, peer, spoken, random_ids):
     server = serve("openai")
     asking = peer(server, api="vllm")
