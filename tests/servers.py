@@ -32,6 +32,7 @@ class Scripted:
         self.lost: frozenset[int] = more.pop("lost", frozenset())  # places that llama.cpp's stream leaves out
         self.decode: Callable[[list[int]], str] = more.pop("decode", lambda ids: "".join(map(chr, ids)))
         self.fault: str = more.pop("fault", "")
+        self.first: int = more.pop("first", 1)  # tokens in the first event
         self.pace_s: float = more.pop(
             "pace_s", 0.0
         )  # of each event, or of each token of an answer that is not streamed
@@ -110,7 +111,7 @@ class Scripted:
         if not settings.get("ignore_eos") and self.eos in ids:
             ids = ids[: ids.index(self.eos) + 1]
         ids = ids[:limit]
-        sizes = itertools.chain([1], itertools.cycle(self.groups))  # the prefill gives one
+        sizes = itertools.chain([self.first], itertools.cycle(self.groups))
         left, passes = iter(ids), []
         while part := list(itertools.islice(left, next(sizes))):
             passes.append(part)

@@ -26,6 +26,7 @@ from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
 from bench.engine.timing import interleaved, least_s
+from bench.errors import UserError
 from bench.figures import stats
 from bench.figures.engine_record import EngineRecord
 from bench.lab import limits, neighbour
@@ -225,6 +226,8 @@ def _of_answers(method: Method, label: str, pairs: Sequence[dict[str, Answer]], 
     """Medians over the rounds, and the ratio to vanilla's answers; `pass_s`: a vanilla pass alone, timed between."""
     answers, of_vanilla = ([pair[one] for pair in pairs] for one in (label, BASELINE))
     seconds = [answer.decode_s for answer in answers]
+    if not all(seconds):
+        raise UserError(f"{label} gives its answer all at once, so that its decoding cannot be timed: leave it out")
     tokens = _decoded(answers[0])
     rows = [
         [_decoded(own), own.decode_s, _decoded(base), base.decode_s]

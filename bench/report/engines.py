@@ -28,7 +28,7 @@ BESIDE = (
     "as close as those of this run's own forward passes, and different beyond that. An engine that computes with less "
     "precision than this run may be farther off without a fault."
 )
-_TOLD = ("arithmetic", "tokens", "prompts", "prefix_cache")  # notes that limit what a peer's figures mean
+_TOLD = ("arithmetic", "tokens", "prompts", "prefix_cache", "times")  # notes that limit what a peer's figures mean
 
 
 def engines(summary: Summary) -> Section:

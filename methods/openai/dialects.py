@@ -34,10 +34,11 @@ class Told:
     drafted: int | None = None
     accepted: int | None = None
 
-    def cut(self, came: int, kept: int) -> None:
-        """Count only the first `kept` of the `came` tokens: where each pass gave one, that is known."""
-        self.passes = kept - 1 if self.passes == came - 1 else None
-        self.drafted = self.accepted = None
+    def leave(self, first: int, kept: int, came: int) -> None:
+        """Count only what came after the `first` tokens, up to `kept` of all: known where each pass gave one token."""
+        if first > 1 or kept < came:
+            self.passes = kept - first if self.passes == came - 1 else None
+            self.drafted = self.accepted = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ its own. To see what its speculation gains, run a second server without, and nam
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from bench.errors import UserError, did_you_mean
 from bench.models.chat import ChatFormat
 from bench.models.checkpoints import load_tokenizer
 from bench.models.hf_peer import kept
-from methods.openai.dialects import DIALECTS, OpenAI, Piece, dialect_of
+from methods.openai.dialects import DIALECTS, OpenAI, Piece, Told, dialect_of
 from methods.openai.server import Server, check_url
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ class OpenAIServer(Peer):
             why = f"({stream.finish})" if stream.finish else "without saying that it is complete"
             raise UserError(f"{dialect.url} cut its answer off after {stream.events} events {why}")
         ids = dialect.whole(body, stream.ids, stream.took_s) if stream.ids else self._chat.encode(stream.text)
+        if not stream.ids:
+            stream.first_tokens = _alike(self._chat.encode(stream.first_text), ids)
         if stream.finish == "stop" and eos and len(ids) < limit and not eos & set(ids):
             ids.append(self._end(eos) if stream.stopped_at is None else stream.stopped_at)
             stream.last_s = stream.finish_s
@@ -178,19 +181,19 @@ class OpenAIServer(Peer):
         if (largest := max(tokens)) >= self.target.config.vocab:
             raise UserError(f"{dialect.url} serves another model: {self.target.name} has no token {largest}")
         dialect.after(len(ids))
-        if len(tokens) < len(ids):
-            dialect.told.cut(len(ids), len(tokens))
-        self._note(by_ids=bool(stream.ids), prompt=len(prompt))
-        return stream.answer(tokens, dialect)
+        self._note(by_ids=bool(stream.ids), prompt=len(prompt), at_once=stream.events == 1 < len(tokens))
+        return stream.answer(tokens, len(ids), dialect.told)
 
     def _end(self, eos: frozenset[int]) -> int:
         """The end token that a server which gives text stopped at: it does not say which."""
         own = self._chat.tokenizer.eos_token_id
         return own if own in eos else min(eos)
 
-    def _note(self, *, by_ids: bool, prompt: int) -> None:
+    def _note(self, *, by_ids: bool, prompt: int, at_once: bool) -> None:
         """Keep what the report must say, as it comes out: how tokens came, and what was not as asked for."""
         told = self.dialect.told
+        if at_once:
+            self._notes["times"] = "some answers came in one event: how fast they were decoded is not known"
         self._notes["tokens"] = BY_IDS if by_ids else BY_TEXT
         if told.prompt_tokens not in (None, prompt):
             self._notes["prompts"] = f"the server read a prompt of {prompt} tokens as {told.prompt_tokens}"
@@ -207,7 +210,7 @@ class _Stream:
     def __init__(self, start_s: float):
         self.start_s, self.first_s, self.last_s, self.finish_s = start_s, 0.0, 0.0, 0.0
         self.ids: list[int] = []
-        self.text, self.finish = "", ""
+        self.text, self.first_text, self.finish = "", "", ""
         self.stopped_at: int | None = None
         self.events = self.first_tokens = 0
 
@@ -222,22 +225,31 @@ class _Stream:
             self.events += 1
             self.last_s = at_s
             if self.events == 1:
-                self.first_s, self.first_tokens = at_s, max(1, len(piece.ids))
+                self.first_s, self.first_tokens, self.first_text = at_s, len(piece.ids), piece.text
             self.ids += piece.ids
             self.text += piece.text
         if piece.finish:
             self.finish, self.finish_s, self.stopped_at = piece.finish, at_s, piece.stopped_at
 
-    def answer(self, tokens: list[int], dialect: OpenAI) -> Answer:
-        """The answer with its times: to the first event with tokens, and from there to the last one."""
+    def answer(self, tokens: list[int], came: int, told: Told) -> Answer:
+        """The answer with its times: to the first event with tokens, and from there to the last one.
+
+        What comes in a single event has no decode time: all counts as the prefill's. `came`: tokens, those cut off too.
+        """
         first_s = self.first_s or self.finish_s
-        first, told = min(max(1, self.first_tokens), len(tokens)), dialect.told
+        first = min(max(1, self.first_tokens), len(tokens)) if self.events > 1 else len(tokens)
+        told.leave(first, len(tokens), came)
         return Answer(
             tokens,
             first_s - self.start_s,
-            max(0.0, self.last_s - first_s),
+            max(0.0, self.last_s - first_s) if first < len(tokens) else 0.0,
             first_tokens=first,
             decode_passes=told.passes,
             drafted=told.drafted,
             accepted=told.accepted,
         )
+
+
+def _alike(first: Sequence[int], ids: Sequence[int]) -> int:
+    """Tokens that the beginning of an answer has in common with the whole: the next one may have come in part."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, ids, strict=False)))

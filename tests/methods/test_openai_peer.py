@@ -7,8 +7,8 @@ import pytest
 from bench.drafting.loop import decode
 from bench.drafting.sampling import Sampler
 from bench.errors import UserError
-from methods.openai.dialects import DIALECTS, OpenAI, Piece
-from methods.openai.method import BY_IDS, BY_TEXT, _Stream
+from methods.openai.dialects import DIALECTS, Piece, Told
+from methods.openai.method import BY_IDS, BY_TEXT, _alike, _Stream
 from tests.methods.openai_scene import BY_ID, EOS, NEVER, SAID
 from tests.methods.openai_scene import peer as peer
 from tests.methods.openai_scene import serve as serve
@@ -222,8 +222,7 @@ def test_it_is_audited_against_vanilla_only_where_the_user_says_so(serve, peer):
 
 
 def test_times_are_from_the_request_to_the_first_token_and_from_there_to_the_last():
-    stream, told = _Stream(10.0), OpenAI.__new__(OpenAI)
-    told.told = type("T", (), {"passes": 2, "drafted": 8, "accepted": 1})()
+    stream = _Stream(10.0)
     for at_s, piece in (
         (10.1, Piece()),  # a role, a keep-alive
         (10.5, Piece([1])),
@@ -232,9 +231,34 @@ def test_times_are_from_the_request_to_the_first_token_and_from_there_to_the_las
         (11.5, Piece(finish="length")),  # the counts, after the last token
     ):
         stream.take(at_s, piece)
-    answer = stream.answer([1, 2, 3, 4], told)
+    answer = stream.answer([1, 2, 3, 4], 4, Told(passes=2, drafted=8, accepted=1))
     assert (answer.prefill_s, answer.decode_s, answer.first_tokens) == (0.5, 0.5, 1)
     assert (answer.decode_passes, answer.drafted, answer.accepted) == (2, 8, 1)
+
+
+@pytest.mark.parametrize(("first", "tokens"), [([1], 1), ([1, 9, 2], 3), ([1, 9, 3], 2), ([7], 0), ([], 0)])
+def test_tokens_of_the_first_text_are_those_of_the_whole_that_it_holds(first, tokens):
+    assert _alike(first, [1, 9, 2, 4]) == tokens
+
+
+def test_all_tokens_of_the_first_event_count_as_the_prefills(serve, peer, spoken):
+    for api, said in (("openai", spoken), ("vllm", SAID), ("sglang", SAID)):
+        answer = decode(peer(serve(api, first=8)), [1, 2], 50, frozenset({EOS}))
+        assert (answer.token_ids, answer.first_tokens) == (said, 8)
+        assert answer.decode_s > 0
+        assert answer.decode_passes == (None if api == "openai" else len(said) - 8)
+    drafting = decode(peer(serve("sglang", first=8, groups=(3, 2))), [1, 2], 50, frozenset({EOS}))
+    assert (drafting.decode_passes, drafting.drafted, drafting.accepted) == (None, None, None)
+
+
+@pytest.mark.parametrize("api", ["openai", "vllm", "sglang"])
+def test_an_answer_in_a_single_event_has_no_decode_time(api, serve, peer):
+    asking = peer(serve(api, first=99))
+    answer = decode(asking, [1, 2], 50, frozenset({EOS}))
+    assert answer.first_tokens == len(answer.token_ids) == len(SAID)
+    assert answer.decode_s == 0
+    assert answer.decode_passes in (None, 0)
+    assert asking.notes["times"].startswith("some answers came in one event")
 
 
 def test_each_dialect_has_a_path_of_its_own_or_openais():

@@ -16,6 +16,7 @@ from bench.drafting.method import Answer, Peer, SpeculativeMethod
 from bench.drafting.published import Published
 from bench.drafting.sequence import Step
 from bench.engine.decoder import Decoder
+from bench.errors import UserError
 from bench.figures.engine_record import read_engine
 from bench.lab import engine_bench
 from bench.models import shapes
@@ -219,6 +220,13 @@ def test_uneven_ratios_have_an_interval_around_their_geometric_mean(scripted):
     assert 1 / 2.4 < found["interval"][0] < found["over_vanilla"] < found["interval"][1] < 1 / 1.7
     seconds |= {"peer": slower}
     assert measure(seconds, 2)["peer"]["interval"] is None
+
+
+def test_a_peer_that_answers_all_at_once_is_told_apart(scripted):
+    measure, _, _ = scripted
+    seconds = {"vanilla": itertools.repeat(1.0), "drafts": itertools.repeat(1.0), "peer": itertools.repeat(0.0)}
+    with pytest.raises(UserError, match="peer gives its answer all at once, so that its decoding cannot be timed"):
+        measure(seconds, 2)
 
 
 def test_the_plot_is_next_to_the_json_and_must_not_take_its_place(small, tmp_path, capsys):

@@ -109,6 +109,15 @@ def test_counts_that_an_answer_cannot_have_are_seen(tokens, first, passes, draft
     assert is_counted_right(answer) == right
 
 
+def test_answers_that_come_all_at_once_have_no_decode_speed(setting, serve):
+    label = f"openai:url={serve('sglang', first=999).url},name=slow"
+    assert run(setting, label) == 0
+    overall = read_summary(setting.out).methods[label].tasks["overall"]
+    assert (overall.tok_per_s, overall.speedup_decode.value) == (None, None)
+    assert overall.speedup_total.value > 0
+    assert "some answers came in one event" in (setting.out / "report.md").read_text()
+
+
 def test_text_that_speculation_changes_is_no_failure_of_vanilla_or_of_the_run(setting, serve):
     plain, wrong = serve("sglang"), serve("sglang", off=2, groups=(2,))
     assert run(setting, f"openai:url={plain.url}", f"openai:url={wrong.url},baseline={plain.url}/") == 0
