@@ -202,18 +202,26 @@ def _beside_baselines(found: list[methods.Variant]) -> list[methods.Variant]:
 
     """
     called: dict[str, str] = {}
-    for variant in (variant for variant in found if variant.is_peer):
-        spellings = (variant.label, getattr(variant.config, "name", ""), getattr(variant.config, "url", "").rstrip("/"))
-        for word in filter(None, dict.fromkeys(spellings)):
-            if called.setdefault(word, variant.label) != variant.label and word == spellings[1]:
+    peers = {variant.label: variant for variant in found if variant.is_peer}
+    for label, variant in peers.items():
+        name = getattr(variant.config, "name", "")
+        if name != label and name in peers:
+            raise UserError(f"name={name} is what another peer of this run is asked for by: give it a name of its own")
+        for word in filter(None, dict.fromkeys((label, name, getattr(variant.config, "url", "").rstrip("/")))):
+            if called.setdefault(word, label) != label and word == name:
                 raise UserError(f"two peers are called {word!r}: give each name= once")
-    return [replace(variant, baseline=_baseline_of(variant, called)) for variant in found]
+    return [replace(variant, baseline=_baseline_of(variant, peers, called)) for variant in found]
 
 
-def _baseline_of(variant: methods.Variant, called: dict[str, str]) -> str:
-    named = getattr(variant.config, "baseline", "") if variant.is_peer else ""
-    label = called.get((named or getattr(variant.config, "plain", "")).rstrip("/"), "")
-    if named and label in ("", variant.label):
+def _baseline_of(variant: methods.Variant, peers: dict[str, methods.Variant], called: dict[str, str]) -> str:
+    """The label of the peer that its knobs name; else of the same peer's plain form, whatever others are called."""
+    if not variant.is_peer:
+        return ""
+    if not (named := getattr(variant.config, "baseline", "")):
+        plain = peers.get(getattr(variant.config, "plain", ""))
+        return plain.label if plain is not None and plain.names == variant.names else ""
+    label = called.get(named.rstrip("/"), "")
+    if label in ("", variant.label):
         others = ", ".join(word for word, other in called.items() if other != variant.label)
         raise UserError(
             f"baseline={named} is no other peer of this run: name one that takes part ({others or 'there is none'})"

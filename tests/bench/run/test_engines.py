@@ -8,10 +8,12 @@ import json
 import pytest
 
 from bench.cli import main
+from bench.config import RunConfig
 from bench.drafting.method import Answer
 from bench.figures.records import read_run, write_json
 from bench.figures.summary import read_summary
 from bench.run.examiner import is_counted_right
+from bench.run.plan import variants
 from tests.servers import Scripted
 from tests.tiny import files_of, records, run_bench
 
@@ -190,9 +192,21 @@ def test_a_run_goes_on_with_the_engine_that_it_began_with(setting, serve, capsys
     assert files_of(setting.out)["turns.jsonl"] == before
 
 
+def test_a_server_that_is_called_like_another_peer_is_not_its_baseline(tmp_path):
+    (tmp_path / "draft.gguf").write_bytes(b"")
+    server, drafting = "openai:url=http://a/v1,name=llama-cpp", f"llama-cpp:draft={tmp_path}/draft.gguf"
+    for peers, baseline in (((server, drafting), ""), ((drafting, "llama-cpp"), "llama-cpp")):
+        found, _ = variants(RunConfig(method=("pld",), peer=peers), "tiny")
+        assert {variant.label: variant.baseline for variant in found}[drafting] == baseline
+
+
 @pytest.mark.parametrize(
     ("peers", "told"),
     [
+        (
+            ["openai:url=http://a/v1,name=hf-generate", "hf-generate"],
+            "name=hf-generate is what another peer of this run is asked for by: give it a name of its own",
+        ),
         (
             ["openai:url=http://a/v1,baseline=none"],
             "baseline=none is no other peer of this run: name one that takes part",
