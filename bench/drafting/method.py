@@ -194,6 +194,10 @@ class Peer(Method):
         """Return the library that decodes: `name`, `version`, and the `flags` that matter; empty: this one."""
         return {}
 
+    def elsewhere_s(self) -> float | None:
+        """Return the processor seconds that its own processes beside this one have used so far; None: not known."""
+        return 0.0
+
     def tune(self, prompt: Many[int]) -> None:
         """Choose what makes it fastest on this machine, such as its threads, and add it to `notes`."""
 

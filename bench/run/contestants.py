@@ -48,6 +48,10 @@ class Contestant:
         """Whether it brings its own loop."""
         return isinstance(self.method, Peer)
 
+    def elsewhere_s(self) -> float | None:
+        """Processor seconds of its own processes beside this one; None: not known."""
+        return self.method.elsewhere_s() if isinstance(self.method, Peer) else 0.0
+
     def expected_s(self, prompt_tokens: int, new_tokens: int) -> float:
         """Estimated seconds of one answer, from the warm-up's rates."""
         assert self.warm is not None

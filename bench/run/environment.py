@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -10,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -52,10 +53,35 @@ class OthersMeter:
     own: frozenset[int] = frozenset()  # the processors that this process was given; empty: all
 
     def __init__(self) -> None:
+        self.known = True  # whether all processes of our own are
         self._busy_s, self._own_s, self._start_s = self._all_s(), time.process_time(), time.monotonic()
 
     def _all_s(self) -> float:
         return busy_s(self.own) if self.own else _busy_s()
+
+    @contextlib.contextmanager
+    def during(self, elsewhere_s: Callable[[], float | None]) -> Iterator[OthersMeter]:
+        """A meter of its own for what is within, which has processes that have used so many seconds of processors.
+
+        They are no other programs. Where their use is not known, the time within counts in neither meter.
+        """
+        before_s, meter = elsewhere_s(), OthersMeter()
+        try:
+            yield meter
+        finally:
+            after_s = elsewhere_s()
+            meter.known = before_s is not None and after_s is not None
+            if before_s is not None and after_s is not None:
+                meter._own_s -= after_s - before_s
+                self._own_s -= after_s - before_s
+            else:
+                self._leave_out(meter)
+
+    def _leave_out(self, meter: OthersMeter) -> None:
+        """Forget what has been since `meter` was made."""
+        self._busy_s += self._all_s() - meter._busy_s
+        self._own_s += time.process_time() - meter._own_s
+        self._start_s += time.monotonic() - meter._start_s
 
     def share(self) -> float:
         """0..1, time stolen by a hypervisor included."""
@@ -64,8 +90,8 @@ class OthersMeter:
         return min(1.0, max(0.0, others_s / there_s)) if there_s > 0 else 0.0
 
     def turn_share(self) -> float | None:
-        """`share` for a turn's record; None if too little time has passed to measure one."""
-        return round(self.share(), 3) if time.monotonic() - self._start_s >= _TICKS_S else None
+        """`share` for a turn's record; None if it is not known, or too little time has passed to measure one."""
+        return round(self.share(), 3) if self.known and time.monotonic() - self._start_s >= _TICKS_S else None
 
 
 def _busy_s() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -50,6 +50,7 @@ class Examiner:
     memory: PeakMeter
     warnings: Warnings
     at: float | None = None  # the value of the run's axis at which is being asked
+    others: environment.OthersMeter = field(default_factory=environment.OthersMeter)  # of the session
 
     def __post_init__(self) -> None:
         self.sample(self.config.sampled_at[0])
@@ -82,9 +83,13 @@ class Examiner:
             self.contestants = each_able(
                 "warming up",
                 self.contestants,
-                lambda contestant: contestant.warm_up(prompt, self.context, self.sampler),
+                lambda contestant: self._warmed(contestant, prompt),
                 fails,
             )
+
+    def _warmed(self, contestant: Contestant, prompt: list[int]) -> Contestant:
+        with self.others.during(contestant.elsewhere_s):
+            return contestant.warm_up(prompt, self.context, self.sampler)
 
     def forget(self) -> None:
         """Let methods drop what outlives a question, so that no round knows another's answers, nor the warm-up's."""
@@ -154,16 +159,15 @@ class Examiner:
         if self.sampler is not None:
             self.sampler.seed(self.stream(question.question_id, index, number))
         # A turn with pauses waits in them for the other side of a gate, whose work would count as others'.
-        others = None if pause_after else environment.OthersMeter()
         try:
-            with self.memory.of(contestant.label):
+            with self.memory.of(contestant.label), self.others.during(contestant.elsewhere_s) as others:
                 answer = yield from decoding(
                     contestant.method, prompt, limit, self.loaded.eos, self.sampler, pause_after
                 )
         except Exception as error:  # any failure of a method is a result: recorded, and the run goes on
             turn.error = f"{type(error).__name__}: {error}"
             return turn
-        turn.others_share = others.turn_share() if others else None
+        turn.others_share = None if pause_after else others.turn_share()
         if not is_counted_right(answer):
             self.warnings(f"{contestant.label} counts passes that some answers cannot have: those counts are left out")
             answer = replace(answer, decode_passes=None, drafted=None, accepted=None)

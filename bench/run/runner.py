@@ -103,9 +103,9 @@ def prepare(plan: Plan, examiner: Examiner, log: Log, fails: Fails = raising, be
     """
     everybody = ", ".join(contestant.label for contestant in examiner.contestants)
     log(f"warming up {f'vanilla and {len(examiner.config.method)} variants' if plan.of_sweep else everybody}")
-    others = environment.OthersMeter()
+    examiner.others = environment.OthersMeter()
     examiner.warm_up(fails)
-    if busy := environment.busy_warning(others.turn_share()):
+    if busy := environment.busy_warning(examiner.others.turn_share()):
         examiner.warnings(busy)
     record = describe(plan, examiner, _costs(examiner, begun or plan.resumed))
     if (graphs := examiner.loaded.target.graphs) is not None:

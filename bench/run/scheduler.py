@@ -25,10 +25,10 @@ def ask_all(examiner: Examiner, recorder: Recorder, log: Log) -> None:
     todo = plan.todo({(turn.round, turn.question_id, turn.at) for turn in recorder.turns})
     total_s = sum(expected_s(plan, examiner, asked.question, asked.at) for asked in todo)
     log(announcement(recorder, len(todo), total_s))
-    begin_s, others = time.perf_counter(), environment.OthersMeter()
+    begin_s, examiner.others = time.perf_counter(), environment.OthersMeter()
 
     def note() -> None:
-        recorder.note(time.perf_counter() - begin_s, others.share(), examiner.memory.facts())
+        recorder.note(time.perf_counter() - begin_s, examiner.others.share(), examiner.memory.facts())
 
     with interruptible(plan, log):
         with progress(total_s, "decoding", keep=True) as bar:

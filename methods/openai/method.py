@@ -120,6 +120,10 @@ class OpenAIServer(Peer):
         flags = ", ".join(f"{key} {value}" for key, value in self.dialect.flags().items())
         return {"name": told, "version": self.dialect.version(), "flags": self.config.flags or flags}
 
+    def elsewhere_s(self) -> float | None:
+        """Nobody tells which processes are the server's, nor whether they are on this machine."""
+        return None
+
     def _find_model(self) -> tuple[str, str, int | None]:
         """The server's name for the model, the owner that it tells, and the vocabulary if it tells that.
 

@@ -112,6 +112,17 @@ class SpecBench(Peer):
         """The file's digest, and how its times are to be read."""
         return self._notes
 
+    def elsewhere_s(self) -> float | None:
+        """What the file's process has used, and those that it started."""
+        import psutil
+
+        try:
+            process = psutil.Process(self._process.pid)
+            every = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+        except psutil.Error:  # it has ended
+            return None
+        return float(sum(sum(times[:4]) for times in every))  # its own and that of ended children, user and system
+
     def generate(
         self, prompt: Sequence[int], limit: int, eos: frozenset[int], sampler: Sampler | None = None
     ) -> Answer:

@@ -121,9 +121,11 @@ def test_what_a_file_says_is_cut_counted_and_its_errors_are_one_answers(two_thre
         decode(asking, [4], 4, NEVER)
     with pytest.raises(UserError, match="decodes as its args= say: leave --temperature or the peer out"):
         decode(asking, [5], 4, NEVER, Sampler(0.7))
+    assert asking.elsewhere_s() > 0.1  # it has imported torch
     asking._process.kill()
     with pytest.raises(UserError, match=r"ended with status -9: .*this is no reply"):
         decode(asking, [5], 4, NEVER)
+    assert asking.elsewhere_s() is None
 
 
 @pytest.mark.parametrize(

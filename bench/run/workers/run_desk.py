@@ -34,7 +34,6 @@ class RunDesk(Desk):
     config: RunConfig
     plan: Plan
     examiner: Examiner
-    others: environment.OthersMeter
 
     def __init__(self, log: Log):
         super().__init__(log)
@@ -83,7 +82,7 @@ class RunDesk(Desk):
                     "themselves: leave out its memory, or --workers"
                 )
         record = runner.prepare(plan, self.examiner, self.log, fails, begun)
-        self.warned, self.others = len(self.examiner.warnings.texts), environment.OthersMeter()
+        self.warned, self.examiner.others = len(self.examiner.warnings.texts), environment.OthersMeter()
         expected_s = [
             [asked.question.question_id, asked.at, scheduler.expected_s(plan, self.examiner, asked.question, asked.at)]
             for asked in plan.todo(())
@@ -105,6 +104,6 @@ class RunDesk(Desk):
         return {
             "turns": [dataclasses.asdict(turn) for turn in turns],
             "warnings": told,
-            "others_share": self.others.share(),
+            "others_share": self.examiner.others.share(),
             "memory": self.examiner.memory.facts(),
         }

@@ -12,6 +12,7 @@ from bench.config import RunConfig
 from bench.drafting.method import Answer
 from bench.figures.records import read_run, write_json
 from bench.figures.summary import read_summary
+from bench.run import environment
 from bench.run.examiner import is_counted_right
 from bench.run.plan import variants
 from tests.servers import Scripted
@@ -118,6 +119,14 @@ def test_answers_that_come_all_at_once_have_no_decode_speed(setting, serve):
     assert (overall.tok_per_s, overall.speedup_decode.value) == (None, None)
     assert overall.speedup_total.value > 0
     assert "some answers came in one event" in (setting.out / "report.md").read_text()
+
+
+def test_what_a_server_takes_of_the_processors_is_not_laid_on_other_programs(setting, serve, monkeypatch):
+    monkeypatch.setattr(environment, "_TICKS_S", 0)
+    label = f"openai:url={serve('vllm').url}"
+    assert run(setting, label) == 0
+    by_method = {(turn.method, turn.others_share is None) for turn in records(setting.out)[1]}
+    assert by_method == {("vanilla", False), ("pld", False), (label, True)}
 
 
 def test_text_that_speculation_changes_is_no_failure_of_vanilla_or_of_the_run(setting, serve):

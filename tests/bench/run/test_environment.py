@@ -65,6 +65,23 @@ def test_a_short_turn_has_no_share(clock):
     assert meter.turn_share() == 0.1
 
 
+def test_processes_of_a_peer_are_no_other_programs(clock):
+    session, used = environment.OthersMeter(), iter([3.0, 18.0])
+    with session.during(lambda: next(used)) as turn:
+        clock.all, clock.wall = clock.all | {"user": 119.0}, 60.0  # 4 of 19 seconds are others'
+    assert turn.turn_share() == session.share() == pytest.approx(4 / 40)
+
+
+@pytest.mark.parametrize("used", [(None, None), (3.0, None)], ids=["a server", "one that ended"])
+def test_time_of_a_peer_whose_processes_are_not_known_is_left_out(clock, used):
+    session, left = environment.OthersMeter(), iter(used)
+    clock.all, clock.own, clock.wall = clock.all | {"user": 112.0}, 18.0, 60.0  # 4 of 12 seconds are others'
+    with session.during(lambda: next(left)) as turn:
+        clock.all, clock.own, clock.wall = clock.all | {"user": 152.0}, 19.0, 70.0
+    assert turn.turn_share() is None
+    assert session.share() == pytest.approx(4 / 40)
+
+
 @pytest.mark.parametrize(("threads", "advised"), [(2, True), (1, False)])
 def test_a_busy_machine_is_warned_of_and_fewer_threads_are_advised(monkeypatch, threads, advised):
     monkeypatch.setattr(environment.torch, "get_num_threads", lambda: threads)
