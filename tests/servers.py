@@ -94,10 +94,10 @@ class Scripted:
             return 401, {"error": {"message": f"Incorrect API key provided: {given!r}"}}
         if path != PATHS[self.api]:
             return 404, {"detail": "Not Found"}
-        if self.fault == "500":
-            return 500, {"error": {"message": "CUDA out of memory.\nTried to allocate 2.00 GiB"}}
         if self.text_only and not isinstance(body["prompt"], str):
             return 422, {"detail": "prompt: Input should be a valid string"}
+        if self.fault == "500":
+            return 500, {"error": {"message": "CUDA out of memory.\nTried to allocate 2.00 GiB"}}
         if self.strict and "repeat_penalty" in body:
             return 400, {"error": {"message": "Unrecognized request argument supplied: repeat_penalty"}}
         return None

@@ -78,7 +78,7 @@ class OpenAI:
             UserError: it takes neither.
 
         """
-        first: UserError | None = None
+        failed: UserError | None = None
         for extra in ({"repeat_penalty": 1.0, "top_k": 0, "min_p": 0.0}, {}):  # llama-cpp-python penalises by default
             for as_text in (False, True):
                 self._extra, self.prompt_as_text = extra, as_text
@@ -87,15 +87,15 @@ class OpenAI:
                 try:
                     usage = self.server.post(self.url, body).get("usage") or {}
                 except UserError as error:
-                    first = first or error
+                    failed = error  # the last form is the plainest: what is wrong with it is no matter of form
                     continue
                 read = usage.get("prompt_tokens")
                 if read in (None, len(ids)):
                     return ""
                 if as_text:
                     return f"the server reads a prompt of {len(ids)} tokens as {read}: its answers are to another text"
-        assert first is not None
-        raise first
+        assert failed is not None
+        raise failed
 
     def version(self) -> str:
         """The engine's version; empty: not told."""

@@ -130,6 +130,11 @@ def test_the_form_of_prompts_is_found_out_once(options, as_text, penalised, serv
     assert answer.decode_passes is None
 
 
+def test_a_server_that_takes_text_alone_and_fails_at_it_is_told_of_with_that_failure(serve, peer):
+    with pytest.raises(UserError, match=r"status 500: .*CUDA out of memory"):
+        peer(serve("openai", text_only=True, fault="500"))
+
+
 def test_text_may_hold_every_character_that_ends_lines_elsewhere(serve, peer, tiny_tokenizer):
     """As JSON may have them unescaped; the stream's pieces end within characters."""
     text = "a\u2028b\u2029c\x85d\x0b\x0ce\x1c\U0001f600\u00e4."
