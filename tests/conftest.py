@@ -239,7 +239,8 @@ def give_kernels() -> Callable[[Path], str]:
         if library is not None:
             built = Path(library._name)
             given = cache / built.parent.name / built.name
-            if not given.exists():  # else this process has just built them there
+            # Else this process has just built them there, or in the folder of a test, which is gone: they compile anew.
+            if built.exists() and not given.exists():
                 given.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(built, given)
         return str(cache)
