@@ -121,7 +121,9 @@ def _flags(settings: dict[str, Any]) -> list[str]:
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
         several = value if isinstance(value, list | tuple) else [value]
-        for one in several if len(several) < 2 or name in _REPEATED else [",".join(map(str, several))]:
+        if len(several) > 1 and name not in _REPEATED:
+            several = [",".join(map(str, several))]
+        for one in several:
             found += [] if one is None or one is False else [flag] if one is True else [f"{flag}={one}"]
     return found
 

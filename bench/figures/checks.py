@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _PER_STEP = ("per_step_drafted", "per_step_accepted")
 _PER_STEP_IF_KNOWN: tuple[str, ...] = ("per_step_depth", "per_step_calls", "per_step_s", "per_step_part")
-_TOLD_BY_PEERS = ("decode_passes", "drafted", "accepted")
 _PER_STEP_IF_KNOWN += ("per_step_scouts", "per_step_rejected")
+_TOLD_BY_PEERS = ("decode_passes", "drafted", "accepted")
 
 
 class _Notes(TypedDict, total=False):

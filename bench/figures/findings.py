@@ -30,6 +30,11 @@ def pairs_at(run: Run, turns: Sequence[Turn], name: str, baseline: str) -> Itera
         yield from pairs([turn for turn in turns if turn.at == value], name, baseline)
 
 
+def key_of(turn: Turn) -> tuple[int, int, int, float | None]:
+    """What was asked: alike for everybody who was asked it."""
+    return turn.question_id, turn.turn, turn.round, turn.at
+
+
 def where(turn: Turn) -> str:
     """A turn as people count."""
     at = "" if turn.at is None else f" at {turn.at:g}"

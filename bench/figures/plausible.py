@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.errors import UserError
 from bench.figures.checks import axis_values
 from bench.figures.facts import commits, is_dirty
-from bench.figures.findings import Findings, pairs_at, where
+from bench.figures.findings import Findings, key_of, pairs_at, where
 from bench.figures.metrics import vanilla_name
 from bench.figures.plausible_costs import check_costs
 from bench.figures.plausible_output import check_blocks, check_output
@@ -131,9 +131,9 @@ def _asked(run: Run, turns: Sequence[Turn], found: Findings) -> None:
     if run.complete:
         _counted(run, turns, vanilla, found)
         for name in (name for name, info in run.methods.items() if info.kind == "method"):
-            there = {_key(turn) for turn in turns if turn.method == name}
+            there = {key_of(turn) for turn in turns if turn.method == name}
             for turn in turns:
-                if turn.method == vanilla and _key(turn) not in there:
+                if turn.method == vanilla and key_of(turn) not in there:
                     place = where(replace(turn, method=name))
                     found.add(name, "missing", f"{place}: it is not there, but {vanilla} was asked it")
     for name in run.methods:
@@ -158,10 +158,6 @@ def _counted(run: Run, turns: Sequence[Turn], vanilla: str, found: Findings) -> 
             place = f"round {number + 1}" + ("" if at is None else f" at {at:g}")
             sentence = f"{vanilla} was asked {many} questions in {place}, but the run says that it asked {said}"
             found.add("", "asked", sentence)
-
-
-def _key(turn: Turn) -> tuple[int, int, int, float | None]:
-    return turn.question_id, turn.turn, turn.round, turn.at
 
 
 def _clock(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:

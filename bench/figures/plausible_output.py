@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.figures.axis import sampling
 from bench.figures.checks import own_baseline
-from bench.figures.findings import Findings, pairs_at, where
+from bench.figures.findings import Findings, key_of, pairs_at, where
 from bench.figures.metrics import vanilla_name
 from bench.figures.records import MethodInfo, Run, Turn
 from bench.figures.waves import Block
@@ -48,14 +48,14 @@ def _is_tie(turn: Turn) -> bool:
 def check_blocks(run: Run, turns: Sequence[Turn], blocks: Sequence[Block], found: Findings) -> None:
     """Answers in batches are held against vanilla's one by one, and every block is of the questions of vanilla's."""
     vanilla = vanilla_name(run)
-    alone = {_key(turn): turn for turn in turns if turn.method == vanilla}
+    alone = {key_of(turn): turn for turn in turns if turn.method == vanilla}
     asked = {block.place: block for block in blocks if block.method == vanilla and block.error is None}
     for block in blocks:
         for turn in block.turns:
-            for kind, said in _served(turn, alone.get(_key(turn)), run):
+            for kind, said in _served(turn, alone.get(key_of(turn)), run):
                 found.add(block.method, f"batch {kind}", f"{block.where}, {where(turn)}: {said}")
         base = asked.get(block.place)
-        if base and block.error is None and [*map(_key, block.turns)] != [*map(_key, base.turns)]:
+        if base and block.error is None and [*map(key_of, block.turns)] != [*map(key_of, base.turns)]:
             found.add(block.method, "batch asked", f"{block.where}: it does not answer the questions of {vanilla}'s")
     for name in (name for name, info in run.methods.items() if info.kind == "method"):
         there = {block.place for block in blocks if block.method == name}
@@ -73,7 +73,3 @@ def _served(turn: Turn, base: Turn | None, run: Run) -> Iterator[tuple[str, str]
         yield "prompt", "its prompt is not the one that vanilla answered alone"
     if info.lossless and sampling(run) is None:
         yield from _audit(turn, base, info)
-
-
-def _key(turn: Turn) -> tuple[int, int, int]:
-    return turn.question_id, turn.turn, turn.round

@@ -74,15 +74,11 @@ def test_a_cluster_that_never_starts_a_worker_is_told_though_nothing_is_to_be_sh
 def test_the_head_is_looked_for_at_its_host(monkeypatch, address, host):
     asked = Queue()
     monkeypatch.setattr(on_ray, "_LOOK_S", 0.01)
-    monkeypatch.setattr(on_ray.socket, "create_connection", lambda where, timeout: asked.put(where) or Closing())
+    opened = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(on_ray.socket, "create_connection", lambda where, timeout: asked.put(where) or opened)
     head = on_ray.Head(address, "x")
     assert asked.get(timeout=10) == (host, 6379)
     head.close()
-
-
-class Closing:
-    def close(self):
-        """Nothing was opened."""
 
 
 # --- where workers go ------------------------------------------------------------------------------------------------
