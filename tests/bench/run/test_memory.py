@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ MIB = 1 << 20
 
 
 def touch(mib: int) -> None:
-    """Hold so much memory for a moment."""
-    torch.ones(mib * MIB // 4).sum()
+    """Hold so much memory for a moment: fresh pages, as a tensor may get what an earlier test has left in the heap."""
+    with mmap.mmap(-1, mib * MIB) as pages:
+        for start in range(0, len(pages), mmap.PAGESIZE):
+            pages[start] = 1
 
 
 def test_the_peak_stays_after_the_memory_is_given_back():
