@@ -190,8 +190,8 @@ def parse(name: str, content: bytes, where: str) -> QuestionSet:
             raise MismatchError("question_id: some lines have numbers and others do not: give all a number, or none")
         if question.question_id in found:
             raise MismatchError(f"question_id: {question.question_id} was used before")
-        if question.category == "overall":
-            raise MismatchError("category: 'overall' is what tables call the mean of all tasks: rename it")
+        if question.category.lower() == "overall":
+            raise MismatchError(f"category: {question.category!r} is what tables call the mean of all tasks: rename it")
         found[question.question_id] = question
 
     lines = _as_lines(content, where)

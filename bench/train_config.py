@@ -94,7 +94,8 @@ class TrainConfig(Writing, Collecting):
     )
     longest: int = setting(
         0,
-        "leave out conversations of more tokens, prompts included: their states cost the most; 0: none",
+        "leave out conversations of more tokens, prompts included, as their states cost the most (fewer than --tokens "
+        "may be left); 0: none",
         metavar="N",
         bounds=(0, MANY),
     )

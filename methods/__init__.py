@@ -229,7 +229,7 @@ def parse(text: str) -> Variant:
         return members[0]
     for member in members:
         if member.is_peer:
-            raise UserError(f"{member.label!r} brings its own loop and cannot be part of {text!r}")
+            raise UserError(f"{member.label!r} brings its own loop and cannot be part of {text!r}: give it alone")
     from bench.drafting.composition import CompositionConfig
 
     return Variant(text, tuple(member.names[0] for member in members), CompositionConfig(members))

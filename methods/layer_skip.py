@@ -160,5 +160,5 @@ class LayerSkip(ChainMethod):
     def observe(self, sequences: Many[Sequence], outcomes: Many[Outcome]) -> None:
         """Report the outcome of its own drafts to the rule."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
-            if outcome.draft.tokens is sequence.notes.drafted:
+            if outcome.is_of(sequence.notes.drafted):
                 sequence.notes.rule.end(outcome.emitted)

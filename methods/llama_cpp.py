@@ -63,6 +63,8 @@ class LlamaCpp(Peer):
             "n_gpu_layers": -1 if on_gpu else 0,
             "verbose": False,
         }
+        if on_gpu and len(set(target.homes)) == 1:  # the same GPU alone; by default it takes all there are
+            options |= {"split_mode": library.LLAMA_SPLIT_MODE_NONE, "main_gpu": target.device.index or 0}
         self._drafts = Drafts(config, library, vocab, options) if config is not None and config.draft else None
         try:
             # Without `logits_all` the library keeps no more rows than one batch of the prompt has.

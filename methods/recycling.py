@@ -105,7 +105,7 @@ class Recycling(PacedMethod):
             text = sequence.context[-len(outcome.emitted) - 1 :]
             for before, token in itertools.pairwise(text):
                 notes.chances.follow(before, notes.following, [token])
-            if notes.pace is not None and outcome.draft.tokens is notes.drafted:
+            if notes.pace is not None and outcome.is_of(notes.drafted):
                 notes.pace.end(notes.pace.verifying(len(notes.drafted)), len(outcome.emitted))
             recycle(notes.matrix, [text[0], *outcome.draft.tokens], outcome.logits)
 

@@ -255,7 +255,7 @@ class SpS(ChainMethod):
         """Keep what the draft model has read of the text, and report the outcome of its own drafts to the rule."""
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             notes = sequence.notes
-            if outcome.draft.tokens is notes.drafted:
+            if outcome.is_of(notes.drafted):
                 notes.rule.end(outcome.emitted)
             pairs = zip(notes.ahead, outcome.emitted, strict=False)
             right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -45,7 +45,9 @@ launch() { # the arguments of `train conversations`
     echo "writing conversations in the background (process $!); its messages are in $state/log"
 }
 
-last_line() { tr '\r' '\n' <"$state/log" | grep -v '^[[:space:]]*$' | tail -n 1; }
+last_line() { tr '\r' '\n' <"$state/log" | sed '/^[[:space:]]*$/d' | tail -n 1; }
+
+absolute() { if [ -e "$1" ]; then realpath "$1"; else echo "$1"; fi; } # a folder or a file; other names stay
 
 mkdir -p "$state" || fail "cannot create $state: set ROOBENCH_CACHE to a folder that you can write to"
 exec 9>"$state/lock"
@@ -55,7 +57,7 @@ case "${1:-}" in
 start)
     [ $# -ge 2 ] && [ "${2#-}" = "$2" ] || fail "give a model: scripts/harvest.sh start MODEL [--tokens N]"
     pid=$(writer) && fail "process $pid is writing already ($(paste -sd ' ' "$state/arguments")): stop it first"
-    [ -d "$2" ] && model=$(cd "$2" && pwd) || model=$2
+    model=$(absolute "$2")
     launch --model "$model" "${@:3}"
     ;;
 pause)
@@ -99,7 +101,7 @@ collect)
     else
         model=$(sed -n 2p "$state/arguments" 2>/dev/null) || fail "nothing was started yet: name a model"
     fi
-    [ -d "$model" ] && model=$(cd "$model" && pwd)
+    model=$(absolute "$model")
     cd "$root"
     "$python" run_bench.py train collect --model "$model" "$@"
     ;;

@@ -1,4 +1,4 @@
-"""cache: what was downloaded."""
+"""cache: what was downloaded, written and built."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from bench.errors import UserError, program
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
-    made = new_parser("cache", "Show or remove what was downloaded ($ROOBENCH_CACHE, else ~/.cache/roobench).")
+    made = new_parser(
+        "cache",
+        "Show or remove what was downloaded or made ($ROOBENCH_CACHE, else ~/.cache/roobench): models, questions, a\n"
+        "model's conversations and states for trainings (hours of work), the engine's kernels, environments of gates.",
+    )
     made.add_argument("action", choices=("list", "clean"))
-    made.add_argument("names", nargs="*", help="what to remove; default: everything")
+    names = "what to remove, as `cache list` names it; default: everything, conversations too"
+    made.add_argument("names", nargs="*", help=names)
     return made
 
 

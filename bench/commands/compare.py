@@ -26,6 +26,8 @@ examples:
   python run_bench.py compare results/runs/BASE results/runs/NEW
   python run_bench.py compare BASE NEW --markdown pr.md --junit junit.xml"""
 
+_KINDS = {"markdown": "for a pull request", "json": "for programs", "junit": "for CI's test view"}
+
 
 def parser() -> ArgumentParser:
     """The command's arguments."""
@@ -48,8 +50,14 @@ def add_rules(made: ArgumentParser) -> None:
     for flag, settings in config.flags(Rules):
         made.add_argument(flag, **settings)
     made.add_argument("--strict", action="store_true", help="exit with 1 if the comparison is inconclusive")
-    for kind, what in (("markdown", "for a pull request"), ("json", "for programs"), ("junit", "for CI's test view")):
+    for kind, what in _KINDS.items():
         made.add_argument(f"--{kind}", type=user_path, metavar="FILE", help=f"also write the comparison {what}")
+
+
+def check_outputs(options: Namespace) -> None:
+    """Refuse files that cannot be written, before anything is measured."""
+    for kind in _KINDS:
+        check_output(getattr(options, kind), f"--{kind}")
 
 
 def rules_of(options: Namespace) -> Rules:
@@ -63,8 +71,7 @@ def run(options: Namespace) -> int:
     from bench.spec_bench.compare_answers import compare_answers
 
     rules, files = rules_of(options), [path.is_file() for path in (options.base, *options.new)]
-    for kind in ("markdown", "json", "junit"):
-        check_output(getattr(options, kind), f"--{kind}")
+    check_outputs(options)
     if any(files) and not all(files):
         raise UserError("a run cannot be compared with an answer file: give two runs, or answer files (`export`)")
     if all(files):
@@ -95,7 +102,7 @@ def show(compared: Comparison, options: Namespace, number: int = 0) -> int:
 
     print(compare_page.terminal(compared))
     texts = {"markdown": compare_page.markdown, "junit": compare_page.junit}
-    for kind in ("markdown", "json", "junit"):
+    for kind in _KINDS:
         path: Path | None = getattr(options, kind)
         if path is None:
             continue
@@ -108,6 +115,13 @@ def show(compared: Comparison, options: Namespace, number: int = 0) -> int:
                 file.write(texts[kind](compared))
         print(f"written: {path}")
     if compared.verdict == UNKNOWN:
-        print("WARNING: inconclusive: give more questions, a quieter machine, or a gate", file=sys.stderr)
+        print(f"WARNING: inconclusive{_remedy(compared)}", file=sys.stderr)
         return int(options.strict)
     return int(compared.verdict == WORSE)
+
+
+def _remedy(compared: Comparison) -> str:
+    if compared.gate is None:
+        return ": give more questions, a quieter machine, or a gate"
+    budget = f"{compared.gate.budget_min:g} minutes"
+    return f" within {budget}: give more with --budget-min, fewer methods, or a quieter machine"

@@ -91,6 +91,7 @@ def parser() -> ArgumentParser:
 def run(options: Namespace) -> int:
     """Run the command; returns the exit status."""
     rules, given = compare.rules_of(options), given_of(options, _RUN_FLAGS)
+    compare.check_outputs(options)
     if options.base is None:
         refuse_given(given_of(options, _WITH_BASE), "only with --base REV")
         return _against_baseline(given, options, rules)

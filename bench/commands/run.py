@@ -35,7 +35,7 @@ other commands (each has its own --help):
   publish RUNS..     one static site over many runs and machines; --check: can these records be?
   bench-engine       what forward passes cost on this device, and how close vanilla is to the memory's limit
   project            what a published acceptance would be worth at this device's costs
-  cache list|clean   what was downloaded, and how to remove it
+  cache list|clean   what was downloaded or made, and how to remove it
 
 examples:
   python run_bench.py --method kangaroo --tasks all

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 OWN = "own"  # in place of a folder
 HELP = "where to look: own, the model's own answers that come with the project; or a folder of text files"
 DECONTAMINATE = "official, or a question file: what shares text with its questions, or the mini set's, is left out"
-_FORMAT = 1
+_FORMAT = 2
 _FACTS = "facts.json"
 _Document = tuple[str, list[list[int]]]  # its whole text, and the token ids of those parts that are looked in
 
@@ -104,6 +105,13 @@ def check(method: str, asked: str, model: str) -> None:
         )
 
 
+def _known(tokens: Many[int], vocab: int) -> Iterator[list[int]]:
+    """Yield what is between tokens that the model has not: a tokenizer may have more than its model."""
+    for known, piece in itertools.groupby(tokens, lambda token: token < vocab):
+        if known:
+            yield list(piece)
+
+
 def load(method: str, asked: str, target: Decoder, decontaminate: str) -> Corpus:
     """Return a corpus as token ids of the target, built if it is not in the cache.
 
@@ -130,7 +138,7 @@ def load(method: str, asked: str, target: Decoder, decontaminate: str) -> Corpus
             if filters.overlaps(text):
                 left_out += 1
             else:
-                kept += parts
+                kept += [piece for part in parts for piece in _known(part, target.config.vocab)]
     if not kept:
         raise UserError(
             f"{method}:corpus={asked}: nothing is left to look in: all of it shares text with the questions, or was "

@@ -75,7 +75,7 @@ class LevelConfig:
         """Return the values of `completed` that depend on what is stored."""
         known = self.defaults | stored
         asked = "threshold" if self.threshold != -1 else ""  # whoever gives a threshold wants it used
-        beam = self.beam or known["beam"]
+        beam = self.beam or (1 if self.drafts == "sampled" else known["beam"])  # drawn drafts are a chain
         return {
             "gamma": self.gamma or known["gamma"],
             "beam": beam,

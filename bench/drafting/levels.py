@@ -332,7 +332,7 @@ class LevelMethod(GainMethod):
         a tree are not contiguous: these are processed again. So are drafts of another member of a composition.
         """
         progress: Progress = sequence.notes
-        read, is_ours = progress.read, outcome.draft.tokens is progress.drafted
+        read, is_ours = progress.read, outcome.is_of(progress.drafted)
         progress.read = 0
         if is_ours:
             progress.rule.end(outcome.emitted)

@@ -139,7 +139,7 @@ class Lookup(PacedMethod, TextMethod):
             if notes.rule is not None:
                 for found in notes.found:
                     notes.rule.learn(found, outcome.emitted)
-                if outcome.draft.tokens is notes.drafted:  # nobody's or its own; not another member's
+                if outcome.is_of(notes.drafted):
                     notes.rule.end(len(notes.drafted), len(outcome.emitted))
             self.extend(notes.index, outcome.emitted)
             notes.found, notes.drafted = (), None

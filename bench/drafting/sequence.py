@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bench.drafting.tree import ROOT, Tree, chain_of, tree_of
 
@@ -124,6 +124,14 @@ class Outcome:
     def kept(self) -> States:
         """The states of the rows that are kept: the token that was the newest, and the accepted drafts."""
         return self.verified.rows([0, *(draft + 1 for draft in self.accepted)])
+
+    def is_of(self, drafted: Many[int] | None) -> TypeGuard[Many[int]]:
+        """Return whether the draft is the one with the tokens `drafted`, of a method that may be one of several.
+
+        Where nobody proposed anything, the step is everybody's.
+        """
+        tokens = self.draft.tokens
+        return drafted is not None and (tokens is drafted or not (tokens or drafted))
 
     @property
     def emitted(self) -> list[int]:

@@ -214,13 +214,19 @@ class Dimensioned(Protocol):
         """Its dimensions."""
 
 
+def remedy(target: Dimensioned) -> str:
+    """What to do about weights that do not fit."""
+    return f"name weights that were made for {target.name}"
+
+
 def check_model(hidden: int, draft_vocab: int, target: Dimensioned, folder: Path, what: str) -> None:
     """Refuse weights that were trained for another model."""
     unfit, c = f"the {what} in {folder} is for another model", target.config
     if hidden != c.hidden:
-        raise UserError(f"{unfit}: its hidden size is {hidden}, but {target.name}'s is {c.hidden}")
+        raise UserError(f"{unfit}: its hidden size is {hidden}, but {target.name}'s is {c.hidden}; {remedy(target)}")
     if draft_vocab > c.vocab:
-        raise UserError(f"{unfit}: its draft_vocab is {draft_vocab}, but {target.name} has {c.vocab} tokens")
+        made = f"its draft_vocab is {draft_vocab}"
+        raise UserError(f"{unfit}: {made}, but {target.name} has {c.vocab} tokens; {remedy(target)}")
 
 
 def token_ranking(stored: Mapping[str, Tensor], target: Decoder, folder: Path) -> Tensor | None:

@@ -188,7 +188,8 @@ class Decoder:
         if self.quantize != "none" and weight.shape[1] % GROUP:
             size = weight.shape[1]
             raise UserError(
-                f"{self.name} cannot be quantised: a matrix has {size} columns, which is no multiple of {GROUP}"
+                f"{self.name} cannot be quantised: a matrix has {size} columns, which is no multiple of {GROUP}; leave "
+                "quantize out"
             )
         return Linear(weight, bias, layout=self.layout, quantize=self.quantize, paired=paired)
 
@@ -392,7 +393,9 @@ class Decoder:
 
 
 def _check_quantize(dtype: torch.dtype, device: torch.device) -> None:
-    if device.type != "cpu" or dtype != torch.float32:
-        raise UserError(f"quantised weights run on the CPU with float32 states, not on {device.type} in {dtype}")
+    if device.type != "cpu":
+        raise UserError(f"quantised weights run on the CPU, not on {device.type}: take device cpu, or no quantize")
+    if dtype != torch.float32:
+        raise UserError(f"quantised weights run with float32 states, not {dtype}: take dtype float32, or no quantize")
     if reason := native.why_not():
         raise UserError(f"quantised weights need the engine's own kernels, and {reason}")

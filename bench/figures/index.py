@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from bench.figures.axis import at_first
 from bench.figures.facts import is_dirty
 from bench.figures.metrics import vanilla_name
 from bench.figures.records import MethodInfo, Records, Run, Turn, atomic_writer, remembers_the_run
-from bench.figures.summary import Cell, Estimate, Summary
+from bench.figures.summary import Cell, Estimate, Summary, base_of
 from bench.typed_json import Count, Finite, Json, MismatchError, read
 
 SCHEMA = 2
@@ -122,7 +121,7 @@ class IndexEntry:
     lossless: dict[str, Count] | None  # audited turns by verdict; null: not claimed, or vanilla
     tasks: dict[str, TaskFigures] = field(default_factory=dict)
     batches: list[BatchFigures] = field(default_factory=list)
-    crossover: Finite | None = None  # batch size from which on vanilla has more throughput; null: none, or no batches
+    crossover: Finite | None = None  # batch size at which vanilla overtakes it first; null: it does not, or no batches
     axis: str = ""  # "temperature" | "prompt length", of a run over several
     over: list[OverValue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # of the run, by `publish --check`
@@ -154,11 +153,6 @@ class Index:
 
     entries: list[IndexEntry]
     schema: Annotated[int, Field(ge=SCHEMA, le=SCHEMA)] = SCHEMA
-
-
-def base_of(method: str) -> str:
-    """A method's label without knobs and presets; a composition keeps its members, as in `a+b`."""
-    return re.sub(":[^+]*", "", method)
 
 
 def entries_of(

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.figures.summary import OVERALL, Entry, Summary
+from bench.figures.summary import OVERALL, Entry, Summary, base_of
 from bench.files import SOURCES
 from bench.questions import TASKS
 from bench.typed_json import Count, Json, MismatchError, Real, read
@@ -92,14 +92,14 @@ def read_source(path: Path) -> Source:
 
 def same_method(summary: Summary, sources: list[Source]) -> dict[str, list[tuple[Source, Result]]]:
     """Published results of the run's methods, by method name without knobs; methods without results are left out."""
-    bases = dict.fromkeys(name.partition(":")[0] for name in summary.of_kind("method"))
+    bases = dict.fromkeys(map(base_of, summary.of_kind("method")))
     found = {base: [(s, result) for s in sources for result in s.results if result.method == base] for base in bases}
     return {base: results for base, results in found.items() if results}
 
 
 def variants(summary: Summary, base: str) -> dict[str, Entry]:
     """The run's methods named `base`, with any knobs."""
-    return {name: entry for name, entry in summary.of_kind("method").items() if name.partition(":")[0] == base}
+    return {name: entry for name, entry in summary.of_kind("method").items() if base_of(name) == base}
 
 
 def places_of(entry: Entry) -> list[str]:

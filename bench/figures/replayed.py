@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from bench.figures import breakdown, hindsight, metrics
+from bench.figures.axis import at_first
 from bench.figures.facts import PassCosts
 from bench.figures.records import Run, Turn
 from bench.figures.summary import OVERALL, Hindsight
@@ -72,7 +73,7 @@ def weighed(label: str, memory: str, turns: list[Turn], run: Run, recorded: Sequ
 
 def best_choice(run: Run, turns: Sequence[Turn], found: Sequence[Replayed]) -> dict[str, Hindsight]:
     """Return the bounds of choosing among all steps, the replayed ones and those of the run's other methods."""
-    baseline = metrics.vanilla_name(run)
+    turns, baseline = at_first(run, turns), metrics.vanilla_name(run)
     labels = {one.label for one in found}
     costs = {name: info.costs for name, info in run.methods.items() if name not in labels}
     every = [turn for turn in turns if turn.error is None and turn.method not in labels]

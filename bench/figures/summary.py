@@ -364,6 +364,11 @@ class Summary:
         return dict(sorted(self.of_kind(*kinds).items(), key=place))
 
 
+def base_of(method: str) -> str:
+    """A method's label without knobs and presets; a composition keeps its members, as in `a+b`."""
+    return re.sub(":[^+]*", "", method)
+
+
 def read_summary(folder: Path) -> Summary:
     """The `summary.json` of a run's folder.
 

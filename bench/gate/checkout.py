@@ -23,6 +23,7 @@ ROOT = SOURCES
 REQUIREMENTS = "requirements.txt"
 CACHED = "environments"  # of bases that pin other packages
 _PROTOCOL_FILE = "bench/gate/protocol.py"
+_FETCHED = "give a branch, tag or commit that is fetched here"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ def checked_out(revision: str, plugin: Path | None, log: Log) -> Iterator[Checko
             "of a method with --plugin"
         )
     repository = plugin or ROOT
+    if plugin is not None:
+        _git(plugin, "rev-parse", "--git-dir", why=f"--plugin {plugin}", remedy="give a folder in a git repository")
     commit = _git(repository, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", why=f"--base {revision}")
     with tempfile.TemporaryDirectory(prefix="roobench-gate-") as temporary:
         folder = Path(temporary) / "base"
-        _git(repository, "worktree", "add", "--quiet", "--detach", str(folder), commit, why=f"--base {revision}")
+        adding = ("worktree", "add", "--quiet", "--detach", str(folder), commit)
+        _git(repository, *adding, why=f"--base {revision}", remedy=f"check that {temporary} can hold a checkout")
         try:
             if plugin is None:
                 _check_protocol(folder, revision)
@@ -94,14 +98,14 @@ def _paths(plugin: Path) -> tuple[str, ...]:
     return tuple(str(path.absolute()) for path in (plugin / "src", plugin) if path.is_dir())
 
 
-def _git(repository: Path, *arguments: str, why: str) -> str:
+def _git(repository: Path, *arguments: str, why: str, remedy: str = _FETCHED) -> str:
     try:
         done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=True)
     except OSError as error:
         raise UserError(f"{why}: git cannot be run ({error.strerror}): install it, or gate without --base") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines()[-1:] or [f"{repository} has no such revision"]
-        raise UserError(f"{why}: {said[0]}; give a branch, tag or commit that is fetched here") from error
+        said = " ".join(error.stderr.split()) or f"{repository} has no such revision"
+        raise UserError(f"{why}: {said}; {remedy}") from error
     return done.stdout.strip()
 
 

@@ -27,6 +27,7 @@ from bench.gate import sequential
 from bench.gate.checkout import Checkout
 from bench.gate.measured import measured_by
 from bench.gate.side import Side, first_request
+from bench.models import checkpoints
 from bench.progress import Log
 from methods import BASELINE
 
@@ -216,6 +217,7 @@ def run_gate(
         UserError: a side cannot start, or ends early.
 
     """
+    checkpoints.resolve(config.model, config.revision, log=log)  # a side is not given the time to download
     log("measuring forward-pass costs with base's code")
     with contextlib.closing(Side("base", base, first_request(config, {}, {}), out / "base.log")) as measuring:
         measured = measured_by(measuring.run)

@@ -60,22 +60,27 @@ class Worker:
                     ],
                 }
             case "answer":
-                self._begin(asked)
-                return {"going": self._go_on()}
+                return {"going": self._begin(asked) and self._go_on()}
             case "go on":
                 return {"going": self._go_on()}
             case "close":
                 return {"turns": self._close(asked)}
         raise UserError(f"the gate's worker was asked to {asked['do']!r}: base and new speak different protocols")
 
-    def _begin(self, asked: dict[str, Any]) -> None:
+    def _begin(self, asked: dict[str, Any]) -> bool:
+        """Begin an answer; whether there is something to answer: some chat templates refuse a second turn."""
         contestant, question = self.contestants[asked["label"]], self.questions[asked["question"]]
         if asked["round"] != self.round:
             self.round = asked["round"]
             self.examiner.forget()
-        self.going = self.examiner.answering(
-            contestant, question, asked["turn"], asked["round"], self._prompt(asked), pause_after=STEPS
-        )
+        place = (contestant, question, asked["turn"], asked["round"])
+        try:
+            prompt = self._prompt(asked)
+        except UserError as error:
+            self.open[contestant.label] = self.examiner.begun(*place, str(error))
+            return False
+        self.going = self.examiner.answering(*place, prompt, pause_after=STEPS)
+        return True
 
     def _go_on(self) -> bool:
         """Answer until the next pause; whether there is more to come."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import UserError
+from bench.figures.axis import at_first
 from bench.figures.breakdown import ratio
 from bench.figures.engine_record import EngineRecord
 from bench.figures.facts import PassCosts
@@ -44,10 +45,10 @@ def project_batches(engine: EngineRecord, folders: Sequence[Path], sizes: Sequen
 
 def _recorded(passes: dict[int, float], folder: Path, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     run, turns = read_records(folder)
-    summary = summarize(run, turns)
+    summary, first = summarize(run, turns), at_first(run, turns)
     add_batches(summary, run, read_blocks(folder, run))
     for label, info in run.methods.items():
-        own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_calls]
+        own = [turn for turn in first if turn.method == label and turn.error is None and turn.per_step_calls]
         if info.kind != "method" or info.costs is None or not own:
             continue
         curve = [(size, _speedup(_steps(own), info.costs, passes, size)) for size in sizes]

@@ -21,6 +21,7 @@ from bench.figures.engine_record import EngineRecord
 from bench.figures.metrics import OVERALL
 from bench.figures.published import read_source
 from bench.figures.records import Turn, read_records
+from bench.figures.summary import base_of
 from bench.questions import TASKS
 
 
@@ -132,7 +133,7 @@ def _recorded(timings: Timings, folder: Path) -> Iterator[dict[str, Any]]:
     run, turns = read_records(folder)
     turns = at_first(run, turns)
     for label, info in run.methods.items():
-        method = label.partition(":")[0]
+        method = base_of(label)
         own = [turn for turn in turns if turn.method == label and turn.error is None and turn.per_step_emitted]
         if method not in timings.forms or not own:
             continue

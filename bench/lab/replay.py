@@ -111,9 +111,9 @@ def prepare(
         UserError: the run sampled, or its model or questions are not here.
 
     """
-    if sampling(run) is not None:
+    if (drawn := sampling(run)) is not None:
         raise UserError(
-            f"run {run.run_id} sampled (temperature {run.config['temperature']}), and another method would have "
+            f"run {run.run_id} sampled (temperature {drawn.temperature}), and another method would have "
             "sampled other answers: replay a greedy run"
         )
     config = resume.recorded_settings(run)

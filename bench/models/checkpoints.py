@@ -219,7 +219,7 @@ def _resolve_gguf(path: Path, log: Log, source: str = "") -> Checkpoint:
     """Convert a GGUF file, unless one with the same content was converted before; `source`: as in `revision`."""
     digest = sha256(path)
     parent, key, origin = cache_root() / "gguf", digest[:12], {"gguf_sha256": digest, "converter": _CONVERTER}
-    folder = next(parent.glob(f"*-{key}"), parent / f"{path.stem[:100]}-{key}")
+    folder = next(parent.glob(f"[!.]*-{key}"), parent / f"{path.stem[:100]}-{key}")
     if not _is_complete(folder, origin):
         from bench.models import gguf_convert
 

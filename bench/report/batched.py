@@ -76,9 +76,16 @@ def _crossover(found: float | None, curve: Sequence[tuple[int, float | None]]) -
     known = [(batch, value) for batch, value in curve if value is not None]
     if not known:
         return UNDEFINED
-    if known[0][1] < 1:
-        return f"below 1 from batch {known[0][0]} on"
-    return number(found, 1) if found is not None else f"above {known[-1][0]}"
+    text = number(found, 1) if found is not None else f"above {known[-1][0]}"
+    return below_from_the_start(known) or text
+
+
+def below_from_the_start(curve: Sequence[tuple[int, float]]) -> str:
+    """What to say of a curve whose first speedup is below 1, as the others may be; of another curve nothing."""
+    if not curve or curve[0][1] >= 1:
+        return ""
+    stays = len(curve) > 1 and all(value < 1 for _, value in curve)
+    return f"below 1 from batch {curve[0][0]} on" if stays else f"below 1 at batch {curve[0][0]}"
 
 
 def _method(name: str, cells: Sequence[BatchCell], sampled: bool) -> Table:

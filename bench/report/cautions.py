@@ -151,11 +151,19 @@ def _dead(summary: Summary) -> Iterable[str]:
 
 
 def _failures(summary: Summary) -> Iterable[str]:
-    if summary.failed:
+    if not summary.failed:
+        return
+    seen = "see [Failures](#failures)."
+    if summary.excluded_questions and summary.axis is None:
+        count = len(summary.excluded_questions)
+        yield f"**Failed questions: {count}**, left out of every method and of vanilla; {seen}"
+    elif summary.axis is not None:  # at one value a question is left out, and kept at the others
         yield (
-            f"**Failed questions: {len(summary.excluded_questions)}**, left out of every method and of vanilla; see "
-            "[Failures](#failures)."
+            f"**Failed turns: {len(summary.failed)}**; a question that failed is left out of every method and of "
+            f"vanilla at the same {summary.axis.name}; {seen}"
         )
+    else:  # of methods that answered nothing at all
+        yield f"**Failed turns: {len(summary.failed)}**; {seen}"
 
 
 def _divergences(summary: Summary) -> Iterable[str]:

@@ -11,7 +11,7 @@ from bench.figures.summary import Entry, StepTime, Summary, read_summary
 from bench.report import HTML_FILE, batched, over_axis
 from bench.report.cautions import cautions
 from bench.report.diagnosis import diagnosis
-from bench.report.formats import UNDEFINED, number
+from bench.report.formats import UNDEFINED, number, plural
 from bench.report.model import listed
 from bench.report.plain import page, paragraphs
 from bench.report.terminal import terminal_table
@@ -45,8 +45,9 @@ def answer(summary: Summary) -> list[str]:
     for name, entry in fastest[:_SHOWN]:
         lines += [paragraphs(headline(name, entry, sampled=summary.sampling is not None)), *_reason(entry, vanilla)]
         lines += [f"Decode speedup at {over_axis.listed(summary, name)}."] if summary.axis else []
-    if len(found) > _SHOWN:
-        lines.append(f"{len(found) - _SHOWN} more methods are slower: see the overview.")
+    if slower := sum(entry.overall.speedup_decode.value is not None for _, entry in fastest[_SHOWN:]):
+        more = plural(slower, f"more {fastest[0][1].kind}")
+        lines.append(f"{more} {'is' if slower == 1 else 'are'} slower: see the overview.")
     for name, entry in summary.of_kind("vanilla").items():
         if not found:
             lines.append(f"{name} decodes {number(entry.overall.tok_per_s, 1)} tokens/s; there is nothing to compare.")

@@ -116,7 +116,7 @@ def _answers(found: EngineRecord) -> Table:
         Column("outside forward passes", lambda one: share(one.get("outside_passes"), 1)),
         Column("prefill, ms", lambda one: number(one["prefill_ms"])),
     ]
-    return by_row("whole answers", found["answers"], columns)
+    return by_row("whole answers", found["answers"].items(), columns)
 
 
 def _peers(found: EngineRecord) -> list[str]:

@@ -88,4 +88,4 @@ def _table(summary: Summary, found: Beside) -> Table:
         *([Column("drafts accepted", lambda cell: number(cell.drafts.accepted))] if told else []),
         Column("output", lambda cell: verdict(cell.lossless)),
     ]
-    return by_row("task", {task_name(task): cell for task, cell in found.tasks.items()}, columns)
+    return by_row("task", ((task_name(task), cell) for task, cell in found.tasks.items()), columns)

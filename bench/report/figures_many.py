@@ -52,7 +52,8 @@ def by_task(summary: Summary, title: str, entries: Mapping[str, Entry], show: Ca
                 axes.annotate(f"{estimate.value:.2f}", (estimate.value, row), color="#222222", **place)
         canvas.method_axis(axes, [shown_name(name, entry) for name, entry in entries.items()])
         axes.tick_params(axis="y", labelleft=axes is panels[0], labelsize=8.5)
-        axes.set_title(canvas.wrapped(task) if task != OVERALL else task_name(task), fontsize=9, loc="left")
+        title = canvas.wrapped(task) if task != OVERALL else task_name(task)
+        axes.set_title(title, fontsize=9, loc="left", parse_math=False)
         axes.locator_params(axis="x", nbins=3, steps=[1, 2, 5, 10])  # short labels
     panels[len(tasks) // 2].set_xlabel(label)
     _family_legend(figure, panels[0], entries)

@@ -55,6 +55,11 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:+.1f}%"
 
 
+def plural(many: int, what: str) -> str:
+    """Like `1 run`, `7 runs`."""
+    return f"{many:,} {what}{'' if many == 1 else 's'}"
+
+
 def share(value: float | None, digits: int = 0) -> str:
     """A share without a sign, like `3%`."""
     return UNDEFINED if value is None else f"{value:.{digits}%}"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
+from bench.figures.axis import at_first, values_asked
 from bench.figures.comparable import identity
 from bench.figures.facts import is_dirty
-from bench.figures.metrics import summarize
-from bench.figures.records import Run, atomic_writer, read_records
+from bench.figures.metrics import summarize, vanilla_name
+from bench.figures.records import Run, Turn, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
 from bench.figures.summary import Summary
 from bench.report import canvas, markdown, model
@@ -45,7 +46,20 @@ def read_history(folders: Sequence[Path]) -> list[Point]:
         values = {str(identity(run)[name]) for run, _ in runs}
         if len(values) > 1:
             raise UserError(f"the runs differ in {name} ({', '.join(sorted(values))}): give runs that share it")
+    asked = [_asked(run, turns) for run, turns in runs]
+    if any(one != asked[0] for one in asked):
+        counts = ", ".join(str(len(one[0])) for one in asked)
+        raise UserError(
+            f"the runs asked different questions of one file, or at other lengths ({counts} questions, in the order of "
+            "their dates): give complete runs with the same --tasks, --limit, --seed and --prompt-lengths"
+        )
     return [Point(_commit(run), _started(run), summarize(run, turns)) for run, turns in runs]
+
+
+def _asked(run: Run, turns: Sequence[Turn]) -> tuple[set[tuple[int, str]], list[float | None], Any]:
+    """The questions that vanilla was asked, by id and task, and the length that they were padded to, with what."""
+    own = {(turn.question_id, turn.task) for turn in at_first(run, turns) if turn.method == vanilla_name(run)}
+    return own, values_asked(run, turns)[:1], run.dataset.get("passages")
 
 
 def _started(run: Run) -> str:

@@ -86,8 +86,9 @@ def _chosen(summary: Summary, by_key: Mapping[Key, Mapping[str, Turn]], vanilla:
         if vanilla in sides and key[1] == 0:
             first.setdefault(sides[vanilla].task, key)
     ours = [turn for turn in summary.divergences if summary.methods[turn.method].kind == "method"]
-    diverging = dict.fromkeys((turn.question_id, turn.turn, turn.round) for turn in ours)
-    known = [key for key in diverging if vanilla in by_key.get(key, {})][:SHOWN_DIVERGENCES]
+    diverging = dict.fromkeys(((turn.question_id, turn.turn, turn.round), turn.at) for turn in ours)
+    at = {key: sides[vanilla].at for key, sides in by_key.items() if vanilla in sides}  # of several values, one is here
+    known = [key for key, value in diverging if key in at and at[key] == value][:SHOWN_DIVERGENCES]
     return list(dict.fromkeys([*(first[task] for task in ordered_tasks(first)), *known]))
 
 

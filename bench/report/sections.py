@@ -9,7 +9,7 @@ from bench.figures.breakdown import ratio
 from bench.figures.notable import Divergence
 from bench.figures.published import Source, read_published
 from bench.figures.records import FLOAT32_STATES, QUANTIZED, MethodInfo, Run, Turn
-from bench.figures.summary import Cell, Entry, Summary
+from bench.figures.summary import Cell, Entry, Summary, base_of
 from bench.report import batched, crew, diagnosis, engines, over_axis, tables
 from bench.report.canvas import GROUPS
 from bench.report.cautions import cautions
@@ -270,7 +270,7 @@ def _chain_beside(run: Run, name: str, drafts: int) -> str | None:
     """Another method of the run that is `name` with a chain of `drafts` tokens in place of its tree."""
     chain = "/".join("-".join("0" * depth) for depth in range(1, drafts + 1))  # as records spell it: 0/0-0/0-0-0
     for other, info in run.methods.items():
-        alike = other.partition(":")[0] == name.partition(":")[0] and _fixed(info) == _fixed(run.methods[name])
+        alike = base_of(other) == base_of(name) and _fixed(info) == _fixed(run.methods[name])
         if alike and other != name and info.ran.get("tree") == chain:
             return other
     return None

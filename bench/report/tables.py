@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.figures.breakdown import ratio
@@ -75,7 +75,7 @@ def overall(summary: Summary) -> Table:
         Column("time drafting", lambda entry: number(entry.overall.draft_time_share)),
         Column("output identical", lambda entry: identical_text(entry.overall.lossless)),
     ]
-    return by_row("method, overall", _shown(shown), columns, "Over all tasks")
+    return by_row("method, overall", _shown(shown).items(), columns, "Over all tasks")
 
 
 def kind_of(entry: Entry) -> str:
@@ -118,7 +118,7 @@ def short_overview(entries: Mapping[str, Entry]) -> Table:
         Column("task", _slowest, group="slowest", left=True),
         Column("identical", lambda entry: identical_text(entry.overall.lossless), group="output"),
     ]
-    return by_row("method", entries, columns)
+    return by_row("method", entries.items(), columns)
 
 
 def against(summary: Summary) -> Table | None:
@@ -229,7 +229,7 @@ def _step_parts() -> list[Column]:
 
 def time(entries: Mapping[str, Entry]) -> Table:
     """Where the time goes, one row a method."""
-    return by_row("method", {name: entry.overall for name, entry in entries.items()}, time_columns())
+    return by_row("method", ((name, entry.overall) for name, entry in entries.items()), time_columns())
 
 
 def folded(entry: Entry) -> list[Table]:
@@ -247,7 +247,7 @@ def folded(entry: Entry) -> list[Table]:
             Column("vanilla, ms per token", lambda each: number(each.vanilla_ms_per_token, 1)),
             Column("turns", lambda each: f"{each.turns:,}"),
         ]
-        rows = {f"{number(each.context, 0)} tokens": each for each in entry.overall.context}
+        rows = [(f"{number(each.context, 0)} tokens", each) for each in entry.overall.context]
         found.append(by_row("mean context", rows, columns, "Time per token by length of context"))
     return [dataclasses.replace(table, folded=True) for table in found]
 
@@ -301,12 +301,12 @@ def vanilla(entry: Entry) -> Table:
 
 def by_task(entry: Entry, columns: Sequence[Column], caption: str = "") -> Table:
     """One row a task, the overall row in bold."""
-    return by_row("task", {task_name(task): cell for task, cell in entry.tasks.items()}, columns, caption)
+    return by_row("task", ((task_name(task), cell) for task, cell in entry.tasks.items()), columns, caption)
 
 
-def by_row(first: str, things: Mapping[str, Any], columns: Sequence[Column], caption: str = "") -> Table:
-    """One row a thing, by its name; the one called overall in bold."""
-    rows = [[name, *(column.show(thing) for column in columns)] for name, thing in things.items()]
+def by_row(first: str, things: Iterable[tuple[str, Any]], columns: Sequence[Column], caption: str = "") -> Table:
+    """One row a thing, after its name; the one called overall in bold."""
+    rows = [[name, *(column.show(thing) for column in columns)] for name, thing in things]
     return Table([Column(first, left=True), *columns], [_marked(row) for row in rows], caption)
 
 

@@ -15,6 +15,7 @@ from bench.report.formats import (
     identical_text,
     intervals,
     lossless_text,
+    plural,
     precision_text,
     sampling_text,
     shortened,
@@ -198,9 +199,11 @@ def _heading(summary: Summary) -> str:
     lines = _wrapped(text)
     if not summary.complete:
         lines += _wrapped("INTERRUPTED: only the questions that were finished")
-    if summary.failed:
+    if summary.excluded_questions:
         ids = ", ".join(map(str, summary.excluded_questions))
         lines += _wrapped(f"FAILED, left out for all methods: question {ids}")
+    elif summary.failed:
+        lines += _wrapped(f"FAILED: {plural(len(summary.failed), 'turn')}, listed in the report")
     return "\n".join(lines)
 
 

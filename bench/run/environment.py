@@ -26,6 +26,8 @@ from bench.run.cores import busy_s
 from bench.run.processor import describe_processor
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pandas", "scipy", "matplotlib")
+# Of the checkout, what is written here: a record that replaces a committed one is of the commit's code.
+_WRITTEN = (":(exclude)results", ":(exclude)plots")
 _BUSY_SHARE = 0.15
 _TICKS_S = 0.25  # the system counts processor time in steps of 0.01 s: a shorter time has no share worth recording
 _BUFFER_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # larger than any cache
@@ -144,7 +146,7 @@ def describe_software() -> Provenance:
         "platform": platform.platform(),
         "packages": {"roobench": bench.__version__} | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN)),
         "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 

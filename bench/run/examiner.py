@@ -119,7 +119,7 @@ class Examiner:
             try:
                 prompt = self.loaded.chat.prompt(history, user, question.system)
             except UserError as error:  # some chat templates refuse a second turn
-                records += [self._turn(contestant, question, index, number, str(error)) for contestant in taking_part]
+                records += [self.begun(contestant, question, index, number, str(error)) for contestant in taking_part]
                 break
             turns = {
                 contestant.label: self.answer(contestant, question, index, number, prompt)
@@ -150,7 +150,7 @@ class Examiner:
         pause_after: int = 0,
     ) -> Generator[object, None, Turn]:
         """`answer` with pauses, see `bench.drafting.loop.decoding`."""
-        turn = self._turn(contestant, question, index, number)
+        turn = self.begun(contestant, question, index, number)
         turn.prompt_tokens, turn.prompt_digest = len(prompt), prompt_digest(prompt)
         limit = self.limit(prompt)
         if limit < 1:
@@ -175,7 +175,7 @@ class Examiner:
         turn.text = self.loaded.chat.answer_text(turn.token_ids)
         return turn
 
-    def _turn(
+    def begun(
         self, contestant: Contestant, question: Question, index: int, number: int, error: str | None = None
     ) -> Turn:
         """The record of a turn before its answer; `error`: why it cannot be asked."""

@@ -17,7 +17,7 @@ import torch
 
 from bench.config import RunConfig
 from bench.errors import UserError, reason_of
-from bench.figures.records import RUN_FILE, Run, alone_in, read_run, write_json
+from bench.figures.records import RUN_FILE, Run, read_run, write_json
 from bench.files import check_writable
 from bench.models import loading
 from bench.models.loading import Compute, Loaded
@@ -78,7 +78,7 @@ def _ask(asked: Plan, loaded: Loaded | None, sweep: Sweep, log: Log) -> Recorder
     """Carry out the sweep's run in this process."""
     fails = functools.partial(_fail_in_run, sweep, asked.resumed, log)
     examiner = runner.assemble(asked, loaded or runner.load(asked, log), log, fails)
-    with alone_in(asked.folder):
+    with resume.alone_with(asked.folder, asked.resumed):
         record = runner.prepare(asked, examiner, log, fails)
         about_s = asked.config.rounds * sum(expected_s(asked, examiner, q) for q in asked.questions.questions)
         _begin(asked, sweep, about_s, log)

@@ -65,6 +65,17 @@ class Conversations:
             self.tokens[inside], self.chosen[inside], self.lengths[rows], self.kinds[rows], self.templates[rows]
         )
 
+    def up_to(self, most: int) -> Conversations:
+        """Return the conversations of at most `most` tokens, prompts included.
+
+        Raises:
+            UserError: there are none.
+
+        """
+        if (shortest := int(self.lengths.min())) > most:
+            raise UserError(f"--longest {most} leaves no conversation: the shortest has {shortest} tokens; give more")
+        return self.keep((self.lengths <= most).tolist())
+
     def fresh(self, known: Conversations) -> Conversations:
         """Return those whose prompts are not among the known ones, each prompt once."""
         seen = set(known.prompt_keys())

@@ -11,7 +11,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -307,7 +306,9 @@ def _found(config: TrainConfig, model: Loaded, log: Log) -> Conversations:
     is_enough = there.answer_tokens and there.answer_tokens >= config.tokens
     made = there if is_enough else _written(config, model, there, log)
     if config.longest:
-        made = made.keep((made.lengths <= config.longest).tolist())
+        made = made.up_to(config.longest)
+        if made.answer_tokens < config.tokens:
+            log(f"WARNING: --longest leaves {made.answer_tokens:,} of the {config.tokens:,} answer tokens of --tokens")
     drawn = made.drawn(config.tokens, config.seed) if config.tokens else made
     of = f" of the {made.answer_tokens:,}" if config.tokens else ""
     log(f"{drawn.answer_tokens:,}{of} answer tokens {'that come with the project' if is_enough else 'in the cache'}")
@@ -319,7 +320,7 @@ def _written(config: Writing, model: Model, there: Conversations, log: Log) -> C
 
     They are written by workers if there are any, else by `model`, which must be loaded.
     """
-    recipe = Recipe(tokens=config.tokens or TOKENS, seed=config.seed)
+    recipe = Recipe(config.tokens or TOKENS, seed=config.seed, length=min(Recipe.length, model.context))
     folder = conversations.journals_of(cache_root(), model.checkpoint.name, model.checkpoint.sha256)
     with _bar(recipe.tokens, "writing answers (tokens)") as bar:
         if config.workers:
@@ -327,7 +328,6 @@ def _written(config: Writing, model: Model, there: Conversations, log: Log) -> C
             return conversations.complete(model.name, model.chat, recipe, folder, write, bar.update, there)
         assert isinstance(model, Loaded)
         target = _reader(model, precision.chosen(config.precision, model.target.device))
-        recipe = replace(recipe, length=min(recipe.length, target.max_len))
         return conversations.make(target, model.chat, model.eos, recipe, folder, bar.update, there)
 
 
@@ -342,7 +342,8 @@ def _decontaminated(made: Conversations, chat: ChatFormat, sets: Sequence[Questi
     clean = _is_clean(made, chat, sets)
     if sum(clean) < 2:
         raise UserError(
-            f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on"
+            f"{sum(clean)} of {len(clean)} conversations share no text with the questions: too few to train on; give "
+            "more --tokens"
         )
     return made.keep(clean)
 

@@ -205,5 +205,5 @@ class DFlash(PacedMethod):
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             notes: Notes = sequence.notes
             notes.unread.append(self._features(outcome.kept.taps))
-            if notes.rule is not None and outcome.draft.tokens is notes.drafted:
+            if notes.rule is not None and outcome.is_of(notes.drafted):
                 notes.rule.end(outcome.emitted)

@@ -104,13 +104,14 @@ def read_form(folder: Path, target: trained.Dimensioned) -> Form:
     layers, c = DecoderConfig.from_hf(hf_config), target.config
     taps = tuple(number + 1 for number in ids)  # their id k: after k + 1 layers
     trained.check_model(layers.hidden, 0, target, folder, _WHAT)
-    unfit = f"the {_WHAT} in {folder} is for another model"
+    unfit, remedy = f"the {_WHAT} in {folder} is for another model", trained.remedy(target)
     if (made := file.num_target_layers or c.layers) != c.layers or max(taps) >= c.layers:
         read = f"it reads layer {max(ids)} of {made}, counted from 0"
-        raise UserError(f"{unfit}: {read}, but {target.name} has {c.layers}, of which the last cannot be read")
+        there = f"{target.name} has {c.layers}, of which the last cannot be read"
+        raise UserError(f"{unfit}: {read}, but {there}; {remedy}")
     if layers.vocab != c.vocab or mask >= c.vocab:
         given = f"it has {layers.vocab} tokens and mask_token_id={mask}"
-        raise UserError(f"{unfit}: {given}, but {target.name} has {c.vocab} tokens")
+        raise UserError(f"{unfit}: {given}, but {target.name} has {c.vocab} tokens; {remedy}")
     if hf_config.sliding_window and "sliding_attention" in (hf_config.layer_types or ()):
         raise UserError(f"the {_WHAT} in {folder} has layers with sliding windows, which are not supported")
     return Form(block, mask, taps, int(file.dflash_config is not None), file, layers, hf_config)

@@ -334,12 +334,15 @@ def read_dimensions(folder: Path, target: trained.Dimensioned) -> tuple[HeadConf
         calibration, knobs = read.calibration, read.knobs
     trained.check_model(config.hidden_size, config.draft_vocab, target, folder, _WHAT)
     c, unfit = target.config, f"the {_WHAT} in {folder} is for another model"
+    remedy = trained.remedy(target)
     if config.taps and config.taps[-1] > c.layers:
-        raise UserError(f"{unfit}: it reads states after {config.taps[-1]} layers, but {target.name} has {c.layers}")
+        reads = f"it reads states after {config.taps[-1]} layers"
+        raise UserError(f"{unfit}: {reads}, but {target.name} has {c.layers}; {remedy}")
     if not config.rope_theta and config.head_dim != c.head_dim:
-        raise UserError(f"{unfit}: its heads have {config.head_dim} dimensions, but {target.name}'s have {c.head_dim}")
+        made = f"its heads have {config.head_dim} dimensions"
+        raise UserError(f"{unfit}: {made}, but {target.name}'s have {c.head_dim}; {remedy}")
     if config.own_head not in (0, tokens := config.draft_vocab or c.vocab):
-        raise UserError(f"{unfit}: its LM head has {config.own_head} tokens, not {tokens}")
+        raise UserError(f"{unfit}: its LM head has {config.own_head} tokens, not {tokens}; {remedy}")
     return config, calibration, knobs
 
 

@@ -23,10 +23,11 @@ from bench.drafting import trained
 from bench.drafting.levels import LevelMethod, Rule
 from bench.drafting.published import Published
 from bench.drafting.sequence import Draft, States
+from bench.engine import MAX_DRAFTS
 from bench.engine.cache import KVCache
 from bench.engine.decoder import Decoder
 from bench.errors import UserError
-from methods.eagle import drafting, knobs
+from methods.eagle import drafting, formats, knobs
 from methods.eagle.drafting import draft_model
 from methods.eagle.head import FILES, HeadConfig, load_head, read_dimensions
 from methods.eagle.knobs import BEST, GROWN, EagleConfig
@@ -68,6 +69,7 @@ class Eagle(LevelMethod):
         self.digest = trained.digest(folder, FILES)
         made = self.head.config
         self._check_version(made, folder)
+        self._check_draft_vocab(made, folder)
         self.taps = made.taps
         self.config = config.completed(stored.knobs, made.draft_vocab)
         self.head.prepare(target)
@@ -80,6 +82,14 @@ class Eagle(LevelMethod):
             self.choose_rule(stored)
         else:
             self._choose_tree()
+
+    def _check_draft_vocab(self, made: HeadConfig, folder: Path) -> None:
+        """Refuse a part of a published draft vocabulary, whose tokens are not ranked."""
+        if 0 < self.config.draft_vocab < made.draft_vocab and formats.is_published(folder, FILES[0]):
+            raise UserError(
+                f"draft_vocab={self.config.draft_vocab}: the published head in {folder} tells which {made.draft_vocab} "
+                "tokens it drafts, but not how frequent they are: leave draft_vocab out"
+            )
 
     def _choose_tree(self) -> None:
         """Set the rule of a tree that is drafted whole."""
@@ -98,7 +108,8 @@ class Eagle(LevelMethod):
         """Of a tree that is drafted whole, what is drafted further in each level."""
         if self.config.tree == GROWN:
             return super().most(drafted)
-        return self.config.beam if self.config.tree == BEST else self.config.nodes
+        # More rows than a tree may have would not fit into the cache behind the last token.
+        return min(self.config.beam, MAX_DRAFTS - drafted) if self.config.tree == BEST else self.config.nodes
 
     def chosen(self, rule: Rule, draft: Draft) -> Draft:
         """Return the tree."""

@@ -93,9 +93,10 @@ def _choose_exit_layer(asked: int, made: int, target: trained.Dimensioned, folde
     if not layer:
         raise UserError(f"the adapter in {folder} has no exit layer stored: give it (kangaroo:exit_layer=2,...)")
     if made and asked and asked != made:
-        raise UserError(f"the adapter in {folder} was trained for exit layer {made}, not {asked}")
+        raise UserError(f"the adapter in {folder} was trained for exit layer {made}, not {asked}: leave exit_layer out")
     if layer >= target.config.layers:
         raise UserError(
-            f"exit_layer={layer} leaves no layers to verify: {target.name} has {target.config.layers} layers"
+            f"exit_layer={layer} leaves no layers to verify: {target.name} has {target.config.layers} layers; give "
+            f"at most {target.config.layers - 1}"
         )
     return layer

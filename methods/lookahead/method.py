@@ -60,15 +60,15 @@ class LookaheadConfig(PacedConfig):
         return w if self.window == -1 else self.window, self.ngram or n, self.guesses or g
 
 
-def choose_sizes(costs: Costs) -> tuple[int, int, int]:
-    """Return W, N and G with the most expected tokens per time; W = 0: without a window."""
+def choose_sizes(costs: Costs, *, text: bool) -> tuple[int, int, int]:
+    """Return W, N and G with the most expected tokens per time; W = 0, where there is `text` too: without a window."""
 
     def speedup(size: tuple[int, int, int]) -> float:
         rows = 1 + most_drafts(*size)
         return 1 / (1 - _FALL * math.log(rows)) / costs.verifying(rows)
 
     best = max(SIZES, key=speedup)
-    return best if speedup(best) > 1 else (0, *PUBLISHED[1:])
+    return best if speedup(best) > 1 or not text else (0, *PUBLISHED[1:])
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Lookahead(PacedMethod):
     def __init__(self, target: Decoder, config: LookaheadConfig):
         super().__init__(target, config)
         left_out = (config.window, config.ngram, config.guesses) == (-1, 0, 0)
-        w, n, g = choose_sizes(self.costs) if left_out and config.stop == "gain" else config.sizes
+        w, n, g = choose_sizes(self.costs, text=config.text) if left_out and config.stop == "gain" else config.sizes
         self.config = replace(config, window=w, ngram=n, guesses=g)
 
     @property
@@ -138,7 +138,7 @@ class Lookahead(PacedMethod):
 
     def _observe(self, notes: Notes, newest: int, outcome: Outcome) -> None:
         notes.chances.follow(notes.pool.after(newest), following, emitted := outcome.emitted)
-        if outcome.draft.tokens is not notes.drafted:  # another member's of a composition
+        if not outcome.is_of(notes.drafted):  # it is another member's of a composition
             return
         if notes.pace is not None and notes.window_pace is not None:
             notes.pace.end(notes.pace.verifying(len(notes.drafted) - notes.scouts, notes.scouts), len(emitted))

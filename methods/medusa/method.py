@@ -58,7 +58,9 @@ def _published_call(target: Decoder) -> Callable[[], object]:
 
 def _check_count(config: MedusaConfig, made: HeadsConfig, folder: Path) -> None:
     if config.heads > made.heads:
-        raise UserError(f"heads={config.heads} asked for, but {folder} has {made.heads}")
+        raise UserError(
+            f"heads={config.heads} asked for, but {folder} has {made.heads}: give at most as many, or leave heads out"
+        )
 
 
 @dataclass
@@ -119,11 +121,16 @@ class Medusa(SpeculativeMethod):
             tree = [path for path in tree if max(path) < size]
         check_fits(config.tree, tree, count, size)
         self.parents, self.ranks = tree_from_paths(tree)
-        self.depths = [depth - 1 for depth in tree_of(self.parents).depths[1:]]  # which head drafts a node
+        shape = tree_of(self.parents)
+        self.depths = [depth - 1 for depth in shape.depths[1:]]  # which head drafts a node
+        # Of drawn drafts, a node's rank counts nothing but its place among its siblings: the first of them is a draw.
+        places = [shape.children[parent].index(node) for node, parent in enumerate(self.parents)]
         self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not use are not run
         self.most_ranks = max(self.ranks, default=0) + 1
-        self.node_depths, self.node_ranks = (
-            torch.tensor(numbers, dtype=torch.long, device=target.device) for numbers in (self.depths, self.ranks)
+        self.most_siblings = max(places, default=0) + 1
+        self.node_depths, self.node_ranks, self.node_places = (
+            torch.tensor(numbers, dtype=torch.long, device=target.device)
+            for numbers in (self.depths, self.ranks, places)
         )
         stop = config.stop or ("gain" if self._predicted else "never")
         self.shares: list[float] = []  # of the tree's nodes, for the rule that stops
@@ -235,7 +242,7 @@ class Medusa(SpeculativeMethod):
         for sequence, outcome in zip(sequences, outcomes, strict=True):
             notes: Notes = sequence.notes
             notes.state = outcome.kept.final[0, -1:]
-            if notes.rule is not None and outcome.draft.tokens is notes.drafted:
+            if notes.rule is not None and outcome.is_of(notes.drafted):
                 notes.rule.end(len(notes.drafted), outcome.accepted)
 
     def propose(self, sequences: Many[Sequence], budgets: Many[int]) -> list[Draft]:
@@ -258,13 +265,12 @@ class Medusa(SpeculativeMethod):
 
     def _draft(self, logits: Tensor, sampler: Sampler | None, count: int) -> Draft:
         """Combine the heads' most probable (or drawn) tokens into the tree's first nodes, given logits [H, V]."""
-        depths, ranks = self.node_depths[:count], self.node_ranks[:count]
-        parents = self.parents[:count]
+        depths, parents = self.node_depths[:count], self.parents[:count]
         if sampler is None or self.config.drafts == "top":
-            tokens, confidences = self._most_probable(logits, depths, ranks)
+            tokens, confidences = self._most_probable(logits, depths, self.node_ranks[:count])
             return Draft(tokens, parents, confidences=confidences)
         probabilities = sampler.probabilities(logits)
-        chosen = sampler.draw_distinct(probabilities, self.most_ranks)[depths, ranks]
+        chosen = sampler.draw_distinct(probabilities, self.most_siblings)[depths, self.node_places[:count]]
         if self.draft_ids is not None:
             chosen = self.draft_ids[chosen]
             whole = probabilities.new_zeros(len(probabilities), self.target.config.vocab)

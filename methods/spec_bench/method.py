@@ -66,7 +66,7 @@ class SpecBenchConfig:
             raise UserError("spec-bench: file= is missing: spec-bench:file=evaluation/inference_eagle.py")
         for knob, path in (("file", self.file), ("python", self.python)):
             if path and not user_path(path).is_file():
-                raise UserError(f"spec-bench: {knob}={path}: there is no such file")
+                raise UserError(f"spec-bench: {knob}={path}: there is no such file; give its path")
 
 
 class SpecBench(Peer):

@@ -92,6 +92,7 @@ GOOD = json.dumps({"question_id": 1, "category": "qa", "turns": ["Why?"]})
         (f'{{"question_id": {"9" * 5000}, "category": "qa", "turns": ["x"]}}', "number out of range"),
         (f'{{"question_id": {"9" * 400}, "category": "qa", "turns": ["x"]}}', "question_id: .* of 400 digits"),
         ('{"question_id": 2, "category": "overall", "turns": ["x"]}', "the mean of all tasks"),
+        ('{"question_id": 2, "category": "Overall", "turns": ["x"]}', "'Overall' is what .* the mean of all tasks"),
         ('{"question_id": 2, "category": 7, "turns": ["x"]}', "category: Input should be a valid string, not 7"),
         ('{"question_id": 2, "category": "qa", "turns": []}', "turns: Tuple should have at least 1 item"),
         ('{"question_id": 2, "category": "qa", "turns": "x"}', "turns: Input should be a valid"),

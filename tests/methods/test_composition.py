@@ -9,7 +9,7 @@ from bench.drafting.composition import Composition, CompositionConfig, Member
 from bench.drafting.loop import decode
 from bench.drafting.method import NoKnobs
 from bench.drafting.sampling import Sampler
-from bench.drafting.sequence import Draft
+from bench.drafting.sequence import Draft, Outcome
 from bench.errors import UserError
 from tests.fakes import OneSequence
 
@@ -150,3 +150,28 @@ def test_a_member_that_is_not_lossless_is_refused(scene, tiny_heads):
     variant = methods.parse(f"pld+medusa:weights={tiny_heads(model)},accept=typical")
     with pytest.raises(UserError, match="is not lossless"):
         variant.method(build("vanilla").target, variant.config)
+
+
+def test_a_step_without_drafts_is_everybodys():
+    own = [3]
+    cases = [(own, own, True), ([3], own, False), ([], [], True), ([], own, False), (own, [], False), ([], None, False)]
+    for tokens, drafted, expected in cases:
+        assert Outcome(Draft(tokens), [], 0, None, None).is_of(drafted) == expected
+
+
+def test_beside_a_member_that_never_drafts_a_method_drafts_as_alone(scene, tiny_weights, random_ids):
+    """It also counts the steps in which it did not draft, and tries again as soon."""
+    model, build = scene
+    target = build("vanilla").target
+    costs = "costs=0.100/0.150/1:0.900/2:0.910/16:1.100/64:1.400/128:2.000"
+    variant = methods.parse(f"eagle:weights={tiny_weights('eagle', model)},stop=gain,gamma=3,{costs}")
+    members = [Member("eagle", variant.method, variant.config)]
+    members.append(Member("silent", lambda t, c: Told(t, [[] for _ in range(99)]), "silent"))
+    steps = []
+    for count in (1, 2):
+        both = Composition(target, CompositionConfig(tuple(members[:count])))
+        made = [decode(both, random_ids(12, seed=seed), 60, NEVER) for seed in range(3)]
+        steps.append([[step.drafted for step in answer.steps] for answer in made])
+    assert steps[0] == steps[1]
+    assert any(any(drafted) for drafted in steps[0])
+    assert any(0 in drafted for drafted in steps[0])

@@ -215,6 +215,8 @@ BUILDERS: dict[str, Callable[[Target], Method]] = {
     "medusa, chain, top": lambda target: medusa(target, tree="chain", drafts="top"),
     "medusa, tree, drawn": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0", drafts="sampled"),
     "medusa, tree, top": lambda target: medusa(target, tree="0/1/2/0-0/0-1/1-0"),
+    "medusa, chain of second ranks, drawn": lambda target: medusa(target, tree="1/1-1", draft_vocab=4),
+    "medusa, tree with gaps, drawn": lambda target: medusa(target, tree="0/2/0-1/2-2", drafts="sampled"),
     "hydra, chain": lambda target: hydra(target, tree="chain"),
     "hydra, tree": lambda target: hydra(target, tree="0/1/2/0-0/0-1/1-0"),
     "prompt lookup": lambda target: PLD(target.decoder, PLDConfig(ngram=1, tokens=2, stop="never")),

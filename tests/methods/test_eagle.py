@@ -15,6 +15,7 @@ from bench.drafting.loop import decode
 from bench.drafting.stopping import CALIBRATED_AT
 from bench.drafting.tree import tree_of
 from bench.drafting.tree_files import read_tree
+from bench.engine import MAX_DRAFTS
 from bench.engine.kernels import native
 from bench.engine.kernels.draft import DraftModel, Level
 from bench.engine.places import Places
@@ -296,6 +297,47 @@ def test_one_call_is_what_torchs_operations_give(wide, tiny_weights, changes):
         logits = method.draft_head(method.head.head_states(outputs[0]))
         torch.testing.assert_close(found.logits, logits, rtol=0, atol=1e-4)
         assert torch.equal(found.tokens, found.logits.topk(5, dim=-1).indices)
+
+
+@pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")
+@torch.inference_mode()
+def test_a_sequence_with_much_to_read_runs_beside_others(wide, tiny_weights):
+    """As after many steps of a batch in which it did not draft."""
+    target = target_of(wide)
+    method = Eagle(target, EagleConfig(weights=str(tiny_weights("eagle", wide))))
+    assert isinstance(method.draft_model, DraftModel)
+    torch.manual_seed(6)
+    levels, length = [], 100
+    for slot, late in enumerate((native.NARROW + 6, 2)):
+        cache = method._cache(slot)
+        method.head(*torch.randn(2, 1, length, D), 0, cache)
+        x, unread, before = torch.randn(1, 1, D), torch.randn(1, late, D), torch.randn(1, late + 1, D)
+        own_places = Places.after(length - late, late + 1)
+        levels.append(Level(x, Places.after(length, 1), target.new_cache(), unread, before, own_places, cache))
+    together = method.draft_model(levels, 4)
+    for level, found in zip(levels, together, strict=True):
+        (alone,) = method.draft_model([level], 4)
+        assert torch.equal(found.outputs, alone.outputs)
+        assert torch.equal(found.logits, alone.logits)
+
+
+def test_drawn_drafts_are_a_chain_unless_a_beam_is_asked_for(tiny_model, tiny_decoder, tiny_weights):
+    config, model = tiny_model("tied")
+    folder = tiny_weights("eagle", model)
+    method = Eagle(tiny_decoder(config, model), EagleConfig(weights=str(folder), drafts="sampled"))
+    assert (method.config.beam, method.config.drafts) == (1, "sampled")
+
+
+def test_a_tree_drafted_whole_has_no_more_rows_than_the_cache_has_room_for(
+    tiny_model, tiny_decoder, tiny_weights, hf_greedy, random_ids
+):
+    config, model = tiny_model("tied", True)
+    prompt, limit = random_ids(9, seed=1), 40
+    target = tiny_decoder(config, model, max_len=len(prompt) + limit)
+    knobs = {"tree": "best", "gamma": 16, "beam": 20, "nodes": 30}
+    method = Eagle(target, EagleConfig(weights=str(tiny_weights("eagle", model)), **knobs))
+    assert decode(method, prompt, limit, frozenset()).token_ids == hf_greedy(model, prompt, limit)
+    assert [method.most(drafted) for drafted in (0, MAX_DRAFTS - 3, MAX_DRAFTS)] == [20, 3, 0]
 
 
 @pytest.mark.skipif(native.kernels() is None, reason=f"no kernels here: {native.why_not()}")

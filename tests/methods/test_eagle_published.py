@@ -81,6 +81,13 @@ def test_a_published_head_computes_what_the_paper_says(case, build, tmp_path):
         assert stored.ranking.tolist() == [3 + 6 * i for i in range(DRAFTED)]
 
 
+def test_of_a_vocabulary_without_a_ranking_no_part_is_taken(build, tmp_path):
+    target, model = build(V3.target)
+    variant = methods.parse(f"eagle3:weights={V3.write(tmp_path, model)},draft_vocab={DRAFTED - 1}")
+    with pytest.raises(UserError, match=rf"which {DRAFTED} tokens it drafts, .* leave draft_vocab out"):
+        variant.method(target, variant.config)
+
+
 @pytest.mark.parametrize("name", ["authors 1, biased, pickled", "authors 3", "deepspec"])
 def test_a_method_runs_it(name, build, tmp_path, random_ids):
     case = CASES[name]

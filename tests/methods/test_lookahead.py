@@ -214,8 +214,9 @@ def test_a_full_pool_forgets_the_oldest_and_knows_what_only_the_window_found():
 
 def test_sizes_follow_the_costs(build):
     free = Costs(0.0, (0.0,), ((1, 1.0), (128, 1.0)))
-    assert [choose_sizes(costs)[0] for costs in (free, CHEAP, DEAR)] == [15, PUBLISHED[0], 0]
+    assert [choose_sizes(costs, text=True)[0] for costs in (free, CHEAP, DEAR)] == [15, PUBLISHED[0], 0]
     assert build(costs=str(DEAR)).config.window == 0
+    assert build(costs=str(DEAR), text=False).config.window > 0  # there is nothing else to draft from
     assert build(costs=str(DEAR), window=3).config.sizes == (3, 5, 7)
     assert build(**PAPER).config.sizes == PUBLISHED == (7, 5, 7)
     assert build(**PAPER).widest == 56

@@ -232,3 +232,22 @@ def test_answers_of_other_weights_are_not_looked_in(scene, questions):
 def test_knobs_out_of_range_are_refused(knobs, said):
     with pytest.raises(UserError, match=said):
         methods.parse(f"rest:{knobs}")
+
+
+def test_tokens_that_the_model_does_not_have_are_left_out(scene, questions, tmp_path):
+    """A tokenizer may have more tokens than its model, and a text may spell them."""
+    decoder, checkpoint = scene
+    tokenizer = corpora.checkpoints.load_tokenizer(checkpoint)
+    added = f"<more-{decoder.config.vocab}>"
+    while max(tokenizer.get_vocab().values()) < decoder.config.vocab:
+        added = f"<more-{len(tokenizer)}>"
+        tokenizer.add_tokens([added])
+    texts = tmp_path / "spelled"
+    texts.mkdir()
+    (texts / "a.txt").write_text(f"before it {added} after it", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora.checkpoints, "load_tokenizer", lambda _: tokenizer)
+        method = rest(scene, f"corpus={texts},decontaminate={questions}")
+    stored = [token for token in method.corpus.array.tokens.tolist() if token >= 0]
+    assert max(stored) < decoder.config.vocab
+    assert tokenizer.decode(stored).replace(" ", "") == "beforeitafterit"

@@ -94,6 +94,9 @@ class DraftModel:
 
     def __call__(self, levels: Sequence[Level], best: int) -> list[Drafted]:
         """Return for each level the `best` most probable tokens after each of its tokens."""
+        widths = (max(level.places.width, level.own_places.width) for level in levels)
+        if len(levels) > 1 and max(widths) > native.NARROW:  # wide ones run alone, as in `bench.engine.joined`
+            return [self([level], best)[0] for level in levels]
         library, dtype = native.kernels(), levels[0].x.dtype
         assert library is not None
         (count,) = {0 if level.is_exit else self.count for level in levels}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.figures.index import IndexEntry
-from bench.report.formats import NOT_LOSSLESS, SAMPLED, UNDEFINED, number, times, times_between
+from bench.report.formats import NOT_LOSSLESS, SAMPLED, UNDEFINED, number, plural, times, times_between
 from bench.report.html import ranges
 
 LINK = Callable[[str], str]  # from a method's name without knobs to the address of its page
@@ -224,11 +224,6 @@ def commit(entry: IndexEntry) -> str:
     if not entry.commit:
         return f"version {entry.roobench}" if entry.roobench else ""
     return entry.commit[:7] + ("+" if entry.dirty else "")
-
-
-def plural(many: int, what: str) -> str:
-    """Like `1 run`, `7 runs`."""
-    return f"{many:,} {what}{'' if many == 1 else 's'}"
 
 
 def setting_text(entry: IndexEntry) -> str:

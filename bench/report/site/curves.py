@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from bench.figures.index import IndexEntry
 from bench.figures.summary import Estimate
-from bench.report.formats import UNDEFINED, number, times, times_between
+from bench.report.batched import below_from_the_start
+from bench.report.formats import UNDEFINED, number, plural, times, times_between
 from bench.report.model import Table, table
-from bench.report.site.board import by_setting, commit, day, exactly_asked, machine, plural, questions, target
+from bench.report.site.board import by_setting, commit, day, exactly_asked, machine, questions, target
 
 # Of a panel, in pixels from above; across, everything is in percent of its width.
 TOP, BOTTOM, LABELS = 12.0, 112.0, 132.0
@@ -140,14 +141,13 @@ def _batches(entries: Sequence[IndexEntry]) -> Group:
 
 
 def crossover_text(entry: IndexEntry) -> str:
-    """The batch size from which on plain decoding has more throughput."""
-    known = [cell for cell in entry.batches if cell.speedup.value is not None]
+    """Where throughput falls to that of plain decoding."""
+    known = [(cell.batch, cell.speedup.value) for cell in entry.batches if cell.speedup.value is not None]
     if not known:
         return UNDEFINED
-    if (known[0].speedup.value or 0.0) < 1:
-        return f"below 1 from batch {known[0].batch} on"
-    last = f"above 1 up to batch {known[-1].batch}"
-    return last if entry.crossover is None else f"crosses at {number(entry.crossover, 1)}"
+    last = f"above 1 up to batch {known[-1][0]}"
+    text = last if entry.crossover is None else f"crosses at {number(entry.crossover, 1)}"
+    return below_from_the_start(known) or text
 
 
 def over_axis(entries: Iterable[IndexEntry]) -> list[Group]:

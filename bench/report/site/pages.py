@@ -13,11 +13,10 @@ import methods
 from bench.figures.index import IndexEntry
 from bench.figures.metrics import ordered_tasks
 from bench.report import html
-from bench.report.formats import UNDEFINED, number, task_name, times, times_between
+from bench.report.formats import UNDEFINED, number, plural, task_name, times, times_between
 from bench.report.model import Card, Code, Table, table
 from bench.report.origin import value_text
 from bench.report.site import board, curves
-from bench.report.site.board import plural
 
 METHODS = "methods"  # the folder of the methods' pages
 _CARDS = 6
@@ -114,15 +113,23 @@ def _card(best: IndexEntry, entries: Sequence[IndexEntry]) -> Card:
 def _listed(base: str, href: str, entries: Sequence[IndexEntry]) -> dict[str, Any]:
     """A method in the list of methods."""
     own = [entry for entry in entries if entry.base == base]
-    fastest = max(board.with_intervals(own), key=lambda entry: entry.speedup.value or 0.0)
+    fastest = _fastest(own)
     return {
         "name": base,
         "href": href,
         "about": _title(base),
         "kind": "baseline" if own[0].kind == "vanilla" else board.facets(own[0])["kind"],
         "runs": len({entry.run_id for entry in own}),
-        "best": UNDEFINED if own[0].kind == "vanilla" else times_between(fastest.speedup),
+        "best": times_between(fastest.speedup) if fastest else UNDEFINED,
     }
+
+
+def _fastest(own: Sequence[IndexEntry]) -> IndexEntry | None:
+    """Of a method's entries the fastest fair one; of a peer's, which promise nothing, the fastest."""
+    known = board.with_intervals(own)
+    if own[0].kind == "peer":
+        return max(known, key=lambda entry: entry.speedup.value or 0.0)
+    return board.best(known)
 
 
 def _place(listed: Mapping[str, Any]) -> tuple[bool, int, str]:
@@ -153,7 +160,7 @@ def _runs(runs: Sequence[IndexEntry], entries: Sequence[IndexEntry]) -> board.Bo
 
 
 def _method(base: str, own: Sequence[IndexEntry], files: Mapping[str, str]) -> str:
-    best = board.best(board.with_intervals(own))
+    best = _fastest(own)
     facts: list[tuple[str, Any]] = [
         ("kind", "baseline" if own[0].kind == "vanilla" else board.facets(own[0])["kind"]),
         ("runs", len({entry.run_id for entry in own})),

@@ -11,9 +11,10 @@ import pytest
 from bench.cli import main
 from bench.errors import UserError
 from bench.figures.facts import is_dirty
-from bench.figures.index import base_of, read_index
+from bench.figures.index import read_index
 from bench.figures.plausible import runs_below
 from bench.figures.records import Run, Turn
+from bench.figures.summary import base_of
 from tests import html_runs, site_runs
 from tests.bench.figures.test_compare import some_turns
 from tests.site_runs import BATCHED, ELSEWHERE, NEW, OLD

@@ -107,6 +107,9 @@ def test_published_rows_are_those_of_the_runs_methods(tmp_path):
         ("A paper", "kangaroo", "Big-7B", {"qa": 1.43, "overall": 1.5})
     ]
     assert published.same_method(rich_summary(("echo",)), sources) == {}
+    composed = rich_summary(("kangaroo:stop=threshold+pld", "kangaroo+pld"))
+    assert published.same_method(composed, sources) == {}
+    assert published.variants(composed, "kangaroo") == {}
     assert text_of(published_section(rich_summary(("echo",)), sources)) == ""
 
 

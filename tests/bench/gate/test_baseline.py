@@ -96,3 +96,9 @@ def test_an_interrupted_run_is_no_evidence(gate, baseline, monkeypatch, capsys):
     assert gate() == 130
     assert gate("--update-baseline") == 130
     assert (baseline / "turns.jsonl").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(gate, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bench.gate.baseline.measure", lambda *given: pytest.fail("it measured"))
+    assert gate("--update-baseline", "--markdown", str(tmp_path)) == 2
+    assert f"--markdown {tmp_path}" in capsys.readouterr().err

@@ -76,6 +76,11 @@ def test_what_cannot_be_checked_out_is_told(repository, tmp_path, monkeypatch):
         patch.setattr(checkout, "ROOT", tmp_path)
         with pytest.raises(UserError, match=r"--base HEAD: .*without its history"), checked_out("HEAD", None, print):
             pass
+    elsewhere = tmp_path / "no-repository"
+    elsewhere.mkdir()
+    told = rf"--plugin {elsewhere}: .*not a git repository.*; give a folder in a git repository"
+    with pytest.raises(UserError, match=told), checked_out("main", elsewhere, print):
+        pass
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="git cannot be run"), checked_out("HEAD", None, print):
         pass

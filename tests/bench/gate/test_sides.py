@@ -164,3 +164,17 @@ def test_code_from_before_the_gate_is_told(config, tmp_path):
     (tmp_path / "bench" / "__init__.py").touch()
     with pytest.raises(UserError, match=r"base ended before the gate did .*base\.log"):
         Side("base", Checkout(str(tmp_path), here(None).python), first_request(config, {}, {}), tmp_path / "base.log")
+
+
+def test_a_template_that_refuses_a_turn_fails_it_as_in_a_run(config, monkeypatch):
+    made = worker.Worker(config, {}, {})
+    question, *_ = made.handle({"do": "hello"})["questions"]
+
+    def refuse(*given):
+        raise UserError("the template refuses it")
+
+    monkeypatch.setattr(type(made.examiner.loaded.chat), "prompt", refuse)
+    where = {"question": question["id"], "turn": 0, "round": 0}
+    assert made.handle({"do": "answer", "label": "vanilla", **where}) == {"going": False}
+    (turn,) = made.handle({"do": "close", **where})["turns"]
+    assert turn["error"] == "the template refuses it"

@@ -335,3 +335,12 @@ def test_the_best_choice_is_among_replayed_and_recorded_steps(prepared):
     more = best_choice(run, turns, both[:1])  # which measured the others
     assert more["overall"].choice >= one["overall"].choice > 0
     assert set(more) == {"mt_bench", "qa", "rag", "overall"}
+
+
+def test_of_several_temperatures_the_first_counts(prepared):
+    run, turns, answers, model = prepared
+    both = [replay.replay(run, model, answers, methods.parse(METHODS[0]))]
+    warmer = [dataclasses.replace(turn, at=1.0, token_ids=[7] * len(turn.token_ids)) for turn in turns]
+    axis = dataclasses.replace(run, config=run.config | {"temperatures": [0.0, 1.0]})
+    cold = [dataclasses.replace(turn, at=0.0) for turn in turns]
+    assert best_choice(axis, [*cold, *warmer], both) == best_choice(run, turns, both)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bench.figures.machine import Machine
 from bench.figures.metrics import summarize
+from bench.figures.notable import Failure
+from bench.figures.summary import AtValue, Axis
 from bench.report.cautions import cautions
 from tests.bench.figures.test_disturbed import some_turns, with_steps
 from tests.bench.report.helpers import make_run
@@ -84,3 +86,16 @@ def test_what_methods_say_of_their_own_figures_is_passed_on():
     assert "**kangaroo**: it knows the answers." in texts
     assert "**pld+kangaroo**: a member knows them." in texts
     assert not of_kind(texts, "vanilla")
+
+
+def test_what_failed_is_counted_as_what_was_left_out():
+    run = make_run({"kangaroo": "method"})
+    summary = summarize(run, some_turns(20))
+    summary.failed = [Failure(3, "qa", "kangaroo", 0, 0, "it broke")]
+    assert any(text.startswith("**Failed turns: 1**; see [Failures]") for text in cautions(run, summary))  # it is dead
+    summary.excluded_questions = [3]
+    assert any(text.startswith("**Failed questions: 1**, left out of") for text in cautions(run, summary))
+    summary.axis = Axis("prompt length", [AtValue(256.0, {})])
+    (told,) = [text for text in cautions(run, summary) if "Failed" in text]
+    assert told.startswith("**Failed turns: 1**; a question that failed is left out")
+    assert "at the same prompt length" in told

@@ -84,6 +84,9 @@ def test_the_fastest_methods_come_first_and_no_more_than_three():
     fastest = sorted(names, key=lambda name: -summary.methods[name].overall.speedup_decode.value)
     assert [line.split()[0] for line in lines if " decodes " in line] == fastest[:3]
     assert lines[-1] == "2 more methods are slower: see the overview."
+    summary = rich_summary(names)
+    summary.methods["e"].overall.speedup_decode.value = None  # it failed, and is named elsewhere
+    assert answer(summary)[-1] == "1 more method is slower: see the overview."
 
 
 def test_vanilla_alone_and_beside_a_peer():

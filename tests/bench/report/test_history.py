@@ -48,3 +48,11 @@ def test_runs_of_different_things_are_no_history(runs, tmp_path, capsys):
     write_turns(tmp_path / "other" / "turns.jsonl", some_turns(0))
     assert main(["history", *runs, str(tmp_path / "other")]) == 2
     assert "differ in dtype" in capsys.readouterr().err
+
+
+def test_runs_that_asked_other_questions_are_no_history(runs, tmp_path, capsys):
+    write_json(tmp_path / "other" / "run.json", a_run("other"))
+    turns = some_turns(0)
+    write_turns(tmp_path / "other" / "turns.jsonl", [t for t in turns if t.question_id != turns[0].question_id])
+    assert main(["history", *runs, str(tmp_path / "other")]) == 2
+    assert "asked different questions of one file" in capsys.readouterr().err

@@ -125,3 +125,14 @@ def test_confidences_stay_with_their_tokens_when_steps_are_cut():
 def test_tokens_that_no_step_accounts_for_are_not_passed_off_as_anything():
     turn = Turn(KANGAROO, 1, "qa", "qa", 0, 0, token_ids=[1, 2, 3], per_step_emitted=[1], per_step_accepted=[0])
     assert [group[0].origin for group in reader.by_step(turn)] == [reader.FIRST, reader.BONUS, reader.UNKNOWN]
+
+
+def test_a_divergence_at_another_value_of_the_axis_is_not_this_answers():
+    record, records = html_runs.run(), html_runs.turns()
+    summary = html_runs.summary(record, records)
+    (shown,) = reader.answers(summary, records, {}).parts
+    assert any("question 84" in answer.title for answer in shown.answers)
+    for divergence in summary.divergences:
+        divergence.at = 2048.0
+    (shown,) = reader.answers(summary, records, {}).parts
+    assert not any("question 84" in answer.title for answer in shown.answers)

@@ -12,7 +12,7 @@ from bench.report.latex import report_tex
 from bench.report.sections import sections
 from tests.bench.report.fifteen import FAMILY, fifteen
 from tests.bench.report.full_summary import rich_summary
-from tests.bench.report.helpers import make_run, make_turns, rows, save, section
+from tests.bench.report.helpers import make_run, make_summary, make_turns, rows, save, section
 
 ORDER = ["text", "heads", "self", "composition", ""]
 
@@ -132,6 +132,15 @@ def test_by_task_every_method_has_a_row_and_every_task_a_panel(figures, many, na
     assert f"{expected:.2f}" in values
 
 
+def test_a_task_is_no_formula():
+    _, summary = fifteen()
+    for entry in summary.methods.values():
+        entry.tasks = {"price $5_$10" if task == "rag" else task: cell for task, cell in entry.tasks.items()}
+    figure = draw(summary, [])["speedup_by_task"]
+    figure.draw_without_rendering()
+    assert "price $5_$10" in titles(figure)
+
+
 @pytest.mark.parametrize(
     "name", ["ctar_by_window", "acceptance_by_position", "window_ctar", "time_per_token_by_context"]
 )
@@ -219,3 +228,8 @@ def test_the_section_ends_with_the_best_choice_and_says_that_it_is_no_measuremen
 def test_without_recorded_drafts_there_is_no_such_section():
     summary = rich_summary()
     assert "What bounds each method" not in markdown.page(sections(make_run({}), summary, sources=[]))
+
+
+def test_tasks_that_are_called_alike_keep_a_row_each():
+    entry = make_summary({"kangaroo": "method"}, ("rag", "RAG")).methods["kangaroo"]
+    assert [row[0] for row in tables.by_task(entry, []).rows] == ["RAG", "RAG", "Overall"]

@@ -1,5 +1,6 @@
 """What others do on this machine is told from what we do ourselves."""
 
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -94,3 +95,19 @@ def test_a_busy_machine_is_warned_of_and_fewer_threads_are_advised(monkeypatch, 
 def test_without_a_share_it_is_measured_now(monkeypatch):
     monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval: 40.0)
     assert "use 40% of" in environment.busy_warning()
+
+
+def test_what_the_bench_writes_is_no_change_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "SOURCES", tmp_path)
+    for name in ("bench", "results", "plots"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("as committed")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    assert environment.describe_software()["dirty"] is False
+    (tmp_path / "results" / "file").write_text("measured again")
+    (tmp_path / "plots" / "file").unlink()
+    assert environment.describe_software()["dirty"] is False
+    (tmp_path / "bench" / "file").write_text("changed")
+    assert environment.describe_software()["dirty"] is True

@@ -252,3 +252,10 @@ def test_grammar_that_has_no_more_to_ask_is_a_user_error(target, chat, tmp_path,
     with pytest.raises(UserError, match=r"has answered every prompt .* ask for fewer --tokens"):
         make(target, chat, EOS, replace(SMALL, tokens=1000), tmp_path)
     assert len(journal(tmp_path).read_text().splitlines()) == len(KINDS)
+
+
+def test_long_conversations_are_left_out_and_something_must_be_left(three_rows):
+    lengths = sorted(three_rows.lengths.tolist())
+    assert max(three_rows.up_to(lengths[1]).lengths.tolist()) == lengths[1]
+    with pytest.raises(UserError, match=f"leaves no conversation: the shortest has {lengths[0]} tokens; give more"):
+        three_rows.up_to(lengths[0] - 1)

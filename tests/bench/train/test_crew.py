@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,3 +217,13 @@ def test_a_cache_that_takes_no_states_ends_all_workers(model, loaded, tmp_path, 
 def test_one_gpu_is_not_for_several_workers(model, capsys):
     assert main(["train", "conversations", "--model", model, "--workers", "2", "--device", "cuda:1"]) == 2
     assert "--device cuda:1 is one GPU, but every worker has its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("context", "length"), [(512, 512), (8192, Recipe.length)])
+def test_no_conversation_leaves_the_context_of_the_model(monkeypatch, context, length):
+    asked = []
+    monkeypatch.setattr(training.conversations, "complete", lambda name, chat, recipe, *rest: asked.append(recipe))
+    made_of = SimpleNamespace(name="tiny", sha256="0" * 64)
+    model = SimpleNamespace(name="tiny", chat=None, context=context, checkpoint=made_of)
+    training._written(Writing(workers=2), model, NONE, print)
+    assert [recipe.length for recipe in asked] == [length]

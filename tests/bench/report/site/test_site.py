@@ -14,6 +14,7 @@ import pytest
 from bench.cli import main
 from bench.figures.index import OverValue, read_index
 from bench.figures.summary import Estimate
+from bench.report.batched import below_from_the_start
 from bench.report.site import board, curves, pages
 from tests import html_runs, site_runs
 from tests.html_tree import Element, Tree
@@ -203,6 +204,25 @@ def test_a_method_that_remembers_is_not_the_fastest(entries):
     assert board.best(broken) is None
 
 
+def test_the_list_of_methods_names_the_fastest_fair_variant_as_its_page_does(entries):
+    new = [entry for entry in entries if entry.run_id == NEW]
+    (kangaroo,) = [entry for entry in new if entry.kind == "method"]
+    lossy = dataclasses.replace(
+        kangaroo, method="kangaroo:x=1", claims_lossless=False, speedup=Estimate(9.0, 8.0, 10.0)
+    )
+    made = pages.pages([*new, lossy])
+    assert "9.00x" not in section(Tree(made["index.html"]).root, "methods").text
+    assert "9.00x" not in Tree(made["methods/kangaroo.html"]).root.all("header")[0].text
+
+
+def test_the_value_of_a_filter_keeps_its_spaces(entries):
+    name = "CPU     E5620"
+    renamed = dataclasses.replace(entries[1], machine=dataclasses.replace(entries[1].machine, name=name))
+    page = Tree(pages.pages([*entries, renamed])["index.html"]).root
+    values = [option.attributes.get("value") for option in page.all("option")]
+    assert any(value is not None and name in value for value in values)
+
+
 def test_a_method_that_left_out_questions_is_not_the_fastest(entries):
     new = [entry for entry in entries if entry.run_id == NEW]
     (kangaroo,) = [entry for entry in new if entry.kind == "method"]
@@ -249,6 +269,14 @@ def test_batches_have_a_curve_a_prediction_and_a_crossover(entries):
     header, row = group.figures.header, group.figures.rows[0]
     assert header == ["method", "batch 1", "batch 2", "batch 4", "crossover"]
     assert row[-1] == panel.summary
+
+
+def test_a_curve_that_rises_above_plain_decoding_is_not_below_it_from_its_start_on():
+    curve = [(1, 0.98), (2, 1.05), (4, 0.9)]
+    assert below_from_the_start(curve) == "below 1 at batch 1"
+    assert below_from_the_start(curve[:1]) == "below 1 at batch 1"
+    assert below_from_the_start([(2, 0.98), (4, 0.9)]) == "below 1 from batch 2 on"
+    assert below_from_the_start(curve[1:]) == ""
 
 
 @pytest.mark.parametrize("value", [1.0, 51.0, 1e9, 5.1e9, 1e300])
