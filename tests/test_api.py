@@ -126,7 +126,7 @@ def test_what_is_no_summary_is_refused(tmp_path, content, reason):
 
 def test_it_reads_the_committed_runs():
     figures = roobench.Summary.load(ROOT / "results/reference/smollm2-135m-instruct-cpu").to_pandas()
-    assert len(figures) == 5 * 7
+    assert len(figures) == 8 * 7
     assert figures["speedup_decode"].notna().all()
 
 

@@ -164,16 +164,21 @@ def test_gguf_that_the_library_cannot_read_is_told(fake, scene, model, monkeypat
         LlamaCpp(scene[1], None, model)
 
 
+@pytest.mark.parametrize("homes", [["cuda:1", "cuda:1"], ["cuda:0", "cuda:1"]], ids=["one", "two"])
 @pytest.mark.parametrize("offloads", [False, True])
-def test_run_on_a_gpu_needs_a_build_for_it(fake, scene, model, offloads):
-    fake.llama_supports_gpu_offload = lambda: offloads
-    target = SimpleNamespace(device=torch.device("cuda"), max_len=64, config=scene[1].config, name="tiny")
+def test_run_on_a_gpu_needs_a_build_for_it_and_takes_the_runs_gpus(fake, scene, model, offloads, homes):
+    fake.llama_supports_gpu_offload, fake.LLAMA_SPLIT_MODE_NONE = lambda: offloads, 0
+    homes = list(map(torch.device, homes))
+    target = SimpleNamespace(device=homes[0], homes=homes, max_len=64, config=scene[1].config, name="tiny")
     if not offloads:
         with pytest.raises(UserError, match="this build of llama-cpp-python supports only the CPU"):
             LlamaCpp(target, None, model)
         return
     LlamaCpp(target, None, model)
-    assert FakeLlama.made[0].given["n_gpu_layers"] == -1
+    given = FakeLlama.made[0].given
+    assert given["n_gpu_layers"] == -1
+    alone = {"split_mode": 0, "main_gpu": 1} if len(set(homes)) == 1 else {}
+    assert {key: given[key] for key in ("split_mode", "main_gpu") if key in given} == alone
 
 
 def test_model_without_a_gguf_and_with_several_is_told(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.figures.summary import OVERALL, Drafts, Predicted, StepTime
-from bench.report import markdown, tables, write_report
+from bench.report import figures_many, markdown, tables, write_report
 from bench.report.diagnosis import diagnosis
 from bench.report.figures import draw
 from bench.report.latex import report_tex
@@ -136,7 +136,8 @@ def test_a_task_is_no_formula():
     _, summary = fifteen()
     for entry in summary.methods.values():
         entry.tasks = {"price $5_$10" if task == "rag" else task: cell for task, cell in entry.tasks.items()}
-    figure = draw(summary, [])["speedup_by_task"]
+    entries = summary.ranked("method")
+    figure = figures_many.by_task(summary, "speedup", entries, lambda cell: cell.speedup_decode, "speedup", "")
     figure.draw_without_rendering()
     assert "price $5_$10" in titles(figure)
 
