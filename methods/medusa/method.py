@@ -123,7 +123,7 @@ class Medusa(SpeculativeMethod):
         self.parents, self.ranks = tree_from_paths(tree)
         shape = tree_of(self.parents)
         self.depths = [depth - 1 for depth in shape.depths[1:]]  # which head drafts a node
-        # Of drawn drafts, a node's rank counts nothing but its place among its siblings: the first of them is a draw.
+        # Drawn drafts go by the place among siblings, not by rank: the first must be a draw from the whole q.
         places = [shape.children[parent].index(node) for node, parent in enumerate(self.parents)]
         self.fast = fast(max(self.depths, default=0) + 1)  # heads that the tree does not use are not run
         self.most_ranks = max(self.ranks, default=0) + 1
