@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -183,7 +184,8 @@ def test_a_question_that_costs_worker_after_worker_ends_the_run_and_can_be_asked
         killed = kill_at(patch, lambda asked: asked["do"] == "ask" and asked["question"] == 20)
         assert run_bench(setting.model, questions, setting.out, *flags, *TWO) == 2
     assert "question 20 has ended 3 workers" in capsys.readouterr().err
-    assert len(killed) == 3
+    # The other round's question may have ended workers too by then.
+    assert max(Counter(asked["round"] for asked in killed).values()) == 3
     run, turns = records(setting.out)
     assert not run.complete
     assert 20 not in {turn.question_id for turn in turns}
