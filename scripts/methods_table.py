@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not ins
 import methods  # noqa: E402
 from bench.errors import UserError  # noqa: E402
 from bench.figures.records import atomic_writer  # noqa: E402
-from bench.figures.summary import Cell, Summary, read_summary  # noqa: E402
+from bench.figures.summary import Cell, Summary, base_of, read_summary  # noqa: E402
 from bench.report import markdown, tables  # noqa: E402
 from bench.report.formats import UNDEFINED, count, number, setting_text, times  # noqa: E402
 from bench.report.model import Code, Table, table  # noqa: E402
@@ -74,7 +74,7 @@ def _row(name: str, summary: Summary) -> Iterator[str]:
     yield _PAPER.sub("", title).rstrip(".")
     yield "baseline" if name == methods.BASELINE else methods.load(name).family or UNDEFINED
     yield _needs(name, knobs)
-    measured = [label for label in summary.methods if label.partition(":")[0] == name and "+" not in label]
+    measured = [label for label in summary.methods if base_of(label) == name]
     unknown = "not in this run" if knobs.keys() & {"weights", "model"} else count(0)
     yield count(summary.methods[min(measured, key=len)].extra_parameters) if measured else unknown
     yield _source(title)

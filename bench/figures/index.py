@@ -15,9 +15,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bench.errors import UserError
-from bench.figures.axis import at_first
 from bench.figures.facts import is_dirty
-from bench.figures.metrics import vanilla_name
+from bench.figures.metrics import questions_asked
 from bench.figures.records import MethodInfo, Records, Run, Turn, atomic_writer, remembers_the_run
 from bench.figures.summary import Cell, Estimate, Summary, base_of
 from bench.typed_json import Count, Finite, Json, MismatchError, read
@@ -191,9 +190,8 @@ def _shared(run: Run, turns: Sequence[Turn], summary: Summary) -> dict[str, Any]
 
 def _questions_digest(run: Run, turns: Sequence[Turn], summary: Summary) -> str:
     """Of the questions that figures are over: a file's digest and a count do not tell which of it were asked."""
-    left_out, vanilla = set(summary.excluded_questions), vanilla_name(run)
-    own = [turn for turn in at_first(run, turns) if turn.method == vanilla and turn.question_id not in left_out]
-    asked = sorted({(turn.question_id, turn.task) for turn in own})
+    left_out = set(summary.excluded_questions)
+    asked = sorted(one for one in questions_asked(run, turns) if one[0] not in left_out)
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:_DIGEST_CHARS]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.figures import breakdown, disturbed, hindsight, stats, workers
-from bench.figures.axis import over_axis, sampling
+from bench.figures.axis import at_first, over_axis, sampling
 from bench.figures.breakdown import decode_tok_per_s, finite, mean, ratio
 from bench.figures.checks import own_baseline
 from bench.figures.notable import Divergence, Failure
@@ -252,6 +252,12 @@ def not_lossless(record: Run, turns: Sequence[Turn]) -> list[str]:
     """Methods of ours whose output differs from vanilla's though it must not: the run then ends with status 1."""
     different = {turn.method for turn in turns if turn.audit is not None and turn.audit.verdict == "different"}
     return [label for label, info in record.methods.items() if info.kind == "method" and label in different]
+
+
+def questions_asked(run: Run, turns: Sequence[Turn]) -> set[tuple[int, str]]:
+    """Vanilla's questions at the first value of the axis, by id and task."""
+    name = vanilla_name(run)
+    return {(turn.question_id, turn.task) for turn in at_first(run, turns) if turn.method == name}
 
 
 def vanilla_name(run: Run) -> str:

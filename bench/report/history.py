@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
-from bench.figures.axis import at_first, values_asked
+from bench.figures.axis import values_asked
 from bench.figures.comparable import identity
 from bench.figures.facts import is_dirty
-from bench.figures.metrics import summarize, vanilla_name
+from bench.figures.metrics import questions_asked, summarize
 from bench.figures.records import Run, Turn, atomic_writer, read_records
 from bench.figures.rules import IDENTITY
 from bench.figures.summary import Summary
@@ -58,8 +58,7 @@ def read_history(folders: Sequence[Path]) -> list[Point]:
 
 def _asked(run: Run, turns: Sequence[Turn]) -> tuple[set[tuple[int, str]], list[float | None], Any]:
     """The questions that vanilla was asked, by id and task, and the length that they were padded to, with what."""
-    own = {(turn.question_id, turn.task) for turn in at_first(run, turns) if turn.method == vanilla_name(run)}
-    return own, values_asked(run, turns)[:1], run.dataset.get("passages")
+    return questions_asked(run, turns), values_asked(run, turns)[:1], run.dataset.get("passages")
 
 
 def _started(run: Run) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.figures.published import PUBLISHED, Ablation, read_published
-from bench.figures.summary import Summary
+from bench.figures.summary import Summary, base_of
 from bench.report import canvas
 from bench.report.canvas import GREY, MARKERS, PALETTE
 from bench.report.formats import shortened
@@ -104,7 +104,7 @@ def draw(sweep: Sweep, summary: Summary, points: Sequence[Point], published: Pat
     shown, fixed = _slice(sweep, points, varied[2:])
     subtitle = textwrap.fill(canvas.provenance(summary) + (f" · at {fixed}, the fastest" if fixed else ""), 125)
     over = varied[:2]
-    base = sweep.method.partition(":")[0]
+    base = base_of(sweep.method)
     figures = {}
     for place, first in enumerate(over):
         second = over[1 - place] if len(over) > 1 else None
