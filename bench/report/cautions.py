@@ -154,14 +154,13 @@ def _failures(summary: Summary) -> Iterable[str]:
     if not summary.failed:
         return
     seen = "see [Failures](#failures)."
-    if summary.excluded_questions and summary.axis is None:
-        count = len(summary.excluded_questions)
-        yield f"**Failed questions: {count}**, left out of every method and of vanilla; {seen}"
-    elif summary.axis is not None:  # at one value a question is left out, and kept at the others
+    if summary.axis is not None:  # at one value a question is left out, and kept at the others
         yield (
             f"**Failed turns: {len(summary.failed)}**; a question that failed is left out of every method and of "
             f"vanilla at the same {summary.axis.name}; {seen}"
         )
+    elif count := len(summary.excluded_questions):
+        yield f"**Failed questions: {count}**, left out of every method and of vanilla; {seen}"
     else:  # of methods that answered nothing at all
         yield f"**Failed turns: {len(summary.failed)}**; {seen}"
 
